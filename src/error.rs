@@ -1,0 +1,420 @@
+//! Error types. The library reports and counts; it never logs or prints.
+
+use std::{error::Error, fmt, io};
+
+use crate::id::Ticket;
+
+/// An error number of the operating system (`errno`), kept as it was.
+///
+/// Unlike [`io::Error`] it can be copied, so that one connection error can be the fate of many
+/// sends. Converts into [`io::Error`].
+///
+/// ```
+/// let error = pinbuf::OsError::from_raw(104);
+/// assert_eq!(std::io::Error::from(error).raw_os_error(), Some(104));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct OsError(i32);
+
+impl OsError {
+    /// Wraps an error number as found in `errno`.
+    pub fn from_raw(errno: i32) -> Self {
+        Self(errno)
+    }
+
+    /// The error number.
+    pub fn raw(self) -> i32 {
+        self.0
+    }
+
+    /// The kind [`io::Error`] gives to this error number.
+    pub fn kind(self) -> io::ErrorKind {
+        io::Error::from(self).kind()
+    }
+}
+
+impl From<OsError> for io::Error {
+    fn from(error: OsError) -> Self {
+        io::Error::from_raw_os_error(error.0)
+    }
+}
+
+impl From<&io::Error> for OsError {
+    /// Keeps the error number; an error without one becomes `EIO`.
+    fn from(error: &io::Error) -> Self {
+        const EIO: i32 = 5;
+        Self(error.raw_os_error().unwrap_or(EIO))
+    }
+}
+
+impl fmt::Display for OsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&io::Error::from(*self), f)
+    }
+}
+
+impl Error for OsError {}
+
+/// Why no buffer was handed out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum AllocError {
+    /// No slot of the size class is free; drop or reap buffers, wait with `alloc`, or build a
+    /// larger pool.
+    Exhausted,
+    /// The requested capacity is larger than the pool's largest size class; split the buffer or
+    /// add a class.
+    TooLarge {
+        /// Requested capacity in bytes.
+        requested: usize,
+        /// Capacity of the largest size class in bytes.
+        largest: usize,
+    },
+    /// No slot became free before the time was up.
+    TimedOut,
+}
+
+impl AllocError {
+    /// Whether trying again later can succeed.
+    pub fn is_backpressure(self) -> bool {
+        matches!(self, Self::Exhausted | Self::TimedOut)
+    }
+}
+
+impl fmt::Display for AllocError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exhausted => f.write_str(
+                "no slot of the size class is free; drop or reap buffers, wait with `alloc`, or \
+                 build a larger pool",
+            ),
+            Self::TooLarge { requested, largest } => write!(
+                f,
+                "the requested capacity of {requested} bytes is larger than the pool's largest \
+                 size class of {largest} bytes; split the buffer or add a class",
+            ),
+            Self::TimedOut => f.write_str("no slot became free before the time was up"),
+        }
+    }
+}
+
+impl Error for AllocError {}
+
+/// Why a buffer, or the rest of one, was not sent. The buffer comes back where nothing of it was
+/// accepted.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SendError<B> {
+    /// The sender cannot take more now: the socket buffer or the window of sends in flight is
+    /// full. Wait for [`interest`](crate::Sender::interest) and send the buffer again.
+    WouldBlock(B),
+    /// The connection failed before anything of the buffer was accepted; open a new connection
+    /// and send it there.
+    Connection {
+        /// The first error the connection reported.
+        error: OsError,
+        /// The buffer, untouched.
+        buf: B,
+    },
+    /// The memory cannot be read by the kernel (`EFAULT`): the file behind the mapping was
+    /// truncated, or the range is not mapped. Nothing was sent; the connection is usable.
+    BadAddress(B),
+    /// The connection failed after a part of the buffer was accepted. The buffer stays with the
+    /// sender until the kernel has let go of it; its ticket's fate tells how much was accepted.
+    Truncated {
+        /// The ticket of the send.
+        ticket: Ticket,
+        /// The first error the connection reported.
+        error: OsError,
+    },
+    /// The system call failed in a way that says nothing about the connection; the buffer is
+    /// untouched.
+    Os {
+        /// What the system call reported.
+        error: OsError,
+        /// The buffer, untouched.
+        buf: B,
+    },
+}
+
+impl<B> SendError<B> {
+    /// Whether waiting and trying again can succeed.
+    pub fn is_backpressure(&self) -> bool {
+        matches!(self, Self::WouldBlock(_))
+    }
+
+    /// The buffer, unless a part of it was accepted.
+    pub fn into_buf(self) -> Option<B> {
+        match self {
+            Self::WouldBlock(buf) | Self::BadAddress(buf) => Some(buf),
+            Self::Connection { buf, .. } | Self::Os { buf, .. } => Some(buf),
+            Self::Truncated { .. } => None,
+        }
+    }
+
+    /// The same error around another form of the buffer.
+    pub fn map<C>(self, form: impl FnOnce(B) -> C) -> SendError<C> {
+        match self {
+            Self::WouldBlock(buf) => SendError::WouldBlock(form(buf)),
+            Self::Connection { error, buf } => SendError::Connection { error, buf: form(buf) },
+            Self::BadAddress(buf) => SendError::BadAddress(form(buf)),
+            Self::Truncated { ticket, error } => SendError::Truncated { ticket, error },
+            Self::Os { error, buf } => SendError::Os { error, buf: form(buf) },
+        }
+    }
+}
+
+impl<B> fmt::Display for SendError<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::WouldBlock(_) => f.write_str(
+                "the sender cannot take more now: the socket buffer or the window of sends in \
+                 flight is full",
+            ),
+            Self::Connection { .. } => {
+                f.write_str("the connection failed before anything of the buffer was accepted")
+            }
+            Self::BadAddress(_) => f.write_str(
+                "the memory cannot be read by the kernel: the file behind the mapping was \
+                 truncated, or the range is not mapped",
+            ),
+            Self::Truncated { ticket, .. } => write!(
+                f,
+                "the connection failed after a part of send {} was accepted",
+                ticket.sequence()
+            ),
+            Self::Os { .. } => f.write_str("the system call failed"),
+        }
+    }
+}
+
+impl<B: fmt::Debug> Error for SendError<B> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Connection { error, .. }
+            | Self::Truncated { error, .. }
+            | Self::Os { error, .. } => Some(error),
+            Self::WouldBlock(_) | Self::BadAddress(_) => None,
+        }
+    }
+}
+
+impl<B> From<SendError<B>> for io::Error {
+    /// Keeps the error number where there is one; the buffer is dropped.
+    fn from(error: SendError<B>) -> Self {
+        match error {
+            SendError::WouldBlock(_) => io::ErrorKind::WouldBlock.into(),
+            SendError::BadAddress(_) => io::Error::from_raw_os_error(libc_efault()),
+            SendError::Connection { error, .. }
+            | SendError::Truncated { error, .. }
+            | SendError::Os { error, .. } => error.into(),
+        }
+    }
+}
+
+/// `EFAULT` is 14 on every Unix.
+const fn libc_efault() -> i32 {
+    14
+}
+
+/// Why all sends of a sender go by copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum CopyReason {
+    /// The policy is `Never`.
+    Policy,
+    /// The kernel refused `SO_ZEROCOPY` on this socket: an old kernel, a kind of socket that has
+    /// no zero copy, or a platform without it.
+    Refused(OsError),
+    /// The socket is of a kind whose completions cannot be told apart exactly.
+    KindOfSocket,
+    /// The kernel took the option and then ignored the flag.
+    Ignored,
+    /// The error queue said something that cannot be about sends of ours; see
+    /// [`Poison`].
+    Poisoned(Poison),
+}
+
+impl fmt::Display for CopyReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Policy => f.write_str("the policy is `Never`"),
+            Self::Refused(error) => write!(
+                f,
+                "the kernel refused SO_ZEROCOPY on this socket ({error}); it needs Linux 4.14 or \
+                 newer and a TCP socket",
+            ),
+            Self::KindOfSocket => f.write_str(
+                "the socket is of a kind whose completions cannot be told apart exactly; use TCP",
+            ),
+            Self::Ignored => f.write_str("the kernel took the option and then ignored the flag"),
+            Self::Poisoned(poison) => fmt::Display::fmt(poison, f),
+        }
+    }
+}
+
+/// What made the error queue of a socket useless as proof.
+///
+/// From then on the stream goes on by copy and no note releases anything; what was in flight is
+/// Quarantined until the socket's option memory reads 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Poison {
+    /// A note named ids that are not in flight: somebody else sends with `MSG_ZEROCOPY` on this
+    /// socket, or took a note of ours.
+    UnknownIds {
+        /// First id of the note, as the kernel gave it.
+        lo: u32,
+        /// Last id of the note, as the kernel gave it.
+        hi: u32,
+    },
+    /// A message of the error queue did not fit into 512 bytes of control room and was cut
+    /// (`MSG_CTRUNC`).
+    Truncated,
+    /// The socket's option memory reads 0 while ids are in flight and no note is unread: a note
+    /// of ours was taken by somebody else.
+    NoteStolen,
+}
+
+impl fmt::Display for Poison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownIds { lo, hi } => write!(
+                f,
+                "a note named the ids {lo} to {hi}, which are not in flight: somebody else sends \
+                 with MSG_ZEROCOPY on this socket",
+            ),
+            Self::Truncated => f.write_str("a message of the error queue was cut"),
+            Self::NoteStolen => f.write_str("a note of ours was read by somebody else"),
+        }
+    }
+}
+
+/// Why waiting for releases ended without them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// The time was up; what is in flight stays in flight.
+    TimedOut,
+    /// The error queue no longer tells which sends are released (another user of `MSG_ZEROCOPY`
+    /// on the socket, or a message that was cut); what was in flight is Quarantined and waiting
+    /// longer proves nothing. See [`Poison`].
+    Poisoned,
+    /// The wait itself failed.
+    Os(OsError),
+}
+
+impl fmt::Display for WaitError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TimedOut => f.write_str("the time was up; what is in flight stays in flight"),
+            Self::Poisoned => f.write_str(
+                "the error queue no longer tells which sends are released; what was in flight is \
+                 Quarantined",
+            ),
+            Self::Os(_) => f.write_str("the wait itself failed"),
+        }
+    }
+}
+
+impl Error for WaitError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Os(error) => Some(error),
+            Self::TimedOut | Self::Poisoned => None,
+        }
+    }
+}
+
+/// Why a socket was not taken over. The socket comes back.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum AdoptError<S> {
+    /// The socket has sends with `MSG_ZEROCOPY` in flight or unread; a sender must be its only
+    /// such user. Use a fresh connection.
+    SocketInUse(S),
+    /// The socket is a listener; take over an accepted connection instead.
+    Listener(S),
+    /// The socket is not connected; connect it first.
+    NotConnected(S),
+    /// The kind of socket is not supported; use a connected stream socket.
+    Unsupported(S),
+    /// Zero copy was required and cannot be had; see `reason`, or use policy `Prefer`.
+    ZeroCopyUnavailable {
+        /// Why zero copy cannot be had.
+        reason: CopyReason,
+        /// The socket.
+        socket: S,
+    },
+    /// A setting is out of its range.
+    InvalidSetting {
+        /// Which setting, and its range.
+        setting: &'static str,
+        /// The socket.
+        socket: S,
+    },
+    /// A system call failed.
+    Os {
+        /// What the system call reported.
+        error: OsError,
+        /// The socket.
+        socket: S,
+    },
+}
+
+impl<S> AdoptError<S> {
+    /// The socket, as it was.
+    pub fn into_socket(self) -> S {
+        match self {
+            Self::SocketInUse(socket)
+            | Self::Listener(socket)
+            | Self::NotConnected(socket)
+            | Self::Unsupported(socket)
+            | Self::ZeroCopyUnavailable { socket, .. }
+            | Self::InvalidSetting { socket, .. }
+            | Self::Os { socket, .. } => socket,
+        }
+    }
+}
+
+impl<S> fmt::Display for AdoptError<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SocketInUse(_) => f.write_str(
+                "the socket has sends with MSG_ZEROCOPY in flight or unread; a sender must be its \
+                 only such user, use a fresh connection",
+            ),
+            Self::Listener(_) => {
+                f.write_str("the socket is a listener; take over an accepted connection instead")
+            }
+            Self::NotConnected(_) => f.write_str("the socket is not connected; connect it first"),
+            Self::Unsupported(_) => {
+                f.write_str("the kind of socket is not supported; use a connected stream socket")
+            }
+            Self::ZeroCopyUnavailable { reason, .. } => {
+                write!(f, "zero copy was required and cannot be had: {reason}")
+            }
+            Self::InvalidSetting { setting, .. } => write!(f, "setting out of range: {setting}"),
+            Self::Os { error, .. } => write!(f, "a system call failed: {error}"),
+        }
+    }
+}
+
+impl<S: fmt::Debug> Error for AdoptError<S> {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Os { error, .. } => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl<S> From<AdoptError<S>> for io::Error {
+    /// The socket is dropped.
+    fn from(error: AdoptError<S>) -> Self {
+        match error {
+            AdoptError::Os { error, .. } => error.into(),
+            other => io::Error::new(io::ErrorKind::InvalidInput, other.to_string()),
+        }
+    }
+}
