@@ -8,6 +8,7 @@ compile_error!("pinbuf needs a Unix: its sockets and mappings have no counterpar
 mod error;
 mod id;
 mod sync;
+mod tracker;
 
 pub use error::{AdoptError, AllocError, CopyReason, OsError, Poison, SendError, WaitError};
 pub use id::{IdRange, NotificationId, Ticket};

@@ -1,0 +1,698 @@
+//! Which notification ids cover which leases, and which of them the kernel has released.
+//!
+//! Pure bookkeeping: no I/O, no synchronisation, no clock. A lease is entered once and covered by
+//! any number of ids (a send accepted in parts); an id covers any number of leases (a vectored
+//! send). The lease leaves with its last count, whatever the order of the notes.
+//!
+//! ```text
+//!   ring, indexed by id & mask         lease table
+//!   ... | 7: a | 8: a | 9: b | ...     a: holds 3            b: holds 2, link c    c: holds 2
+//!         `------`- two parts of a           `- the sender's own hold, until all is accepted
+//! ```
+//!
+//! The ring holds one `u32` per id. It grows with the ids in flight and spans at most four
+//! windows; an older id that is still outstanding (a straggler) moves to a bounded side list, so
+//! that one send that a peer never acknowledges costs no memory however many follow it.
+
+use std::fmt;
+
+use crate::id::{IdRange, NotificationId};
+
+/// No lease: the id of this ring place is released, or was never issued.
+const NONE: u32 = u32::MAX;
+
+/// Ring places of a tracker that has issued its first id.
+const MIN_RING: usize = 16;
+
+/// Bound of the side list, for windows larger than this.
+const MAX_STRAGGLERS: usize = 1024;
+
+/// Names a lease in a [`CompletionTracker`] while the tracker has it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseKey(u32);
+
+/// A note named ids that are not outstanding; nothing of it was released.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct UnknownIds;
+
+/// Maps outstanding notification ids to the leases they cover.
+///
+/// # Invariants
+///
+/// 1. `ring_base <= next`, `next - ring_base <= ring.len()`, and `ring.len()` is 0 or a power of
+///    two.
+/// 2. An id in `ring_base..next` is outstanding exactly if its ring place is not `NONE`; an id
+///    below `ring_base` exactly if it is in `stragglers`, which is sorted by id. `ring_base` is
+///    outstanding or equals `next`.
+/// 3. `holds` of a lease is the number of outstanding ids that cover it, plus one until the
+///    sender [settles](Self::settle) it.
+/// 4. Following `link` from the lease in an id's place gives exactly the leases of that id. Only
+///    the last lease of a run can be covered by further ids, each on its own, so one link per
+///    lease is enough.
+pub struct CompletionTracker<T> {
+    ring: Vec<u32>,
+    table: Vec<Entry<T>>,
+    /// Head of the list of vacant table entries, linked by `link`.
+    vacant: u32,
+    stragglers: Vec<(u64, u32)>,
+    ring_base: u64,
+    next: u64,
+    outstanding: usize,
+    leases: usize,
+    window: usize,
+}
+
+struct Entry<T> {
+    lease: Option<T>,
+    holds: u32,
+    link: u32,
+}
+
+impl<T> CompletionTracker<T> {
+    /// A tracker for up to `window` ids in flight, whose first id is `first`.
+    ///
+    /// More ids may be issued; the window only sizes the ring's span and the side list. Allocates
+    /// nothing until the first lease is entered.
+    pub fn new(window: usize, first: NotificationId) -> Self {
+        Self {
+            ring: Vec::new(),
+            table: Vec::new(),
+            vacant: NONE,
+            stragglers: Vec::new(),
+            ring_base: first.0,
+            next: first.0,
+            outstanding: 0,
+            leases: 0,
+            window: window.max(1),
+        }
+    }
+
+    /// The id that the next [`issue`](Self::issue) gives out.
+    pub fn next_id(&self) -> NotificationId {
+        NotificationId(self.next)
+    }
+
+    /// The oldest outstanding id.
+    pub fn oldest(&self) -> Option<NotificationId> {
+        (self.outstanding > 0).then(|| NotificationId(self.base()))
+    }
+
+    /// Number of outstanding ids.
+    pub fn outstanding(&self) -> usize {
+        self.outstanding
+    }
+
+    /// Number of leases entered and not yet given back.
+    pub fn leases(&self) -> usize {
+        self.leases
+    }
+
+    /// Ring places now allocated, and ids on the side list.
+    pub fn footprint(&self) -> (usize, usize) {
+        (self.ring.len(), self.stragglers.len())
+    }
+
+    /// Enters a lease, with one hold for the sender that has yet to send all of it.
+    ///
+    /// # Panics
+    ///
+    /// With 2^32 - 1 leases entered.
+    pub fn insert(&mut self, lease: T) -> LeaseKey {
+        let entry = Entry { lease: Some(lease), holds: 1, link: NONE };
+        let key = self.vacant;
+        if key == NONE {
+            let key = u32::try_from(self.table.len()).ok().filter(|key| *key != NONE);
+            let key = key.expect("fewer than 2^32 - 1 leases");
+            self.table.push(entry);
+            self.leases += 1;
+            return LeaseKey(key);
+        }
+        let place = &mut self.table[key as usize];
+        self.vacant = place.link;
+        *place = entry;
+        self.leases += 1;
+        LeaseKey(key)
+    }
+
+    /// The lease under `key`.
+    ///
+    /// # Panics
+    ///
+    /// When the lease has been given back.
+    pub fn get(&self, key: LeaseKey) -> &T {
+        self.table[key.0 as usize].lease.as_ref().expect("a key names an entered lease")
+    }
+
+    /// The lease under `key`, to be changed.
+    ///
+    /// # Panics
+    ///
+    /// When the lease has been given back.
+    pub fn get_mut(&mut self, key: LeaseKey) -> &mut T {
+        self.table[key.0 as usize].lease.as_mut().expect("a key names an entered lease")
+    }
+
+    /// Gives out the next id, covering `run` in order. To be called *before* the system call: the
+    /// note can be there before the call returns.
+    ///
+    /// A lease that an outstanding id covers already may only be issued on its own (invariant 4).
+    /// `None`, with nothing changed, when a straggler stands in the way and the side list is
+    /// full, or when it is 2^32 ids old: send by copy until it is released.
+    pub fn issue(&mut self, run: &[LeaseKey]) -> Option<NotificationId> {
+        debug_assert!(!run.is_empty());
+        debug_assert!(
+            run.len() == 1 || run.iter().all(|key| self.table[key.0 as usize].holds == 1)
+        );
+        if self.next - self.ring_base == self.ring.len() as u64 && !self.make_room() {
+            return None;
+        }
+        if self.next - self.base() >= u64::from(u32::MAX) {
+            return None;
+        }
+        let mut link = NONE;
+        for key in run.iter().rev() {
+            let entry = &mut self.table[key.0 as usize];
+            entry.holds += 1;
+            entry.link = link;
+            link = key.0;
+        }
+        let id = self.next;
+        let place = self.place(id);
+        self.ring[place] = link;
+        self.next += 1;
+        self.outstanding += 1;
+        Some(NotificationId(id))
+    }
+
+    /// Takes back `id`, which the kernel did not use: the system call failed.
+    ///
+    /// `false`, with nothing changed, when a note has released the id in the meantime: then it was
+    /// used after all.
+    ///
+    /// # Panics
+    ///
+    /// When `id` is not the last one issued.
+    pub fn cancel(&mut self, id: NotificationId) -> bool {
+        assert_eq!(id.0 + 1, self.next, "only the last id issued can be taken back");
+        if id.0 < self.ring_base || self.ring[self.place(id.0)] == NONE {
+            return false;
+        }
+        let place = self.place(id.0);
+        let head = std::mem::replace(&mut self.ring[place], NONE);
+        self.unhold(head);
+        self.next -= 1;
+        self.outstanding -= 1;
+        true
+    }
+
+    /// Limits `id` to the first `keep` leases of its run: the kernel accepted no byte of the
+    /// others. Nothing to do when the id is released already.
+    pub fn trim(&mut self, id: NotificationId, keep: usize) {
+        debug_assert!(keep > 0);
+        if id.0 < self.ring_base || self.ring[self.place(id.0)] == NONE {
+            return;
+        }
+        let mut last = self.ring[self.place(id.0)];
+        for _ in 1..keep {
+            last = self.table[last as usize].link;
+        }
+        let rest = std::mem::replace(&mut self.table[last as usize].link, NONE);
+        self.unhold(rest);
+    }
+
+    /// Ends the sender's hold on a lease: all of it is accepted. Gives the lease back if every id
+    /// that covers it is released.
+    pub fn settle(&mut self, key: LeaseKey) -> Option<T> {
+        self.let_go(key.0)
+    }
+
+    /// Releases the ids `lo..=hi` of a note, as the kernel wrote them, and gives each lease that
+    /// lost its last hold to `on_released`.
+    ///
+    /// # Errors
+    ///
+    /// [`UnknownIds`], and nothing is released, when any id of the range is not outstanding.
+    pub fn release(
+        &mut self,
+        lo: u32,
+        hi: u32,
+        mut on_released: impl FnMut(T),
+    ) -> Result<IdRange, UnknownIds> {
+        let base = NotificationId(self.base());
+        let range = IdRange::extend(lo, hi, base, self.next_id()).ok_or(UnknownIds)?;
+        let in_ring = range.start.0.max(self.ring_base)..range.end.0.max(self.ring_base);
+        if in_ring.clone().any(|id| self.ring[self.place(id)] == NONE) {
+            return Err(UnknownIds);
+        }
+        if range.start.0 < self.ring_base {
+            self.release_stragglers(
+                range.start.0..range.end.0.min(self.ring_base),
+                &mut on_released,
+            )?;
+        }
+        for id in in_ring.clone() {
+            let place = self.place(id);
+            let head = std::mem::replace(&mut self.ring[place], NONE);
+            self.release_run(head, &mut on_released);
+        }
+        self.outstanding -= (in_ring.end - in_ring.start) as usize;
+        if in_ring.start == self.ring_base {
+            self.advance();
+        }
+        Ok(range)
+    }
+
+    /// Releases every outstanding id: the socket's option memory read 0.
+    pub fn release_all(&mut self, mut on_released: impl FnMut(T)) {
+        for (_, head) in std::mem::take(&mut self.stragglers) {
+            self.release_run(head, &mut on_released);
+        }
+        for id in self.ring_base..self.next {
+            let place = self.place(id);
+            let head = std::mem::replace(&mut self.ring[place], NONE);
+            if head != NONE {
+                self.release_run(head, &mut on_released);
+            }
+        }
+        self.ring_base = self.next;
+        self.outstanding = 0;
+    }
+
+    /// Every lease, in no particular order.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.table.iter_mut().filter_map(|entry| entry.lease.as_mut())
+    }
+
+    fn place(&self, id: u64) -> usize {
+        id as usize & (self.ring.len() - 1)
+    }
+
+    /// The oldest id that may be outstanding.
+    fn base(&self) -> u64 {
+        self.stragglers.first().map_or(self.ring_base, |(id, _)| *id)
+    }
+
+    /// Moves `ring_base` to the oldest outstanding id of the ring.
+    fn advance(&mut self) {
+        while self.ring_base < self.next && self.ring[self.place(self.ring_base)] == NONE {
+            self.ring_base += 1;
+        }
+    }
+
+    /// Makes room for one more id in a full ring: by growing while at least a quarter of it is
+    /// in use, else by moving its oldest id, a straggler, to the side list.
+    fn make_room(&mut self) -> bool {
+        let in_ring = self.outstanding - self.stragglers.len();
+        let span = self.window.saturating_mul(4).max(MIN_RING).next_power_of_two();
+        if self.ring.is_empty() || (in_ring * 4 > self.ring.len() && self.ring.len() < span) {
+            let mut ring = vec![NONE; (self.ring.len() * 2).max(MIN_RING)];
+            let mask = ring.len() - 1;
+            for id in self.ring_base..self.next {
+                ring[id as usize & mask] = self.ring[self.place(id)];
+            }
+            self.ring = ring;
+            return true;
+        }
+        if self.stragglers.len() == self.window.min(MAX_STRAGGLERS) {
+            return false;
+        }
+        let place = self.place(self.ring_base);
+        let head = std::mem::replace(&mut self.ring[place], NONE);
+        self.stragglers.push((self.ring_base, head));
+        self.advance();
+        true
+    }
+
+    /// Releases `ids`, all below the ring; each must be on the side list.
+    fn release_stragglers(
+        &mut self,
+        ids: std::ops::Range<u64>,
+        on_released: &mut impl FnMut(T),
+    ) -> Result<(), UnknownIds> {
+        let count = (ids.end - ids.start) as usize;
+        let first = self.stragglers.partition_point(|(id, _)| *id < ids.start);
+        let last = self.stragglers.partition_point(|(id, _)| *id < ids.end);
+        if last - first != count {
+            return Err(UnknownIds);
+        }
+        for at in first..last {
+            self.release_run(self.stragglers[at].1, on_released);
+        }
+        self.stragglers.drain(first..last);
+        self.outstanding -= count;
+        Ok(())
+    }
+
+    /// Drops one hold of each lease of the run that starts at `head`.
+    fn release_run(&mut self, head: u32, on_released: &mut impl FnMut(T)) {
+        let mut key = head;
+        while key != NONE {
+            let link = self.table[key as usize].link;
+            if let Some(lease) = self.let_go(key) {
+                on_released(lease);
+            }
+            key = link;
+        }
+    }
+
+    /// Drops one hold of each lease of a run that the kernel did not take; the sender's own hold
+    /// keeps them all.
+    fn unhold(&mut self, head: u32) {
+        self.release_run(head, &mut |_| unreachable!("the sender holds a lease it is sending"));
+    }
+
+    fn let_go(&mut self, key: u32) -> Option<T> {
+        let entry = &mut self.table[key as usize];
+        entry.holds -= 1;
+        if entry.holds > 0 {
+            return None;
+        }
+        entry.link = self.vacant;
+        self.vacant = key;
+        self.leases -= 1;
+        entry.lease.take()
+    }
+}
+
+impl<T> fmt::Debug for CompletionTracker<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompletionTracker")
+            .field("oldest", &self.oldest())
+            .field("next", &self.next)
+            .field("outstanding", &self.outstanding)
+            .field("leases", &self.leases)
+            .field("stragglers", &self.stragglers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tracker(window: usize, first: u64) -> CompletionTracker<u64> {
+        CompletionTracker::new(window, NotificationId(first))
+    }
+
+    fn send(tracker: &mut CompletionTracker<u64>, lease: u64) -> NotificationId {
+        let key = tracker.insert(lease);
+        let id = tracker.issue(&[key]).expect("room");
+        assert_eq!(tracker.settle(key), None);
+        id
+    }
+
+    fn release(
+        tracker: &mut CompletionTracker<u64>,
+        lo: u64,
+        hi: u64,
+    ) -> Result<Vec<u64>, UnknownIds> {
+        let mut released = Vec::new();
+        tracker.release(lo as u32, hi as u32, |lease| released.push(lease))?;
+        Ok(released)
+    }
+
+    #[test]
+    fn releases_the_ids_named_and_not_the_oldest() {
+        let mut tracker = tracker(8, 0);
+        for lease in 0..4 {
+            send(&mut tracker, lease);
+        }
+        assert_eq!(release(&mut tracker, 2, 3), Ok(vec![2, 3]));
+        assert_eq!(tracker.oldest(), Some(NotificationId(0)));
+        assert_eq!(release(&mut tracker, 0, 0), Ok(vec![0]));
+        assert_eq!(release(&mut tracker, 1, 1), Ok(vec![1]));
+        assert_eq!((tracker.outstanding(), tracker.leases()), (0, 0));
+    }
+
+    #[test]
+    fn a_lease_over_several_ids_ends_with_the_last_of_them_in_any_order() {
+        let mut tracker = tracker(8, 0);
+        let key = tracker.insert(7);
+        for _ in 0..3 {
+            tracker.issue(&[key]).unwrap();
+        }
+        assert_eq!(release(&mut tracker, 2, 2), Ok(vec![]));
+        assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]));
+        assert_eq!(tracker.settle(key), None);
+        assert_eq!(release(&mut tracker, 1, 1), Ok(vec![7]));
+    }
+
+    #[test]
+    fn the_senders_hold_outlives_every_id() {
+        let mut tracker = tracker(8, 0);
+        let key = tracker.insert(7);
+        tracker.issue(&[key]).unwrap();
+        assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]), "the rest is not yet accepted");
+        assert_eq!(tracker.settle(key), Some(7));
+    }
+
+    #[test]
+    fn a_vectored_send_accepted_in_part_keeps_its_boundary_lease() {
+        let mut tracker = tracker(8, 0);
+        let keys: Vec<_> = (0..4).map(|lease| tracker.insert(lease)).collect();
+        let first = tracker.issue(&keys).unwrap();
+        tracker.trim(first, 3);
+        assert_eq!(tracker.settle(keys[0]), None);
+        assert_eq!(tracker.settle(keys[1]), None);
+        let rest = tracker.issue(&[keys[2]]).unwrap();
+        assert_eq!(tracker.settle(keys[2]), None);
+        tracker.issue(&[keys[3]]).unwrap();
+        assert_eq!(tracker.settle(keys[3]), None);
+        assert_eq!(release(&mut tracker, rest.0, rest.0 + 1), Ok(vec![3]));
+        assert_eq!(release(&mut tracker, first.0, first.0), Ok(vec![0, 1, 2]));
+    }
+
+    #[test]
+    fn an_id_released_before_its_call_returned_frees_nothing_unaccepted() {
+        let mut tracker = tracker(8, 0);
+        let keys: Vec<_> = (0..3).map(|lease| tracker.insert(lease)).collect();
+        let id = tracker.issue(&keys).unwrap();
+        assert_eq!(release(&mut tracker, id.0, id.0), Ok(vec![]));
+        tracker.trim(id, 1);
+        assert_eq!(tracker.settle(keys[0]), Some(0));
+        let id = tracker.issue(&keys[1..]).unwrap();
+        assert_eq!(tracker.settle(keys[1]), None);
+        assert_eq!(tracker.settle(keys[2]), None);
+        assert_eq!(release(&mut tracker, id.0, id.0), Ok(vec![1, 2]));
+    }
+
+    #[test]
+    fn a_cancelled_id_is_given_out_again() {
+        let mut tracker = tracker(8, 0);
+        let key = tracker.insert(1);
+        let id = tracker.issue(&[key]).unwrap();
+        assert!(tracker.cancel(id));
+        assert_eq!(tracker.issue(&[key]), Some(id));
+        assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]));
+        assert!(!tracker.cancel(id), "a note proved the id used");
+        assert_eq!(tracker.next_id(), NotificationId(1));
+    }
+
+    #[test]
+    fn a_note_with_one_foreign_id_releases_nothing() {
+        let mut tracker = tracker(8, 0);
+        for lease in 0..4 {
+            send(&mut tracker, lease);
+        }
+        assert_eq!(release(&mut tracker, 1, 1), Ok(vec![1]));
+        for (lo, hi) in [(0, 1), (1, 1), (1, 2), (3, 4), (4, 4), (3, 2)] {
+            assert_eq!(release(&mut tracker, lo, hi), Err(UnknownIds), "{lo}..={hi}");
+        }
+        assert_eq!(release(&mut tracker, 2, 3), Ok(vec![2, 3]));
+        assert_eq!(release(&mut tracker, 0, 0), Ok(vec![0]));
+    }
+
+    #[test]
+    fn a_straggler_costs_no_ring_however_many_ids_follow() {
+        let mut tracker = tracker(16, u64::from(u32::MAX) - 5);
+        let oldest = send(&mut tracker, 999);
+        for lease in 0..100_000 {
+            let id = send(&mut tracker, lease);
+            assert_eq!(release(&mut tracker, id.0, id.0), Ok(vec![lease]));
+        }
+        assert_eq!(tracker.footprint(), (MIN_RING, 1));
+        assert_eq!(tracker.oldest(), Some(oldest));
+        assert_eq!(release(&mut tracker, oldest.0, oldest.0), Ok(vec![999]));
+        assert_eq!(tracker.footprint(), (MIN_RING, 0));
+    }
+
+    #[test]
+    fn a_full_side_list_refuses_ids_until_a_straggler_is_released() {
+        let mut tracker = tracker(4, 0);
+        let mut stuck = Vec::new();
+        let refused = (0..10_000).find(|lease| {
+            let key = tracker.insert(*lease);
+            let Some(id) = tracker.issue(&[key]) else {
+                assert_eq!(tracker.settle(key), Some(*lease));
+                return true;
+            };
+            assert_eq!(tracker.settle(key), None);
+            if lease % 16 == 0 {
+                stuck.push(id);
+            } else {
+                release(&mut tracker, id.0, id.0).unwrap();
+            }
+            false
+        });
+        assert!(refused.is_some(), "the side list is bounded");
+        assert_eq!(tracker.footprint(), (MIN_RING, 4));
+        release(&mut tracker, stuck[0].0, stuck[0].0).unwrap();
+        send(&mut tracker, 1);
+    }
+
+    #[test]
+    fn release_all_leaves_what_the_sender_still_holds() {
+        let mut tracker = tracker(4, 0);
+        send(&mut tracker, 1);
+        let key = tracker.insert(2);
+        tracker.issue(&[key]).unwrap();
+        let mut released = Vec::new();
+        tracker.release_all(|lease| released.push(lease));
+        assert_eq!((released, tracker.leases()), (vec![1], 1));
+        assert_eq!(tracker.settle(key), Some(2));
+    }
+
+    /// The same bookkeeping without any cleverness.
+    #[derive(Default)]
+    struct Model {
+        outstanding: BTreeMap<u64, Vec<u64>>,
+        unsettled: BTreeSet<u64>,
+    }
+
+    impl Model {
+        fn held(&self, lease: u64) -> bool {
+            self.unsettled.contains(&lease)
+                || self.outstanding.values().any(|run| run.contains(&lease))
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// A run of this many leases, of which this many are accepted wholly, and whether a part
+        /// of the next one too; an early note comes before the call returns.
+        Send { run: usize, whole: usize, part: bool, early: bool },
+        /// A call that fails.
+        Fail { run: usize },
+        /// A note for a span of the outstanding ids.
+        Note { at: usize, len: u64 },
+        /// A note for arbitrary ids.
+        Forged { lo: u32, len: u32 },
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (1..5_usize, 0..5_usize, any::<bool>(), any::<bool>()).prop_map(
+                |(run, whole, part, early)| Step::Send { run, whole: whole.min(run), part, early },
+            ),
+            1 => (1..5_usize).prop_map(|run| Step::Fail { run }),
+            5 => (0..64_usize, 1..6_u64).prop_map(|(at, len)| Step::Note { at, len }),
+            1 => (any::<u32>(), 0..100_u32).prop_map(|(lo, len)| Step::Forged { lo, len }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..Default::default() })]
+
+        #[test]
+        fn agrees_with_the_naive_model(
+            first in prop_oneof![0..3_u64, (1_u64 << 32) - 40..(1_u64 << 32) + 3],
+            window in prop_oneof![Just(1_usize), Just(4), Just(64)],
+            steps in prop::collection::vec(step(), 1..200),
+        ) {
+            let mut tracker = tracker(window, first);
+            let mut model = Model::default();
+            let mut leases = 0..;
+            for step in steps {
+                match step {
+                    Step::Send { run, whole, part, early } => {
+                        let names: Vec<u64> = leases.by_ref().take(run).collect();
+                        let keys: Vec<_> = names.iter().map(|name| tracker.insert(*name)).collect();
+                        model.unsettled.extend(&names);
+                        let mut sent = 0;
+                        while sent < run {
+                            let Some(id) = tracker.issue(&keys[sent..]) else {
+                                for at in sent..run {
+                                    prop_assert_eq!(tracker.settle(keys[at]), Some(names[at]));
+                                    model.unsettled.remove(&names[at]);
+                                }
+                                break;
+                            };
+                            let accepted = whole.max(1).min(run - sent);
+                            let covered = (accepted + usize::from(part)).min(run - sent);
+                            if early {
+                                prop_assert_eq!(release(&mut tracker, id.0, id.0), Ok(vec![]));
+                            } else {
+                                model.outstanding.insert(id.0, names[sent..sent + covered].to_vec());
+                            }
+                            tracker.trim(id, covered);
+                            for at in sent..sent + accepted {
+                                model.unsettled.remove(&names[at]);
+                                let gone = tracker.settle(keys[at]);
+                                prop_assert_eq!(gone.is_some(), !model.held(names[at]));
+                            }
+                            sent += accepted;
+                            if covered > accepted {
+                                let boundary = sent;
+                                if let Some(id) = tracker.issue(&keys[boundary..=boundary]) {
+                                    model.outstanding.insert(id.0, vec![names[boundary]]);
+                                }
+                                model.unsettled.remove(&names[boundary]);
+                                let gone = tracker.settle(keys[boundary]);
+                                prop_assert_eq!(gone.is_some(), !model.held(names[boundary]));
+                                sent += 1;
+                            }
+                        }
+                    }
+                    Step::Fail { run } => {
+                        let keys: Vec<_> = (0..run).map(|_| tracker.insert(u64::MAX)).collect();
+                        if let Some(id) = tracker.issue(&keys) {
+                            prop_assert!(tracker.cancel(id));
+                        }
+                        for key in keys {
+                            prop_assert_eq!(tracker.settle(key), Some(u64::MAX));
+                        }
+                    }
+                    Step::Note { at, len } => {
+                        let Some(start) = model.outstanding.keys().nth(at).copied() else { continue };
+                        let ids = start..start + len;
+                        let valid = ids.clone().all(|id| model.outstanding.contains_key(&id));
+                        let got = release(&mut tracker, ids.start, ids.end - 1);
+                        prop_assert_eq!(got.is_ok(), valid);
+                        if let Ok(mut got) = got {
+                            let runs: Vec<_> =
+                                ids.filter_map(|id| model.outstanding.remove(&id)).flatten().collect();
+                            let mut want: Vec<u64> =
+                                runs.into_iter().filter(|lease| !model.held(*lease)).collect();
+                            want.sort_unstable();
+                            want.dedup();
+                            got.sort_unstable();
+                            prop_assert_eq!(got, want);
+                        }
+                    }
+                    Step::Forged { lo, len } => {
+                        let hi = lo.wrapping_add(len);
+                        let known = (0..=len).all(|at| {
+                            model.outstanding.keys().any(|id| *id as u32 == lo.wrapping_add(at))
+                        });
+                        if !known {
+                            let before = tracker.leases();
+                            prop_assert!(tracker.release(lo, hi, |_| ()).is_err());
+                            prop_assert_eq!(tracker.leases(), before);
+                        }
+                    }
+                }
+                prop_assert_eq!(tracker.outstanding(), model.outstanding.len());
+                prop_assert_eq!(
+                    tracker.oldest().map(|id| id.0),
+                    model.outstanding.keys().next().copied()
+                );
+                let (ring, stragglers) = tracker.footprint();
+                prop_assert!(ring <= (4 * window).max(MIN_RING) && stragglers <= window);
+            }
+        }
+    }
+}
