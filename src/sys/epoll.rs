@@ -1,0 +1,123 @@
+//! Waiting by edges: news of a socket wakes once, not for as long as it is true.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    time::Duration,
+};
+
+use super::socket::{Ready, check, timeout_ms};
+
+/// Waits on one socket by edges, where [`poll`](super::socket::poll) would end at once each time:
+/// after a reset the socket hangs up for good, and its last notes are still to come.
+///
+/// The first wait reports the present state. Each later one reports what is new: a note that
+/// arrived, also onto a queue that was not empty.
+#[derive(Debug)]
+pub(crate) struct EdgeWait {
+    epoll: OwnedFd,
+}
+
+impl EdgeWait {
+    /// Starts to watch `fd` for errors and hangups, and for room to write if wanted.
+    pub(crate) fn new(fd: BorrowedFd<'_>, writable: bool) -> io::Result<Self> {
+        let epoll = create()?;
+        add(&epoll, fd, if writable { libc::EPOLLOUT } else { 0 }, 0)?;
+        Ok(Self { epoll })
+    }
+
+    /// Waits for news, or until the time is up; without `timeout`, for ever. The time counts in
+    /// whole milliseconds, rounded up.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready> {
+        let mut events = [NO_EVENT; 1];
+        let Some(event) = wait(&self.epoll, &mut events, timeout)?.first() else {
+            return Ok(Ready::default());
+        };
+        let bits = event.events as i32;
+        Ok(Ready {
+            writable: bits & libc::EPOLLOUT != 0,
+            error: bits & libc::EPOLLERR != 0,
+            hangup: bits & libc::EPOLLHUP != 0,
+        })
+    }
+}
+
+/// Waits on many sockets by edges: the ear of a thread that serves them all.
+///
+/// Sockets can be added and removed by other threads while one waits.
+#[derive(Debug)]
+pub(crate) struct Watcher {
+    epoll: OwnedFd,
+}
+
+impl Watcher {
+    /// Watches nothing yet. Takes one file descriptor, closed on exec.
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self { epoll: create()? })
+    }
+
+    /// Reports `token` whenever the socket has news: a note, an error, a hangup, room to write.
+    /// The present state counts as news, so nothing that came before is missed.
+    pub(crate) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
+        add(&self.epoll, fd, libc::EPOLLOUT, token)
+    }
+
+    /// Stops watching the socket; `ENOENT` when it was not watched. Closing is not enough while
+    /// another handle of the socket is open.
+    pub(crate) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        // A null event is allowed since Linux 2.6.9, see the section BUGS of epoll_ctl(2).
+        let none = std::ptr::null_mut();
+        // SAFETY: epoll_ctl(2) reads no event for EPOLL_CTL_DEL. Both fds are open: one is owned,
+        // one borrowed.
+        check(unsafe {
+            libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_DEL, fd.as_raw_fd(), none)
+        })?;
+        Ok(())
+    }
+
+    /// Waits for news and puts the tokens of up to 64 sockets into `tokens`, which is emptied
+    /// first; none when the time was up or a signal came. Counts whole milliseconds, rounded up.
+    pub(crate) fn wait(&self, tokens: &mut Vec<u64>, timeout: Option<Duration>) -> io::Result<()> {
+        tokens.clear();
+        let mut events = [NO_EVENT; 64];
+        tokens.extend(wait(&self.epoll, &mut events, timeout)?.iter().map(|event| event.u64));
+        Ok(())
+    }
+}
+
+const NO_EVENT: libc::epoll_event = libc::epoll_event { events: 0, u64: 0 };
+
+fn create() -> io::Result<OwnedFd> {
+    // SAFETY: epoll_create1(2) takes no pointers.
+    let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+    // SAFETY: from_raw_fd needs an open fd that nobody else owns: it was just made.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn add(epoll: &OwnedFd, fd: BorrowedFd<'_>, interest: i32, token: u64) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: (interest | libc::EPOLLET) as u32, u64: token };
+    // SAFETY: epoll_ctl(2) reads one event, which outlives the call. Both fds are open while
+    // borrowed.
+    check(unsafe {
+        libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event)
+    })?;
+    Ok(())
+}
+
+/// The events that came; none when the time was up or a signal came.
+fn wait<'a>(
+    epoll: &OwnedFd,
+    events: &'a mut [libc::epoll_event],
+    timeout: Option<Duration>,
+) -> io::Result<&'a [libc::epoll_event]> {
+    let room = events.len() as libc::c_int;
+    // SAFETY: epoll_wait(2) writes at most `maxevents` events, for which there is room, and they
+    // outlive the call. The fd is open while borrowed.
+    let result = check(unsafe {
+        libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), room, timeout_ms(timeout))
+    });
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(&[]),
+        result => Ok(&events[..result? as usize]),
+    }
+}

@@ -1,0 +1,142 @@
+//! What only Linux has, answered for every other Unix: there is no zero copy, so nothing is ever
+//! in flight and no error queue has to be read.
+
+use std::{io, os::fd::BorrowedFd};
+
+fn unsupported<T>() -> io::Result<T> {
+    Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+}
+
+/// There is no zero copy here.
+pub(crate) fn enable_zerocopy(_fd: BorrowedFd<'_>) -> io::Result<()> {
+    unsupported()
+}
+
+/// No socket holds option memory for zero-copy sends here.
+pub(crate) fn optmem(_fd: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(0)
+}
+
+/// Bytes the socket accepted and the peer has not acknowledged yet.
+#[cfg(target_vendor = "apple")]
+pub(crate) fn unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let bytes = super::socket::option(fd, libc::SO_NWRITE)?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Bytes the socket accepted and the peer has not acknowledged yet.
+#[cfg(any(target_os = "freebsd", target_os = "netbsd"))]
+pub(crate) fn unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    use std::os::fd::AsRawFd;
+
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: tcp(4): FIONWRITE writes one int through the pointer; `bytes` is one and outlives
+    // the call. The fd is open while borrowed.
+    super::socket::check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONWRITE, &raw mut bytes) })?;
+    Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// This system does not tell.
+#[cfg(not(any(target_vendor = "apple", target_os = "freebsd", target_os = "netbsd")))]
+pub(crate) fn unsent(_fd: BorrowedFd<'_>) -> io::Result<usize> {
+    unsupported()
+}
+
+/// There is no portable way to break a connection but closing it after
+/// [`reset_on_close`](super::socket::reset_on_close), which is enough here: no id waits for it.
+pub(crate) fn abort(_fd: BorrowedFd<'_>) -> io::Result<()> {
+    unsupported()
+}
+
+/// The error queue of a socket: none here.
+pub(crate) mod errqueue {
+    use std::{io, os::fd::BorrowedFd};
+
+    use crate::sys::{Batch, Record};
+
+    /// Room for one read of an error queue: none is needed here.
+    #[derive(Debug)]
+    pub(crate) struct Scratch;
+
+    /// Lends a scratch to `body`.
+    pub(crate) fn with_scratch<R>(body: impl FnOnce(&mut Scratch) -> R) -> R {
+        body(&mut Scratch)
+    }
+
+    /// Finds nothing.
+    pub(crate) fn recv(
+        _fd: BorrowedFd<'_>,
+        _scratch: &mut Scratch,
+        _on_record: &mut dyn FnMut(Record),
+    ) -> io::Result<Batch> {
+        Ok(Batch { messages: 0, truncated: false, drained: true })
+    }
+}
+
+/// Waiting by edges: not here.
+pub(crate) mod epoll {
+    use std::{convert::Infallible, io, os::fd::BorrowedFd, time::Duration};
+
+    use crate::sys::socket::Ready;
+
+    /// Waits on one socket by edges. There is none of these.
+    #[derive(Debug)]
+    pub(crate) struct EdgeWait(Infallible);
+
+    impl EdgeWait {
+        /// Refuses.
+        pub(crate) fn new(_fd: BorrowedFd<'_>, _writable: bool) -> io::Result<Self> {
+            super::unsupported()
+        }
+
+        /// Never called.
+        pub(crate) fn wait(&self, _timeout: Option<Duration>) -> io::Result<Ready> {
+            match self.0 {}
+        }
+    }
+
+    /// Waits on many sockets by edges. There is none of these.
+    #[derive(Debug)]
+    pub(crate) struct Watcher(Infallible);
+
+    impl Watcher {
+        /// Refuses.
+        pub(crate) fn new() -> io::Result<Self> {
+            super::unsupported()
+        }
+
+        /// Never called.
+        pub(crate) fn add(&self, _fd: BorrowedFd<'_>, _token: u64) -> io::Result<()> {
+            match self.0 {}
+        }
+
+        /// Never called.
+        pub(crate) fn remove(&self, _fd: BorrowedFd<'_>) -> io::Result<()> {
+            match self.0 {}
+        }
+
+        /// Never called.
+        pub(crate) fn wait(
+            &self,
+            _tokens: &mut Vec<u64>,
+            _timeout: Option<Duration>,
+        ) -> io::Result<()> {
+            match self.0 {}
+        }
+    }
+}
+
+/// The limits that zero-copy sends are charged to: none here.
+pub(crate) mod limits {
+    use std::io;
+
+    /// There is no such limit here.
+    pub(crate) fn optmem_max() -> io::Result<u32> {
+        super::unsupported()
+    }
+
+    /// There is no such limit here.
+    pub(crate) fn memlock_bytes() -> Option<u64> {
+        None
+    }
+}

@@ -1,0 +1,22 @@
+//! The system calls: the only module that names libc.
+//!
+//! Every function has the same signature on every Unix. What only Linux has is answered by
+//! `fallback.rs` elsewhere, where all sends go by copy and nothing is ever in flight.
+
+mod record;
+pub(crate) mod socket;
+
+#[cfg(target_os = "linux")]
+pub(crate) mod epoll;
+#[cfg(target_os = "linux")]
+pub(crate) mod errqueue;
+#[cfg(target_os = "linux")]
+pub(crate) mod limits;
+
+#[cfg(not(target_os = "linux"))]
+mod fallback;
+#[cfg(not(target_os = "linux"))]
+pub(crate) use fallback::{epoll, errqueue, limits};
+
+pub(crate) use record::{Batch, Record};
+pub use record::{Foreign, Timestamps};

@@ -1,0 +1,83 @@
+//! What the messages of a socket's error queue say.
+
+use std::time::Duration;
+
+use crate::error::OsError;
+
+/// One message of the error queue.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Record {
+    /// The kernel released the ids `lo..=hi`; the range may wrap (`lo > hi`).
+    Released {
+        /// The first id.
+        lo: u32,
+        /// The last id, inclusive.
+        hi: u32,
+        /// Whether the kernel copied after all. A merged note has the flag of its first id only.
+        copied: bool,
+    },
+    /// Not about zero-copy sends.
+    Foreign(Foreign),
+}
+
+/// What one read of the error queue found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Batch {
+    /// Messages taken off the queue, whatever they were.
+    pub(crate) messages: usize,
+    /// The control data of a message did not fit (`MSG_CTRUNC`): a note may be lost.
+    pub(crate) truncated: bool,
+    /// The queue was seen empty: another read would find only what arrived since.
+    pub(crate) drained: bool,
+}
+
+/// A message of a socket's error queue that is not about zero-copy sends.
+///
+/// The error queue is shared: time stamps of sent packets (`SO_TIMESTAMPING`) and ICMP errors
+/// (`IP_RECVERR`) arrive on it too. A sender that reads the queue would swallow them, so it hands
+/// them on. The fields are those of the kernel's `struct sock_extended_err`, see `ip(7)`.
+///
+/// ```
+/// /// Says when the network card sent the byte of the stream that the stamp is about.
+/// fn sent_at(event: &pinbuf::Foreign) -> Option<(u32, std::time::Duration)> {
+///     const SO_EE_ORIGIN_TIMESTAMPING: u8 = 4;
+///     let stamps = event.timestamps.filter(|_| event.origin == SO_EE_ORIGIN_TIMESTAMPING)?;
+///     Some((event.data, stamps.hardware?))
+/// }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Foreign {
+    /// Who wrote the message (`ee_origin`): 1 this host, 2 ICMP, 3 ICMPv6, 4 time stamps, 5 zero
+    /// copy (here only if it carries an error, which no kernel is known to do).
+    pub origin: u8,
+    /// The error (`ee_errno`); `ENOMSG` for a time stamp.
+    pub error: OsError,
+    /// The ICMP type (`ee_type`).
+    pub kind: u8,
+    /// The ICMP code (`ee_code`).
+    pub code: u8,
+    /// More about the message (`ee_info`): the path MTU for `EMSGSIZE`, the kind of time stamp.
+    pub info: u32,
+    /// More about the message (`ee_data`): which byte of the stream a time stamp is about.
+    pub data: u32,
+    /// The time stamps that came with the message.
+    pub timestamps: Option<Timestamps>,
+}
+
+/// The time stamps of one message of the error queue, each since the epoch of its clock.
+///
+/// ```
+/// fn earliest(event: &pinbuf::Foreign) -> Option<std::time::Duration> {
+///     let stamps = event.timestamps?;
+///     stamps.software.into_iter().chain(stamps.hardware).min()
+/// }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Timestamps {
+    /// Taken by the kernel, on the system's clock.
+    pub software: Option<Duration>,
+    /// Taken by the network card, on its own clock.
+    pub hardware: Option<Duration>,
+}
