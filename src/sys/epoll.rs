@@ -14,7 +14,7 @@ use super::socket::{Ready, check, timeout_ms};
 /// The first wait reports the present state. Each later one reports what is new: a note that
 /// arrived, also onto a queue that was not empty.
 #[derive(Debug)]
-pub(crate) struct EdgeWait {
+pub struct EdgeWait {
     epoll: OwnedFd,
 }
 

@@ -3,6 +3,7 @@
 //! Every function has the same signature on every Unix. What only Linux has is answered by
 //! `fallback.rs` elsewhere, where all sends go by copy and nothing is ever in flight.
 
+pub(crate) mod errno;
 mod record;
 pub(crate) mod socket;
 
@@ -18,5 +19,4 @@ mod fallback;
 #[cfg(not(target_os = "linux"))]
 pub(crate) use fallback::{epoll, errqueue, limits};
 
-pub(crate) use record::{Batch, Record};
-pub use record::{Foreign, Timestamps};
+pub use record::{Batch, Foreign, Record, Timestamps};

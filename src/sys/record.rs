@@ -6,7 +6,7 @@ use crate::error::OsError;
 
 /// One message of the error queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Record {
+pub enum Record {
     /// The kernel released the ids `lo..=hi`; the range may wrap (`lo > hi`).
     Released {
         /// The first id.
@@ -22,13 +22,13 @@ pub(crate) enum Record {
 
 /// What one read of the error queue found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Batch {
+pub struct Batch {
     /// Messages taken off the queue, whatever they were.
-    pub(crate) messages: usize,
+    pub messages: usize,
     /// The control data of a message did not fit (`MSG_CTRUNC`): a note may be lost.
-    pub(crate) truncated: bool,
+    pub truncated: bool,
     /// The queue was seen empty: another read would find only what arrived since.
-    pub(crate) drained: bool,
+    pub drained: bool,
 }
 
 /// A message of a socket's error queue that is not about zero-copy sends.

@@ -125,8 +125,8 @@ pub(crate) fn unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
 
 /// A range of memory to send.
 #[repr(transparent)]
-#[derive(Clone, Copy)]
-pub(crate) struct IoVec(libc::iovec);
+#[derive(Clone, Copy, Debug)]
+pub struct IoVec(libc::iovec);
 
 // SAFETY: Send needs that moving the value to another thread is sound: it is an address and a
 // length, and nothing but the kernel ever reads through it, under the contract of `send`.
@@ -137,15 +137,27 @@ impl IoVec {
     pub(crate) fn new(start: *const u8, len: usize) -> Self {
         Self(libc::iovec { iov_base: start.cast_mut().cast(), iov_len: len })
     }
+
+    /// Length in bytes.
+    pub fn len(&self) -> usize {
+        self.0.iov_len
+    }
+
+    /// The `len` bytes from `offset` on, cut to what there is.
+    pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
+        let offset = offset.min(self.len());
+        let start: *mut u8 = self.0.iov_base.cast();
+        Self::new(start.wrapping_add(offset), len.min(self.len() - offset))
+    }
 }
 
 /// How [`send`] sends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct SendFlags {
+pub struct SendFlags {
     /// `MSG_ZEROCOPY`; nothing without [`enable_zerocopy`], and off Linux.
-    pub(crate) zerocopy: bool,
+    pub zerocopy: bool,
     /// `MSG_MORE`: more of the same follows at once. A hint; nothing off Linux.
-    pub(crate) more: bool,
+    pub more: bool,
 }
 
 /// Sends the ranges in order and says how many bytes the kernel accepted, which may be fewer.
@@ -227,13 +239,13 @@ pub(crate) fn linger_off(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// What a socket is ready for; nothing set when the time was up or a signal came.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(crate) struct Ready {
+pub struct Ready {
     /// The socket takes bytes; not asked for unless wanted.
-    pub(crate) writable: bool,
+    pub writable: bool,
     /// The error queue is not empty, or the socket has an error.
-    pub(crate) error: bool,
+    pub error: bool,
     /// The connection is gone in both directions. Stays set for good.
-    pub(crate) hangup: bool,
+    pub hangup: bool,
 }
 
 /// Waits until the socket is writable (if wanted), has an error or hung up, or the time is up;

@@ -1,0 +1,42 @@
+//! Sends 256 MiB out of pool buffers over loopback, and shows what became of them.
+//!
+//! `cargo run --release --example hello_zerocopy`
+
+use std::{
+    error::Error,
+    io::{self, Write as _},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use pinbuf::{Pool, Sender};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    // The far end: counts bytes until the stream ends.
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let peer = thread::spawn(move || io::copy(&mut listener.accept()?.0, &mut io::sink()));
+
+    // 64 buffers of 256 KiB, on huge pages where the system has them.
+    let pool = Pool::new(256 * 1024, 64)?;
+    let mut sender = Sender::new(TcpStream::connect(address)?)?;
+    println!("pool:   {}", pool.region());
+    println!("sender: {:?}", sender.capabilities());
+
+    let start = Instant::now();
+    for round in 0..1024_u32 {
+        // Waits for a free buffer, reading this sender's notes meanwhile.
+        let mut buf = pool.alloc(256 * 1024)?;
+        while buf.len() < buf.capacity() {
+            buf.write_all(&round.to_le_bytes())?;
+        }
+        // From here the buffer is the kernel's, until it has let go of it.
+        sender.send(buf)?;
+    }
+    let report = sender.close(Instant::now() + Duration::from_secs(10));
+    println!("closed: {report:?} after {:.2?}", start.elapsed());
+    println!("peer:   {} bytes", peer.join().expect("the peer does not panic")?);
+    println!("pool:   {:?}", pool.audit());
+    Ok(())
+}

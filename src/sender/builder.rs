@@ -1,0 +1,238 @@
+//! Settings of a sender, and what is checked before a socket is taken over.
+
+use std::os::fd::AsFd;
+
+use super::{Sender, core::Core, kernel::Socket, window::MemlockBudget};
+use crate::{
+    error::{AdoptError, CopyReason, OsError},
+    id::NotificationId,
+    sys::{errno, limits, socket},
+};
+
+/// When sends go without copy.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum Policy {
+    /// Whenever they are large enough and the kernel accepts it, also on a route where the kernel
+    /// copies in the end (loopback, a virtual Ethernet pair).
+    #[default]
+    Prefer,
+    /// As `Prefer`, but a socket that has no zero copy is refused. A kernel short of memory
+    /// (`ENOBUFS`) still makes single calls go by copy; [`SenderStats`](super::SenderStats) counts
+    /// them.
+    Require,
+    /// Never: everything goes by copy, and is released at once.
+    Never,
+}
+
+/// What becomes of a payload once the kernel has released it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum HandBack {
+    /// It is dropped: a pool buffer is recycled, an owner let go of.
+    #[default]
+    Recycle,
+    /// It waits for [`Sender::next_returned`], contents unchanged. The caller must fetch it, or
+    /// payloads pile up.
+    Return,
+}
+
+/// The id that a socket's next zero-copy call takes, from [`Sender::into_parts`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ResumeIds(pub(super) NotificationId);
+
+/// Settings of a core.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    pub threshold_bytes: usize,
+    pub max_in_flight_bytes: usize,
+    pub max_in_flight_sends: usize,
+    pub hand_back: HandBack,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            threshold_bytes: 16 << 10,
+            max_in_flight_bytes: 64 << 20,
+            max_in_flight_sends: 4096,
+            hand_back: HandBack::Recycle,
+        }
+    }
+}
+
+/// Settings for a [`Sender`].
+///
+/// ```
+/// # use std::net::{TcpListener, TcpStream};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = TcpListener::bind("127.0.0.1:0")?;
+/// let sender = pinbuf::Sender::builder()
+///     .policy(pinbuf::Policy::Prefer)
+///     .threshold_bytes(32 * 1024)
+///     .max_in_flight_bytes(16 << 20)
+///     .adopt(TcpStream::connect(listener.local_addr()?)?)?;
+/// # drop(sender);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+pub struct SenderBuilder {
+    policy: Policy,
+    config: Config,
+    first: Option<NotificationId>,
+}
+
+impl SenderBuilder {
+    pub(super) fn new() -> Self {
+        Self { policy: Policy::default(), config: Config::default(), first: None }
+    }
+
+    /// When sends go without copy. Default: [`Policy::Prefer`].
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Size in bytes from which a send, or a run of large neighbours in a vectored send, goes
+    /// without copy. Default: 16 KiB.
+    ///
+    /// Below it copying is cheaper. Data that the CPU's caches hold copies fast, so that 32 KiB can
+    /// be right there; cold data gains from 4 KiB on.
+    pub fn threshold_bytes(mut self, bytes: usize) -> Self {
+        self.config.threshold_bytes = bytes;
+        self
+    }
+
+    /// Bytes that may be in flight at once; further sends wait. Default: 64 MiB.
+    ///
+    /// Under a finite `RLIMIT_MEMLOCK` all senders of the process share half of that limit
+    /// besides. A single call is never refused for its size.
+    pub fn max_in_flight_bytes(mut self, bytes: usize) -> Self {
+        self.config.max_in_flight_bytes = bytes;
+        self
+    }
+
+    /// Zero-copy calls that may be in flight at once; further sends wait. Default: 4096.
+    ///
+    /// The kernel's own bound is about `net.core.optmem_max / 832` groups of calls (157 by
+    /// default, 24 on kernels before 6.2), where TCP groups calls of up to 512 KiB in all.
+    pub fn max_in_flight_sends(mut self, sends: usize) -> Self {
+        self.config.max_in_flight_sends = sends;
+        self
+    }
+
+    /// What becomes of released payloads. Default: [`HandBack::Recycle`].
+    pub fn hand_back(mut self, hand_back: HandBack) -> Self {
+        self.config.hand_back = hand_back;
+        self
+    }
+
+    /// The socket was used by a sender before, which gave these ids when taken apart.
+    pub fn resume(mut self, ids: ResumeIds) -> Self {
+        self.first = Some(ids.0);
+        self
+    }
+
+    /// Takes over a connected stream socket that has never sent with `MSG_ZEROCOPY`, or one that
+    /// [resumes](Self::resume).
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::new`]; also [`AdoptError::ZeroCopyUnavailable`] with [`Policy::Require`], and
+    /// [`AdoptError::InvalidSetting`] when a window is 0, or above 2^30 sends.
+    pub fn adopt<S: AsFd + Send + Sync + 'static>(
+        self,
+        socket: S,
+    ) -> Result<Sender<S>, AdoptError<S>> {
+        if self.config.max_in_flight_bytes == 0 {
+            return Err(AdoptError::InvalidSetting {
+                setting: "max_in_flight_bytes must be above 0",
+                socket,
+            });
+        }
+        if !(1..=1 << 30).contains(&self.config.max_in_flight_sends) {
+            return Err(AdoptError::InvalidSetting {
+                setting: "max_in_flight_sends must be between 1 and 2^30",
+                socket,
+            });
+        }
+        let copy_reason = match self.examine(&socket) {
+            Ok(copy_reason) => copy_reason,
+            Err(refusal) => return Err(refusal.into_error(socket)),
+        };
+        if let (Policy::Require, Some(reason)) = (self.policy, copy_reason) {
+            return Err(AdoptError::ZeroCopyUnavailable { reason, socket });
+        }
+        let optmem_max = limits::optmem_max().unwrap_or(DEFAULT_OPTMEM_MAX);
+        let first = self.first.unwrap_or_default();
+        let budget = MemlockBudget::of_process();
+        let kernel = Socket(socket);
+        let core = Core::new(kernel, self.config, copy_reason, budget, optmem_max, first);
+        Ok(Sender { core: Some(core) })
+    }
+
+    /// Checks the socket and switches zero copy on; tells why there is none, if so.
+    fn examine(&self, socket: &impl AsFd) -> Result<Option<CopyReason>, Refusal> {
+        let fd = socket.as_fd();
+        let kind = socket::kind(fd)?;
+        match kind {
+            socket::Kind::Listener => return Err(Refusal::Listener),
+            socket::Kind::Datagram => return Err(Refusal::Unsupported),
+            socket::Kind::Tcp | socket::Kind::OtherStream => {}
+        }
+        if !socket::is_connected(fd)? {
+            return Err(Refusal::NotConnected);
+        }
+        socket::prepare(fd)?;
+        if self.policy == Policy::Never {
+            return Ok(Some(CopyReason::Policy));
+        }
+        if kind != socket::Kind::Tcp {
+            return Ok(Some(CopyReason::KindOfSocket));
+        }
+        match socket::optmem(fd) {
+            Ok(0) => {}
+            Ok(_) => return Err(Refusal::InUse),
+            // Without the gauge a use cannot be seen, nor can the option be trusted.
+            Err(error) => return Ok(Some(CopyReason::Refused(OsError::from(&error)))),
+        }
+        Ok(socket::enable_zerocopy(fd).err().map(|error| {
+            CopyReason::Refused(match error.raw_os_error() {
+                Some(_) => OsError::from(&error),
+                None => OsError::from_raw(errno::EOPNOTSUPP),
+            })
+        }))
+    }
+}
+
+/// What kernels since 6.2 start with; used where `/proc` does not tell.
+const DEFAULT_OPTMEM_MAX: u32 = 128 << 10;
+
+/// Why a socket is not taken over.
+enum Refusal {
+    InUse,
+    Listener,
+    NotConnected,
+    Unsupported,
+    Os(OsError),
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Self {
+        Self::Os(OsError::from(&error))
+    }
+}
+
+impl Refusal {
+    fn into_error<S>(self, socket: S) -> AdoptError<S> {
+        match self {
+            Self::InUse => AdoptError::SocketInUse(socket),
+            Self::Listener => AdoptError::Listener(socket),
+            Self::NotConnected => AdoptError::NotConnected(socket),
+            Self::Unsupported => AdoptError::Unsupported(socket),
+            Self::Os(error) => AdoptError::Os { error, socket },
+        }
+    }
+}

@@ -1,0 +1,624 @@
+//! The machine behind a sender: two locks, one for what is to be sent, one for what is in flight.
+//!
+//! Lock order: `send`, then `watch`, then `in_flight`. None is held while user code runs (drops
+//! of payloads, wakers) or while a thread waits: what a step lets go of is collected and disposed
+//! of after the locks are free.
+
+use std::{
+    io, mem,
+    task::{Context, Poll},
+};
+
+use super::{
+    Capabilities, Config, Returned, SenderStats,
+    in_flight::{InFlight, Read},
+    kernel::{Interest, Kernel},
+    ledger::Fate,
+    outbox::{Call, Outbox},
+    window::{Admission, MemlockBudget, Window},
+};
+use crate::{
+    error::{CopyReason, OsError, SendError},
+    id::{NotificationId, Ticket},
+    lease::{IntoPayload, Payload},
+    raw::Reclaim,
+    reaper,
+    sync::{Arc, Mutex, lock, try_lock},
+    sys::{Foreign, errno, socket::SendFlags},
+};
+
+/// Option memory the kernel takes for one note until it is read, in bytes; the same on 6.1, 6.12
+/// and 6.18.
+const OPTMEM_PER_NOTE: u32 = 832;
+
+/// Largest call, in bytes.
+const MAX_CALL_BYTES: usize = 1 << 20;
+
+/// Zero-copy calls after which the error queue is read at the latest.
+const MAX_UNREAD_CALLS: usize = 32;
+
+/// The shared part of a sender.
+pub struct Core<K: Kernel> {
+    pub(super) kernel: K,
+    config: Config,
+    budget: Arc<MemlockBudget>,
+    optmem_max: u32,
+    send: Mutex<Send>,
+    in_flight: Mutex<InFlight>,
+    /// The reaper's attention, for as long as it is of use to somebody.
+    watch: Mutex<Watch>,
+}
+
+/// What is to be sent.
+struct Send {
+    outbox: Outbox,
+    window: Window,
+    /// The first error of a connection that is over.
+    failed: Option<OsError>,
+    /// Why the last attempt stopped.
+    stuck: Option<Stuck>,
+    /// Whether the kernel has been seen to honour the flag.
+    verified: bool,
+    /// Zero-copy calls since the error queue was last read.
+    unread_calls: usize,
+    /// Pools that know this sender.
+    pools: Vec<u64>,
+    /// Room for the payloads of a send on their way in.
+    staging: Vec<Payload>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Watch {
+    Off,
+    On(reaper::Token),
+    /// The sender is gone; nobody can want it driven any more.
+    Over,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stuck {
+    Socket,
+    Window,
+}
+
+/// Why a flush ended with the outbox not empty.
+#[derive(Clone, Copy, Debug)]
+enum Stop {
+    Stuck,
+    /// The connection is over.
+    Failed(OsError),
+    /// The front of the outbox was refused; the connection is as it was.
+    Refused(OsError),
+}
+
+impl Stop {
+    /// As the error of a send of which nothing was accepted.
+    fn into_send_error(self) -> SendError<()> {
+        match self {
+            Self::Stuck => SendError::WouldBlock(()),
+            Self::Failed(error) => SendError::Connection { error, buf: () },
+            Self::Refused(error) if error.raw() == errno::EFAULT => SendError::BadAddress(()),
+            Self::Refused(error) => SendError::Os { error, buf: () },
+        }
+    }
+}
+
+impl<K: Kernel> Core<K> {
+    /// `copy_reason` tells why nothing can go without copy, if so; `first` is the id that the
+    /// socket's next zero-copy call takes.
+    pub fn new(
+        kernel: K,
+        config: Config,
+        copy_reason: Option<CopyReason>,
+        budget: Arc<MemlockBudget>,
+        optmem_max: u32,
+        first: NotificationId,
+    ) -> Arc<Self> {
+        let (bytes, sends) = (config.max_in_flight_bytes, config.max_in_flight_sends);
+        let in_flight =
+            InFlight::new(sends, first, copy_reason, config.hand_back, Arc::clone(&budget));
+        Arc::new(Self {
+            kernel,
+            config,
+            budget,
+            optmem_max,
+            send: Mutex::new(Send {
+                outbox: Outbox::default(),
+                window: Window::new(bytes, sends),
+                failed: None,
+                stuck: None,
+                verified: false,
+                unread_calls: 0,
+                pools: Vec::new(),
+                staging: Vec::new(),
+            }),
+            in_flight: Mutex::new(in_flight),
+            watch: Mutex::new(Watch::Off),
+        })
+    }
+
+    /// Sends one buffer, as far as the socket takes it.
+    pub fn try_send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
+        let mut send = lock(&self.send);
+        let mut bufs = mem::take(&mut send.staging);
+        bufs.push(buf.into_payload());
+        let result = self.offer(&mut send, &mut bufs).map_err(|error| {
+            error.map(|()| P::from_payload(bufs.pop().expect("comes back with the error")))
+        });
+        send.staging = bufs;
+        drop(send);
+        self.dispose();
+        result
+    }
+
+    /// Sends all of `bufs` as one send, as far as the socket takes it.
+    pub fn try_send_vectored(
+        self: &Arc<Self>,
+        bufs: &mut Vec<Payload>,
+    ) -> Result<Ticket, SendError<()>> {
+        let result = self.offer(&mut lock(&self.send), bufs);
+        self.dispose();
+        result
+    }
+
+    /// Takes all of `bufs` and sends; on an error that carries a buffer they are all back.
+    fn offer(
+        self: &Arc<Self>,
+        send: &mut Send,
+        bufs: &mut Vec<Payload>,
+    ) -> Result<Ticket, SendError<()>> {
+        if let Some(error) = send.failed {
+            return Err(SendError::Connection { error, buf: () });
+        }
+        self.flush_rest(send).map_err(Stop::into_send_error)?;
+        self.register(send, bufs);
+        let (ticket, awaited) = self.enter(send, bufs);
+        if awaited {
+            Arc::clone(self).watch();
+        }
+        let Err(stop) = self.flush(send) else { return Ok(ticket) };
+        let accepted = send.outbox.sending().map_or(0, |(_, accepted)| accepted);
+        if accepted == 0 {
+            let mut in_flight = lock(&self.in_flight);
+            bufs.extend(send.outbox.take().map(|key| in_flight.withdraw(key)));
+            in_flight.done.ledger.retract(ticket.sequence);
+            return Err(stop.into_send_error());
+        }
+        match self.give_up(send, stop) {
+            Stop::Failed(error) => Err(SendError::Truncated { ticket, error }),
+            Stop::Stuck | Stop::Refused(_) => Ok(ticket),
+        }
+    }
+
+    /// Makes this sender known to the pools of `bufs`, so that a thread waiting there for a slot
+    /// can read the notes that would free one.
+    fn register(self: &Arc<Self>, send: &mut Send, bufs: &[Payload]) {
+        for buf in bufs {
+            let Payload::Pinned(buf) = buf else { continue };
+            let pool = buf.pool();
+            if !send.pools.contains(&pool.id()) {
+                send.pools.push(pool.id());
+                let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(self);
+                pool.register(Arc::downgrade(&sender));
+            }
+        }
+    }
+
+    /// Moves `bufs` into the outbox as the next send; tells whether somebody waits for a slot of
+    /// theirs.
+    fn enter(&self, send: &mut Send, bufs: &mut Vec<Payload>) -> (Ticket, bool) {
+        let mut in_flight = lock(&self.in_flight);
+        let count = u32::try_from(bufs.len()).expect("fewer than 2^32 buffers in a send");
+        let sequence = in_flight.done.ledger.open(count);
+        let (mut len, mut awaited) = (0, false);
+        for buf in bufs.drain(..) {
+            let (key, memory) = in_flight.enter(buf, sequence);
+            len += memory.len();
+            send.outbox.push(key, memory);
+            awaited |= in_flight.tracker.get(key).is_awaited();
+        }
+        let zero_copy = in_flight.copy_reason.is_none();
+        let ticket = Ticket { sequence, len };
+        send.outbox.start(ticket, zero_copy.then_some(self.config.threshold_bytes));
+        (ticket, awaited)
+    }
+
+    /// Sends what is left of the last send.
+    fn flush_rest(&self, send: &mut Send) -> Result<(), Stop> {
+        self.flush(send).map_err(|stop| self.give_up(send, stop))
+    }
+
+    /// If a stream cannot go on after a part of a send was accepted, that send is cut short and
+    /// the connection is over: going on behind a gap would be silently wrong.
+    fn give_up(&self, send: &mut Send, stop: Stop) -> Stop {
+        let error = match stop {
+            Stop::Failed(error) => error,
+            Stop::Refused(error) if error.raw() == errno::EFAULT => error,
+            Stop::Stuck | Stop::Refused(_) => return stop,
+        };
+        send.failed = Some(error);
+        self.truncate(send, error);
+        Stop::Failed(error)
+    }
+
+    /// Lets go of everything that is not accepted.
+    fn truncate(&self, send: &mut Send, error: OsError) {
+        let Some((ticket, accepted)) = send.outbox.sending() else { return };
+        let mut in_flight = lock(&self.in_flight);
+        in_flight.done.truncate(ticket, accepted, error);
+        send.outbox.take().for_each(|key| in_flight.settle(key));
+    }
+
+    /// Sends what the outbox holds, until it is empty or something stops it.
+    fn flush(&self, send: &mut Send) -> Result<(), Stop> {
+        let max_bytes = self.budget.max_call_bytes().min(MAX_CALL_BYTES);
+        while let Some(call) = send.outbox.next_call(max_bytes) {
+            if call.zero_copy { self.send_zero_copy(send, call) } else { self.send_copied(send, call) }?;
+        }
+        send.stuck = None;
+        Ok(())
+    }
+
+    fn send_copied(&self, send: &mut Send, call: Call) -> Result<(), Stop> {
+        let flags = SendFlags { zerocopy: false, more: call.more };
+        let accepted = match call.bytes {
+            0 => 0,
+            _ => match self.kernel.send(send.outbox.memory(), flags) {
+                Ok(accepted) => accepted,
+                Err(error) => return Err(Self::stopped(send, &error)),
+            },
+        };
+        self.accepted(send, call, None, accepted)
+    }
+
+    fn send_zero_copy(&self, send: &mut Send, call: Call) -> Result<(), Stop> {
+        let flags = SendFlags { zerocopy: true, more: false };
+        let mut retried = false;
+        loop {
+            let id = match self.admit(send, call) {
+                Ok(id) => id,
+                Err(Admission::Full) => {
+                    send.stuck = Some(Stuck::Window);
+                    return Err(Stop::Stuck);
+                }
+                Err(_) => return self.send_copied(send, call),
+            };
+            let error = match self.kernel.send(send.outbox.memory(), flags) {
+                Ok(accepted) if accepted > 0 => return self.accepted(send, call, Some(id), accepted),
+                Ok(_) => io::ErrorKind::WouldBlock.into(),
+                Err(error) => error,
+            };
+            let mut in_flight = lock(&self.in_flight);
+            in_flight.cancel_call(id, send.outbox.keys(), send.outbox.memory());
+            if error.raw_os_error() != Some(errno::ENOBUFS) {
+                return Err(Self::stopped(send, &error));
+            }
+            self.count_no_bufs(&mut in_flight);
+            send.unread_calls = 0;
+            let freed = in_flight.read_notes(&self.kernel).is_ok_and(|read| read.ids > 0);
+            if !freed || retried {
+                let stats = &in_flight.done.stats;
+                send.window.shrink(in_flight.tracker.outstanding(), stats.in_flight_bytes);
+                drop(in_flight);
+                return self.send_copied(send, call);
+            }
+            retried = true;
+        }
+    }
+
+    /// The id of a zero-copy call, or what must happen instead.
+    fn admit(&self, send: &mut Send, call: Call) -> Result<NotificationId, Admission> {
+        let (keys, memory) = (send.outbox.keys(), send.outbox.memory());
+        let pages = (memory.iter().enumerate())
+            .map(|(at, part)| MemlockBudget::pages(part.len(), at == 0))
+            .sum();
+        let mut in_flight = lock(&self.in_flight);
+        let unread_limit = (self.optmem_max / OPTMEM_PER_NOTE / 2) as usize;
+        if send.unread_calls >= unread_limit.clamp(1, MAX_UNREAD_CALLS) {
+            send.unread_calls = 0;
+            let _ = in_flight.read_notes(&self.kernel);
+        }
+        // A full window is looked at again after reading the notes, and once more after asking
+        // whether a note went astray.
+        for attempt in 0.. {
+            if in_flight.copy_reason.is_some() {
+                return Err(Admission::Copy);
+            }
+            let (sends, bytes) =
+                (in_flight.tracker.outstanding(), in_flight.done.stats.in_flight_bytes);
+            let admission = send.window.admit(&self.budget, call.bytes, pages, sends, bytes);
+            match (admission, attempt) {
+                (Admission::ZeroCopy, _) => break,
+                (Admission::Full, 0) => {
+                    send.unread_calls = 0;
+                    let _ = in_flight.read_notes(&self.kernel);
+                }
+                (Admission::Full, 1) => {
+                    in_flight.prove(&self.kernel);
+                }
+                (other, _) => return Err(other),
+            }
+        }
+        in_flight.begin_call(keys, memory).ok_or_else(|| {
+            self.budget.refund(pages);
+            Admission::Copy
+        })
+    }
+
+    /// The kernel took `accepted` bytes of the call last cut.
+    fn accepted(
+        &self,
+        send: &mut Send,
+        call: Call,
+        id: Option<NotificationId>,
+        accepted: usize,
+    ) -> Result<(), Stop> {
+        let mut in_flight = lock(&self.in_flight);
+        let keys = send.outbox.keys();
+        let covered = send.outbox.covered(accepted);
+        match id {
+            Some(id) => {
+                in_flight.in_call = false;
+                if covered < keys.len() {
+                    in_flight.tracker.trim(id, covered);
+                }
+                in_flight.done.stats.zero_copy_calls += 1;
+                in_flight.done.stats.zero_copy_bytes += accepted as u64;
+                send.window.went_well();
+                send.unread_calls += 1;
+            }
+            None => {
+                for key in &keys[..covered] {
+                    in_flight.tracker.get_mut(*key).copied = true;
+                }
+                in_flight.done.stats.copied_calls += u64::from(call.bytes > 0);
+                in_flight.done.stats.copied_bytes += accepted as u64;
+            }
+        }
+        send.outbox.advance(accepted, |key| in_flight.settle(key));
+        if id.is_some() && !mem::replace(&mut send.verified, true) {
+            self.verify(&mut in_flight);
+        }
+        if accepted < call.bytes {
+            send.stuck = Some(Stuck::Socket);
+            return Err(Stop::Stuck);
+        }
+        Ok(())
+    }
+
+    /// After the first zero-copy call: option memory reading 0 with the id outstanding means that
+    /// the kernel took the option and ignored the flag, so nothing is in flight.
+    fn verify(&self, in_flight: &mut InFlight) {
+        if in_flight.tracker.outstanding() > 0 && matches!(self.kernel.optmem(), Ok(0)) {
+            in_flight.release_all();
+            in_flight.copy_reason = Some(CopyReason::Ignored);
+        }
+    }
+
+    /// Which limit the kernel ran into.
+    fn count_no_bufs(&self, in_flight: &mut InFlight) {
+        let used = self.kernel.optmem().unwrap_or(0);
+        if used.saturating_add(OPTMEM_PER_NOTE) > self.optmem_max {
+            in_flight.done.stats.no_bufs_optmem += 1;
+        } else {
+            in_flight.done.stats.no_bufs_memlock += 1;
+        }
+    }
+
+    /// What a failed call means.
+    fn stopped(send: &mut Send, error: &io::Error) -> Stop {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            send.stuck = Some(Stuck::Socket);
+            return Stop::Stuck;
+        }
+        let error = OsError::from(error);
+        if errno::ends_connection(error.raw()) {
+            Stop::Failed(*send.failed.get_or_insert(error))
+        } else {
+            Stop::Refused(error)
+        }
+    }
+
+    // Driving: what anybody may do for a sender.
+
+    /// Reads the notes, then sends what the socket now takes of the last send.
+    pub(super) fn step(&self) -> io::Result<Step> {
+        let read = lock(&self.in_flight).read_notes(&self.kernel);
+        let flushed = match try_lock(&self.send) {
+            Some(mut send) => {
+                send.unread_calls = 0;
+                self.flush_rest(&mut send)
+            }
+            // Whoever holds the lock is sending.
+            None => Err(Stop::Stuck),
+        };
+        self.dispose();
+        Ok(Step { read: read?, flushed })
+    }
+
+    /// Drops what was let go of and wakes who waited for it, with no lock held.
+    fn dispose(&self) {
+        let mut in_flight = lock(&self.in_flight);
+        let InFlight { done, .. } = &mut *in_flight;
+        if done.settled.is_empty() && done.wakers.is_empty() {
+            return;
+        }
+        let mut settled = mem::take(&mut done.settled);
+        let poisoned = in_flight.poisoned().is_some();
+        let InFlight { done, .. } = &mut *in_flight;
+        let resolved = |ticket: &Ticket| poisoned || done.ledger.fate(*ticket).is_some();
+        let woken: Vec<_> = done.wakers.extract_if(.., |(ticket, _)| resolved(ticket)).collect();
+        drop(in_flight);
+        woken.into_iter().for_each(|(_, waker)| waker.wake());
+        settled.clear();
+        let mut in_flight = lock(&self.in_flight);
+        if in_flight.done.settled.capacity() == 0 {
+            in_flight.done.settled = settled;
+        }
+    }
+
+    pub(super) fn interest(&self) -> Interest {
+        let writable = lock(&self.send).stuck == Some(Stuck::Socket);
+        let in_flight = lock(&self.in_flight);
+        let released = in_flight.tracker.outstanding() > 0 && in_flight.poisoned().is_none();
+        Interest { writable, released }
+    }
+
+    /// Whether everything is accepted.
+    pub(super) fn is_flushed(&self) -> bool {
+        lock(&self.send).outbox.is_empty()
+    }
+
+    /// Whether everything is accepted and released.
+    pub(super) fn is_drained(&self) -> bool {
+        self.is_flushed() && lock(&self.in_flight).tracker.outstanding() == 0
+    }
+
+    pub(super) fn is_poisoned(&self) -> bool {
+        lock(&self.in_flight).poisoned().is_some()
+    }
+
+    /// Asks the option memory whether all is released though no note said so.
+    pub(super) fn check_overdue(&self) {
+        lock(&self.in_flight).prove(&self.kernel);
+        self.dispose();
+    }
+
+    /// The fate of a send, or `None` while it is open.
+    pub fn fate(&self, ticket: Ticket) -> Option<Fate> {
+        let sending = lock(&self.send).outbox.sending().map(|(ticket, _)| ticket);
+        lock(&self.in_flight).fate(ticket, sending)
+    }
+
+    /// The fate of a send, with a wake-up for when it has one.
+    pub(super) fn poll_fate(
+        self: &Arc<Self>,
+        cx: &mut Context<'_>,
+        ticket: Ticket,
+    ) -> Poll<io::Result<Fate>> {
+        self.step()?;
+        let sending = lock(&self.send).outbox.sending().map(|(ticket, _)| ticket);
+        let mut in_flight = lock(&self.in_flight);
+        if let Some(fate) = in_flight.fate(ticket, sending) {
+            return Poll::Ready(Ok(fate));
+        }
+        let wakers = &mut in_flight.done.wakers;
+        match wakers.iter_mut().find(|(waiting, _)| *waiting == ticket) {
+            Some((_, waker)) => waker.clone_from(cx.waker()),
+            None => wakers.push((ticket, cx.waker().clone())),
+        }
+        drop(in_flight);
+        if !Arc::<Self>::clone(self).watch() {
+            return Poll::Ready(Err(io::Error::other(
+                "no thread can be had to wait for the kernel; raise RLIMIT_NPROC, or wait with \
+                 `wait`",
+            )));
+        }
+        Poll::Pending
+    }
+
+    pub(super) fn connection_error(&self) -> Option<OsError> {
+        lock(&self.send).failed
+    }
+
+    pub(super) fn next_event(&self) -> Option<Foreign> {
+        lock(&self.in_flight).events.pop_front()
+    }
+
+    pub(super) fn next_returned(&self) -> Option<Returned> {
+        lock(&self.in_flight).done.returned.pop_front()
+    }
+
+    pub(super) fn capabilities(&self) -> Capabilities {
+        let reason = lock(&self.in_flight).copy_reason;
+        Capabilities { zero_copy: reason.is_none(), reason }
+    }
+
+    pub(super) fn stats(&self) -> SenderStats {
+        let window = {
+            let send = lock(&self.send);
+            (send.window.sends(), send.window.bytes())
+        };
+        let in_flight = lock(&self.in_flight);
+        SenderStats {
+            in_flight_calls: in_flight.tracker.outstanding(),
+            leases: in_flight.tracker.leases(),
+            window_sends: window.0,
+            window_bytes: window.1,
+            ..in_flight.done.stats
+        }
+    }
+
+    /// The id that the socket's next zero-copy call takes.
+    pub(super) fn next_id(&self) -> NotificationId {
+        lock(&self.in_flight).tracker.next_id()
+    }
+
+    fn unwatch(&self, watch: &mut Watch, then: Watch) {
+        if let Watch::On(token) = std::mem::replace(watch, then) {
+            self.kernel.unwatch(token);
+        }
+    }
+
+    /// The kernel's side alone, unless somebody else holds the core at this moment.
+    pub(super) fn into_kernel(self: Arc<Self>) -> Result<K, Arc<Self>> {
+        self.unwatch(&mut lock(&self.watch), Watch::Over);
+        Arc::try_unwrap(self).map(|core| core.kernel)
+    }
+
+    /// Ends the sender's part: what was never accepted is let go of, and what is in flight and
+    /// unproven becomes Quarantined. Returns the number of leases for which that holds.
+    pub(super) fn abandon(&self, error: OsError) -> usize {
+        self.unwatch(&mut lock(&self.watch), Watch::Over);
+        let mut send = lock(&self.send);
+        send.failed.get_or_insert(error);
+        self.truncate(&mut send, error);
+        let mut in_flight = lock(&self.in_flight);
+        let _ = in_flight.read_notes(&self.kernel);
+        in_flight.prove(&self.kernel);
+        in_flight.quarantine();
+        let leases = in_flight.tracker.leases();
+        drop(in_flight);
+        drop(send);
+        self.dispose();
+        leases
+    }
+}
+
+/// What one [`Core::step`] did.
+pub(super) struct Step {
+    pub(super) read: Read,
+    flushed: Result<(), Stop>,
+}
+
+impl Step {
+    /// Whether nothing is left to send.
+    pub(super) fn flushed(&self) -> Result<bool, OsError> {
+        match self.flushed {
+            Ok(()) => Ok(true),
+            Err(Stop::Stuck) => Ok(false),
+            Err(Stop::Failed(error) | Stop::Refused(error)) => Err(error),
+        }
+    }
+}
+
+impl<K: Kernel> Reclaim for Core<K> {
+    fn drive(&self) {
+        // A failure shows in the sender's own calls.
+        let _ = self.step();
+        let mut watch = lock(&self.watch);
+        if matches!(*watch, Watch::On(_)) && !lock(&self.in_flight).is_awaited() {
+            self.unwatch(&mut watch, Watch::Off);
+        }
+    }
+
+    fn watch(self: Arc<Self>) -> bool {
+        let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(&self);
+        let mut watch = lock(&self.watch);
+        if *watch == Watch::Off {
+            let token = self.kernel.watch(Arc::downgrade(&sender));
+            *watch = token.map_or(Watch::Off, Watch::On);
+        }
+        *watch != Watch::Off
+    }
+}

@@ -1,0 +1,274 @@
+//! What the kernel has been given and not yet released: the side of a sender that reads notes.
+
+use std::{collections::VecDeque, io, task::Waker};
+
+use super::{
+    HandBack, Returned, SenderStats,
+    kernel::Kernel,
+    ledger::{Fate, Ledger},
+    window::MemlockBudget,
+};
+use crate::{
+    error::{CopyReason, OsError, Poison},
+    id::{NotificationId, Ticket},
+    lease::{Lease, Payload},
+    sync::Arc,
+    sys::{Foreign, Record, socket::IoVec},
+    tracker::{CompletionTracker, LeaseKey},
+};
+
+/// Foreign messages of the error queue kept for the caller.
+const MAX_EVENTS: usize = 64;
+
+/// Batches of notes read in one go, so that a busy peer cannot keep a reader for ever.
+const MAX_BATCHES: usize = 64;
+
+/// Leases, the ids that cover them, and what became of those released. Lives under one lock.
+pub(super) struct InFlight {
+    pub(super) tracker: CompletionTracker<Lease>,
+    pub(super) done: Done,
+    /// Whether a zero-copy call is under way, so that option memory reading 0 proves nothing.
+    pub(super) in_call: bool,
+    /// Why everything goes by copy, if it does.
+    pub(super) copy_reason: Option<CopyReason>,
+    pub(super) events: VecDeque<Foreign>,
+}
+
+/// Where released leases go.
+pub(super) struct Done {
+    pub(super) ledger: Ledger,
+    pub(super) stats: SenderStats,
+    /// Payloads for the caller, when it wants them back.
+    pub(super) returned: VecDeque<Returned>,
+    /// Payloads to be dropped, once no lock is held.
+    pub(super) settled: Vec<Payload>,
+    pub(super) wakers: Vec<(Ticket, Waker)>,
+    hand_back: HandBack,
+    budget: Arc<MemlockBudget>,
+}
+
+/// What one reading of the error queue brought.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Read {
+    pub(super) messages: usize,
+    pub(super) ids: u64,
+}
+
+impl InFlight {
+    pub(super) fn new(
+        window: usize,
+        first: NotificationId,
+        copy_reason: Option<CopyReason>,
+        hand_back: HandBack,
+        budget: Arc<MemlockBudget>,
+    ) -> Self {
+        Self {
+            tracker: CompletionTracker::new(window, first),
+            done: Done {
+                ledger: Ledger::default(),
+                stats: SenderStats::default(),
+                returned: VecDeque::new(),
+                settled: Vec::new(),
+                wakers: Vec::new(),
+                hand_back,
+                budget,
+            },
+            in_call: false,
+            copy_reason,
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Takes custody of a payload.
+    pub(super) fn enter(&mut self, payload: Payload, ticket: u64) -> (LeaseKey, IoVec) {
+        if self.done.hand_back == HandBack::Return {
+            // Room for every lease that can come back, so that no note is lost for want of it.
+            self.done.returned.reserve(self.tracker.leases() + 1);
+        }
+        let lease = Lease::new(payload, ticket);
+        let memory = lease.io_vec();
+        (self.tracker.insert(lease), memory)
+    }
+
+    /// Ends the sender's hold on a lease that the kernel has wholly accepted, or that will not be
+    /// sent any further.
+    pub(super) fn settle(&mut self, key: LeaseKey) {
+        if let Some(lease) = self.tracker.settle(key) {
+            self.done.finish(lease, false);
+        }
+    }
+
+    /// Gives back a lease of which the kernel accepted nothing.
+    pub(super) fn withdraw(&mut self, key: LeaseKey) -> Payload {
+        let lease = self.tracker.settle(key).expect("no id covers what was not accepted");
+        self.done.uncharge(&lease);
+        lease.release()
+    }
+
+    /// Gives out the id of a call that is about to be made, and charges its leases for it.
+    pub(super) fn begin_call(
+        &mut self,
+        keys: &[LeaseKey],
+        memory: &[IoVec],
+    ) -> Option<NotificationId> {
+        let id = self.tracker.issue(keys)?;
+        self.in_call = true;
+        for (at, (key, part)) in keys.iter().zip(memory).enumerate() {
+            let lease = self.tracker.get_mut(*key);
+            lease.offered_bytes += part.len();
+            lease.charged_pages += MemlockBudget::pages(part.len(), at == 0);
+            self.done.stats.in_flight_bytes += part.len();
+        }
+        Some(id)
+    }
+
+    /// The call of `id` failed: the kernel did not use it.
+    pub(super) fn cancel_call(&mut self, id: NotificationId, keys: &[LeaseKey], memory: &[IoVec]) {
+        self.in_call = false;
+        if !self.tracker.cancel(id) {
+            return;
+        }
+        for (at, (key, part)) in keys.iter().zip(memory).enumerate() {
+            let pages = MemlockBudget::pages(part.len(), at == 0);
+            let lease = self.tracker.get_mut(*key);
+            lease.offered_bytes -= part.len();
+            lease.charged_pages -= pages;
+            self.done.stats.in_flight_bytes -= part.len();
+            self.done.budget.refund(pages);
+        }
+    }
+
+    /// Reads the error queue until it is empty.
+    pub(super) fn read_notes(&mut self, kernel: &impl Kernel) -> io::Result<Read> {
+        let mut read = Read::default();
+        for _ in 0..MAX_BATCHES {
+            let batch = kernel.read_notes(&mut |record| read.ids += self.on_record(record))?;
+            read.messages += batch.messages;
+            if batch.truncated {
+                self.poison(Poison::Truncated);
+            }
+            if batch.drained {
+                break;
+            }
+        }
+        if self.poisoned().is_some() {
+            read.ids += self.prove(kernel);
+        }
+        Ok(read)
+    }
+
+    /// Handles one record; returns how many ids it released.
+    fn on_record(&mut self, record: Record) -> u64 {
+        let (lo, hi, copied) = match record {
+            Record::Released { lo, hi, copied } => (lo, hi, copied),
+            Record::Foreign(event) => {
+                if self.events.len() == MAX_EVENTS {
+                    self.events.pop_front();
+                    self.done.stats.events_dropped += 1;
+                }
+                self.events.push_back(event);
+                return 0;
+            }
+        };
+        self.done.stats.notes += 1;
+        if self.poisoned().is_some() {
+            return 0;
+        }
+        let Self { tracker, done, .. } = self;
+        match tracker.release(lo, hi, |lease| done.finish(lease, copied)) {
+            Ok(range) => {
+                let ids = range.count();
+                done.stats.released_calls += ids;
+                done.stats.deferred_copies += if copied { ids } else { 0 };
+                ids
+            }
+            Err(_) => {
+                self.poison(Poison::UnknownIds { lo, hi });
+                0
+            }
+        }
+    }
+
+    /// Why notes prove nothing any more, if so.
+    pub(super) fn poisoned(&self) -> Option<Poison> {
+        match self.copy_reason {
+            Some(CopyReason::Poisoned(poison)) => Some(poison),
+            _ => None,
+        }
+    }
+
+    /// Notes prove nothing from here on: no zero copy, no release but by [`prove`](Self::prove).
+    fn poison(&mut self, poison: Poison) {
+        if self.poisoned().is_none() {
+            self.copy_reason = Some(CopyReason::Poisoned(poison));
+            self.quarantine();
+        }
+    }
+
+    /// Marks every lease that the kernel was given as unproven.
+    pub(super) fn quarantine(&mut self) {
+        for lease in self.tracker.iter_mut().filter(|lease| lease.offered_bytes > 0) {
+            lease.quarantine();
+        }
+    }
+
+    /// Asks the option memory of the socket: reading 0, while no call is under way, means that
+    /// every id is released. Returns how many ids that released.
+    ///
+    /// If notes were still trusted, somebody else must have read one of ours: that poisons.
+    pub(super) fn prove(&mut self, kernel: &impl Kernel) -> u64 {
+        let ids = self.tracker.outstanding() as u64;
+        if ids == 0 || self.in_call || !matches!(kernel.optmem(), Ok(0)) {
+            return 0;
+        }
+        self.release_all();
+        self.poison(Poison::NoteStolen);
+        ids
+    }
+
+    /// Every id is released: the option memory says so.
+    pub(super) fn release_all(&mut self) {
+        self.done.stats.released_calls += self.tracker.outstanding() as u64;
+        let Self { tracker, done, .. } = self;
+        tracker.release_all(|lease| done.finish(lease, false));
+    }
+
+    /// Whether somebody waits for a fate, or for a slot of what is in flight.
+    pub(super) fn is_awaited(&mut self) -> bool {
+        !self.done.wakers.is_empty() || self.tracker.iter_mut().any(|lease| lease.is_awaited())
+    }
+
+    /// The fate of a send; `sending` is the one that is not wholly accepted.
+    pub(super) fn fate(&self, ticket: Ticket, sending: Option<Ticket>) -> Option<Fate> {
+        let fate = self.done.ledger.fate(ticket);
+        if fate.is_none() && self.poisoned().is_some() && sending != Some(ticket) {
+            return self.done.ledger.is_open(ticket).then_some(Fate::Quarantined);
+        }
+        fate
+    }
+}
+
+impl Done {
+    /// A lease has lost its last hold.
+    fn finish(&mut self, lease: Lease, copied: bool) {
+        self.uncharge(&lease);
+        let ticket = lease.ticket;
+        self.ledger.released(ticket, copied || lease.copied);
+        let payload = lease.release();
+        match self.hand_back {
+            HandBack::Recycle => self.settled.push(payload),
+            HandBack::Return => self.returned.push_back(Returned { sequence: ticket, payload }),
+        }
+    }
+
+    fn uncharge(&mut self, lease: &Lease) {
+        self.stats.in_flight_bytes -= lease.offered_bytes;
+        self.budget.refund(lease.charged_pages);
+    }
+
+    /// The connection failed after `accepted` bytes of a send.
+    pub(super) fn truncate(&mut self, ticket: Ticket, accepted: usize, error: OsError) {
+        self.ledger.truncate(ticket.sequence, accepted, error);
+        self.stats.truncated_sends += 1;
+    }
+}

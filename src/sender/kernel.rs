@@ -1,0 +1,129 @@
+//! The one seam between the sender and the kernel.
+
+use std::{
+    io,
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    raw::Reclaim,
+    reaper,
+    sync::Weak,
+    sys::{
+        Batch, Record,
+        epoll::EdgeWait,
+        errqueue,
+        socket::{self, IoVec, Ready, SendFlags},
+    },
+};
+
+/// What a sender waits for.
+///
+/// With `poll(2)`: `POLLOUT` if `writable`, and no event if not. `POLLERR` needs no asking for: it
+/// comes for whatever `released` waits for. Waiting for `POLLOUT` while a note is unread returns at
+/// once for ever, so after every return call [`reap`](crate::Sender::reap) first.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Interest {
+    /// Room in the socket buffer.
+    pub writable: bool,
+    /// Notes on the error queue.
+    pub released: bool,
+}
+
+/// What the sender asks of the kernel about one socket. Simulations and models implement it too.
+pub trait Kernel: Send + Sync + 'static {
+    /// Sends once, without blocking.
+    fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize>;
+    /// Reads one batch of the error queue, without blocking.
+    fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch>;
+    /// Waits for an interest, for `timeout` at most; on `edges` when given.
+    fn wait(
+        &self,
+        interest: Interest,
+        timeout: Option<Duration>,
+        edges: Option<&EdgeWait>,
+    ) -> io::Result<Ready>;
+    /// A waiter for changes only, for a socket whose error condition does not go away.
+    fn edges(&self, interest: Interest) -> io::Result<Option<EdgeWait>>;
+    /// Bytes of option memory the socket has in use: 832 for each note unread or to come.
+    fn optmem(&self) -> io::Result<u32>;
+    /// Bytes accepted and not yet acknowledged by the peer.
+    fn unacked(&self) -> io::Result<usize>;
+    /// Ends the stream in order: the peer reads all that was accepted, then its end.
+    fn shutdown_write(&self) -> io::Result<()>;
+    /// Makes the close of the descriptor a reset.
+    fn reset_on_close(&self) -> io::Result<()>;
+    /// The clock that deadlines are measured by.
+    fn now(&self) -> Instant;
+    /// Has the reaper thread drive the sender when the socket has news.
+    fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<reaper::Token>;
+    /// Ends `watch`.
+    fn unwatch(&self, token: reaper::Token);
+}
+
+/// A real socket.
+#[derive(Debug)]
+pub struct Socket<S>(pub(super) S);
+
+impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
+    fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
+        // SAFETY: every range comes from the payload of a lease that the tracker holds, which
+        // keeps it mapped, and its bytes untouched by owners of ours, until the kernel has
+        // released the call.
+        unsafe { socket::send(self.0.as_fd(), memory, flags) }
+    }
+
+    fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
+        errqueue::with_scratch(|scratch| errqueue::recv(self.0.as_fd(), scratch, on_record))
+    }
+
+    fn wait(
+        &self,
+        interest: Interest,
+        timeout: Option<Duration>,
+        edges: Option<&EdgeWait>,
+    ) -> io::Result<Ready> {
+        match edges {
+            Some(edges) => edges.wait(timeout),
+            None => socket::poll(self.0.as_fd(), interest.writable, timeout),
+        }
+    }
+
+    fn edges(&self, interest: Interest) -> io::Result<Option<EdgeWait>> {
+        match EdgeWait::new(self.0.as_fd(), interest.writable) {
+            Ok(edges) => Ok(Some(edges)),
+            // Without notes there is nothing to wait for that levels would not tell.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn optmem(&self) -> io::Result<u32> {
+        socket::optmem(self.0.as_fd())
+    }
+
+    fn unacked(&self) -> io::Result<usize> {
+        socket::unsent(self.0.as_fd())
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        socket::shutdown_write(self.0.as_fd())
+    }
+
+    fn reset_on_close(&self) -> io::Result<()> {
+        socket::reset_on_close(self.0.as_fd())
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<reaper::Token> {
+        reaper::watch(self.0.as_fd(), sender)
+    }
+
+    fn unwatch(&self, token: reaper::Token) {
+        reaper::unwatch(self.0.as_fd(), token);
+    }
+}

@@ -1,0 +1,186 @@
+//! What became of every send: tickets to fates.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use crate::{error::OsError, id::Ticket};
+
+/// What became of a send.
+///
+/// *Accepted* means that the kernel took the bytes into the socket; *released*, that it will
+/// never read the memory again. Neither says that the peer received anything.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Fate {
+    /// All bytes were accepted, and the kernel has released the memory.
+    Released {
+        /// Bytes accepted: the length of the send.
+        accepted: usize,
+        /// Whether a part of it went by copy, by the sender's choice or as the kernel's deferred
+        /// copy. The kernel flags whole groups of sends by their first member, so this is a
+        /// statistic. `None` for a send that resolved more than 4096 sends ago.
+        copied: Option<bool>,
+    },
+    /// The connection failed, or was ended, after a part of the bytes was accepted; the kernel has
+    /// released the memory.
+    Truncated {
+        /// Bytes accepted.
+        accepted: usize,
+        /// Bytes that were to be sent.
+        len: usize,
+        /// What ended it.
+        error: OsError,
+    },
+    /// The kernel may still read the memory, and no note can prove otherwise any more. The memory
+    /// stays untouched. Becomes one of the other fates if proof comes late.
+    Quarantined,
+}
+
+/// Fates of resolved sends that are kept in full.
+const HISTORY: usize = 4096;
+
+/// Leases of the send not yet released; the flag beside it.
+#[derive(Clone, Copy, Default)]
+struct Open {
+    leases: u32,
+    copied: bool,
+}
+
+struct Truncation {
+    accepted: usize,
+    error: OsError,
+}
+
+/// Tickets to fates, for the sends of one sender.
+///
+/// Keeps what has not resolved, what was cut short, and the last 4096 others; any older send was
+/// released, which its ticket alone can tell.
+#[derive(Default)]
+pub(crate) struct Ledger {
+    /// Sequence number of `recent[0]`.
+    first: u64,
+    recent: VecDeque<Open>,
+    /// Sends older than `first` that have not resolved.
+    late: BTreeMap<u64, Open>,
+    truncated: BTreeMap<u64, Truncation>,
+}
+
+impl Ledger {
+    /// Opens the next ticket, for a send of `leases` leases.
+    pub(crate) fn open(&mut self, leases: u32) -> u64 {
+        while self.recent.len() >= HISTORY {
+            if let Some(open) = self.recent.pop_front().filter(|open| open.leases > 0) {
+                self.late.insert(self.first, open);
+            }
+            self.first += 1;
+        }
+        self.recent.push_back(Open { leases, copied: false });
+        self.first + self.recent.len() as u64 - 1
+    }
+
+    /// Takes back the last ticket opened: nothing of the send was accepted.
+    pub(crate) fn retract(&mut self, sequence: u64) {
+        debug_assert_eq!(sequence + 1, self.first + self.recent.len() as u64);
+        self.recent.pop_back();
+    }
+
+    /// One lease of a send is released. Returns whether that was the last.
+    pub(crate) fn released(&mut self, sequence: u64, copied: bool) -> bool {
+        let Some(at) = sequence.checked_sub(self.first) else {
+            let open = self.late.get_mut(&sequence).expect("an unresolved send is kept");
+            open.leases -= 1;
+            let last = open.leases == 0;
+            if last {
+                self.late.remove(&sequence);
+            }
+            return last;
+        };
+        let open = &mut self.recent[at as usize];
+        open.leases -= 1;
+        open.copied |= copied;
+        open.leases == 0
+    }
+
+    /// The connection failed after `accepted` bytes of the send.
+    pub(crate) fn truncate(&mut self, sequence: u64, accepted: usize, error: OsError) {
+        self.truncated.insert(sequence, Truncation { accepted, error });
+    }
+
+    /// Whether a send was made and has leases.
+    pub(crate) fn is_open(&self, ticket: Ticket) -> bool {
+        let open = match ticket.sequence.checked_sub(self.first) {
+            Some(at) => self.recent.get(at as usize),
+            None => self.late.get(&ticket.sequence),
+        };
+        open.is_some_and(|open| open.leases > 0)
+    }
+
+    /// The fate of a send, or `None` while it has leases or was never made.
+    pub(crate) fn fate(&self, ticket: Ticket) -> Option<Fate> {
+        let sequence = ticket.sequence;
+        let open = match sequence.checked_sub(self.first) {
+            Some(at) => Some(*self.recent.get(at as usize)?),
+            None => self.late.get(&sequence).copied(),
+        };
+        if open.is_some_and(|open| open.leases > 0) {
+            return None;
+        }
+        if let Some(truncation) = self.truncated.get(&sequence) {
+            let Truncation { accepted, error } = *truncation;
+            return Some(Fate::Truncated { accepted, len: ticket.len, error });
+        }
+        Some(Fate::Released { accepted: ticket.len, copied: open.map(|open| open.copied) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticket(sequence: u64) -> Ticket {
+        Ticket { sequence, len: 10 }
+    }
+
+    fn released(copied: Option<bool>) -> Option<Fate> {
+        Some(Fate::Released { accepted: 10, copied })
+    }
+
+    #[test]
+    fn a_send_resolves_with_its_last_lease() {
+        let mut ledger = Ledger::default();
+        let sequence = ledger.open(2);
+        assert!(!ledger.released(sequence, true));
+        assert_eq!(ledger.fate(ticket(sequence)), None);
+        assert!(ledger.released(sequence, false));
+        assert_eq!(ledger.fate(ticket(sequence)), released(Some(true)));
+        assert_eq!(ledger.fate(ticket(sequence + 1)), None, "never made");
+    }
+
+    #[test]
+    fn a_straggler_and_a_truncated_send_outlive_the_history() {
+        let mut ledger = Ledger::default();
+        let straggler = ledger.open(1);
+        let cut = ledger.open(1);
+        let error = OsError::from_raw(104);
+        ledger.truncate(cut, 3, error);
+        ledger.released(cut, false);
+        for _ in 0..3 * HISTORY {
+            let sequence = ledger.open(1);
+            ledger.released(sequence, false);
+        }
+        assert!(ledger.recent.len() <= HISTORY);
+        assert_eq!(ledger.fate(ticket(straggler)), None);
+        let truncated = Fate::Truncated { accepted: 3, len: 10, error };
+        assert_eq!(ledger.fate(ticket(cut)), Some(truncated));
+        assert_eq!(ledger.fate(ticket(cut + 1)), released(None));
+        assert!(ledger.released(straggler, false));
+        assert_eq!(ledger.fate(ticket(straggler)), released(None));
+    }
+
+    #[test]
+    fn a_retracted_ticket_is_given_out_again() {
+        let mut ledger = Ledger::default();
+        let first = ledger.open(1);
+        ledger.retract(first);
+        assert_eq!(ledger.open(1), first);
+    }
+}

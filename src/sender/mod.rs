@@ -1,0 +1,493 @@
+//! The sender: takes buffers, sends them, and gives them back when the kernel has let go of them.
+//!
+//! | file | what |
+//! |---|---|
+//! | `builder` | settings, and what is checked before a socket is taken over |
+//! | `core` | the machine: two locks, the send path |
+//! | `outbox` | the send that the socket has not wholly taken, cut into calls |
+//! | `in_flight` | what the kernel was given: notes, releases, poison |
+//! | `ledger` | what became of every send |
+//! | `window` | how much may be in flight |
+//! | `wait` | waiting without spinning |
+//! | `kernel` | the one seam to the kernel |
+
+mod builder;
+pub(crate) mod core;
+mod in_flight;
+#[allow(unsafe_code)]
+pub(crate) mod kernel;
+mod ledger;
+mod outbox;
+mod wait;
+pub(crate) mod window;
+
+use std::{
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    task::{Context, Poll},
+    time::Instant,
+};
+
+pub use self::{
+    builder::{Config, HandBack, Policy, ResumeIds, SenderBuilder},
+    kernel::Interest,
+    ledger::Fate,
+};
+use self::{
+    core::Core,
+    kernel::{Kernel, Socket},
+    wait::Wait,
+};
+use crate::{
+    error::{AdoptError, CopyReason, OsError, SendError, WaitError},
+    id::Ticket,
+    lease::{IntoPayload, Payload},
+    sync::Arc,
+    sys::{Foreign, errno},
+};
+
+/// Sends memory over one connected stream socket, without copying it where that pays.
+///
+/// A buffer given to `send` belongs to the sender until the kernel has released every byte of it:
+/// after the send is acknowledged by the peer, or the connection has failed. Then it is recycled,
+/// or handed back ([`HandBack::Return`]). Each accepted send has a [`Ticket`], whose [`Fate`] can
+/// be asked for at any time.
+///
+/// Sends of less than 16 KiB ([`SenderBuilder::threshold_bytes`]) go by copy, since that is
+/// cheaper, and are released at once. Both kinds keep their order on the stream.
+///
+/// # The socket
+///
+/// The sender must be the socket's only user of `MSG_ZEROCOPY`. A second one (a `dup`, a forked
+/// child, `io_uring`) shifts the ids that the kernel gives out, and its note can free a buffer of
+/// ours early before any id looks wrong. What is detected late poisons the sender: see
+/// [`Poison`](crate::Poison). Reading from the socket and setting options of it, through
+/// [`get_ref`](Self::get_ref), is fine; reading its error queue is not.
+///
+/// The sender never changes `O_NONBLOCK`, timeouts or other options of the socket, except
+/// `SO_ZEROCOPY`, and never reads `SO_ERROR`.
+///
+/// # Dropping
+///
+/// [`close`](Self::close) ends the stream in order. A sender that is dropped with something in
+/// flight keeps the socket open and the memory untouched for ever, and its pool counts the slots
+/// Quarantined; one dropped with a send accepted in part resets the connection, so that the peer
+/// never mistakes what it got for the whole.
+///
+/// # Examples
+///
+/// ```
+/// # use std::{io::Read, net::{TcpListener, TcpStream}, thread};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = TcpListener::bind("127.0.0.1:0")?;
+/// # let address = listener.local_addr()?;
+/// # let peer = thread::spawn(move || std::io::copy(&mut listener.accept().unwrap().0, &mut std::io::sink()));
+/// let pool = pinbuf::Pool::new(64 * 1024, 16)?;
+/// let mut sender = pinbuf::Sender::new(TcpStream::connect(address)?)?;
+///
+/// let mut buf = pool.alloc(64 * 1024)?;
+/// buf.resize(64 * 1024, 7);
+/// let ticket = sender.send(buf)?;
+/// let fate = sender.wait(ticket, None)?;
+/// assert!(matches!(fate, pinbuf::Fate::Released { accepted: 65536, .. }));
+/// # drop(sender);
+/// # assert_eq!(peer.join().unwrap()?, 65536);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Sender<S: AsFd + Send + Sync + 'static = OwnedFd> {
+    /// `None` only while being taken apart.
+    core: Option<Arc<Core<Socket<S>>>>,
+}
+
+/// Whether sends can go without copy, and if not, why.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Whether large sends go without copy.
+    pub zero_copy: bool,
+    /// Why not.
+    pub reason: Option<CopyReason>,
+}
+
+/// Counters of one sender since it was made, and its state now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct SenderStats {
+    /// Calls that the kernel accepted with `MSG_ZEROCOPY`.
+    pub zero_copy_calls: u64,
+    /// Bytes of these.
+    pub zero_copy_bytes: u64,
+    /// Calls by copy.
+    pub copied_calls: u64,
+    /// Bytes of these.
+    pub copied_bytes: u64,
+    /// Notes read from the error queue.
+    pub notes: u64,
+    /// Zero-copy calls released.
+    pub released_calls: u64,
+    /// Those of them whose note said that the kernel copied after all. The kernel flags a group
+    /// of calls by its first member, so this is a statistic.
+    pub deferred_copies: u64,
+    /// Times the kernel refused a zero-copy call for option memory (`net.core.optmem_max`).
+    pub no_bufs_optmem: u64,
+    /// Times the kernel refused a zero-copy call for locked memory (`RLIMIT_MEMLOCK`).
+    pub no_bufs_memlock: u64,
+    /// Sends cut short by the end of the connection.
+    pub truncated_sends: u64,
+    /// Foreign messages of the error queue that nobody fetched with
+    /// [`next_event`](Sender::next_event) in time.
+    pub events_dropped: u64,
+    /// Zero-copy calls now in flight.
+    pub in_flight_calls: usize,
+    /// Bytes offered to these calls.
+    pub in_flight_bytes: usize,
+    /// Payloads now in the sender's custody.
+    pub leases: usize,
+    /// Zero-copy calls that may now be in flight at once.
+    pub window_sends: usize,
+    /// Bytes that may now be in flight at once.
+    pub window_bytes: usize,
+}
+
+/// What one [`reap`](Sender::reap) read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Reaped {
+    /// Messages read from the error queue, foreign ones included.
+    pub messages: usize,
+    /// Zero-copy calls released.
+    pub calls: u64,
+}
+
+/// A payload handed back.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Returned {
+    /// [`Ticket::sequence`] of the send it was part of. The send's fate is known once all its
+    /// payloads are back.
+    pub sequence: u64,
+    /// The payload; nobody reads it any more.
+    pub payload: Payload,
+}
+
+/// How a sender ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct CloseReport {
+    /// Whether everything was accepted, the stream ended in order, and every buffer released.
+    pub drained: bool,
+    /// Bytes that the kernel accepted and the peer had not acknowledged at the end, where that
+    /// can be told.
+    pub unacked_bytes: Option<usize>,
+    /// Payloads whose release could not be proven; they stay untouched for ever, and the socket
+    /// open.
+    pub quarantined: usize,
+    /// The connection's error, if it failed.
+    pub error: Option<OsError>,
+}
+
+impl<S: AsFd + Send + Sync + 'static> Sender<S> {
+    /// Takes over a connected socket that has never sent with `MSG_ZEROCOPY`.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`], with the socket: it is in use by another zero-copy sender, a listener, not
+    /// connected, not a stream, or a system call failed. That the kernel has no zero copy for it
+    /// is no error: everything goes by copy then, and [`capabilities`](Self::capabilities) says
+    /// why.
+    pub fn new(socket: S) -> Result<Self, AdoptError<S>> {
+        SenderBuilder::new().adopt(socket)
+    }
+
+    /// Sends a buffer as far as the socket takes it now; never blocks.
+    ///
+    /// Once anything of the buffer is accepted the sender keeps it; what the socket did not take
+    /// is sent before anything else, by any later call. The next buffer is refused until then.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::WouldBlock`] when nothing was accepted: wait for [`interest`](Self::interest),
+    /// [`reap`](Self::reap), and try again. The others as described there. The buffer comes back,
+    /// except with [`SendError::Truncated`].
+    pub fn try_send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
+        self.core().try_send(buf)
+    }
+
+    /// Sends a buffer, blocking until the socket has accepted all of it.
+    ///
+    /// Does not wait for its release; see [`wait`](Self::wait).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_send`](Self::try_send), but never [`SendError::WouldBlock`].
+    pub fn send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
+        let mut buf = buf;
+        let mut wait = Wait::new(self.core(), None);
+        let ticket = loop {
+            match self.core().try_send(buf) {
+                Err(SendError::WouldBlock(back)) => buf = back,
+                Err(error) => return Err(error),
+                Ok(ticket) => break ticket,
+            }
+            if let Err(error) = wait.step_and_round() {
+                return Err(SendError::Os { error, buf });
+            }
+        };
+        self.finish(ticket)
+    }
+
+    /// Sends several buffers as one send, in order, as far as the socket takes them now.
+    ///
+    /// Neighbours are sent with one system call where they go the same way: buffers below 4 KiB
+    /// by copy, runs of larger ones without copy when together they reach the threshold. Takes all
+    /// of `bufs` once anything is accepted, and leaves it as it was on an error other than
+    /// [`SendError::Truncated`].
+    ///
+    /// # Errors
+    ///
+    /// As [`try_send`](Self::try_send).
+    pub fn try_send_vectored(&mut self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
+        self.core().try_send_vectored(bufs)
+    }
+
+    /// Sends several buffers as one send, blocking until the socket has accepted all of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_send_vectored`](Self::try_send_vectored), but never [`SendError::WouldBlock`].
+    pub fn send_vectored(&mut self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
+        let mut wait = Wait::new(self.core(), None);
+        let ticket = loop {
+            match self.core().try_send_vectored(bufs) {
+                Err(SendError::WouldBlock(())) => {}
+                Err(error) => return Err(error),
+                Ok(ticket) => break ticket,
+            }
+            if let Err(error) = wait.step_and_round() {
+                return Err(SendError::Os { error, buf: () });
+            }
+        };
+        self.finish(ticket)
+    }
+
+    /// Blocks until the send just begun is wholly accepted.
+    fn finish<B>(&self, ticket: Ticket) -> Result<Ticket, SendError<B>> {
+        let core = self.core();
+        if core.is_flushed() {
+            return Ok(ticket);
+        }
+        let flushed = Wait::new(core, None).until(|core| core.is_flushed().then_some(Ok(())));
+        match (flushed, core.connection_error()) {
+            (Err(WaitError::Os(error)), _) | (Ok(()), Some(error)) => {
+                Err(SendError::Truncated { ticket, error })
+            }
+            _ => Ok(ticket),
+        }
+    }
+
+    /// Sends what the socket has not yet accepted of the last send; never blocks. Returns whether
+    /// nothing is left.
+    ///
+    /// # Errors
+    ///
+    /// The error of the connection, or of the call.
+    pub fn flush(&mut self) -> Result<bool, OsError> {
+        self.core().step().map_err(|error| OsError::from(&error))?.flushed()
+    }
+
+    /// What to wait for before calling again.
+    pub fn interest(&self) -> Interest {
+        self.core().interest()
+    }
+
+    /// Reads the error queue and lets go of what it names; never blocks.
+    ///
+    /// Also sends what was left of the last send. With [`HandBack::Return`], fetch the payloads
+    /// with [`next_returned`](Self::next_returned) afterwards.
+    ///
+    /// # Errors
+    ///
+    /// What `recvmsg(2)` reported.
+    pub fn reap(&mut self) -> io::Result<Reaped> {
+        let read = self.core().step()?.read;
+        Ok(Reaped { messages: read.messages, calls: read.ids })
+    }
+
+    /// The next payload handed back, in order of release; see [`HandBack::Return`].
+    pub fn next_returned(&mut self) -> Option<Returned> {
+        self.core().next_returned()
+    }
+
+    /// The next message of the error queue that was not about zero copy: a timestamp, an ICMP
+    /// error. At most 64 wait here; [`SenderStats::events_dropped`] counts the older ones lost.
+    pub fn next_event(&mut self) -> Option<Foreign> {
+        self.core().next_event()
+    }
+
+    /// What became of a send, or `None` while it is open, as far as the notes read so far tell.
+    pub fn fate(&self, ticket: Ticket) -> Option<Fate> {
+        self.core().fate(ticket)
+    }
+
+    /// Polls for what becomes of a send, for use in a future of any runtime.
+    ///
+    /// # Errors
+    ///
+    /// What `recvmsg(2)` reported, or that no thread could be had to wait for the kernel.
+    pub fn poll_fate(&mut self, cx: &mut Context<'_>, ticket: Ticket) -> Poll<io::Result<Fate>> {
+        self.core().poll_fate(cx, ticket)
+    }
+
+    /// Blocks until a send has its fate, or the deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::TimedOut`], or [`WaitError::Poisoned`] at once if the error queue no longer
+    /// tells.
+    pub fn wait(&mut self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
+        Wait::new(self.core(), deadline).until(|core| {
+            Some(match core.fate(ticket)? {
+                Fate::Quarantined => Err(WaitError::Poisoned),
+                fate => Ok(fate),
+            })
+        })
+    }
+
+    /// Blocks until everything is accepted and released, or the deadline.
+    ///
+    /// On a connection that has failed this waits for the releases only; see
+    /// [`connection_error`](Self::connection_error).
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::TimedOut`], or [`WaitError::Poisoned`] at once if the error queue no longer
+    /// tells.
+    pub fn drain(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
+        Wait::new(self.core(), deadline).until(|core| {
+            if core.is_drained() {
+                Some(Ok(()))
+            } else {
+                core.is_poisoned().then_some(Err(WaitError::Poisoned))
+            }
+        })
+    }
+
+    /// Ends the stream in order and waits until the kernel has let go of everything, or the
+    /// deadline: sends the rest, shuts down the writing side, drains.
+    ///
+    /// What is not proven released by then stays untouched for ever, with the socket open; a send
+    /// that is not wholly accepted by then is cut short, and the peer never sees an orderly end.
+    pub fn close(mut self, deadline: Instant) -> CloseReport {
+        let core = self.core.take().expect("present until taken apart");
+        let flushed = Wait::new(&core, Some(deadline))
+            .until(|core| core.is_flushed().then_some(Ok(())))
+            .is_ok();
+        let ended = flushed
+            && core.connection_error().is_none()
+            && core.kernel.shutdown_write().is_ok()
+            && Wait::new(&core, Some(deadline)).until(|core| core.is_drained().then_some(Ok(()))).is_ok();
+        if !ended {
+            let _ = Wait::new(&core, Some(deadline)).until(|core| core.is_drained().then_some(Ok(())));
+        }
+        let error = core.connection_error();
+        let unacked_bytes = core.kernel.unacked().ok();
+        let quarantined = Self::leave(core);
+        CloseReport { drained: ended && quarantined == 0, unacked_bytes, quarantined, error }
+    }
+
+    /// Lets go of a core that nobody will drive any more; returns the payloads left unproven.
+    fn leave(core: Arc<Core<Socket<S>>>) -> usize {
+        if !core.is_flushed() {
+            // A part of a send is on the wire: the peer must not take it for the whole.
+            let _ = core.kernel.reset_on_close();
+        }
+        let quarantined = core.abandon(OsError::from_raw(errno::ECANCELED));
+        if quarantined > 0 {
+            // The descriptor stays open with its leases: once it is closed no proof can come.
+            std::mem::forget(core);
+        }
+        quarantined
+    }
+
+    /// Counters and state.
+    pub fn stats(&self) -> SenderStats {
+        self.core().stats()
+    }
+
+    /// Whether sends can go without copy now, and if not, why.
+    pub fn capabilities(&self) -> Capabilities {
+        self.core().capabilities()
+    }
+
+    /// The first error of a connection that is over; stays readable.
+    pub fn connection_error(&self) -> Option<OsError> {
+        self.core().connection_error()
+    }
+
+    /// The socket, for reading from it and for its options.
+    pub fn get_ref(&self) -> &S {
+        &self.core().kernel.0
+    }
+
+    /// Takes the sender apart, when nothing is in flight and nothing unsent.
+    ///
+    /// The kernel goes on counting the socket's zero-copy calls where it was: hand the
+    /// [`ResumeIds`] to [`SenderBuilder::resume`] to send on later.
+    ///
+    /// # Errors
+    ///
+    /// The sender, when something is in flight or unsent: [`drain`](Self::drain) first.
+    pub fn into_parts(mut self) -> Result<(S, ResumeIds), Self> {
+        if self.core().step().is_err() || !self.core().is_drained() {
+            return Err(self);
+        }
+        let mut core = self.core.take().expect("present until taken apart");
+        let ids = ResumeIds(core.next_id());
+        loop {
+            // A thread that waits for a slot, or the reaper, may hold the core for a moment.
+            match Core::into_kernel(core) {
+                Ok(Socket(socket)) => return Ok((socket, ids)),
+                Err(back) => core = back,
+            }
+            crate::sync::thread::yield_now();
+        }
+    }
+
+    fn core(&self) -> &Arc<Core<Socket<S>>> {
+        self.core.as_ref().expect("present until taken apart")
+    }
+}
+
+impl Sender<OwnedFd> {
+    /// Settings for a sender.
+    pub fn builder() -> SenderBuilder {
+        SenderBuilder::new()
+    }
+}
+
+impl<S: AsFd + Send + Sync + 'static> Drop for Sender<S> {
+    fn drop(&mut self) {
+        if let Some(core) = self.core.take() {
+            Self::leave(core);
+        }
+    }
+}
+
+impl<S: AsFd + Send + Sync + 'static> AsFd for Sender<S> {
+    /// The socket, to poll it. To send on it by other means is fine only without `MSG_ZEROCOPY`
+    /// and with nothing left to [`flush`](Sender::flush).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.get_ref().as_fd()
+    }
+}
+
+impl<S: AsFd + Send + Sync + fmt::Debug + 'static> fmt::Debug for Sender<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender")
+            .field("socket", self.get_ref())
+            .field("capabilities", &self.capabilities())
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}

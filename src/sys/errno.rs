@@ -1,0 +1,17 @@
+//! The error numbers that callers tell apart.
+
+pub(crate) use libc::{ECANCELED, EFAULT, ENOBUFS, EOPNOTSUPP};
+
+/// Whether a failed send means that the connection is over.
+pub(crate) fn ends_connection(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::EPIPE
+            | libc::ECONNRESET
+            | libc::ECONNABORTED
+            | libc::ETIMEDOUT
+            | libc::ENOTCONN
+            | libc::ESHUTDOWN
+            | libc::EBADF
+    )
+}
