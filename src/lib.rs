@@ -1,13 +1,37 @@
 //! Sends memory without copying it, and gives a buffer back only after the kernel has let go of it.
 
 #![deny(unsafe_code)]
+// Under std the shim of sync.rs is these types; under loom, using one means to have gone past it.
+#![cfg_attr(loom, deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
 #[cfg(not(unix))]
 compile_error!("pinbuf needs a Unix: its sockets and mappings have no counterpart elsewhere");
 
+mod backing;
+#[allow(unsafe_code)]
+mod buf;
 mod error;
 mod id;
+#[doc(hidden)]
+pub mod internals;
+#[allow(unsafe_code)]
+mod mapped;
+mod pool;
+mod raw;
 mod sync;
+#[allow(unsafe_code)]
+mod sys;
 
-pub use error::{AdoptError, AllocError, CopyReason, OsError, Poison, SendError, WaitError};
+pub use backing::{Backing, Pages};
+pub use buf::PinnedBuf;
+pub use error::{
+    AdoptError, AllocError, BuildError, CopyReason, OsError, Poison, RangeError, Refusal,
+    SendError, WaitError,
+};
 pub use id::{IdRange, NotificationId, Ticket};
+pub use mapped::MappedSlice;
+pub use pool::{Alloc, Audit, ClassStats, Offender, Pool, PoolBuilder, PoolStats, Problem};
+pub use raw::{RegionReport, SlotState};
+
+#[doc(hidden)]
+pub use internals as __internals;

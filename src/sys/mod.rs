@@ -1,0 +1,3 @@
+//! System calls. The only user of libc.
+
+pub(crate) mod memory;
