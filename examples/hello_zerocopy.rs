@@ -2,6 +2,8 @@
 //!
 //! `cargo run --release --example hello_zerocopy`
 
+#![allow(clippy::print_stdout, reason = "a program, not the library")]
+
 use std::{
     error::Error,
     io::{self, Write as _},
@@ -21,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // 64 buffers of 256 KiB, on huge pages where the system has them.
     let pool = Pool::new(256 * 1024, 64)?;
     let mut sender = Sender::new(TcpStream::connect(address)?)?;
-    println!("pool:   {}", pool.region());
+    println!("pool:   {}", pool.regions()[0]);
     println!("sender: {:?}", sender.capabilities());
 
     let start = Instant::now();

@@ -1,8 +1,8 @@
 //! Error types. The library reports and counts; it never logs or prints.
 
-use std::{error::Error, fmt, io};
+use std::{error::Error, fmt, io, ops::Range};
 
-use crate::id::Ticket;
+use crate::{backing::Pages, id::Ticket};
 
 /// An error number of the operating system (`errno`), kept as it was.
 ///
@@ -99,6 +99,188 @@ impl fmt::Display for AllocError {
 }
 
 impl Error for AllocError {}
+
+/// Why a kind of pages was not used for a pool.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The system refused. For hugetlb pages ENOMEM means that too few are set aside: raise
+    /// `vm.nr_hugepages`.
+    Os(OsError),
+    /// The platform does not have such pages.
+    Unsupported,
+    /// The pool is smaller than half a page of this kind; require the kind to have it anyway.
+    TooSmall,
+    /// Rounded up to whole pages, the pool does not fit into the address space.
+    AddressSpace,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Os(error) => fmt::Display::fmt(error, f),
+            Self::Unsupported => f.write_str("the platform does not have such pages"),
+            Self::TooSmall => f.write_str("the pool is smaller than half a page of this kind"),
+            Self::AddressSpace => {
+                f.write_str("rounded up to whole pages, the pool does not fit the address space")
+            }
+        }
+    }
+}
+
+/// Why a pool was not built.
+///
+/// ```
+/// use pinbuf::{BuildError, Pool};
+///
+/// let error = Pool::new(1 << 20, usize::MAX).unwrap_err();
+/// assert!(matches!(error, BuildError::TooManySlots { .. }));
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The pool has no size class; add one with `class`.
+    NoClass,
+    /// A class has no capacity or no slots; give both at least 1.
+    EmptyClass {
+        /// Capacity of each slot in bytes.
+        capacity: usize,
+        /// Number of slots.
+        count: usize,
+    },
+    /// Two classes have the same capacity; make them one with the sum of their slots.
+    DuplicateClass {
+        /// The capacity in bytes.
+        capacity: usize,
+    },
+    /// A class has more slots than an index can name; use larger or fewer slots.
+    TooManySlots {
+        /// Capacity of each slot in bytes.
+        capacity: usize,
+        /// Number of slots.
+        count: usize,
+        /// The most slots a class can have.
+        most: usize,
+    },
+    /// The classes up to this one do not fit the address space; use smaller or fewer slots.
+    TooLarge {
+        /// Capacity of each slot in bytes.
+        capacity: usize,
+        /// Number of slots.
+        count: usize,
+    },
+    /// A huge page size has to be a power of two larger than a base page; use a size listed in
+    /// `/sys/kernel/mm/hugepages`.
+    PageSize {
+        /// The size asked for, in bytes.
+        page_bytes: usize,
+    },
+    /// The required kind of pages cannot be had; provide it, or let the pool take what there is
+    /// with `Backing::Prefer`.
+    Unavailable {
+        /// The kind that was required.
+        pages: Pages,
+        /// Why it cannot be had.
+        refusal: Refusal,
+    },
+    /// The memory cannot be had on any pages; build a smaller pool.
+    OutOfMemory {
+        /// Length of the pool's memory in bytes.
+        bytes: usize,
+        /// What base pages, the last resort, were refused for.
+        refusal: Refusal,
+    },
+    /// The memory cannot be locked; raise RLIMIT_MEMLOCK, build a smaller pool, or turn `mlock`
+    /// off.
+    Lock {
+        /// Length of the memory in bytes.
+        bytes: usize,
+        /// What `mlock` reported.
+        error: OsError,
+    },
+    /// The memory cannot be kept out of core dumps; turn `dont_dump` off.
+    DontDump(OsError),
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoClass => f.write_str("the pool has no size class; add one with `class`"),
+            Self::EmptyClass { capacity, count } => write!(
+                f,
+                "a class of {count} slots of {capacity} bytes has no capacity or no slots; give \
+                 both at least 1",
+            ),
+            Self::DuplicateClass { capacity } => write!(
+                f,
+                "two classes have slots of {capacity} bytes; make them one with the sum of their \
+                 slots",
+            ),
+            Self::TooManySlots { capacity, count, most } => write!(
+                f,
+                "a class of {count} slots of {capacity} bytes has more than {most} slots; use \
+                 larger or fewer slots",
+            ),
+            Self::TooLarge { capacity, count } => write!(
+                f,
+                "with {count} slots of {capacity} bytes the pool does not fit the address space; \
+                 use smaller or fewer slots",
+            ),
+            Self::PageSize { page_bytes } => write!(
+                f,
+                "{page_bytes} bytes is no huge page size; use one listed in \
+                 /sys/kernel/mm/hugepages",
+            ),
+            Self::Unavailable { pages, refusal } => write!(
+                f,
+                "the pool requires {pages}, which cannot be had ({refusal}); provide them, or let \
+                 the pool take what there is with `Backing::Prefer`",
+            ),
+            Self::OutOfMemory { bytes, refusal } => {
+                write!(f, "{bytes} bytes of memory cannot be had ({refusal}); build a smaller pool")
+            }
+            Self::Lock { bytes, error } => write!(
+                f,
+                "{bytes} bytes cannot be locked ({error}); raise RLIMIT_MEMLOCK, build a smaller \
+                 pool, or turn `mlock` off",
+            ),
+            Self::DontDump(error) => write!(
+                f,
+                "the memory cannot be kept out of core dumps ({error}); turn `dont_dump` off",
+            ),
+        }
+    }
+}
+
+impl Error for BuildError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Unavailable { refusal: Refusal::Os(error), .. }
+            | Self::OutOfMemory { refusal: Refusal::Os(error), .. }
+            | Self::Lock { error, .. }
+            | Self::DontDump(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// A range does not lie inside its mapping.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RangeError {
+    /// The range asked for.
+    pub range: Range<usize>,
+    /// Length of the mapping in bytes.
+    pub len: usize,
+}
+
+impl fmt::Display for RangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { range, len } = self;
+        write!(f, "the range {range:?} does not lie inside a mapping of {len} bytes")
+    }
+}
+
+impl Error for RangeError {}
 
 /// Why a buffer, or the rest of one, was not sent. The buffer comes back where nothing of it was
 /// accepted.

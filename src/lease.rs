@@ -1,11 +1,6 @@
 //! What can be sent, and what the sender keeps of it while the kernel may read it.
 
-use crate::{
-    buf::PinnedBuf,
-    mapped::MappedSlice,
-    sync::Arc,
-    sys::socket::IoVec,
-};
+use crate::{buf::PinnedBuf, mapped::MappedSlice, sync::Arc, sys::socket::IoVec};
 
 /// Memory that can be sent.
 ///

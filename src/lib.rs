@@ -7,14 +7,41 @@
 #[cfg(not(unix))]
 compile_error!("pinbuf needs a Unix: its sockets and mappings have no counterpart elsewhere");
 
+mod backing;
+#[allow(unsafe_code)]
+mod buf;
 mod error;
 mod id;
+#[doc(hidden)]
+pub mod internals;
+mod lease;
+#[allow(unsafe_code)]
+mod mapped;
+mod pool;
+mod raw;
+mod reaper;
+mod sender;
 mod sync;
 #[allow(unsafe_code)]
-#[expect(dead_code, reason = "the sender that uses it is not there yet")]
 mod sys;
 mod tracker;
 
-pub use error::{AdoptError, AllocError, CopyReason, OsError, Poison, SendError, WaitError};
+pub use backing::{Backing, Pages};
+pub use buf::PinnedBuf;
+pub use error::{
+    AdoptError, AllocError, BuildError, CopyReason, OsError, Poison, RangeError, Refusal,
+    SendError, WaitError,
+};
 pub use id::{IdRange, NotificationId, Ticket};
+pub use lease::{IntoPayload, Payload};
+pub use mapped::MappedSlice;
+pub use pool::{Alloc, Audit, ClassStats, Offender, Pool, PoolBuilder, PoolStats, Problem};
+pub use raw::{RegionReport, SlotState};
+pub use sender::{
+    Capabilities, CloseReport, Fate, HandBack, Interest, Policy, Reaped, ResumeIds, Returned,
+    Sender, SenderBuilder, SenderStats,
+};
 pub use sys::{Foreign, Timestamps};
+
+#[doc(hidden)]
+pub use internals as __internals;

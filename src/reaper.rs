@@ -65,7 +65,8 @@ impl Reaper {
         // Not `get_or_init`: a start that fails is tried again by the next caller.
         let _starting = lock(STARTING.get_or_init(Mutex::default));
         if REAPER.get().is_none() {
-            let reaper = Arc::new(Self { watcher: Watcher::new().ok()?, watched: Mutex::default() });
+            let reaper =
+                Arc::new(Self { watcher: Watcher::new().ok()?, watched: Mutex::default() });
             let running = Arc::clone(&reaper);
             let thread = thread::Builder::new().name("pinbuf-reaper".into());
             thread.spawn(move || running.run()).ok()?;

@@ -3,7 +3,10 @@
 //! Under `cfg(loom)` everything that a model explores is loom's. `Arc` and `Weak` are the standard
 //! library's in both builds: loom has no `Weak`, and no memory ordering of ours rests on them.
 
-pub(crate) use std::sync::{Arc, OnceLock, Weak};
+pub(crate) use std::{
+    sync::{Arc, OnceLock, Weak},
+    thread::panicking,
+};
 
 #[cfg(not(loom))]
 mod imp {
@@ -11,10 +14,22 @@ mod imp {
     pub(crate) use std::{
         sync::{
             Mutex, MutexGuard,
-            atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+            atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
         },
         thread,
     };
+
+    /// Stands for the contents of a buffer where a model checks who touches them; nothing here.
+    #[derive(Debug, Default)]
+    pub(crate) struct Witness(());
+
+    impl Witness {
+        #[inline(always)]
+        pub(crate) fn read(&self) {}
+
+        #[inline(always)]
+        pub(crate) fn write(&self) {}
+    }
 }
 
 #[cfg(loom)]
@@ -22,7 +37,7 @@ mod imp {
     pub(crate) use loom::{
         sync::{
             Mutex, MutexGuard,
-            atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+            atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
         },
         thread,
     };
@@ -43,9 +58,25 @@ mod imp {
             &self.0
         }
     }
+
+    /// Stands for the contents of a buffer: loom fails the model when a write is not ordered
+    /// after or before every other access.
+    #[derive(Debug, Default)]
+    pub(crate) struct Witness(loom::cell::UnsafeCell<()>);
+
+    impl Witness {
+        pub(crate) fn read(&self) {
+            self.0.with(|_| ());
+        }
+
+        pub(crate) fn write(&self) {
+            self.0.with_mut(|_| ());
+        }
+    }
 }
 
 pub(crate) use imp::*;
+pub(crate) use unmodelled::unique_id;
 
 /// Locks, and goes on with the data of a thread that panicked: no lock here guards an invariant
 /// that user code could break half-way, since none is held while user code runs.
@@ -59,5 +90,18 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
         Ok(guard) => Some(guard),
         Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
         Err(std::sync::TryLockError::WouldBlock) => None,
+    }
+}
+
+/// What models do not explore.
+mod unmodelled {
+    #![allow(clippy::disallowed_types, reason = "loom's atomics cannot live in a static")]
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// A number that no other call in this process returns.
+    pub(crate) fn unique_id() -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Relaxed: only the numbers matter, nothing is published with them.
+        NEXT.fetch_add(1, Ordering::Relaxed)
     }
 }

@@ -44,9 +44,13 @@ pub struct ResumeIds(pub(super) NotificationId);
 /// Settings of a core.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
+    /// [`SenderBuilder::threshold_bytes`]
     pub threshold_bytes: usize,
+    /// [`SenderBuilder::max_in_flight_bytes`]
     pub max_in_flight_bytes: usize,
+    /// [`SenderBuilder::max_in_flight_sends`]
     pub max_in_flight_sends: usize,
+    /// [`SenderBuilder::hand_back`]
     pub hand_back: HandBack,
 }
 

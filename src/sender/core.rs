@@ -5,7 +5,7 @@
 //! of after the locks are free.
 
 use std::{
-    io, mem,
+    fmt, io, mem,
     task::{Context, Poll},
 };
 
@@ -253,7 +253,11 @@ impl<K: Kernel> Core<K> {
     fn flush(&self, send: &mut Send) -> Result<(), Stop> {
         let max_bytes = self.budget.max_call_bytes().min(MAX_CALL_BYTES);
         while let Some(call) = send.outbox.next_call(max_bytes) {
-            if call.zero_copy { self.send_zero_copy(send, call) } else { self.send_copied(send, call) }?;
+            if call.zero_copy {
+                self.send_zero_copy(send, call)
+            } else {
+                self.send_copied(send, call)
+            }?;
         }
         send.stuck = None;
         Ok(())
@@ -284,7 +288,9 @@ impl<K: Kernel> Core<K> {
                 Err(_) => return self.send_copied(send, call),
             };
             let error = match self.kernel.send(send.outbox.memory(), flags) {
-                Ok(accepted) if accepted > 0 => return self.accepted(send, call, Some(id), accepted),
+                Ok(accepted) if accepted > 0 => {
+                    return self.accepted(send, call, Some(id), accepted);
+                }
                 Ok(_) => io::ErrorKind::WouldBlock.into(),
                 Err(error) => error,
             };
@@ -422,7 +428,7 @@ impl<K: Kernel> Core<K> {
     // Driving: what anybody may do for a sender.
 
     /// Reads the notes, then sends what the socket now takes of the last send.
-    pub(super) fn step(&self) -> io::Result<Step> {
+    pub fn step(&self) -> io::Result<Step> {
         let read = lock(&self.in_flight).read_notes(&self.kernel);
         let flushed = match try_lock(&self.send) {
             Some(mut send) => {
@@ -555,7 +561,7 @@ impl<K: Kernel> Core<K> {
     }
 
     fn unwatch(&self, watch: &mut Watch, then: Watch) {
-        if let Watch::On(token) = std::mem::replace(watch, then) {
+        if let Watch::On(token) = mem::replace(watch, then) {
             self.kernel.unwatch(token);
         }
     }
@@ -586,8 +592,10 @@ impl<K: Kernel> Core<K> {
 }
 
 /// What one [`Core::step`] did.
-pub(super) struct Step {
-    pub(super) read: Read,
+#[derive(Debug)]
+pub struct Step {
+    /// What was read of the error queue.
+    pub read: Read,
     flushed: Result<(), Stop>,
 }
 
@@ -599,6 +607,12 @@ impl Step {
             Err(Stop::Stuck) => Ok(false),
             Err(Stop::Failed(error) | Stop::Refused(error)) => Err(error),
         }
+    }
+}
+
+impl<K: Kernel> fmt::Debug for Core<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("stats", &self.stats()).finish_non_exhaustive()
     }
 }
 

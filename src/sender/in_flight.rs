@@ -48,10 +48,12 @@ pub(super) struct Done {
 }
 
 /// What one reading of the error queue brought.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Read {
-    pub(super) messages: usize,
-    pub(super) ids: u64,
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Read {
+    /// Messages, foreign ones included.
+    pub messages: usize,
+    /// Ids released.
+    pub ids: u64,
 }
 
 impl InFlight {

@@ -64,7 +64,7 @@ pub trait Kernel: Send + Sync + 'static {
 
 /// A real socket.
 #[derive(Debug)]
-pub struct Socket<S>(pub(super) S);
+pub(crate) struct Socket<S>(pub(super) S);
 
 impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {

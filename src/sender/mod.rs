@@ -386,9 +386,12 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         let ended = flushed
             && core.connection_error().is_none()
             && core.kernel.shutdown_write().is_ok()
-            && Wait::new(&core, Some(deadline)).until(|core| core.is_drained().then_some(Ok(()))).is_ok();
+            && Wait::new(&core, Some(deadline))
+                .until(|core| core.is_drained().then_some(Ok(())))
+                .is_ok();
         if !ended {
-            let _ = Wait::new(&core, Some(deadline)).until(|core| core.is_drained().then_some(Ok(())));
+            let _ =
+                Wait::new(&core, Some(deadline)).until(|core| core.is_drained().then_some(Ok(())));
         }
         let error = core.connection_error();
         let unacked_bytes = core.kernel.unacked().ok();

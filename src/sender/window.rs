@@ -12,7 +12,7 @@ use crate::{
 /// half of the limit, so that other users of the id get on; a process that may lock without limit
 /// has no budget.
 #[derive(Debug)]
-pub(crate) struct MemlockBudget {
+pub struct MemlockBudget {
     limit_pages: Option<usize>,
     charged_pages: AtomicUsize,
 }
@@ -29,7 +29,8 @@ impl MemlockBudget {
         Arc::clone(BUDGET.get_or_init(new))
     }
 
-    pub(crate) fn new(limit_pages: Option<usize>) -> Self {
+    /// A budget of so many pages, or without limit.
+    pub fn new(limit_pages: Option<usize>) -> Self {
         Self { limit_pages, charged_pages: AtomicUsize::new(0) }
     }
 

@@ -4,6 +4,7 @@
 //! `fallback.rs` elsewhere, where all sends go by copy and nothing is ever in flight.
 
 pub(crate) mod errno;
+pub(crate) mod memory;
 mod record;
 pub(crate) mod socket;
 

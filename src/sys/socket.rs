@@ -139,6 +139,7 @@ impl IoVec {
     }
 
     /// Length in bytes.
+    #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> usize {
         self.0.iov_len
     }
@@ -212,6 +213,7 @@ pub(crate) fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
 ///
 /// `EBUSY` on kernels that refuse while another thread blocks on the socket. Releases nothing on
 /// a datagram socket.
+#[expect(dead_code, reason = "closing does not abort yet")]
 #[cfg(target_os = "linux")]
 pub(crate) fn abort(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: mem::zeroed needs a type for which all zero bytes are a value: `sockaddr` has only
@@ -233,6 +235,7 @@ pub(crate) fn reset_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Makes closing return at once and go on in the background (`SO_LINGER` off): with a linger time
 /// the close would block, even on a non-blocking socket.
+#[expect(dead_code, reason = "closing does not abort yet")]
 pub(crate) fn linger_off(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, libc::SO_LINGER, &libc::linger { l_onoff: 0, l_linger: 0 })
 }

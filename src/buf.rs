@@ -1,0 +1,298 @@
+//! The exclusive handle of a slot.
+
+use std::{
+    fmt, io,
+    mem::{ManuallyDrop, MaybeUninit},
+    ops::{Deref, DerefMut},
+    ptr::{self, NonNull},
+    slice,
+};
+
+use crate::{
+    raw::{RawPool, SlotRef, SlotState},
+    sync::panicking,
+};
+
+/// A buffer from a [`Pool`](crate::Pool), of length 0 when allocated: exclusive, writable, and
+/// dereferencing to the bytes written so far.
+///
+/// What an earlier user left in the memory is never part of the buffer, so it cannot be sent by
+/// accident. The buffer has a fixed [`capacity`](Self::capacity) and never moves.
+///
+/// Holding a `PinnedBuf` proves that neither the kernel nor anybody else reads or writes the
+/// memory. Dropping it recycles the slot; the buffer may outlive the pool's handles.
+///
+/// # Examples
+///
+/// ```
+/// use std::io::Write;
+///
+/// let pool = pinbuf::Pool::new(4096, 8)?;
+/// let mut buf = pool.try_alloc(4096)?;
+/// assert!(buf.is_empty());
+/// buf.extend_from_slice(b"GET ");
+/// write!(buf, "/{}", 17)?;
+/// assert_eq!(&buf[..], b"GET /17");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Invariants
+///
+/// 1. `memory` and the slot's capacity are the slot's memory, and nobody else accesses it, except
+///    that the kernel reads it between `begin_lease` and `end_lease` or `quarantine_released`.
+/// 2. The first `len` bytes are initialized, and `len` is at most the capacity.
+pub struct PinnedBuf {
+    /// Taken by drop.
+    slot: ManuallyDrop<SlotRef>,
+    memory: NonNull<u8>,
+    len: usize,
+}
+
+#[cfg(all(not(loom), target_pointer_width = "64"))]
+static_assertions::assert_eq_size!(PinnedBuf, [u8; 32]);
+static_assertions::assert_impl_all!(PinnedBuf: Send, Sync);
+
+// SAFETY: a PinnedBuf owns its memory as a Box<[u8]> does (invariant 1); SlotRef is Send.
+unsafe impl Send for PinnedBuf {}
+// SAFETY: `&PinnedBuf` gives shared access to the bytes only; SlotRef is Sync.
+unsafe impl Sync for PinnedBuf {}
+
+impl PinnedBuf {
+    /// Takes over a slot that was just claimed.
+    #[inline]
+    pub(crate) fn new(slot: SlotRef) -> Self {
+        let memory = NonNull::new(slot.memory()).expect("no mapping lies at address 0");
+        Self { slot: ManuallyDrop::new(slot), memory, len: 0 }
+    }
+
+    /// How many bytes the buffer can hold: the capacity of its size class, at least what was asked
+    /// for.
+    #[inline]
+    pub fn capacity(&self) -> usize {
+        self.slot.capacity()
+    }
+
+    /// Appends `bytes`.
+    ///
+    /// To append what fits, use [`io::Write::write`].
+    ///
+    /// # Panics
+    ///
+    /// If they do not fit; the buffer does not grow beyond its capacity.
+    #[inline]
+    pub fn extend_from_slice(&mut self, bytes: &[u8]) {
+        let spare = self.spare_capacity_mut();
+        assert!(
+            bytes.len() <= spare.len(),
+            "{} bytes do not fit into the {} bytes left of the buffer",
+            bytes.len(),
+            spare.len(),
+        );
+        let to = spare.as_mut_ptr().cast::<u8>();
+        // SAFETY: `bytes` is readable for its length, `to` is writable for as much, as just
+        // checked; they do not overlap, as `to` is borrowed mutably.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        // SAFETY: so many bytes from the old length on were written above, and fit.
+        unsafe { self.set_len(self.len + bytes.len()) };
+    }
+
+    /// Makes the buffer `len` bytes long, filling up with `value` where it was shorter.
+    ///
+    /// # Panics
+    ///
+    /// If `len` is larger than the capacity.
+    pub fn resize(&mut self, len: usize, value: u8) {
+        let capacity = self.capacity();
+        assert!(len <= capacity, "a length of {len} is above the capacity of {capacity}");
+        if let Some(more) = len.checked_sub(self.len) {
+            self.spare_capacity_mut()[..more].fill(MaybeUninit::new(value));
+        }
+        // SAFETY: at most the capacity; the bytes from the old length on were filled above.
+        unsafe { self.set_len(len) };
+    }
+
+    /// Shortens the buffer to `len` bytes; does nothing if it is not longer.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+    }
+
+    /// Makes the buffer empty. The capacity stays.
+    pub fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// The part of the buffer behind its length, to be written and then taken in with
+    /// [`set_len`](Self::set_len).
+    ///
+    /// It may hold what an earlier user wrote, unless the pool was built with `zero_on_recycle`.
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(4096, 1)?;
+    /// let mut buf = pool.try_alloc(4096)?;
+    /// buf.spare_capacity_mut()[0].write(7);
+    /// // SAFETY: one byte was written.
+    /// unsafe { buf.set_len(1) };
+    /// assert_eq!(&buf[..], [7]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn spare_capacity_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+        self.slot.slot().contents_written();
+        let spare = self.capacity() - self.len;
+        // SAFETY: `len` is at most the capacity (invariant 2), so the pointer stays inside the
+        // slot's memory or one past it.
+        let start = unsafe { self.memory.add(self.len) };
+        // SAFETY: `spare` bytes from there belong to the slot and are mapped, nobody else accesses
+        // them (invariant 1) while `self` is borrowed, and MaybeUninit asks for nothing more.
+        unsafe { slice::from_raw_parts_mut(start.as_ptr().cast(), spare) }
+    }
+
+    /// Sets the length.
+    ///
+    /// # Safety
+    ///
+    /// `len` is at most the capacity, and the first `len` bytes have been written since the buffer
+    /// was allocated.
+    #[inline]
+    pub unsafe fn set_len(&mut self, len: usize) {
+        debug_assert!(len <= self.capacity());
+        self.len = len;
+    }
+
+    /// Tells a model that the kernel reads the memory now.
+    pub(crate) fn kernel_reads(&self) {
+        self.slot.slot().contents_read();
+    }
+
+    /// The pool, which lives at least as long as the buffer.
+    pub(crate) fn pool(&self) -> &RawPool {
+        self.slot.pool()
+    }
+
+    /// Owned to InFlight. From here on the kernel may read the bytes.
+    pub(crate) fn begin_lease(&mut self) {
+        self.slot.slot().begin_lease();
+    }
+
+    /// InFlight to Owned, after proof that the kernel reads them no more.
+    pub(crate) fn end_lease(&mut self) {
+        self.slot.slot().end_lease();
+    }
+
+    /// InFlight to Quarantined: there is no proof.
+    pub(crate) fn quarantine(&mut self) {
+        self.slot.quarantine();
+    }
+
+    /// Quarantined to Owned: the proof came late.
+    pub(crate) fn quarantine_released(&mut self) {
+        self.slot.slot().quarantine_released();
+    }
+
+    /// Address and length of the bytes written. No reference: the kernel may be reading them.
+    pub(crate) fn as_raw(&self) -> (*const u8, usize) {
+        (self.memory.as_ptr(), self.len)
+    }
+}
+
+impl Deref for PinnedBuf {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.slot.slot().contents_read();
+        // SAFETY: the first `len` bytes are mapped, the slot's and initialized (invariant 2), and
+        // nobody writes them while `self` is borrowed (invariant 1).
+        unsafe { slice::from_raw_parts(self.memory.as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for PinnedBuf {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.slot.slot().contents_written();
+        // SAFETY: the first `len` bytes are mapped, the slot's and initialized (invariant 2), and
+        // nobody else accesses them while `self` is borrowed (invariant 1).
+        unsafe { slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) }
+    }
+}
+
+impl AsRef<[u8]> for PinnedBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl AsMut<[u8]> for PinnedBuf {
+    fn as_mut(&mut self) -> &mut [u8] {
+        self
+    }
+}
+
+/// Appends what fits; a full buffer takes 0 bytes, which `write_all` reports as
+/// [`io::ErrorKind::WriteZero`].
+impl io::Write for PinnedBuf {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let fits = bytes.len().min(self.capacity() - self.len);
+        self.extend_from_slice(&bytes[..fits]);
+        Ok(fits)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(feature = "bytes")]
+#[cfg_attr(docsrs, doc(cfg(feature = "bytes")))]
+// SAFETY: `chunk_mut` is the whole spare capacity, of `remaining_mut` bytes, and does not change
+// but through `advance_mut`.
+unsafe impl bytes::BufMut for PinnedBuf {
+    fn remaining_mut(&self) -> usize {
+        self.capacity() - self.len
+    }
+
+    unsafe fn advance_mut(&mut self, count: usize) {
+        assert!(count <= self.remaining_mut(), "advanced by {count} bytes beyond the capacity");
+        // SAFETY: the caller wrote the next `count` bytes; they fit, as checked.
+        unsafe { self.set_len(self.len + count) };
+    }
+
+    fn chunk_mut(&mut self) -> &mut bytes::buf::UninitSlice {
+        self.spare_capacity_mut().into()
+    }
+}
+
+impl fmt::Debug for PinnedBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PinnedBuf")
+            .field("len", &self.len)
+            .field("capacity", &self.capacity())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for PinnedBuf {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: the field is not used again: this is the drop.
+        let slot = unsafe { ManuallyDrop::take(&mut self.slot) };
+        if slot.slot().is_owned_uniquely() {
+            slot.recycle();
+        } else {
+            drop_unreleased(slot);
+        }
+    }
+}
+
+/// Keeps a slot that the kernel may still read out of reach, whatever brought its handle here.
+#[cold]
+fn drop_unreleased(slot: SlotRef) {
+    match slot.slot().state() {
+        SlotState::InFlight => slot.quarantine(),
+        SlotState::Quarantined => {}
+        // Reports the wrong state, unless a panic is under way already.
+        SlotState::Free | SlotState::Owned if panicking() => {}
+        SlotState::Free | SlotState::Owned => slot.recycle(),
+    }
+}

@@ -1,0 +1,340 @@
+//! The public face of the pool.
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    backing::Backing,
+    buf::PinnedBuf,
+    error::{AllocError, BuildError},
+    raw::{Options, PoolHandle, RawPool, RegionReport, SizeClass, SlotRef},
+    sync::Arc,
+};
+
+mod stats;
+mod wait;
+
+pub use stats::{Audit, ClassStats, Offender, PoolStats, Problem};
+pub use wait::Alloc;
+
+/// A fixed stock of equal buffers, or of a few sizes, in memory that can be sent without copying.
+///
+/// All memory is mapped, populated and accounted for when the pool is built: afterwards an
+/// allocation takes a free slot or says that there is none, and no page fault or out-of-memory
+/// follows. The memory is kept out of forked children (`MADV_DONTFORK`): a child that touches a
+/// buffer dies of a segmentation fault, and what the parent has in flight stays intact.
+///
+/// Clones are handles of the same pool. Dropping the last one while buffers are out, or in flight,
+/// is fine: the memory is unmapped when the last of them comes home.
+///
+/// # Performance
+///
+/// An allocation and the drop of its buffer are two uncontended compare-and-swaps, some ten
+/// nanoseconds together, and touch no reference count. Threads that share a size class contend for
+/// one cache line.
+///
+/// # Examples
+///
+/// ```
+/// use pinbuf::{AllocError, Pool};
+///
+/// let pool = Pool::builder().class(4096, 2).class(64 * 1024, 1).build()?;
+/// let small = pool.try_alloc(100)?;
+/// assert_eq!(small.capacity(), 4096);
+/// let large = pool.try_alloc(4097)?;
+/// assert_eq!(large.capacity(), 64 * 1024);
+/// assert_eq!(pool.try_alloc(4097).unwrap_err(), AllocError::Exhausted);
+/// drop(large);
+/// assert!(pool.try_alloc(4097).is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone)]
+pub struct Pool {
+    handle: Arc<PoolHandle>,
+}
+
+static_assertions::assert_impl_all!(Pool: Send, Sync);
+
+impl Pool {
+    /// A pool of `count` slots of `capacity` bytes with the default options.
+    ///
+    /// # Errors
+    ///
+    /// See [`PoolBuilder::build`].
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(64 * 1024, 16)?;
+    /// assert_eq!(pool.stats().free(), 16);
+    /// # Ok::<(), pinbuf::BuildError>(())
+    /// ```
+    pub fn new(capacity: usize, count: usize) -> Result<Self, BuildError> {
+        Self::builder().class(capacity, count).build()
+    }
+
+    /// Starts a pool with several size classes or with options.
+    pub fn builder() -> PoolBuilder {
+        PoolBuilder::default()
+    }
+
+    /// Takes a buffer of at least `capacity` bytes, if one is free now.
+    ///
+    /// It comes from the smallest size class that fits; an empty class does not borrow from a
+    /// larger one. While somebody waits for a slot of the class this finds none.
+    ///
+    /// # Errors
+    ///
+    /// [`Exhausted`](AllocError::Exhausted): no slot of the class is free.
+    /// [`TooLarge`](AllocError::TooLarge): no class fits.
+    ///
+    /// ```
+    /// use pinbuf::{AllocError, Pool};
+    ///
+    /// let pool = Pool::new(4096, 1)?;
+    /// let _buf = pool.try_alloc(4096)?;
+    /// assert_eq!(pool.try_alloc(1).unwrap_err(), AllocError::Exhausted);
+    /// assert!(matches!(pool.try_alloc(4097), Err(AllocError::TooLarge { largest: 4096, .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn try_alloc(&self, capacity: usize) -> Result<PinnedBuf, AllocError> {
+        let class = self.class(capacity)?;
+        let index = class.pop().ok_or(AllocError::Exhausted)?;
+        Ok(PinnedBuf::new(SlotRef::claim(class, index)))
+    }
+
+    /// Takes a buffer of at least `capacity` bytes, waiting until one is free.
+    ///
+    /// Waiters are served in order. Before it sleeps, and while it does, the library reads the
+    /// notes of all senders that hold buffers of this pool, so that waiting on the thread that
+    /// would otherwise do so comes to an end.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`](AllocError::TooLarge): no class fits.
+    /// [`Exhausted`](AllocError::Exhausted): every slot of the class is Quarantined, so that there
+    /// is nothing to wait for.
+    ///
+    /// ```
+    /// use std::{thread, time::Duration};
+    ///
+    /// let pool = pinbuf::Pool::new(4096, 1)?;
+    /// let buf = pool.alloc(4096)?;
+    /// let other = thread::spawn(move || {
+    ///     thread::sleep(Duration::from_millis(10));
+    ///     drop(buf);
+    /// });
+    /// let buf = pool.alloc(4096)?; // Waits for the other thread.
+    /// # other.join().unwrap();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn alloc(&self, capacity: usize) -> Result<PinnedBuf, AllocError> {
+        match self.try_alloc(capacity) {
+            Err(AllocError::Exhausted) => self.alloc_async(capacity).block(None),
+            result => result,
+        }
+    }
+
+    /// As [`alloc`](Self::alloc), but waits no longer than `timeout`.
+    ///
+    /// # Errors
+    ///
+    /// [`TimedOut`](AllocError::TimedOut), and those of [`alloc`](Self::alloc).
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use pinbuf::{AllocError, Pool};
+    ///
+    /// let pool = Pool::new(4096, 1)?;
+    /// let _buf = pool.alloc(4096)?;
+    /// let error = pool.alloc_timeout(4096, Duration::from_millis(5)).unwrap_err();
+    /// assert_eq!(error, AllocError::TimedOut);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn alloc_timeout(
+        &self,
+        capacity: usize,
+        timeout: Duration,
+    ) -> Result<PinnedBuf, AllocError> {
+        match self.try_alloc(capacity) {
+            // A time too far away to be told is no limit.
+            Err(AllocError::Exhausted) => {
+                self.alloc_async(capacity).block(Instant::now().checked_add(timeout))
+            }
+            result => result,
+        }
+    }
+
+    /// As [`alloc`](Self::alloc), as a future for any runtime.
+    ///
+    /// Nothing happens before the first poll. See [`Alloc`] for what dropping it does.
+    ///
+    /// ```
+    /// # fn block_on<F: Future>(future: F) -> F::Output {
+    /// #     let mut future = std::pin::pin!(future);
+    /// #     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+    /// #             return output;
+    /// #         }
+    /// #     }
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let pool = pinbuf::Pool::new(4096, 1)?;
+    /// let buf = block_on(async { pool.alloc_async(4096).await })?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn alloc_async(&self, capacity: usize) -> Alloc<'_> {
+        Alloc::new(self.raw(), self.class(capacity))
+    }
+
+    /// What backs the pool's memory, and what ended each better kind of pages.
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(64 * 1024, 64)?;
+    /// let region = &pool.regions()[0];
+    /// assert!(region.bytes >= 64 * 64 * 1024);
+    /// println!("{region}");
+    /// # Ok::<(), pinbuf::BuildError>(())
+    /// ```
+    pub fn regions(&self) -> &[RegionReport] {
+        std::slice::from_ref(self.raw().region().report())
+    }
+
+    /// How many slots are in which state, now.
+    ///
+    /// The counts are read one after another: while slots move they need not add up.
+    ///
+    /// # Performance
+    ///
+    /// Reads one word per slot, about a microsecond per thousand; alloc and recycle pay nothing for
+    /// it.
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(4096, 4)?;
+    /// let _buf = pool.try_alloc(4096)?;
+    /// let stats = pool.stats();
+    /// assert_eq!((stats.free(), stats.owned()), (3, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn stats(&self) -> PoolStats {
+        PoolStats::read(self.raw())
+    }
+
+    /// Checks that every slot is accounted for, and names those that are not.
+    ///
+    /// Call it while no other thread allocates or drops buffers of the pool and nothing is being
+    /// released: a slot caught between two states is named too.
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(4096, 4)?;
+    /// drop(pool.try_alloc(4096)?);
+    /// let audit = pool.audit();
+    /// assert!(audit.is_clean(), "{audit}");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn audit(&self) -> Audit {
+        Audit::run(self.raw())
+    }
+
+    pub(crate) fn raw(&self) -> &RawPool {
+        &self.handle
+    }
+
+    #[inline]
+    fn class(&self, capacity: usize) -> Result<&SizeClass, AllocError> {
+        let classes = self.handle.classes();
+        classes.iter().find(|class| class.capacity() >= capacity).ok_or_else(|| {
+            let largest = classes.last().map_or(0, SizeClass::capacity);
+            AllocError::TooLarge { requested: capacity, largest }
+        })
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(self.raw(), f)
+    }
+}
+
+/// Builds a [`Pool`].
+///
+/// ```
+/// use pinbuf::{Backing, Pages, Pool};
+///
+/// let pool = Pool::builder()
+///     .class(4096, 64)
+///     .class(256 * 1024, 16)
+///     .backing(Backing::Prefer(Pages::Thp))
+///     .dont_dump(true)
+///     .build()?;
+/// # Ok::<(), pinbuf::BuildError>(())
+/// ```
+#[derive(Clone, Debug, Default)]
+#[must_use = "a builder does nothing until `build`"]
+pub struct PoolBuilder {
+    options: Options,
+}
+
+impl PoolBuilder {
+    /// Adds a size class of `count` slots of `capacity` bytes.
+    ///
+    /// In memory a slot takes whole pages, or, below a page, a power of two of at least 64 bytes.
+    pub fn class(mut self, capacity: usize, count: usize) -> Self {
+        self.options.classes.push((capacity, count));
+        self
+    }
+
+    /// Which pages to take. Default: [`Backing::Auto`].
+    pub fn backing(mut self, backing: Backing) -> Self {
+        self.options.backing = backing;
+        self
+    }
+
+    /// Keeps the memory out of core dumps (`MADV_DONTDUMP`). Default: no. Linux only, without
+    /// effect elsewhere.
+    pub fn dont_dump(mut self, dont_dump: bool) -> Self {
+        self.options.dont_dump = dont_dump;
+        self
+    }
+
+    /// Locks the memory into RAM (`mlock`), so that it is never swapped out. Default: no.
+    ///
+    /// It counts against RLIMIT_MEMLOCK, as bytes in flight do.
+    pub fn mlock(mut self, mlock: bool) -> Self {
+        self.options.mlock = mlock;
+        self
+    }
+
+    /// Overwrites a slot with zeros when it is recycled, so that no later user and no stray read
+    /// finds what was in it. Default: no.
+    ///
+    /// # Performance
+    ///
+    /// Each recycle writes the whole capacity, whatever the length was.
+    pub fn zero_on_recycle(mut self, zero_on_recycle: bool) -> Self {
+        self.options.zero_on_recycle = zero_on_recycle;
+        self
+    }
+
+    /// Maps and populates the memory.
+    ///
+    /// # Errors
+    ///
+    /// [`BuildError`] tells which setting, or which lack, and what to do about it.
+    ///
+    /// # Performance
+    ///
+    /// Populating takes some 0.2 seconds per GiB.
+    ///
+    /// ```
+    /// use pinbuf::{BuildError, Pool};
+    ///
+    /// let error = Pool::builder().build().unwrap_err();
+    /// assert_eq!(error, BuildError::NoClass);
+    /// ```
+    pub fn build(self) -> Result<Pool, BuildError> {
+        let handle = Arc::new(PoolHandle::build(self.options)?);
+        Ok(Pool { handle })
+    }
+}

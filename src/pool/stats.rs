@@ -1,0 +1,224 @@
+//! Counting slots, and accounting for them.
+
+use std::fmt;
+
+use crate::raw::{RawPool, SizeClass, SlotState};
+
+/// How many slots of a pool are in which state; from [`Pool::stats`](crate::Pool::stats).
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// One entry per size class, in ascending order of capacity.
+    pub classes: Vec<ClassStats>,
+}
+
+/// How many slots of one size class are in which state.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct ClassStats {
+    /// Capacity of each slot in bytes.
+    pub capacity: usize,
+    /// Number of slots, in whatever state.
+    pub slots: usize,
+    /// Slots ready to be handed out.
+    pub free: usize,
+    /// Slots with the program, as buffers.
+    pub owned: usize,
+    /// Slots that the kernel may still read.
+    pub in_flight: usize,
+    /// Slots that cannot be proven released; not handed out until proof comes.
+    pub quarantined: usize,
+    /// Waiters for a slot of this class.
+    pub waiting: usize,
+}
+
+impl PoolStats {
+    pub(super) fn read(pool: &RawPool) -> Self {
+        Self { classes: pool.classes().iter().map(ClassStats::read).collect() }
+    }
+
+    /// Free slots of all classes.
+    pub fn free(&self) -> usize {
+        self.classes.iter().map(|class| class.free).sum()
+    }
+
+    /// Owned slots of all classes.
+    pub fn owned(&self) -> usize {
+        self.classes.iter().map(|class| class.owned).sum()
+    }
+
+    /// Slots of all classes that are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.classes.iter().map(|class| class.in_flight).sum()
+    }
+
+    /// Quarantined slots of all classes.
+    pub fn quarantined(&self) -> usize {
+        self.classes.iter().map(|class| class.quarantined).sum()
+    }
+}
+
+impl ClassStats {
+    fn read(class: &SizeClass) -> Self {
+        let mut stats = Self {
+            capacity: class.capacity(),
+            slots: class.slots().len(),
+            waiting: class.waiters().waiting(),
+            ..Self::default()
+        };
+        for slot in class.slots() {
+            match slot.state() {
+                SlotState::Free => stats.free += 1,
+                SlotState::Owned => stats.owned += 1,
+                SlotState::InFlight => stats.in_flight += 1,
+                SlotState::Quarantined => stats.quarantined += 1,
+            }
+        }
+        stats
+    }
+}
+
+/// Whether every slot of a pool is accounted for; from [`Pool::audit`](crate::Pool::audit).
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Audit {
+    /// The states of all slots.
+    pub stats: PoolStats,
+    /// The slots about which the records disagree.
+    pub offenders: Vec<Offender>,
+}
+
+/// A slot about which a pool's records disagree.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Offender {
+    /// Capacity of its size class in bytes.
+    pub capacity: usize,
+    /// Its number within the class.
+    pub slot: u32,
+    /// The state that its own record says.
+    pub state: SlotState,
+    /// What does not fit.
+    pub problem: Problem,
+}
+
+/// What does not fit about a slot.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum Problem {
+    /// It is Free, but neither on the free list nor handed to a waiter: it is lost.
+    Lost,
+    /// It is on the free list or handed to a waiter, but not Free: it can be handed out while it
+    /// is in use.
+    InUse,
+    /// It is on the free list, or handed to waiters, more than once.
+    Repeated,
+}
+
+impl Audit {
+    pub(super) fn run(pool: &RawPool) -> Self {
+        let mut offenders = Vec::new();
+        for class in pool.classes() {
+            audit_class(class, &mut offenders);
+        }
+        Self { stats: PoolStats::read(pool), offenders }
+    }
+
+    /// Whether every slot is accounted for.
+    pub fn is_clean(&self) -> bool {
+        self.offenders.is_empty()
+    }
+}
+
+fn audit_class(class: &SizeClass, offenders: &mut Vec<Offender>) {
+    let slots = class.slots();
+    let mut listed = vec![0_u32; slots.len()];
+    for index in class.free().iter(slots).chain(class.waiters().granted()) {
+        listed[index as usize] += 1;
+    }
+    for (index, (slot, listed)) in slots.iter().zip(listed).enumerate() {
+        let state = slot.state();
+        let problem = match (state, listed) {
+            (SlotState::Free, 0) => Problem::Lost,
+            (_, 2..) => Problem::Repeated,
+            (SlotState::Owned | SlotState::InFlight | SlotState::Quarantined, 1) => Problem::InUse,
+            _ => continue,
+        };
+        let (capacity, slot) = (class.capacity(), index as u32);
+        offenders.push(Offender { capacity, slot, state, problem });
+    }
+}
+
+impl fmt::Display for Audit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { stats, offenders } = self;
+        write!(
+            f,
+            "{} free, {} owned, {} in flight, {} quarantined; {} offenders",
+            stats.free(),
+            stats.owned(),
+            stats.in_flight(),
+            stats.quarantined(),
+            offenders.len(),
+        )?;
+        offenders.iter().try_for_each(|offender| write!(f, "\n{offender}"))
+    }
+}
+
+impl fmt::Display for Offender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { capacity, slot, state, problem } = self;
+        write!(f, "slot {slot} of the class of {capacity} bytes: {state}, but {problem}")
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Lost => "neither on the free list nor handed to a waiter",
+            Self::InUse => "on the free list or handed to a waiter",
+            Self::Repeated => "listed more than once",
+        })
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::Pool;
+
+    fn offenders(pool: &Pool) -> Vec<(u32, SlotState, Problem)> {
+        let audit = pool.audit();
+        audit.offenders.iter().map(|o| (o.slot, o.state, o.problem)).collect()
+    }
+
+    #[test]
+    fn a_free_slot_that_is_nowhere_is_named() {
+        let pool = Pool::new(4096, 2).unwrap();
+        let class = &pool.raw().classes()[0];
+        let lost = class.pop().unwrap();
+        assert_eq!(offenders(&pool), [(lost, SlotState::Free, Problem::Lost)]);
+        assert!(pool.audit().to_string().contains("slot 0 of the class of 4096 bytes: Free, but"));
+        assert!(matches!(class.home(lost), crate::raw::Home::Free));
+        assert!(pool.audit().is_clean());
+    }
+
+    #[test]
+    fn a_listed_slot_in_use_is_named() {
+        let pool = Pool::new(4096, 2).unwrap();
+        let slot = pool.raw().classes()[0].slot(1);
+        slot.claim();
+        assert_eq!(offenders(&pool), [(1, SlotState::Owned, Problem::InUse)]);
+        slot.recycle();
+    }
+
+    #[test]
+    fn a_slot_listed_twice_is_named() {
+        let pool = Pool::new(4096, 1).unwrap();
+        let class = &pool.raw().classes()[0];
+        class.free().push(0, class.slot(0).next()).unwrap();
+        assert_eq!(offenders(&pool), [(0, SlotState::Free, Problem::Repeated)]);
+        // Its hold on the pool would be given up twice.
+        std::mem::forget(pool);
+    }
+}

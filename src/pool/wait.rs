@@ -1,0 +1,167 @@
+//! Waiting for a slot.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, Wake, Waker},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    buf::PinnedBuf,
+    error::AllocError,
+    raw::{Joined, RawPool, SizeClass, SlotRef, WaitTicket},
+    sync::{
+        Arc,
+        thread::{self, Thread},
+    },
+};
+
+/// How long a blocked thread sleeps when nobody else can look after the senders it waits for.
+const DRIVE_EVERY: Duration = Duration::from_millis(5);
+
+/// A future that takes a buffer as soon as one is free; from
+/// [`Pool::alloc_async`](crate::Pool::alloc_async).
+///
+/// Its place in the queue is taken at the first poll. Dropping it gives the place up; a slot that
+/// was already handed to it goes to the next in the queue, or home. Its output is that of
+/// [`Pool::alloc`](crate::Pool::alloc).
+///
+/// If no thread can be started to look after senders that hold buffers of the pool, the future
+/// does so itself and asks to be polled again at once until a buffer is free.
+#[must_use = "a future does nothing unless polled"]
+pub struct Alloc<'a> {
+    pool: &'a RawPool,
+    class: Result<&'a SizeClass, AllocError>,
+    /// Set while queued.
+    ticket: Option<WaitTicket>,
+    /// Whether everybody who holds slots in flight is being watched.
+    watched: bool,
+}
+
+impl<'a> Alloc<'a> {
+    pub(super) fn new(pool: &'a RawPool, class: Result<&'a SizeClass, AllocError>) -> Self {
+        Self { pool, class, ticket: None, watched: true }
+    }
+
+    /// The one path of waiting. The order matters: queue first, so that a slot which comes home
+    /// from here on is handed over; then reap what only this thread may be there to reap; then see
+    /// that others do; only then sleep.
+    fn advance(&mut self, waker: &Waker) -> Poll<Result<PinnedBuf, AllocError>> {
+        let class = match self.class {
+            Ok(class) => class,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
+        if self.ticket.is_none() {
+            match class.join(waker.clone()) {
+                Joined::Slot(index) => return Poll::Ready(Ok(hand_out(class, index))),
+                Joined::Queued(ticket) => self.ticket = Some(ticket),
+            }
+        } else if let Some(buf) = self.claim(class, waker) {
+            return Poll::Ready(Ok(buf));
+        }
+        let reclaimers = self.pool.reclaimers();
+        for reclaim in &reclaimers {
+            reclaim.drive();
+        }
+        if let Some(buf) = self.claim(class, waker) {
+            return Poll::Ready(Ok(buf));
+        }
+        if class.is_wholly_quarantined() {
+            return Poll::Ready(self.leave().ok_or(AllocError::Exhausted));
+        }
+        self.watched = true;
+        for reclaim in reclaimers {
+            self.watched &= reclaim.watch();
+        }
+        Poll::Pending
+    }
+
+    /// Takes the slot that was handed over, if any, and leaves the queue with it.
+    fn claim(&mut self, class: &SizeClass, waker: &Waker) -> Option<PinnedBuf> {
+        let index = class.waiters().claim(self.ticket?, waker)?;
+        self.ticket = None;
+        Some(hand_out(class, index))
+    }
+
+    /// Leaves the queue, with the slot that was handed over at the last moment.
+    fn leave(&mut self) -> Option<PinnedBuf> {
+        let class = self.class.ok()?;
+        let index = class.leave(self.ticket.take()?)?;
+        Some(hand_out(class, index))
+    }
+
+    /// Drives the future on this thread, asleep in between.
+    #[cold]
+    pub(super) fn block(mut self, deadline: Option<Instant>) -> Result<PinnedBuf, AllocError> {
+        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        loop {
+            if let Poll::Ready(result) = self.advance(&waker) {
+                return result;
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return self.leave().ok_or(AllocError::TimedOut);
+            }
+            let nap = (!self.watched).then_some(DRIVE_EVERY);
+            park(left.into_iter().chain(nap).min());
+        }
+    }
+}
+
+impl Future for Alloc<'_> {
+    type Output = Result<PinnedBuf, AllocError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let poll = self.advance(cx.waker());
+        if poll.is_pending() && !self.watched {
+            cx.waker().wake_by_ref();
+        }
+        poll
+    }
+}
+
+impl Drop for Alloc<'_> {
+    fn drop(&mut self) {
+        if let (Ok(class), Some(ticket)) = (self.class, self.ticket)
+            && let Some(index) = class.leave(ticket)
+        {
+            SlotRef::pass_on(class, index);
+        }
+    }
+}
+
+impl fmt::Debug for Alloc<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Alloc").field("queued", &self.ticket.is_some()).finish_non_exhaustive()
+    }
+}
+
+fn hand_out(class: &SizeClass, index: u32) -> PinnedBuf {
+    PinnedBuf::new(SlotRef::claim(class, index))
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+#[cfg(not(loom))]
+fn park(limit: Option<Duration>) {
+    match limit {
+        Some(limit) => thread::park_timeout(limit),
+        None => thread::park(),
+    }
+}
+
+/// Models have no clock: a limited sleep is one that may end at once.
+#[cfg(loom)]
+fn park(limit: Option<Duration>) {
+    match limit {
+        Some(_) => thread::yield_now(),
+        None => thread::park(),
+    }
+}

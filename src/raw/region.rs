@@ -1,0 +1,150 @@
+//! The memory of a pool: one mapping on the best pages that could be had.
+
+use std::{fmt, io, ptr::NonNull};
+
+use crate::{
+    backing::{Backing, Pages},
+    error::{BuildError, OsError, Refusal},
+    sys::memory::{self, Mapping},
+};
+
+/// What backs a region of a pool's memory, and why nothing better does.
+///
+/// ```
+/// let pool = pinbuf::Pool::new(64 * 1024, 64)?;
+/// for region in pool.regions() {
+///     println!("{region}");
+/// }
+/// # Ok::<(), pinbuf::BuildError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct RegionReport {
+    /// The kind of pages. All of the region is on them.
+    pub pages: Pages,
+    /// Size of one page in bytes.
+    pub page_bytes: usize,
+    /// Length of the region in bytes, a multiple of `page_bytes`.
+    pub bytes: usize,
+    /// The better kinds that were tried, best first, and what ended each.
+    pub refused: Vec<(Pages, Refusal)>,
+}
+
+impl fmt::Display for RegionReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes on {}", self.bytes, self.pages)?;
+        for (pages, refusal) in &self.refused {
+            write!(f, "; no {pages}: {refusal}")?;
+        }
+        Ok(())
+    }
+}
+
+/// A populated mapping that no child process inherits.
+#[derive(Debug)]
+pub(crate) struct Region {
+    mapping: Mapping,
+    report: RegionReport,
+}
+
+impl Region {
+    /// Maps at least `bytes` bytes on the best pages that `backing` allows.
+    pub(crate) fn map(bytes: usize, backing: Backing) -> Result<Self, BuildError> {
+        let usual = Pages::HugeTlb { page_bytes: memory::huge_page_bytes() };
+        let (best, required) = match backing {
+            Backing::Auto => (usual, false),
+            Backing::Prefer(pages) => (pages, false),
+            Backing::Require(pages) => (pages, true),
+        };
+        let mut refused = Vec::new();
+        let mut pages = best;
+        loop {
+            let page_bytes = page_bytes(pages)?;
+            match Self::rung(pages, page_bytes, bytes, required) {
+                Ok(mapping) => {
+                    let bytes = mapping.len();
+                    let report = RegionReport { pages, page_bytes, bytes, refused };
+                    return Ok(Self { mapping, report });
+                }
+                Err(refusal) => {
+                    let Some(worse) = worse(pages) else {
+                        return Err(BuildError::OutOfMemory { bytes, refusal });
+                    };
+                    if required {
+                        return Err(BuildError::Unavailable { pages, refusal });
+                    }
+                    refused.push((pages, refusal));
+                    pages = worse;
+                }
+            }
+        }
+    }
+
+    fn rung(
+        pages: Pages,
+        page_bytes: usize,
+        bytes: usize,
+        required: bool,
+    ) -> Result<Mapping, Refusal> {
+        if pages != Pages::Base && bytes < page_bytes / 2 && !required {
+            return Err(Refusal::TooSmall);
+        }
+        let len = bytes
+            .checked_next_multiple_of(page_bytes)
+            .filter(|&len| isize::try_from(len).is_ok())
+            .ok_or(Refusal::AddressSpace)?;
+        match pages {
+            Pages::HugeTlb { .. } => Mapping::huge_tlb(len, page_bytes),
+            Pages::Thp => Mapping::thp(len, page_bytes),
+            Pages::Base => Mapping::base(len),
+        }
+        .map_err(|error| refusal(&error))
+    }
+
+    /// Keeps the memory out of core dumps.
+    pub(crate) fn dont_dump(&self) -> Result<(), BuildError> {
+        self.mapping.dont_dump().map_err(|error| BuildError::DontDump((&error).into()))
+    }
+
+    /// Locks the memory into RAM.
+    pub(crate) fn lock(&self) -> Result<(), BuildError> {
+        let bytes = self.mapping.len();
+        self.mapping
+            .lock()
+            .map_err(|error| BuildError::Lock { bytes, error: OsError::from(&error) })
+    }
+
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.mapping.start()
+    }
+
+    pub(crate) fn report(&self) -> &RegionReport {
+        &self.report
+    }
+}
+
+fn worse(pages: Pages) -> Option<Pages> {
+    match pages {
+        Pages::HugeTlb { .. } => Some(Pages::Thp),
+        Pages::Thp => Some(Pages::Base),
+        Pages::Base => None,
+    }
+}
+
+fn page_bytes(pages: Pages) -> Result<usize, BuildError> {
+    match pages {
+        Pages::HugeTlb { page_bytes } => (page_bytes.is_power_of_two()
+            && page_bytes > memory::page_bytes())
+        .then_some(page_bytes)
+        .ok_or(BuildError::PageSize { page_bytes }),
+        Pages::Thp => Ok(memory::huge_page_bytes()),
+        Pages::Base => Ok(memory::page_bytes()),
+    }
+}
+
+fn refusal(error: &io::Error) -> Refusal {
+    match error.kind() {
+        io::ErrorKind::Unsupported if error.raw_os_error().is_none() => Refusal::Unsupported,
+        _ => Refusal::Os(error.into()),
+    }
+}

@@ -1,0 +1,269 @@
+//! Anonymous memory: mapped, populated at once, aligned, kept out of forked children.
+//!
+//! Populated means that every page is there when a constructor returns, so that a lack of memory
+//! is an error of the constructor and not a signal at the first touch.
+
+use std::{io, ptr::NonNull};
+
+pub(crate) use imp::Mapping;
+
+/// Size of a base page in bytes.
+pub(crate) fn page_bytes() -> usize {
+    // SAFETY: sysconf(3) takes any name and touches no memory of ours.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    // POSIX requires _SC_PAGESIZE; 4096 keeps arithmetic valid where it is not there.
+    usize::try_from(bytes).ok().filter(|bytes| bytes.is_power_of_two()).unwrap_or(4096)
+}
+
+/// Size of a transparent huge page in bytes, which is also the usual size of a hugetlb page;
+/// 2 MiB where the kernel does not say.
+pub(crate) fn huge_page_bytes() -> usize {
+    std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .filter(|bytes: &usize| bytes.is_power_of_two())
+        .unwrap_or(2 << 20)
+}
+
+#[cfg(not(any(loom, miri)))]
+mod imp {
+    use super::{NonNull, io, page_bytes};
+    use memmap2::{MmapOptions, MmapRaw};
+
+    /// Writable zeroed memory, unmapped on drop.
+    #[derive(Debug)]
+    pub(crate) struct Mapping {
+        /// May start before and end after the memory that was asked for, to align it.
+        map: MmapRaw,
+        offset: usize,
+        len: usize,
+    }
+
+    impl Mapping {
+        /// Base pages.
+        pub(crate) fn base(len: usize) -> io::Result<Self> {
+            let map = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
+            let mapping = Self { map, offset: 0, len };
+            mapping.dont_fork()?;
+            mapping.populate()?;
+            Ok(mapping)
+        }
+
+        pub(crate) fn start(&self) -> NonNull<u8> {
+            let start = self.map.as_mut_ptr().wrapping_add(self.offset);
+            NonNull::new(start).expect("a mapping does not start at address 0")
+        }
+
+        pub(crate) fn len(&self) -> usize {
+            self.len
+        }
+
+        /// Locks the memory into RAM (`mlock`).
+        pub(crate) fn lock(&self) -> io::Result<()> {
+            // SAFETY: mlock(2) reads and writes no memory; the range is one live mapping of ours.
+            let result =
+                unsafe { libc::mlock(self.start().as_ptr().cast_const().cast(), self.len) };
+            if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        }
+
+        /// Writes to every page. Never used on hugetlb memory, where a lack shows as SIGBUS.
+        fn touch(&self) {
+            for at in (0..self.len).step_by(page_bytes()) {
+                let byte = self.start().as_ptr().wrapping_add(at);
+                // SAFETY: `at < len`, so the byte lies inside the mapping, which is writable,
+                // zeroed (0 changes nothing) and known to nobody else yet.
+                unsafe { byte.write_volatile(0) };
+            }
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    impl Mapping {
+        /// Huge pages from the reserve; `len` is a multiple of `page_bytes`, a power of two.
+        ///
+        /// Without MADV_POPULATE_WRITE (Linux 5.14) there is no way to populate that cannot end in
+        /// SIGBUS, so this fails there.
+        pub(crate) fn huge_tlb(len: usize, page_bytes: usize) -> io::Result<Self> {
+            let bits = page_bytes.trailing_zeros() as u8;
+            // memmap2 unmaps the length it was asked for, and the kernel refuses to unmap a part
+            // of a huge page.
+            debug_assert_eq!(len % page_bytes, 0);
+            let map = MmapRaw::from(MmapOptions::new().len(len).huge(Some(bits)).map_anon()?);
+            let mapping = Self { map, offset: 0, len };
+            mapping.dont_fork()?;
+            mapping.advise(memmap2::Advice::PopulateWrite)?;
+            Ok(mapping)
+        }
+
+        /// Ordinary memory collapsed into huge pages of `page_bytes`, a power of two; `len` is a
+        /// multiple of it.
+        ///
+        /// Where the kernel cannot confirm the collapse (before Linux 6.1, MADV_COLLAPSE is
+        /// EINVAL) this fails.
+        pub(crate) fn thp(len: usize, page_bytes: usize) -> io::Result<Self> {
+            let room = len.checked_add(page_bytes).ok_or(io::ErrorKind::OutOfMemory)?;
+            let map = MmapRaw::from(MmapOptions::new().len(room).map_anon()?);
+            let offset = map.as_ptr().align_offset(page_bytes);
+            let mapping = Self { map, offset, len };
+            mapping.dont_fork()?;
+            mapping.advise(memmap2::Advice::HugePage)?;
+            mapping.populate()?;
+            mapping.collapse()?;
+            Ok(mapping)
+        }
+
+        /// Keeps the memory out of core dumps.
+        pub(crate) fn dont_dump(&self) -> io::Result<()> {
+            self.advise(memmap2::Advice::DontDump)
+        }
+
+        /// A child would otherwise share the pages copy on write: its exit, or its write, then
+        /// decides whose page the kernel still reads, and one write of ours splits a huge page.
+        fn dont_fork(&self) -> io::Result<()> {
+            self.advise(memmap2::Advice::DontFork)
+        }
+
+        fn populate(&self) -> io::Result<()> {
+            match self.advise(memmap2::Advice::PopulateWrite) {
+                // Before Linux 5.14.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    self.touch();
+                    Ok(())
+                }
+                result => result,
+            }
+        }
+
+        /// MADV_COLLAPSE succeeds only if every huge page of the range is one afterwards.
+        fn collapse(&self) -> io::Result<()> {
+            // libc has it for glibc only; the value is the same on every architecture.
+            const MADV_COLLAPSE: libc::c_int = 25;
+            let start = self.start().as_ptr().cast();
+            // SAFETY: madvise(2), MADV_COLLAPSE: keeps the contents; the range is page-aligned
+            // and lies inside one live mapping of ours.
+            let result = unsafe { libc::madvise(start, self.len, MADV_COLLAPSE) };
+            if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        }
+
+        fn advise(&self, advice: memmap2::Advice) -> io::Result<()> {
+            self.map.advise_range(advice, self.offset, self.len)
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    impl Mapping {
+        pub(crate) fn huge_tlb(_len: usize, _page_bytes: usize) -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        pub(crate) fn thp(_len: usize, _page_bytes: usize) -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        pub(crate) fn dont_dump(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        /// Not needed: without zero copy no kernel reads the pages after a call has returned.
+        fn dont_fork(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn populate(&self) -> io::Result<()> {
+            self.touch();
+            Ok(())
+        }
+    }
+}
+
+/// Heap memory for models and interpreters, which know no mappings.
+#[cfg(any(loom, miri))]
+mod imp {
+    use super::{NonNull, io, page_bytes};
+    use std::alloc::{Layout, alloc_zeroed, dealloc};
+
+    #[derive(Debug)]
+    pub(crate) struct Mapping {
+        start: NonNull<u8>,
+        layout: Layout,
+    }
+
+    impl Mapping {
+        pub(crate) fn base(len: usize) -> io::Result<Self> {
+            let layout = Layout::from_size_align(len.max(1), page_bytes())
+                .map_err(|_| io::ErrorKind::OutOfMemory)?;
+            // SAFETY: the layout's size is not 0.
+            let start = unsafe { alloc_zeroed(layout) };
+            let start = NonNull::new(start).ok_or(io::ErrorKind::OutOfMemory)?;
+            Ok(Self { start, layout })
+        }
+
+        pub(crate) fn huge_tlb(_len: usize, _page_bytes: usize) -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        pub(crate) fn thp(_len: usize, _page_bytes: usize) -> io::Result<Self> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        pub(crate) fn start(&self) -> NonNull<u8> {
+            self.start
+        }
+
+        pub(crate) fn len(&self) -> usize {
+            self.layout.size()
+        }
+
+        pub(crate) fn lock(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        pub(crate) fn dont_dump(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Drop for Mapping {
+        fn drop(&mut self) {
+            // SAFETY: allocated in `base` with this layout, freed once.
+            unsafe { dealloc(self.start.as_ptr(), self.layout) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_sizes_are_powers_of_two() {
+        assert!(page_bytes().is_power_of_two());
+        assert!(huge_page_bytes().is_power_of_two());
+    }
+
+    #[cfg(all(target_os = "linux", not(any(loom, miri))))]
+    #[test]
+    fn transparent_huge_pages_are_aligned_and_confirmed_by_the_kernel() {
+        let huge = huge_page_bytes();
+        let Ok(mapping) = Mapping::thp(2 * huge, huge) else {
+            return; // Counted by tests/pool.rs, where the region's report names the reason.
+        };
+        let start = mapping.start().as_ptr() as usize;
+        assert_eq!(start % huge, 0);
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut inside = false;
+        let mut huge_kib = 0;
+        for line in smaps.lines() {
+            if let Some((from, to)) = line.split(' ').next().and_then(|range| range.split_once('-'))
+                && let (Ok(from), Ok(to)) =
+                    (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16))
+            {
+                inside = from < start + mapping.len() && start < to;
+            }
+            if let Some(kib) = line.strip_prefix("AnonHugePages:").filter(|_| inside) {
+                huge_kib += kib.trim_end_matches("kB").trim().parse::<usize>().unwrap();
+            }
+        }
+        assert!(huge_kib * 1024 >= mapping.len(), "{huge_kib} KiB huge");
+    }
+}

@@ -1,0 +1,777 @@
+//! The pool through its public interface.
+
+#![allow(clippy::print_stderr, reason = "seeds and skips are for whoever reads a failure")]
+
+use std::{
+    collections::HashSet,
+    io::Write,
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread,
+    time::{Duration, Instant},
+};
+
+use pinbuf::{
+    __internals::{Lease, Reclaim, raw},
+    AllocError, Backing, BuildError, Pages, PinnedBuf, Pool, Refusal,
+};
+
+fn base(capacity: usize, count: usize) -> Pool {
+    Pool::builder().class(capacity, count).backing(Backing::Require(Pages::Base)).build().unwrap()
+}
+
+#[derive(Default)]
+struct CountedWaker(AtomicUsize);
+
+impl CountedWaker {
+    fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Wake for CountedWaker {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+fn poll<F: Future + Unpin>(future: &mut F, waker: &Arc<CountedWaker>) -> Poll<F::Output> {
+    let waker = Waker::from(Arc::clone(waker));
+    Pin::new(future).poll(&mut Context::from_waker(&waker))
+}
+
+/// Tells whether a pool's memory is still there, its handles being gone: the pool holds a weak
+/// reference of whoever registered with it.
+struct Alive(Arc<Nobody>);
+
+struct Nobody;
+
+impl Reclaim for Nobody {
+    fn drive(&self) {}
+
+    fn watch(self: Arc<Self>) -> bool {
+        true
+    }
+}
+
+impl Alive {
+    fn probe(pool: &Pool) -> Self {
+        let nobody = Arc::new(Nobody);
+        let weak: Weak<Nobody> = Arc::downgrade(&nobody);
+        raw(pool).register(weak);
+        Self(nobody)
+    }
+
+    fn get(&self) -> bool {
+        Arc::weak_count(&self.0) > 0
+    }
+}
+
+fn assert_all_home(pool: &Pool) {
+    let audit = pool.audit();
+    assert!(audit.is_clean(), "{audit}");
+    let slots: usize = audit.stats.classes.iter().map(|class| class.slots).sum();
+    assert_eq!(audit.stats.free(), slots, "{audit}");
+}
+
+mod alloc {
+    use super::*;
+
+    #[test]
+    fn takes_the_smallest_class_that_fits() {
+        let pool = Pool::builder().class(65536, 1).class(100, 1).class(4096, 1).build().unwrap();
+        assert_eq!(pool.try_alloc(0).unwrap().capacity(), 100);
+        assert_eq!(pool.try_alloc(100).unwrap().capacity(), 100);
+        assert_eq!(pool.try_alloc(101).unwrap().capacity(), 4096);
+        assert_eq!(pool.try_alloc(4097).unwrap().capacity(), 65536);
+        let largest = 65536;
+        let error = AllocError::TooLarge { requested: 65537, largest };
+        assert_eq!(pool.try_alloc(65537).unwrap_err(), error);
+        assert_eq!(pool.alloc(65537).unwrap_err(), error);
+        assert_eq!(pool.alloc_timeout(65537, Duration::MAX).unwrap_err(), error);
+    }
+
+    #[test]
+    fn an_empty_class_does_not_borrow_from_a_larger_one() {
+        let pool = Pool::builder().class(4096, 1).class(8192, 1).build().unwrap();
+        let _buf = pool.try_alloc(1).unwrap();
+        assert_eq!(pool.try_alloc(1).unwrap_err(), AllocError::Exhausted);
+    }
+
+    #[test]
+    fn hands_out_every_slot_once_and_none_overlap() {
+        for capacity in [1, 64, 100, 4095, 4096, 5000] {
+            let pool = base(capacity, 50);
+            let mut bufs: Vec<_> = (0..50).map(|_| pool.try_alloc(capacity).unwrap()).collect();
+            assert_eq!(pool.try_alloc(capacity).unwrap_err(), AllocError::Exhausted);
+            for (n, buf) in bufs.iter_mut().enumerate() {
+                buf.resize(capacity, n as u8);
+            }
+            for (n, buf) in bufs.iter().enumerate() {
+                assert!(buf.iter().all(|&byte| byte == n as u8), "capacity {capacity}, buffer {n}");
+                let start = buf.as_ptr() as usize;
+                if capacity < 4096 {
+                    let last = start + capacity - 1;
+                    assert_eq!(start / 4096, last / 4096, "capacity {capacity} straddles a page");
+                }
+            }
+            drop(bufs);
+            assert_all_home(&pool);
+        }
+    }
+
+    #[test]
+    fn stays_correct_under_threads_that_pass_buffers_on() {
+        let seed = Instant::now().elapsed().as_nanos() as u64 ^ u64::from(std::process::id());
+        eprintln!("seed {seed}");
+        let pool = base(64, 7);
+        let shelf = Mutex::new(Vec::<(u64, PinnedBuf)>::new());
+        thread::scope(|scope| {
+            for id in 0..4_u64 {
+                let (pool, shelf) = (&pool, &shelf);
+                scope.spawn(move || {
+                    let mut random = seed.wrapping_add(id.wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1;
+                    for round in 0..5_000_u64 {
+                        random ^= random << 13;
+                        random ^= random >> 7;
+                        random ^= random << 17;
+                        let taken = match random % 4 {
+                            0 => pool.try_alloc(64).ok(),
+                            1 => pool.alloc_timeout(64, Duration::from_micros(random % 50)).ok(),
+                            2 => {
+                                // A future that is dropped whatever became of it.
+                                let waker = Arc::<CountedWaker>::default();
+                                let _ = poll(&mut pool.alloc_async(64), &waker);
+                                None
+                            }
+                            _ => {
+                                if let Some((mark, buf)) = shelf.lock().unwrap().pop() {
+                                    assert_eq!(buf[..], mark.to_le_bytes(), "somebody wrote to it");
+                                }
+                                None
+                            }
+                        };
+                        if let Some(mut buf) = taken {
+                            let mark = id << 32 | round;
+                            assert!(buf.is_empty());
+                            buf.extend_from_slice(&mark.to_le_bytes());
+                            shelf.lock().unwrap().push((mark, buf));
+                        }
+                    }
+                });
+            }
+        });
+        drop(shelf);
+        assert_all_home(&pool);
+    }
+}
+
+mod waiting {
+    use super::*;
+
+    #[test]
+    fn slots_go_to_waiters_in_order_and_nobody_overtakes_them() {
+        let pool = base(64, 1);
+        let buf = pool.try_alloc(1).unwrap();
+        let wakers: [Arc<CountedWaker>; 3] = Default::default();
+        let mut waiters = [(); 3].map(|()| pool.alloc_async(1));
+        for (waiter, waker) in waiters.iter_mut().zip(&wakers) {
+            assert!(poll(waiter, waker).is_pending());
+        }
+        assert_eq!(pool.stats().classes[0].waiting, 3);
+        let mut holding = Some(buf);
+        for turn in 0..3 {
+            drop(holding.take());
+            let woken: Vec<_> = wakers.iter().map(|waker| waker.count()).collect();
+            assert_eq!(woken.iter().sum::<usize>(), turn + 1, "one waiter per slot");
+            assert_eq!(woken[turn], 1);
+            assert_eq!(pool.try_alloc(1).unwrap_err(), AllocError::Exhausted);
+            for late in turn + 1..3 {
+                assert!(poll(&mut waiters[late], &wakers[late]).is_pending());
+            }
+            let Poll::Ready(buf) = poll(&mut waiters[turn], &wakers[turn]) else {
+                panic!("waiter {turn} was woken and has no slot");
+            };
+            holding = Some(buf.unwrap());
+        }
+        drop(holding);
+        assert_all_home(&pool);
+        assert!(pool.try_alloc(1).is_ok(), "with nobody waiting the list is in use again");
+    }
+
+    #[test]
+    fn a_granted_future_that_is_dropped_passes_its_slot_on() {
+        let pool = base(64, 1);
+        let buf = pool.try_alloc(1).unwrap();
+        let wakers: [Arc<CountedWaker>; 2] = Default::default();
+        let mut first = pool.alloc_async(1);
+        let mut second = pool.alloc_async(1);
+        assert!(poll(&mut first, &wakers[0]).is_pending());
+        assert!(poll(&mut second, &wakers[1]).is_pending());
+        drop(buf);
+        assert_eq!((wakers[0].count(), wakers[1].count()), (1, 0));
+        assert!(pool.audit().is_clean(), "a granted slot is accounted for");
+        drop(first);
+        assert_eq!(wakers[1].count(), 1);
+        drop(second);
+        assert_all_home(&pool);
+        assert!(pool.try_alloc(1).is_ok());
+    }
+
+    #[test]
+    fn a_waiter_that_gives_up_is_skipped() {
+        let pool = base(64, 1);
+        let buf = pool.try_alloc(1).unwrap();
+        let wakers: [Arc<CountedWaker>; 3] = Default::default();
+        let [mut first, mut second, mut third] = [(); 3].map(|()| pool.alloc_async(1));
+        assert!(poll(&mut first, &wakers[0]).is_pending());
+        assert!(poll(&mut second, &wakers[1]).is_pending());
+        assert!(poll(&mut third, &wakers[2]).is_pending());
+        drop(second);
+        drop(first);
+        drop(buf);
+        assert!(matches!(poll(&mut third, &wakers[2]), Poll::Ready(Ok(_))));
+        assert_all_home(&pool);
+    }
+
+    #[test]
+    fn the_waker_of_the_latest_poll_is_woken() {
+        let pool = base(64, 1);
+        let buf = pool.try_alloc(1).unwrap();
+        let wakers: [Arc<CountedWaker>; 2] = Default::default();
+        let mut waiter = pool.alloc_async(1);
+        assert!(poll(&mut waiter, &wakers[0]).is_pending());
+        assert!(poll(&mut waiter, &wakers[1]).is_pending());
+        drop(buf);
+        assert_eq!((wakers[0].count(), wakers[1].count()), (0, 1));
+    }
+
+    #[test]
+    fn a_forgotten_granted_future_costs_one_slot_and_no_safety() {
+        let pool = base(64, 2);
+        let bufs = [pool.try_alloc(1).unwrap(), pool.try_alloc(1).unwrap()];
+        let waker = Arc::default();
+        let mut waiter = pool.alloc_async(1);
+        assert!(poll(&mut waiter, &waker).is_pending());
+        drop(bufs);
+        std::mem::forget(waiter);
+        let kept = pool.try_alloc(1).unwrap();
+        assert_eq!(pool.try_alloc(1).unwrap_err(), AllocError::Exhausted);
+        let alive = Alive::probe(&pool);
+        drop(pool);
+        assert!(alive.get());
+        drop(kept);
+        assert!(!alive.get(), "the slot of a forgotten waiter does not keep the pool");
+    }
+
+    #[test]
+    fn a_blocked_thread_is_woken_by_another_that_drops() {
+        let pool = base(64, 1);
+        for _ in 0..50 {
+            let buf = pool.alloc(1).unwrap();
+            thread::scope(|scope| {
+                let waiter = scope.spawn(|| pool.alloc(1).unwrap());
+                while pool.stats().classes[0].waiting == 0 {
+                    thread::yield_now();
+                }
+                drop(buf);
+                drop(waiter.join().unwrap());
+            });
+        }
+        assert_all_home(&pool);
+    }
+
+    #[test]
+    fn many_blocked_threads_all_get_their_turn() {
+        let pool = base(64, 2);
+        thread::scope(|scope| {
+            for _ in 0..6 {
+                scope.spawn(|| (0..500).for_each(|_| drop(pool.alloc(1).unwrap())));
+            }
+        });
+        assert_all_home(&pool);
+    }
+
+    #[test]
+    fn a_timeout_ends_the_wait_and_leaves_the_queue() {
+        let pool = base(64, 1);
+        let buf = pool.alloc(1).unwrap();
+        let start = Instant::now();
+        let error = pool.alloc_timeout(1, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(error, AllocError::TimedOut);
+        assert!(start.elapsed() >= Duration::from_millis(20));
+        assert_eq!(pool.alloc_timeout(1, Duration::ZERO).unwrap_err(), AllocError::TimedOut);
+        assert_eq!(pool.stats().classes[0].waiting, 0);
+        drop(buf);
+        assert!(pool.alloc_timeout(1, Duration::ZERO).is_ok());
+    }
+
+    #[test]
+    fn nobody_waits_for_slots_that_are_all_quarantined() {
+        let pool = base(64, 2);
+        let mut bufs = [pool.try_alloc(1).unwrap(), pool.try_alloc(1).unwrap()];
+        let waker = Arc::<CountedWaker>::default();
+        let mut waiter = pool.alloc_async(1);
+        assert!(poll(&mut waiter, &waker).is_pending());
+        for buf in &mut bufs {
+            buf.begin_lease();
+        }
+        bufs[0].quarantine();
+        assert_eq!(waker.count(), 0);
+        bufs[1].quarantine();
+        assert_eq!(waker.count(), 1, "a waiter is told when nothing is left to wait for");
+        assert!(matches!(poll(&mut waiter, &waker), Poll::Ready(Err(AllocError::Exhausted))));
+        assert_eq!(pool.alloc(1).unwrap_err(), AllocError::Exhausted);
+        assert_eq!(pool.stats().quarantined(), 2);
+        bufs[0].quarantine_released();
+        let [first, second] = bufs;
+        drop(first);
+        assert!(pool.alloc(1).is_ok(), "back after late proof");
+        drop(second);
+        assert_eq!(pool.stats().quarantined(), 1);
+    }
+}
+
+mod reclaim {
+    use super::*;
+
+    /// A holder of buffers that lets go of one each time it is driven after the first `deaf` times.
+    struct Holder {
+        deaf: AtomicUsize,
+        watches: bool,
+        watched: AtomicUsize,
+        bufs: Mutex<Vec<PinnedBuf>>,
+    }
+
+    impl Holder {
+        fn new(deaf: usize, watches: bool, bufs: Vec<PinnedBuf>) -> Arc<Self> {
+            let (deaf, watched) = (deaf.into(), 0.into());
+            Arc::new(Self { deaf, watches, watched, bufs: bufs.into() })
+        }
+
+        fn register(self: &Arc<Self>, pool: &Pool) {
+            let weak: Weak<Self> = Arc::downgrade(self);
+            raw(pool).register(weak);
+        }
+    }
+
+    impl Reclaim for Holder {
+        fn drive(&self) {
+            let deaf = self.deaf.load(Ordering::SeqCst);
+            if deaf > 0 {
+                self.deaf.store(deaf - 1, Ordering::SeqCst);
+            } else {
+                let buf = self.bufs.lock().unwrap().pop();
+                drop(buf);
+            }
+        }
+
+        fn watch(self: Arc<Self>) -> bool {
+            self.watched.fetch_add(1, Ordering::SeqCst);
+            self.watches
+        }
+    }
+
+    #[test]
+    fn a_waiter_reaps_what_only_it_could_reap() {
+        let pool = base(64, 1);
+        let holder = Holder::new(0, true, vec![pool.alloc(1).unwrap()]);
+        holder.register(&pool);
+        drop(pool.alloc(1).unwrap());
+        assert_eq!(holder.watched.load(Ordering::SeqCst), 0, "it never slept");
+        holder.bufs.lock().unwrap().push(pool.alloc(1).unwrap());
+        assert!(matches!(poll(&mut pool.alloc_async(1), &Arc::default()), Poll::Ready(Ok(_))));
+    }
+
+    #[test]
+    fn a_waiter_has_holders_watched_before_it_sleeps() {
+        let pool = base(64, 1);
+        let holder = Holder::new(1, true, vec![pool.alloc(1).unwrap()]);
+        holder.register(&pool);
+        assert!(!raw(&pool).has_waiters());
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| pool.alloc(1).unwrap());
+            while holder.watched.load(Ordering::SeqCst) == 0 {
+                thread::yield_now();
+            }
+            assert!(raw(&pool).has_waiters(), "the waiter queued before it asked for help");
+            holder.drive();
+            drop(waiter.join().unwrap());
+        });
+        assert!(!raw(&pool).has_waiters());
+    }
+
+    #[test]
+    fn without_a_watching_thread_a_waiter_drives_again_by_itself() {
+        let pool = base(64, 1);
+        let holder = Holder::new(3, false, vec![pool.alloc(1).unwrap()]);
+        holder.register(&pool);
+        drop(pool.alloc(1).unwrap());
+        holder.bufs.lock().unwrap().push(pool.alloc(1).unwrap());
+        holder.deaf.store(3, Ordering::SeqCst);
+        let waker = Arc::<CountedWaker>::default();
+        let mut waiter = pin!(pool.alloc_async(1));
+        let mut polls = 1;
+        while poll(&mut waiter, &waker).is_pending() {
+            assert_eq!(waker.count(), polls, "it asks to be polled again");
+            polls += 1;
+        }
+        assert_eq!(polls, 4);
+    }
+}
+
+mod buffer {
+    use super::*;
+
+    #[test]
+    fn starts_empty_whatever_the_slot_held_before() {
+        let pool = base(64, 1);
+        pool.try_alloc(64).unwrap().resize(64, 7);
+        let mut buf = pool.try_alloc(64).unwrap();
+        assert!(buf.is_empty());
+        buf.resize(32, 0);
+        assert_eq!(buf[..], [0; 32]);
+    }
+
+    #[test]
+    fn grows_and_shrinks_up_to_its_capacity() {
+        let pool = base(10, 1);
+        let mut buf = pool.try_alloc(10).unwrap();
+        buf.extend_from_slice(b"hello");
+        buf.resize(7, b'!');
+        assert_eq!(&buf[..], b"hello!!");
+        buf.resize(5, b'?');
+        buf.truncate(9);
+        assert_eq!(&buf[..], b"hello");
+        buf[0] = b'j';
+        buf.truncate(2);
+        assert_eq!(buf.as_ref(), b"je");
+        assert_eq!(buf.spare_capacity_mut().len(), 8);
+        buf.spare_capacity_mut()[0].write(b't');
+        // SAFETY: three bytes were written.
+        unsafe { buf.set_len(3) };
+        assert_eq!(buf.as_mut(), b"jet");
+        assert_eq!(format!("{buf:?}"), "PinnedBuf { len: 3, capacity: 10, .. }");
+        buf.clear();
+        assert!(buf.is_empty());
+    }
+
+    #[test]
+    fn write_takes_what_fits() {
+        let pool = base(10, 1);
+        let mut buf = pool.try_alloc(10).unwrap();
+        assert_eq!(buf.write(b"0123456").unwrap(), 7);
+        assert_eq!(buf.write(b"789abc").unwrap(), 3);
+        assert_eq!(buf.write(b"d").unwrap(), 0);
+        assert_eq!(&buf[..], b"0123456789");
+        let error = buf.write_all(b"d").unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::WriteZero);
+    }
+
+    #[test]
+    #[should_panic(expected = "11 bytes do not fit into the 10 bytes left")]
+    fn extending_beyond_the_capacity_panics() {
+        base(10, 1).try_alloc(1).unwrap().extend_from_slice(&[0; 11]);
+    }
+
+    #[test]
+    #[should_panic(expected = "a length of 11 is above the capacity of 10")]
+    fn resizing_beyond_the_capacity_panics() {
+        base(10, 1).try_alloc(1).unwrap().resize(11, 0);
+    }
+
+    #[test]
+    fn zero_on_recycle_leaves_nothing_behind() {
+        let pool = Pool::builder().class(64, 1).zero_on_recycle(true).build().unwrap();
+        let mut buf = pool.try_alloc(64).unwrap();
+        buf.resize(64, 7);
+        buf.truncate(1);
+        drop(buf);
+        let mut buf = pool.try_alloc(64).unwrap();
+        // SAFETY: the pool zeroes slots when they are recycled, and mapped memory starts zeroed.
+        unsafe { buf.set_len(64) };
+        assert_eq!(buf[..], [0; 64]);
+    }
+
+    #[test]
+    fn dropped_in_flight_it_is_quarantined_even_while_unwinding() {
+        let pool = base(64, 2);
+        let mut buf = pool.try_alloc(1).unwrap();
+        buf.begin_lease();
+        drop(buf);
+        let panicked = thread::scope(|scope| {
+            let dropping = scope.spawn(|| {
+                let mut buf = pool.try_alloc(1).unwrap();
+                buf.begin_lease();
+                panic!("on purpose, while a buffer is in flight");
+            });
+            dropping.join().is_err()
+        });
+        assert!(panicked);
+        let stats = pool.stats();
+        assert_eq!((stats.free(), stats.quarantined()), (0, 2));
+        assert!(pool.audit().is_clean());
+    }
+
+    #[test]
+    fn given_back_by_a_lease_it_is_an_ordinary_buffer_again() {
+        let pool = base(64, 1);
+        let mut buf = pool.try_alloc(1).unwrap();
+        buf.extend_from_slice(b"abc");
+        buf.begin_lease();
+        assert_eq!(pool.stats().in_flight(), 1);
+        assert_eq!(buf.as_raw().1, 3);
+        buf.end_lease();
+        assert_eq!(&buf[..], b"abc");
+        drop(buf);
+        assert_all_home(&pool);
+    }
+
+    #[cfg(feature = "bytes")]
+    #[test]
+    fn is_a_bytes_buf_mut() {
+        use bytes::BufMut;
+
+        let pool = base(10, 1);
+        let mut buf = pool.try_alloc(1).unwrap();
+        buf.put_u32(0x6162_6364);
+        buf.put_slice(b"ef");
+        assert_eq!(buf.remaining_mut(), 4);
+        buf.put(&b"ghij"[..]);
+        assert!(!buf.has_remaining_mut());
+        assert_eq!(&buf[..], b"abcdefghij");
+    }
+}
+
+mod closing {
+    use super::*;
+
+    #[test]
+    fn buffers_outlive_the_pool_and_the_last_one_unmaps() {
+        let pool = base(4096, 3);
+        let alive = Alive::probe(&pool);
+        let mut bufs: Vec<_> = (0..2).map(|_| pool.try_alloc(1).unwrap()).collect();
+        let clone = pool.clone();
+        drop(pool);
+        drop(clone.try_alloc(1).unwrap());
+        drop(clone);
+        for buf in &mut bufs {
+            buf.resize(4096, 7);
+            assert!(buf.iter().all(|&byte| byte == 7));
+        }
+        drop(bufs.pop());
+        assert!(alive.get());
+        drop(bufs.pop());
+        assert!(!alive.get());
+    }
+
+    #[test]
+    fn a_pool_with_everything_home_unmaps_at_once() {
+        let pool = base(4096, 3);
+        let alive = Alive::probe(&pool);
+        drop(pool.try_alloc(1).unwrap());
+        assert!(alive.get());
+        drop(pool);
+        assert!(!alive.get());
+    }
+
+    #[test]
+    fn memory_that_cannot_be_proven_released_stays_mapped() {
+        let pool = base(4096, 1);
+        let alive = Alive::probe(&pool);
+        let mut buf = pool.try_alloc(1).unwrap();
+        buf.begin_lease();
+        drop(buf);
+        drop(pool);
+        assert!(alive.get());
+    }
+
+    #[test]
+    fn pool_and_buffers_dropped_by_many_threads_at_once() {
+        for _ in 0..200 {
+            let pool = base(64, 4);
+            let alive = Alive::probe(&pool);
+            let bufs: Vec<_> = (0..3).map(|_| pool.try_alloc(1).unwrap()).collect();
+            thread::scope(|scope| {
+                for mut buf in bufs {
+                    scope.spawn(move || buf.extend_from_slice(b"x"));
+                }
+                scope.spawn(move || drop(pool));
+            });
+            assert!(!alive.get());
+        }
+    }
+}
+
+mod building {
+    use super::*;
+
+    fn error(builder: pinbuf::PoolBuilder) -> BuildError {
+        builder.build().unwrap_err()
+    }
+
+    #[test]
+    fn says_what_is_wrong_and_what_to_do() {
+        let class = |capacity, count| Pool::builder().class(capacity, count);
+        assert_eq!(error(Pool::builder()), BuildError::NoClass);
+        let empty = BuildError::EmptyClass { capacity: 0, count: 5 };
+        assert_eq!(error(class(0, 5)), empty);
+        assert!(matches!(error(class(5, 0)), BuildError::EmptyClass { .. }));
+        let twice = error(class(64, 1).class(100, 1).class(64, 2));
+        assert_eq!(twice, BuildError::DuplicateClass { capacity: 64 });
+        assert!(twice.to_string().contains("make them one"));
+        assert!(matches!(error(class(1, 1 << 26)), BuildError::TooManySlots { .. }));
+        for (capacity, count) in
+            [(usize::MAX, 1), (usize::MAX / 2, 1), (usize::MAX / 1000, 1001), (1 << 40, 1 << 25)]
+        {
+            let error = error(class(capacity, count));
+            assert_eq!(error, BuildError::TooLarge { capacity, count });
+            assert!(error.to_string().contains("use smaller or fewer slots"));
+        }
+        let error = error(class(64, 1).backing(Backing::Prefer(Pages::HugeTlb { page_bytes: 3 })));
+        assert_eq!(error, BuildError::PageSize { page_bytes: 3 });
+    }
+
+    #[cfg(target_pointer_width = "64")]
+    #[test]
+    fn more_memory_than_there_is_is_refused_not_killed() {
+        let error = error(Pool::builder().class(1 << 45, 1).class(1 << 44, 1));
+        let BuildError::OutOfMemory { bytes, refusal: Refusal::Os(_) } = error else {
+            panic!("{error:?}");
+        };
+        assert_eq!(bytes, (1 << 45) + (1 << 44));
+    }
+}
+
+#[cfg(target_os = "linux")]
+mod memory {
+    use super::*;
+
+    /// Held by tests that may take hugetlb pages, while one of them counts.
+    static RESERVE: Mutex<()> = Mutex::new(());
+
+    /// The `VmFlags` of the mapping at `address`.
+    fn flags(address: usize) -> HashSet<String> {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut inside = false;
+        for line in smaps.lines() {
+            if let Some(range) = mapped_range(line) {
+                inside = range.contains(&address);
+            } else if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| inside) {
+                return flags.split_whitespace().map(str::to_owned).collect();
+            }
+        }
+        panic!("{address:#x} is not mapped");
+    }
+
+    fn address(pool: &Pool) -> usize {
+        pool.try_alloc(1).unwrap().as_ptr() as usize
+    }
+
+    #[test]
+    fn no_child_inherits_a_buffer() {
+        let _reserve = RESERVE.lock().unwrap();
+        for backing in [Backing::Auto, Backing::Require(Pages::Base)] {
+            let pool = Pool::builder().class(1 << 20, 4).backing(backing).build().unwrap();
+            let flags = flags(address(&pool));
+            assert!(flags.contains("dc"), "{flags:?}");
+            assert!(!flags.contains("dd") && !flags.contains("lo"), "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn options_reach_the_mapping() {
+        let pool = Pool::builder().class(4096, 4).dont_dump(true).mlock(true).build().unwrap();
+        let flags = flags(address(&pool));
+        assert!(flags.contains("dd") && flags.contains("lo"), "{flags:?}");
+    }
+
+    #[test]
+    fn the_report_says_what_was_got_and_why_nothing_better() {
+        let _reserve = RESERVE.lock().unwrap();
+        let pool = Pool::builder().class(2 << 20, 4).build().unwrap();
+        let [region] = pool.regions() else { panic!("one region") };
+        eprintln!("{region}");
+        assert!(region.bytes >= 8 << 20);
+        assert_eq!(region.bytes % region.page_bytes, 0);
+        let rungs = match region.pages {
+            Pages::HugeTlb { .. } => 0,
+            Pages::Thp => 1,
+            Pages::Base => 2,
+            other => panic!("{other}"),
+        };
+        assert_eq!(region.refused.len(), rungs);
+        assert!(region.refused.iter().all(|(_, refusal)| matches!(refusal, Refusal::Os(_))));
+    }
+
+    #[test]
+    fn a_small_pool_takes_no_huge_page_unless_required() {
+        let pool = Pool::new(4096, 4).unwrap();
+        let [region] = pool.regions() else { panic!("one region") };
+        assert_eq!((region.pages, region.bytes), (Pages::Base, 4 * 4096));
+        let refusals: Vec<_> = region.refused.iter().map(|(_, refusal)| *refusal).collect();
+        assert_eq!(refusals, [Refusal::TooSmall; 2]);
+    }
+
+    #[test]
+    fn required_transparent_huge_pages_are_aligned_or_refused() {
+        let builder = Pool::builder().class(4096, 4).backing(Backing::Require(Pages::Thp));
+        match builder.build() {
+            Ok(pool) => {
+                let [region] = pool.regions() else { panic!("one region") };
+                assert_eq!((region.pages, region.bytes), (Pages::Thp, region.page_bytes));
+                assert_eq!(address(&pool) % region.page_bytes, 0);
+                assert!(flags(address(&pool)).contains("hg"));
+            }
+            Err(BuildError::Unavailable { pages: Pages::Thp, refusal }) => {
+                eprintln!("skipped required_transparent_huge_pages_are_aligned: {refusal}");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn required_hugetlb_pages_are_taken_or_refused_and_given_back() {
+        let _reserve = RESERVE.lock().unwrap();
+        const PAGE: usize = 2 << 20;
+        let pages = Pages::HugeTlb { page_bytes: PAGE };
+        let free = || {
+            let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+            std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
+        };
+        let reserve: usize = free().unwrap_or(0);
+        // One page more than there are.
+        let greedy = Pool::builder().class(PAGE, reserve + 1).backing(Backing::Require(pages));
+        assert!(matches!(
+            greedy.build(),
+            Err(BuildError::Unavailable { refusal: Refusal::Os(_), .. })
+        ));
+        if reserve == 0 {
+            eprintln!("skipped required_hugetlb_pages_are_taken: no huge page is set aside");
+            return;
+        }
+        // Not a multiple of the huge page.
+        let pool = Pool::builder().class(4096, 3).backing(Backing::Require(pages)).build().unwrap();
+        let [region] = pool.regions() else { panic!("one region") };
+        assert_eq!((region.pages, region.bytes), (pages, PAGE));
+        assert!(flags(address(&pool)).contains("ht"));
+        assert!(flags(address(&pool)).contains("dc"));
+        assert_eq!(free(), Some(reserve - 1));
+        let mut buf = pool.try_alloc(4096).unwrap();
+        buf.resize(4096, 1);
+        drop(pool);
+        drop(buf);
+        assert_eq!(free(), Some(reserve), "the page went back to the reserve");
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn mapped_range(line: &str) -> Option<std::ops::Range<usize>> {
+    let (start, end) = line.split(' ').next()?.split_once('-')?;
+    let parse = |text| usize::from_str_radix(text, 16).ok();
+    Some(parse(start)?..parse(end)?)
+}
