@@ -20,3 +20,6 @@ pub(crate) use fallback::{epoll, errqueue, limits};
 
 pub(crate) use record::{Batch, Record};
 pub use record::{Foreign, Timestamps};
+
+#[cfg(all(test, target_os = "linux"))]
+mod testing;
