@@ -38,11 +38,12 @@ pub(super) fn listen(address: impl ToSocketAddrs) -> TcpListener {
     TcpListener::bind(address).unwrap()
 }
 
-/// Connects to the port of the listener at `host`.
+/// Connects to the port of the listener at `host`. No read of the peer blocks for ever.
 pub(super) fn connect(listener: TcpListener, host: &str) -> (TcpStream, TcpStream) {
     let port = listener.local_addr().unwrap().port();
     let sender = TcpStream::connect((host, port)).unwrap();
     let (peer, _) = listener.accept().unwrap();
+    peer.set_read_timeout(Some(SOON)).unwrap();
     (sender, peer)
 }
 
