@@ -357,10 +357,11 @@ fn tokens(text: &str) -> Vec<Token<'_>> {
             block_comment(rest)
         } else if let Some(len) = raw_string(rest) {
             len
-        } else if let Some(prefix) = ["\"", "b\"", "c\""].iter().find(|p| rest.starts_with(**p)) {
-            prefix.len() + quoted(&rest[prefix.len()..], '"')
-        } else if rest.starts_with("b'") {
-            2 + quoted(&rest[2..], '\'')
+        } else if let Some(prefix) =
+            ["\"", "b\"", "c\"", "b'"].into_iter().find(|prefix| rest.starts_with(prefix))
+        {
+            let quote = if prefix.ends_with('"') { '"' } else { '\'' };
+            prefix.len() + quoted(&rest[prefix.len()..], quote)
         } else if first == '\'' {
             let mut behind = rest[1..].chars();
             match (behind.next(), behind.next()) {
