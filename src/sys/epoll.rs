@@ -121,3 +121,123 @@ fn wait<'a>(
         result => Ok(&events[..result? as usize]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpStream, os::fd::AsFd, time::Instant};
+
+    use super::*;
+    use crate::sys::{
+        socket,
+        testing::{self, SOON, records_until},
+    };
+
+    const SHORT: Option<Duration> = Some(Duration::from_millis(20));
+
+    fn await_note(sender: &TcpStream) {
+        assert!(socket::poll(sender.as_fd(), false, Some(SOON)).unwrap().error);
+    }
+
+    #[test]
+    fn an_edge_comes_for_each_note_and_for_nothing_else() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        let edges = EdgeWait::new(sender.as_fd(), false).unwrap();
+        assert_eq!(edges.wait(SHORT).unwrap(), Ready::default(), "nothing yet");
+        for _ in 0..3 {
+            testing::send(&sender, 100, true).unwrap();
+            let note = Ready { error: true, ..Ready::default() };
+            assert_eq!(edges.wait(Some(SOON)).unwrap(), note, "also with one unread");
+            assert_eq!(edges.wait(SHORT).unwrap(), Ready::default(), "unread, but no news");
+        }
+    }
+
+    #[test]
+    fn an_edge_wait_starts_with_the_present_state() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        testing::send(&sender, 100, true).unwrap();
+        await_note(&sender);
+        let edges = EdgeWait::new(sender.as_fd(), true).unwrap();
+        let both = Ready { writable: true, error: true, hangup: false };
+        assert_eq!(edges.wait(SHORT).unwrap(), both);
+    }
+
+    #[test]
+    fn a_hangup_wakes_an_edge_wait_once() {
+        let (sender, peer) = testing::zerocopy_pair();
+        let edges = EdgeWait::new(sender.as_fd(), false).unwrap();
+        socket::reset_on_close(peer.as_fd()).unwrap();
+        drop(peer);
+        assert!(edges.wait(Some(SOON)).unwrap().hangup);
+        assert_eq!(edges.wait(SHORT).unwrap(), Ready::default());
+        assert!(socket::poll(sender.as_fd(), false, SHORT).unwrap().hangup, "poll would spin");
+    }
+
+    #[test]
+    fn an_edge_wait_is_bounded() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        let edges = EdgeWait::new(sender.as_fd(), false).unwrap();
+        let start = Instant::now();
+        assert_eq!(edges.wait(SHORT).unwrap(), Ready::default());
+        assert!((SHORT.unwrap()..SOON).contains(&start.elapsed()));
+    }
+
+    #[test]
+    fn a_watcher_names_the_sockets_with_news() {
+        let watcher = Watcher::new().unwrap();
+        let (first, _peer) = testing::zerocopy_pair();
+        let (second, _peer2) = testing::zerocopy_pair();
+        let mut tokens = vec![99];
+        watcher.add(first.as_fd(), 1).unwrap();
+        watcher.add(second.as_fd(), u64::MAX).unwrap();
+        watcher.wait(&mut tokens, Some(SOON)).unwrap();
+        tokens.sort_unstable();
+        assert_eq!(tokens, [1, u64::MAX], "both have room to write");
+        watcher.wait(&mut tokens, SHORT).unwrap();
+        assert_eq!(tokens, [0; 0]);
+        testing::send(&second, 100, true).unwrap();
+        watcher.wait(&mut tokens, Some(SOON)).unwrap();
+        assert_eq!(tokens, [u64::MAX]);
+    }
+
+    #[test]
+    fn a_note_that_came_before_the_watcher_is_news() {
+        let (sender, _peer) = testing::stalled_pair();
+        testing::send(&sender, 100, true).unwrap();
+        await_note(&sender);
+        while testing::send(&sender, 64 << 10, true).is_ok() {}
+        assert!(!socket::poll(sender.as_fd(), true, Some(Duration::ZERO)).unwrap().writable);
+        let watcher = Watcher::new().unwrap();
+        watcher.add(sender.as_fd(), 7).unwrap();
+        let mut tokens = Vec::new();
+        watcher.wait(&mut tokens, Some(SOON)).unwrap();
+        assert_eq!(tokens, [7]);
+    }
+
+    #[test]
+    fn a_removed_socket_is_no_longer_watched() {
+        let watcher = Watcher::new().unwrap();
+        let (sender, _peer) = testing::zerocopy_pair();
+        watcher.add(sender.as_fd(), 1).unwrap();
+        let error = watcher.add(sender.as_fd(), 1).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EEXIST));
+        watcher.remove(sender.as_fd()).unwrap();
+        testing::send(&sender, 100, true).unwrap();
+        records_until(&sender, |records| !records.is_empty());
+        let mut tokens = Vec::new();
+        watcher.wait(&mut tokens, SHORT).unwrap();
+        assert_eq!(tokens, [0; 0]);
+        let error = watcher.remove(sender.as_fd()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn epoll_descriptors_do_not_survive_exec() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        let edges = EdgeWait::new(sender.as_fd(), false).unwrap();
+        for epoll in [edges.epoll, Watcher::new().unwrap().epoll] {
+            // SAFETY: F_GETFD of fcntl(2) takes no pointers.
+            let flags = unsafe { libc::fcntl(epoll.as_raw_fd(), libc::F_GETFD) };
+            assert_eq!(flags, libc::FD_CLOEXEC);
+        }
+    }
+}

@@ -44,3 +44,75 @@ fn has_ipc_lock(status: &str) -> bool {
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .is_some_and(|mask| mask >> CAP_IPC_LOCK & 1 == 1)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::sys::testing;
+
+    #[test]
+    fn optmem_max_is_that_of_the_kernel() {
+        assert!(optmem_max().unwrap() >= 832, "room for one send at least");
+    }
+
+    #[test]
+    fn the_capability_is_bit_14_of_the_effective_set() {
+        let status = |effective: &str| {
+            format!("Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t{effective}\nCapBnd:\tffff\n")
+        };
+        assert!(has_ipc_lock(&status("0000000000004000")));
+        assert!(has_ipc_lock(&status("000001ffffffffff")));
+        for no in ["0000000000000000", "ffffffffffffbfff", "", "none"] {
+            assert!(!has_ipc_lock(&status(no)), "{no}");
+        }
+        assert!(!has_ipc_lock("CapPrm:\tffffffffffffffff\n"));
+    }
+
+    /// Lowers the limit of its process, so it runs in processes of its own: as the user who runs
+    /// the tests, and with all capabilities in a user namespace, where they do not count.
+    #[test]
+    fn memlock_bytes_says_whether_the_kernel_looks() {
+        const NAME: &str = "sys::limits::tests::memlock_bytes_says_whether_the_kernel_looks";
+        const CHILD: &str = "PINBUF_TEST_MEMLOCK_CHILD";
+        if std::env::var_os(CHILD).is_some() {
+            compare_with_the_kernel();
+            return;
+        }
+        let test = std::env::current_exe().unwrap();
+        let own_process = Command::new(&test).args([NAME, "--exact"]).env(CHILD, "1").output();
+        let output = own_process.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+
+        let namespace = ["--user", "--map-root-user"];
+        if !Command::new("unshare").args(namespace).arg("true").status().is_ok_and(|s| s.success())
+        {
+            testing::skipped(NAME, "no user namespace can be had");
+            return;
+        }
+        let in_namespace = Command::new("unshare")
+            .args(namespace)
+            .arg(&test)
+            .args([NAME, "--exact"])
+            .env(CHILD, "1")
+            .output();
+        let output = in_namespace.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    fn compare_with_the_kernel() {
+        const LIMIT: libc::rlim_t = 64 << 10;
+        let limit = libc::rlimit { rlim_cur: LIMIT, rlim_max: LIMIT };
+        // SAFETY: setrlimit(2) reads one `rlimit`, which outlives the call.
+        check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }).unwrap();
+        let (sender, _peer) = testing::zerocopy_pair();
+        // A send that exceeds the limit by itself cannot succeed where the kernel looks.
+        let looks = match testing::send(&sender, 2 * LIMIT as usize, true) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => true,
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(memlock_bytes(), looks.then_some(64 << 10));
+    }
+}

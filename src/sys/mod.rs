@@ -21,3 +21,6 @@ mod fallback;
 pub(crate) use fallback::{epoll, errqueue, limits};
 
 pub use record::{Batch, Foreign, Record, Timestamps};
+
+#[cfg(all(test, target_os = "linux"))]
+mod testing;
