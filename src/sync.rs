@@ -11,13 +11,34 @@ pub(crate) use std::{
 #[cfg(not(loom))]
 mod imp {
     pub(crate) use crossbeam::utils::CachePadded;
-    pub(crate) use std::{
-        sync::{
-            Mutex, MutexGuard,
-            atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
-        },
-        thread,
+    pub(crate) use std::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     };
+    use std::{thread, time::Duration};
+
+    /// Puts the thread that made it to sleep, and wakes it. A wake-up before the sleep is kept.
+    #[derive(Debug)]
+    pub(crate) struct Parker(thread::Thread);
+
+    impl Parker {
+        pub(crate) fn new() -> Self {
+            Self(thread::current())
+        }
+
+        /// Sleeps until unparked or the time is up; may end early.
+        pub(crate) fn park(&self, limit: Option<Duration>) {
+            debug_assert_eq!(self.0.id(), thread::current().id());
+            match limit {
+                Some(limit) => thread::park_timeout(limit),
+                None => thread::park(),
+            }
+        }
+
+        pub(crate) fn unpark(&self) {
+            self.0.unpark();
+        }
+    }
 
     /// Stands for the contents of a buffer where a model checks who touches them; nothing here.
     #[derive(Debug, Default)]
@@ -34,13 +55,34 @@ mod imp {
 
 #[cfg(loom)]
 mod imp {
-    pub(crate) use loom::{
-        sync::{
-            Mutex, MutexGuard,
-            atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
-        },
-        thread,
+    pub(crate) use loom::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     };
+    use loom::{sync::Notify, thread};
+    use std::time::Duration;
+
+    /// loom's threads lose a wake-up that comes while they block on a mutex; its `Notify` does not.
+    #[derive(Debug)]
+    pub(crate) struct Parker(Notify);
+
+    impl Parker {
+        pub(crate) fn new() -> Self {
+            Self(Notify::new())
+        }
+
+        /// Models have no clock: a limited sleep may end at once.
+        pub(crate) fn park(&self, limit: Option<Duration>) {
+            match limit {
+                Some(_) => thread::yield_now(),
+                None => self.0.wait(),
+            }
+        }
+
+        pub(crate) fn unpark(&self) {
+            self.0.notify();
+        }
+    }
 
     /// Padding means nothing to a model.
     #[derive(Debug, Default)]

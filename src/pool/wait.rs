@@ -11,10 +11,7 @@ use crate::{
     buf::PinnedBuf,
     error::AllocError,
     raw::{Joined, RawPool, SizeClass, SlotRef, WaitTicket},
-    sync::{
-        Arc,
-        thread::{self, Thread},
-    },
+    sync::{Arc, Parker},
 };
 
 /// How long a blocked thread sleeps when nobody else can look after the senders it waits for.
@@ -94,7 +91,8 @@ impl<'a> Alloc<'a> {
     /// Drives the future on this thread, asleep in between.
     #[cold]
     pub(super) fn block(mut self, deadline: Option<Instant>) -> Result<PinnedBuf, AllocError> {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let parker = Arc::new(Unpark(Parker::new()));
+        let waker = Waker::from(Arc::clone(&parker));
         loop {
             if let Poll::Ready(result) = self.advance(&waker) {
                 return result;
@@ -104,7 +102,7 @@ impl<'a> Alloc<'a> {
                 return self.leave().ok_or(AllocError::TimedOut);
             }
             let nap = (!self.watched).then_some(DRIVE_EVERY);
-            park(left.into_iter().chain(nap).min());
+            parker.0.park(left.into_iter().chain(nap).min());
         }
     }
 }
@@ -141,27 +139,14 @@ fn hand_out(class: &SizeClass, index: u32) -> PinnedBuf {
     PinnedBuf::new(SlotRef::claim(class, index))
 }
 
-struct Unpark(Thread);
+struct Unpark(Parker);
 
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {
         self.0.unpark();
     }
-}
 
-#[cfg(not(loom))]
-fn park(limit: Option<Duration>) {
-    match limit {
-        Some(limit) => thread::park_timeout(limit),
-        None => thread::park(),
-    }
-}
-
-/// Models have no clock: a limited sleep is one that may end at once.
-#[cfg(loom)]
-fn park(limit: Option<Duration>) {
-    match limit {
-        Some(_) => thread::yield_now(),
-        None => thread::park(),
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
     }
 }

@@ -243,13 +243,13 @@ impl Slot {
 
     /// Tells a model about a read of the slot's memory.
     #[inline(always)]
-    pub(crate) fn contents_read(&self) {
+    pub fn contents_read(&self) {
         self.contents.read();
     }
 
     /// Tells a model about a write to the slot's memory.
     #[inline(always)]
-    pub(crate) fn contents_written(&self) {
+    pub fn contents_written(&self) {
         self.contents.write();
     }
 }
