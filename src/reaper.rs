@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     raw::Reclaim,
-    sync::{Arc, Mutex, OnceLock, Weak, lock, thread},
+    sync::{Arc, Mutex, OnceLock, Weak, lock, sleep, spawn},
     sys::epoll::Watcher,
 };
 
@@ -68,8 +68,7 @@ impl Reaper {
             let reaper =
                 Arc::new(Self { watcher: Watcher::new().ok()?, watched: Mutex::default() });
             let running = Arc::clone(&reaper);
-            let thread = thread::Builder::new().name("pinbuf-reaper".into());
-            thread.spawn(move || running.run()).ok()?;
+            spawn("pinbuf-reaper", move || running.run()).ok()?;
             let _ = REAPER.set(reaper);
         }
         REAPER.get()
@@ -80,7 +79,7 @@ impl Reaper {
         loop {
             if self.watcher.wait(&mut tokens, None).is_err() {
                 // Cannot happen with a descriptor of our own; must not spin if it does.
-                thread::sleep(std::time::Duration::from_millis(10));
+                sleep(std::time::Duration::from_millis(10));
             }
             for token in &tokens {
                 let sender = lock(&self.watched).senders.get(token).and_then(Weak::upgrade);

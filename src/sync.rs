@@ -15,6 +15,7 @@ mod imp {
         Mutex, MutexGuard,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     };
+    pub(crate) use std::thread::yield_now;
     use std::{thread, time::Duration};
 
     /// Puts the thread that made it to sleep, and wakes it. A wake-up before the sleep is kept.
@@ -55,11 +56,12 @@ mod imp {
 
 #[cfg(loom)]
 mod imp {
+    use loom::sync::Notify;
     pub(crate) use loom::sync::{
         Mutex, MutexGuard,
         atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     };
-    use loom::{sync::Notify, thread};
+    pub(crate) use loom::thread::yield_now;
     use std::time::Duration;
 
     /// loom's threads lose a wake-up that comes while they block on a mutex; its `Notify` does not.
@@ -74,7 +76,7 @@ mod imp {
         /// Models have no clock: a limited sleep may end at once.
         pub(crate) fn park(&self, limit: Option<Duration>) {
             match limit {
-                Some(_) => thread::yield_now(),
+                Some(_) => yield_now(),
                 None => self.0.wait(),
             }
         }
@@ -118,7 +120,7 @@ mod imp {
 }
 
 pub(crate) use imp::*;
-pub(crate) use unmodelled::unique_id;
+pub(crate) use unmodelled::{sleep, spawn, unique_id};
 
 /// Locks, and goes on with the data of a thread that panicked: no lock here guards an invariant
 /// that user code could break half-way, since none is held while user code runs.
@@ -137,7 +139,11 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
 
 /// What models do not explore.
 mod unmodelled {
-    #![allow(clippy::disallowed_types, reason = "loom's atomics cannot live in a static")]
+    #![allow(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "loom's atomics cannot live in a static, and the reaper is no part of a model"
+    )]
     use std::sync::atomic::{AtomicU64, Ordering};
 
     /// A number that no other call in this process returns.
@@ -145,5 +151,15 @@ mod unmodelled {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         // Relaxed: only the numbers matter, nothing is published with them.
         NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Starts a thread that nobody joins.
+    pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
+    }
+
+    /// Sleeps for a time.
+    pub(crate) fn sleep(time: std::time::Duration) {
+        std::thread::sleep(time);
     }
 }

@@ -185,7 +185,7 @@ impl fmt::Display for Problem {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::Pool;
+    use crate::pool::Pool;
 
     fn offenders(pool: &Pool) -> Vec<(u32, SlotState, Problem)> {
         let audit = pool.audit();

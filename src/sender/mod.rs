@@ -42,7 +42,7 @@ use crate::{
     error::{AdoptError, CopyReason, OsError, SendError, WaitError},
     id::Ticket,
     lease::{IntoPayload, Payload},
-    sync::Arc,
+    sync::{Arc, yield_now},
     sys::{Foreign, errno},
 };
 
@@ -453,7 +453,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
                 Ok(Socket(socket)) => return Ok((socket, ids)),
                 Err(back) => core = back,
             }
-            crate::sync::thread::yield_now();
+            yield_now();
         }
     }
 

@@ -1,7 +1,7 @@
 //! How much may be in flight: the window of one sender, the memlock budget of the process.
 
 use crate::{
-    sync::{Arc, AtomicUsize, Ordering},
+    sync::{Arc, AtomicUsize, OnceLock, Ordering},
     sys::{limits, memory::page_bytes},
 };
 
@@ -19,9 +19,8 @@ pub struct MemlockBudget {
 
 impl MemlockBudget {
     /// The budget that all senders of this process share.
-    #[cfg(not(loom))]
     pub(crate) fn of_process() -> Arc<Self> {
-        static BUDGET: crate::sync::OnceLock<Arc<MemlockBudget>> = crate::sync::OnceLock::new();
+        static BUDGET: OnceLock<Arc<MemlockBudget>> = OnceLock::new();
         let new = || {
             let bytes = limits::memlock_bytes();
             Arc::new(Self::new(bytes.map(|bytes| (bytes / 2) as usize / page_bytes())))

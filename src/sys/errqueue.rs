@@ -572,7 +572,7 @@ mod tests {
             socket::poll(sender.as_fd(), false, Some(testing::SOON)).unwrap();
         }
         while socket::unsent(sender.as_fd()).unwrap() > 0 {
-            crate::sync::thread::yield_now();
+            crate::sync::yield_now();
         }
         let mut records = Vec::new();
         let first = with_scratch(|scratch| {
