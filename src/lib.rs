@@ -37,6 +37,7 @@ pub use lease::{IntoPayload, Payload};
 pub use mapped::MappedSlice;
 pub use pool::{Alloc, Audit, ClassStats, Offender, Pool, PoolBuilder, PoolStats, Problem};
 pub use raw::{RegionReport, SlotState};
+pub use reaper::{ReaperStats, reaper_stats, wait_idle};
 pub use sender::{
     Capabilities, CloseReport, Fate, HandBack, Interest, Policy, Reaped, ResumeIds, Returned,
     Sender, SenderBuilder, SenderStats,
