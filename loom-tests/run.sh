@@ -22,6 +22,8 @@ models() {
 }
 
 mutants() {
+  # Not the target folder of the true tree: cargo takes a copy of a workspace for the workspace itself.
+  export CARGO_TARGET_DIR=$CARGO_TARGET_DIR-mutants
   copy=$(mktemp -d) || exit 1
   trap 'rm -rf "$copy"' EXIT
   missed=0
