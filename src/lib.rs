@@ -12,8 +12,6 @@ mod backing;
 mod buf;
 mod error;
 mod id;
-#[doc(hidden)]
-pub mod internals;
 #[allow(unsafe_code)]
 mod mapped;
 mod pool;
@@ -34,4 +32,5 @@ pub use pool::{Alloc, Audit, ClassStats, Offender, Pool, PoolBuilder, PoolStats,
 pub use raw::{RegionReport, SlotState};
 
 #[doc(hidden)]
-pub use internals as __internals;
+#[path = "internals.rs"]
+pub mod __internals;

@@ -21,7 +21,8 @@ const DRIVE_EVERY: Duration = Duration::from_millis(5);
 /// [`Pool::alloc_async`](crate::Pool::alloc_async).
 ///
 /// Its place in the queue is taken at the first poll. Dropping it gives the place up; a slot that
-/// was already handed to it goes to the next in the queue, or home. Its output is that of
+/// was already handed to it goes to the next in the queue, or home; one that is forgotten
+/// (`mem::forget`) can keep a slot for ever. Its output is that of
 /// [`Pool::alloc`](crate::Pool::alloc).
 ///
 /// ```
