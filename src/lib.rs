@@ -12,8 +12,6 @@ mod backing;
 mod buf;
 mod error;
 mod id;
-#[doc(hidden)]
-pub mod internals;
 mod lease;
 #[allow(unsafe_code)]
 mod mapped;
@@ -45,4 +43,5 @@ pub use sender::{
 pub use sys::{Foreign, Timestamps};
 
 #[doc(hidden)]
-pub use internals as __internals;
+#[path = "internals.rs"]
+pub mod __internals;
