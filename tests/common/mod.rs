@@ -107,8 +107,7 @@ pub(crate) fn option(socket: &impl AsFd, level: i32, name: i32) -> i32 {
     let fd = socket.as_fd().as_raw_fd();
     // SAFETY: getsockopt(2) writes at most `len` bytes to the value and then `len`; both outlive
     // the call.
-    let done =
-        unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut len) };
+    let done = unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut len) };
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
     value
 }
