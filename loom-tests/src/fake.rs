@@ -66,6 +66,8 @@ struct State {
     /// Every byte taken, by call.
     accepted: usize,
     aborted: bool,
+    /// Whether an abort leaves what is taken where it is: packets in a queue below.
+    queued_below: bool,
     adopted: Option<Arc<dyn Reclaim>>,
 }
 
@@ -85,6 +87,12 @@ impl FakeKernel {
         let kernel = Self::default();
         kernel.with(|state| state.answers = answers.into_iter().collect());
         kernel
+    }
+
+    /// The same socket, whose packets wait in a queue below that an abort does not reach.
+    pub fn queued_below(self) -> Self {
+        self.with(|state| state.queued_below = true);
+        self
     }
 
     /// A sender over this socket.
@@ -182,8 +190,11 @@ impl Kernel for FakeKernel {
     }
 
     fn abort(&self) -> io::Result<()> {
-        self.with(|state| state.aborted = true);
-        while self.deliver() {}
+        let queued_below = self.with(|state| {
+            state.aborted = true;
+            state.queued_below
+        });
+        while !queued_below && self.deliver() {}
         Ok(())
     }
 

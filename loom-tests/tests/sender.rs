@@ -59,6 +59,25 @@ fn a_buffer_is_not_reused_before_its_note() {
 }
 
 #[test]
+fn option_memory_proves_nothing_while_a_call_is_under_way() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender();
+        let doubter = {
+            let sender = Arc::clone(&sender);
+            thread::spawn(move || sender.check_overdue())
+        };
+        let ticket = sender.try_send(filled(&pool, 1)).unwrap();
+        doubter.join().unwrap();
+        assert_eq!(sender.fate(ticket), None, "nothing is delivered yet");
+        assert!(kernel.deliver());
+        sender.step().unwrap();
+        assert_eq!(pool.stats().free(), 1);
+    });
+}
+
+#[test]
 fn a_failed_call_is_rolled_back_while_another_thread_reaps() {
     model(|| {
         let pool = page_pool(1);
@@ -69,9 +88,12 @@ fn a_failed_call_is_rolled_back_while_another_thread_reaps() {
             panic!("the first answer is EAGAIN");
         };
         assert_eq!(buf[0], 1);
-        sender.try_send(buf).unwrap();
+        let ticket = sender.try_send(buf).unwrap();
         reaper.join().unwrap();
         sender.step().unwrap();
+        // The fate of the note, not of a proof that makes up for a note not understood.
+        let fate = Fate::Released { accepted: PAGE, copied: Some(true) };
+        assert_eq!(sender.fate(ticket), Some(fate));
         assert_eq!(pool.stats().free(), 1);
     });
 }
@@ -134,16 +156,22 @@ fn a_sender_left_in_flight_ends_in_the_reapers_care() {
 }
 
 #[test]
-fn an_abort_against_a_reaping_thread_releases_once() {
+fn an_abort_keeps_what_a_packet_in_a_queue_still_carries() {
     model(|| {
         let pool = page_pool(1);
-        let kernel = FakeKernel::default();
+        let kernel = FakeKernel::default().queued_below();
         let sender = kernel.sender();
         sender.try_send(filled(&pool, 1)).unwrap();
-        let reaper = reaping(&sender);
+        let network = {
+            let kernel = kernel.clone();
+            thread::spawn(move || assert!(kernel.deliver()))
+        };
         sender.abort();
         sender.leave();
-        reaper.join().unwrap();
+        if pool.stats().free() == 1 {
+            drop(filled(&pool, 2));
+        }
+        network.join().unwrap();
         kernel.attend();
         assert!(!kernel.has_orphan());
         assert_eq!(pool.stats().free(), 1);

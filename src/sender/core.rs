@@ -510,7 +510,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Asks the option memory whether all is released though no note said so.
-    pub(super) fn check_overdue(&self) {
+    pub fn check_overdue(&self) {
         lock(&self.in_flight).prove(&self.kernel);
         self.dispose();
     }
