@@ -22,16 +22,18 @@ models() {
 }
 
 mutants() {
+  # Not the target folder of the true tree: cargo takes a copy of a workspace for the workspace itself.
+  export CARGO_TARGET_DIR=$CARGO_TARGET_DIR-mutants
   copy=$(mktemp -d) || exit 1
   trap 'rm -rf "$copy"' EXIT
   missed=0
-  printf '%-34s %-58s %s\n' mutant model result
+  printf '%-37s %-58s %s\n' mutant model result
   for patch in "$here"/mutants/*.patch; do
     name=$(basename "$patch" .patch)
     [ $# -eq 0 ] || [[ " $* " == *" $name "* ]] || continue
     model=$(sed -n '1s/^model: //p' "$patch")
     rm -rf "$copy/tree" && mkdir "$copy/tree"
-    tar -C "$root" -c --exclude=./target --exclude=./.git . | tar -C "$copy/tree" -x
+    tar -C "$root" -c --exclude=./target --exclude=./.git . | tar -C "$copy/tree" -xm  # -m: cargo goes by the time
     if ! patch -s -p1 -d "$copy/tree" <"$patch"; then
       result='DOES NOT APPLY'; missed=1
     elif ! out=$(cd "$copy/tree" && cargo test --quiet --release --package loom-tests --tests --no-run 2>&1); then
@@ -41,7 +43,7 @@ mutants() {
     else
       result=caught
     fi
-    printf '%-34s %-58s %s\n' "$name" "$model" "$result"
+    printf '%-37s %-58s %s\n' "$name" "$model" "$result"
   done
   return $missed
 }

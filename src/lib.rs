@@ -12,8 +12,6 @@ mod backing;
 mod buf;
 mod error;
 mod id;
-#[doc(hidden)]
-pub mod internals;
 mod lease;
 #[allow(unsafe_code)]
 mod mapped;
@@ -37,6 +35,7 @@ pub use lease::{IntoPayload, Payload};
 pub use mapped::MappedSlice;
 pub use pool::{Alloc, Audit, ClassStats, Offender, Pool, PoolBuilder, PoolStats, Problem};
 pub use raw::{RegionReport, SlotState};
+pub use reaper::{ReaperStats, reaper_stats, wait_idle};
 pub use sender::{
     Capabilities, CloseReport, Fate, HandBack, Interest, Policy, Reaped, ResumeIds, Returned,
     Sender, SenderBuilder, SenderStats,
@@ -44,4 +43,5 @@ pub use sender::{
 pub use sys::{Foreign, Timestamps};
 
 #[doc(hidden)]
-pub use internals as __internals;
+#[path = "internals.rs"]
+pub mod __internals;

@@ -1,67 +1,114 @@
-//! Sending over real TCP sockets on loopback.
+//! Sending over real TCP sockets on loopback: what arrives, and what becomes of every buffer.
+
+mod common;
 
 use std::{
-    io::Read,
-    net::{TcpListener, TcpStream},
+    io::{Read, Write},
+    net::TcpStream,
+    os::fd::AsRawFd,
     sync::Arc,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use pinbuf::{Fate, Payload, Policy, Sender};
+use common::{
+    Buffers, STALLED, TIGHT, after, assert_all_home, assert_same, census, eventually, filled,
+    mapped_pair, option, pair, pair_at, pattern, pool, reader, reset, set_option, soon, take_error,
+};
+use pinbuf::{Fate, HandBack, IntoPayload, Payload, Policy, SendError, Sender, Ticket, WaitError};
 
-fn pair(address: &str) -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind(address).unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    (near, listener.accept().unwrap().0)
+fn assert_released<S: std::os::fd::AsFd + Send + Sync + 'static>(
+    sender: &mut Sender<S>,
+    ticket: Ticket,
+) {
+    let fate = sender.wait(ticket, soon()).unwrap();
+    let len = ticket.len();
+    assert!(matches!(fate, Fate::Released { accepted, .. } if accepted == len), "{fate:?}");
 }
 
-fn pattern(len: usize, seed: usize) -> Arc<[u8]> {
-    (0..len).map(|at| (at * 31 + seed * 7 + at / 4096) as u8).collect()
-}
-
-fn soon() -> Option<Instant> {
-    Some(Instant::now() + Duration::from_secs(20))
-}
-
-#[test]
-fn everything_arrives_in_order_whatever_way_it_went() {
-    for address in ["127.0.0.1:0", "[::1]:0"] {
-        let (near, mut far) = pair(address);
-        let lens = [1, 100, 5000, 16384, 70_000, 1 << 20, 3_000_001, 17, 0, 65536];
-        let peer = thread::spawn(move || {
-            let mut got = Vec::new();
-            far.read_to_end(&mut got).unwrap();
-            got
-        });
-        let mut sender = Sender::new(near).unwrap();
-        assert!(sender.capabilities().zero_copy);
-        let mut want = Vec::new();
-        let mut tickets = Vec::new();
-        for round in 0..20 {
-            for len in lens {
-                let data = pattern(len, round);
-                want.extend_from_slice(&data);
-                tickets.push((len, sender.send(data).unwrap()));
-            }
+/// Sends until the socket takes no more; returns the tickets and the buffer that was refused.
+fn send_until_full<S: std::os::fd::AsFd + Send + Sync + 'static, P: IntoPayload>(
+    sender: &mut Sender<S>,
+    mut next: impl FnMut(usize) -> P,
+) -> (Vec<Ticket>, P) {
+    let mut tickets = Vec::new();
+    loop {
+        match sender.try_send(next(tickets.len())) {
+            Ok(ticket) => tickets.push(ticket),
+            Err(SendError::WouldBlock(buf)) => return (tickets, buf),
+            Err(other) => panic!("{}", other.map(|_| ())),
         }
-        for (len, ticket) in tickets {
-            let fate = sender.wait(ticket, soon()).unwrap();
-            assert!(matches!(fate, Fate::Released { accepted, .. } if accepted == len), "{fate:?}");
-        }
-        let stats = sender.stats();
-        assert!(stats.zero_copy_calls >= 120 && stats.copied_calls >= 80, "{stats:?}");
-        assert_eq!(stats.released_calls, stats.zero_copy_calls);
-        assert_eq!((stats.in_flight_calls, stats.in_flight_bytes, stats.leases), (0, 0, 0));
-        let report = sender.close(soon().unwrap());
-        assert!(report.drained, "{report:?}");
-        assert!(peer.join().unwrap() == want);
     }
 }
 
 #[test]
+fn everything_arrives_in_order_whatever_way_it_went() {
+    let pairs = [pair(), pair_at("[::1]:0", Buffers::default()), mapped_pair()];
+    for (near, far) in pairs {
+        let lens = [1, 100, 5000, 16384, 70_000, 1 << 20, 1_500_001, 17, 0, 65536];
+        let peer = reader(far, Duration::ZERO);
+        let mut sender = Sender::new(near).unwrap();
+        assert!(sender.capabilities().zero_copy);
+        let mut want = Vec::new();
+        let mut tickets = Vec::new();
+        for round in 0..5 {
+            for len in lens {
+                let data = pattern(len, round);
+                want.extend_from_slice(&data);
+                tickets.push(sender.send(data).unwrap());
+            }
+        }
+        for ticket in tickets {
+            assert_released(&mut sender, ticket);
+        }
+        let stats = sender.stats();
+        assert!(stats.zero_copy_calls >= 25 && stats.copied_calls >= 20, "{stats:?}");
+        assert_eq!(stats.released_calls, stats.zero_copy_calls);
+        assert_eq!((stats.in_flight_calls, stats.in_flight_bytes, stats.leases), (0, 0, 0));
+        let report = sender.close(soon().unwrap());
+        assert!(report.drained, "{report:?}");
+        assert_eq!(report.quarantined, 0);
+        assert_same(&peer.join().unwrap(), &want);
+    }
+}
+
+#[test]
+fn every_kind_of_payload_is_let_go_of_after_its_release() {
+    static CONSTANT: [u8; 40_000] = [7; 40_000];
+    let (near, far) = pair();
+    let peer = reader(far, Duration::ZERO);
+    let mut sender = Sender::new(near).unwrap();
+    let shared = pattern(50_000, 1);
+    let map = Arc::new(memmap2::MmapRaw::from(
+        memmap2::MmapOptions::new().len(65536).map_anon().unwrap(),
+    ));
+    let tickets = [
+        sender.send(&CONSTANT[..]).unwrap(),
+        sender.send(Arc::clone(&shared)).unwrap(),
+        sender.send(pinbuf::MappedSlice::new(Arc::clone(&map), 0..20_000).unwrap()).unwrap(),
+    ];
+    #[allow(unused_mut)]
+    let mut want = [&CONSTANT[..], &shared, &[0; 20_000]].concat();
+    #[cfg(feature = "bytes")]
+    {
+        let bytes = bytes::Bytes::from(pattern(30_000, 2).to_vec());
+        want.extend_from_slice(&bytes);
+        let ticket = sender.send(bytes.slice(10_000..)).unwrap();
+        want.drain(want.len() - 30_000..want.len() - 20_000);
+        assert_released(&mut sender, ticket);
+        assert!(bytes.is_unique(), "the sender's clone is gone");
+    }
+    for ticket in tickets {
+        assert_released(&mut sender, ticket);
+    }
+    assert_eq!((Arc::strong_count(&shared), Arc::strong_count(&map)), (1, 1));
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &want);
+}
+
+#[test]
 fn a_vectored_send_is_one_ticket() {
-    let (near, mut far) = pair("127.0.0.1:0");
+    let (near, mut far) = pair();
     let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
     let parts = [pattern(10, 1), pattern(40_000, 2), pattern(40_000, 3), pattern(20, 4)];
     let mut bufs: Vec<Payload> = parts.iter().map(|part| Arc::clone(part).into()).collect();
@@ -75,4 +122,399 @@ fn a_vectored_send_is_one_ticket() {
     assert_eq!(sender.stats().zero_copy_calls, 1);
     assert_eq!(sender.stats().copied_calls, 2);
     assert!(sender.close(soon().unwrap()).drained);
+}
+
+#[test]
+fn vectored_sends_accepted_in_parts_arrive_byte_for_byte() {
+    let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
+    let pool = pinbuf::Pool::builder().class(64, 64).class(4096, 128).class(60_000, 8).build();
+    let pool = pool.unwrap();
+    let mut sender = Sender::new(near).unwrap();
+    // A peer that reads in fits, so that calls end anywhere in a buffer.
+    let peer = thread::spawn(move || {
+        let (mut got, mut piece) = (Vec::new(), vec![0; 70_001]);
+        loop {
+            match far.read(&mut piece).unwrap() {
+                0 => return got,
+                read => got.extend_from_slice(&piece[..read]),
+            }
+            if got.len() % 3 == 0 {
+                thread::sleep(Duration::from_millis(1));
+            }
+        }
+    });
+    let (mut want, mut tickets) = (Vec::new(), Vec::new());
+    for round in 0..40 {
+        let mut bufs: Vec<Payload> = Vec::new();
+        let mut lens = vec![64];
+        lens.extend([4096; 24]);
+        lens.extend([33, 0, 60_000, 59_999, 64, 5]);
+        for (at, len) in lens.into_iter().enumerate() {
+            let buf = filled(pool.alloc(len).unwrap(), len, round * 100 + at);
+            want.extend_from_slice(&buf);
+            bufs.push(buf.into());
+        }
+        tickets.push(sender.send_vectored(&mut bufs).unwrap());
+        assert!(bufs.is_empty());
+    }
+    for ticket in tickets {
+        assert_released(&mut sender, ticket);
+    }
+    let stats = sender.stats();
+    assert!(stats.zero_copy_calls > 2 * 40, "none was cut: {stats:?}");
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &want);
+    assert_all_home(&pool);
+}
+
+#[test]
+fn a_buffer_accepted_in_part_is_kept_until_its_last_part_is_released() {
+    let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
+    let pool = pool(2 << 20, 1);
+    let mut sender = Sender::new(near).unwrap();
+    let buf = filled(pool.alloc(2 << 20).unwrap(), 2 << 20, 1);
+    let want = buf.to_vec();
+    let ticket = sender.try_send(buf).unwrap();
+    assert!(sender.interest().writable, "{:?}", sender.interest());
+    let refused = sender.try_send(pattern(20_000, 2)).unwrap_err();
+    assert!(refused.is_backpressure());
+    assert_eq!(refused.into_buf().unwrap(), pattern(20_000, 2));
+    // Half of it arrives; the slot stays out although all calls so far may be released.
+    let mut got = vec![0; 1 << 20];
+    let read = thread::scope(|scope| {
+        let half = scope.spawn(|| far.read_exact(&mut got));
+        while !half.is_finished() {
+            assert!(!sender.flush().unwrap());
+            sender.reap().unwrap();
+            assert_eq!(census(&pool), [0, 0, 1, 0]);
+            assert_eq!(sender.fate(ticket), None);
+            thread::sleep(Duration::from_millis(1));
+        }
+        half.join().unwrap()
+    });
+    read.unwrap();
+    let rest = reader(far, Duration::ZERO);
+    assert_released(&mut sender, ticket);
+    assert!(sender.stats().zero_copy_calls > 2, "{:?}", sender.stats());
+    assert_all_home(&pool);
+    assert!(sender.close(soon().unwrap()).drained);
+    got.extend(rest.join().unwrap());
+    assert_same(&got, &want);
+}
+
+#[test]
+fn a_reset_resolves_every_send_in_flight() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(64 << 10, 200);
+    let mut sender = Sender::builder().max_in_flight_bytes(1 << 30).adopt(near).unwrap();
+    let (mut tickets, last) = send_until_full(&mut sender, |seed| {
+        filled(pool.try_alloc(64 << 10).unwrap(), 64 << 10, seed)
+    });
+    let accepted_bytes =
+        sender.stats().zero_copy_bytes as usize + sender.stats().copied_bytes as usize;
+    let last_seed = tickets.len();
+    assert_same(&last, &pattern(64 << 10, last_seed));
+    reset(far);
+    eventually("the reset shows", || {
+        sender.reap().unwrap();
+        sender.stats().in_flight_calls == 0
+    });
+    let cut = tickets.pop().unwrap();
+    for ticket in &tickets {
+        assert_released(&mut sender, *ticket);
+    }
+    let whole: usize = tickets.iter().map(|ticket| ticket.len()).sum();
+    let error = match sender.send(last) {
+        Err(SendError::Connection { error, buf }) => {
+            assert_same(&buf, &pattern(64 << 10, last_seed));
+            error
+        }
+        other => panic!("{other:?}"),
+    };
+    match sender.wait(cut, soon()).unwrap() {
+        Fate::Truncated { accepted, len, error: why } => {
+            assert_eq!((whole + accepted, len, why), (accepted_bytes, 64 << 10, error));
+            assert_eq!(sender.stats().truncated_sends, 1);
+        }
+        // The socket was full exactly between two sends.
+        Fate::Released { accepted, .. } => assert_eq!(whole + accepted, accepted_bytes),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(sender.connection_error(), Some(error));
+    assert_eq!(sender.connection_error(), Some(error), "stays readable");
+    assert!(sender.drain(soon()).is_ok());
+    let report = sender.close(soon().unwrap());
+    assert_eq!((report.drained, report.error), (false, Some(error)));
+    assert_eq!(report.quarantined, 0);
+    assert_all_home(&pool);
+}
+
+#[test]
+fn a_reset_that_no_call_ran_into_stays_in_so_error() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(64 << 10, 4);
+    let mut sender = Sender::new(near).unwrap();
+    let send = |seed| sender.send(filled(pool.try_alloc(1).unwrap(), 64 << 10, seed)).unwrap();
+    let tickets: Vec<_> = (0..4).map(send).collect();
+    assert!(sender.stats().in_flight_calls > 0);
+    let resetter = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(50));
+        reset(far);
+    });
+    for ticket in tickets {
+        assert_released(&mut sender, ticket);
+    }
+    resetter.join().unwrap();
+    sender.drain(soon()).unwrap();
+    assert_all_home(&pool);
+    assert_eq!(sender.connection_error(), None, "no call ran into it");
+    assert_eq!(take_error(sender.get_ref()), libc::ECONNRESET);
+}
+
+#[test]
+fn the_end_of_a_connection_is_told_to_a_send_that_waits_for_it() {
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let mut sender = Sender::new(near).unwrap();
+    let peer = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(100));
+        reset(far);
+    });
+    let (ticket, error) = match sender.send(pattern(4 << 20, 1)) {
+        Err(SendError::Truncated { ticket, error }) => (ticket, error),
+        other => panic!("{other:?}"),
+    };
+    peer.join().unwrap();
+    assert_eq!(error.raw(), libc::ECONNRESET);
+    let fate = sender.wait(ticket, soon()).unwrap();
+    assert!(
+        matches!(fate, Fate::Truncated { accepted: 1.., len: 4_194_304, error: why } if why == error),
+        "{fate:?}"
+    );
+    let stats = sender.stats();
+    let Fate::Truncated { accepted, .. } = fate else { unreachable!() };
+    assert_eq!(accepted as u64, stats.zero_copy_bytes + stats.copied_bytes);
+    let refused = sender.send(pattern(10, 2)).unwrap_err();
+    assert!(matches!(refused, SendError::Connection { .. }));
+}
+
+#[test]
+fn a_peer_that_never_reads_costs_time_and_nothing_else() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(64 << 10, 200);
+    let mut sender = Sender::new(near).unwrap();
+    let (tickets, refused) =
+        send_until_full(&mut sender, |seed| filled(pool.alloc(64 << 10).unwrap(), 64 << 10, seed));
+    assert_same(&refused, &pattern(64 << 10, tickets.len()));
+    let last = *tickets.last().unwrap();
+    assert_eq!(sender.wait(last, Some(after(50))), Err(WaitError::TimedOut));
+    assert_eq!(sender.drain(Some(after(50))), Err(WaitError::TimedOut));
+    assert_eq!(sender.fate(last), None);
+    assert!(matches!(sender.try_send(refused), Err(SendError::WouldBlock(_))));
+    let interest = sender.interest();
+    assert!(interest.released, "{interest:?}");
+    let [free, owned, in_flight, quarantined] = census(&pool);
+    assert_eq!((owned, quarantined), (0, 0));
+    assert!(in_flight > 0 && free + in_flight == 200);
+    // It reads after all: nothing is lost.
+    let peer = reader(far, Duration::ZERO);
+    for ticket in tickets {
+        assert_released(&mut sender, ticket);
+    }
+    assert!(sender.close(soon().unwrap()).drained);
+    let got = peer.join().unwrap();
+    assert_eq!(common::corrupt(&got, 64 << 10), []);
+    assert_all_home(&pool);
+}
+
+#[test]
+fn released_payloads_come_back_in_order_with_their_contents() {
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let pool = pool(32 << 10, 8);
+    let mut sender = Sender::builder().hand_back(HandBack::Return).adopt(near).unwrap();
+    let peer = reader(far, Duration::from_millis(50));
+    let mut want = Vec::new();
+    let mut bufs: Vec<_> = (0..8).map(|_| pool.try_alloc(1).unwrap()).collect();
+    let (mut sent, mut back) = (0, 0);
+    while back < 60 {
+        while sent < 60
+            && let Some(mut buf) = bufs.pop()
+        {
+            buf.clear();
+            // Some go by copy.
+            let buf = filled(buf, if sent % 5 == 4 { 1000 } else { 32 << 10 }, sent);
+            want.extend_from_slice(&buf);
+            let ticket = sender.send(buf).unwrap();
+            assert_eq!(ticket.sequence(), sent as u64);
+            sent += 1;
+        }
+        let oldest = sender.next_returned();
+        let Some(returned) = oldest else {
+            sender.reap().unwrap();
+            thread::sleep(Duration::from_millis(1));
+            continue;
+        };
+        let Payload::Pinned(buf) = returned.payload else { panic!("{:?}", returned.payload) };
+        assert_same(&buf, &pattern(buf.len(), returned.sequence as usize));
+        back += 1;
+        bufs.push(buf);
+    }
+    assert!(sender.next_returned().is_none());
+    assert_eq!(census(&pool), [0, 8, 0, 0]);
+    drop(bufs);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &want);
+    assert_all_home(&pool);
+}
+
+#[test]
+fn what_is_refused_comes_back_untouched_and_once() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(64 << 10, 8);
+    let mut sender = Sender::builder().hand_back(HandBack::Return).adopt(near).unwrap();
+    let (tickets, _) = send_until_full(&mut sender, |seed| pattern(64 << 10, seed));
+    let mut bufs: Vec<Payload> = (0..3)
+        .map(|seed| filled(pool.try_alloc(1).unwrap(), 10_000 * seed, seed).into())
+        .chain([Payload::Static(b"constant"), pattern(100, 9).into()])
+        .collect();
+    for _ in 0..3 {
+        let refused = sender.try_send_vectored(&mut bufs).unwrap_err();
+        assert!(refused.is_backpressure());
+        assert_eq!(census(&pool), [5, 3, 0, 0], "owned, not in flight");
+    }
+    assert!(matches!(&bufs[4], Payload::Shared(bytes) if **bytes == *pattern(100, 9)));
+    for (seed, payload) in bufs.drain(..).take(3).enumerate() {
+        let Payload::Pinned(buf) = payload else { panic!("{payload:?}") };
+        assert_same(&buf, &pattern(10_000 * seed, seed));
+    }
+    assert_all_home(&pool);
+    reset(far);
+    eventually("all are back", || {
+        sender.reap().unwrap();
+        sender.stats().leases == 0
+    });
+    let back: Vec<_> = std::iter::from_fn(|| sender.next_returned()).collect();
+    assert_eq!(back.len(), tickets.len());
+    for returned in back {
+        let Payload::Shared(bytes) = returned.payload else { panic!("{returned:?}") };
+        assert_same(&bytes, &pattern(64 << 10, returned.sequence as usize));
+    }
+}
+
+#[test]
+fn without_zero_copy_everything_is_released_at_once() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(64 << 10, 2);
+    let mut sender = Sender::builder().policy(Policy::Never).adopt(near).unwrap();
+    assert!(!sender.capabilities().zero_copy);
+    for seed in 0..10 {
+        let buf = filled(pool.try_alloc(64 << 10).unwrap(), 64 << 10, seed);
+        let ticket = sender.try_send(buf).unwrap();
+        let fate = Fate::Released { accepted: 64 << 10, copied: Some(true) };
+        assert_eq!(sender.fate(ticket), Some(fate));
+        assert_all_home(&pool);
+    }
+    let peer = reader(far, Duration::ZERO);
+    assert!(sender.close(soon().unwrap()).drained);
+    let got = peer.join().unwrap();
+    assert_eq!((got.len(), common::corrupt(&got, 64 << 10)), (640 << 10, vec![]));
+}
+
+#[test]
+fn the_users_options_and_flags_stay_as_they_were() {
+    fn all(socket: &TcpStream) -> Vec<i32> {
+        // SAFETY: F_GETFL takes no pointer.
+        let flags = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_GETFL) };
+        let named = [
+            (libc::SOL_SOCKET, libc::SO_SNDBUF),
+            (libc::SOL_SOCKET, libc::SO_RCVBUF),
+            (libc::SOL_SOCKET, libc::SO_KEEPALIVE),
+            (libc::SOL_SOCKET, libc::SO_LINGER),
+            (libc::IPPROTO_TCP, libc::TCP_NODELAY),
+            (libc::IPPROTO_TCP, libc::TCP_CORK),
+            (libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+        ];
+        let mut values: Vec<_> =
+            named.iter().map(|(level, name)| option(socket, *level, *name)).collect();
+        let timeouts = [socket.read_timeout().unwrap(), socket.write_timeout().unwrap()];
+        values.extend(timeouts.map(|time| time.map_or(0, |time| time.as_millis() as i32)));
+        values.push(flags);
+        values
+    }
+    for nonblocking in [false, true] {
+        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+        near.set_nonblocking(nonblocking).unwrap();
+        near.set_read_timeout(Some(Duration::from_millis(1000))).unwrap();
+        near.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
+        set_option(&near, libc::SOL_SOCKET, libc::SO_KEEPALIVE, &1_i32);
+        let before = all(&near);
+        let mut sender = Sender::new(near).unwrap();
+        let peer = reader(far, Duration::from_millis(100));
+        // Longer than the user's write timeout, which is about calls of theirs.
+        let ticket = sender.send(pattern(1 << 20, 3)).unwrap();
+        assert_released(&mut sender, ticket);
+        let (near, _) = sender.into_parts().unwrap();
+        assert_eq!(all(&near), before);
+        drop(near);
+        assert_eq!(peer.join().unwrap().len(), 1 << 20);
+    }
+}
+
+#[test]
+fn a_sender_taken_apart_can_be_put_together_again() {
+    let (near, far) = pair();
+    let peer = reader(far, Duration::ZERO);
+    let mut sender = Sender::new(near).unwrap();
+    let mut want = Vec::new();
+    for round in 0..3 {
+        for _ in 0..5 {
+            let data = pattern(20_000, round);
+            want.extend_from_slice(&data);
+            sender.send(data).unwrap();
+        }
+        sender.drain(soon()).unwrap();
+        let (near, ids) = sender.into_parts().unwrap();
+        (&near).write_all(b"plain").unwrap();
+        want.extend_from_slice(b"plain");
+        sender = Sender::builder().resume(ids).adopt(near).unwrap();
+    }
+    let ticket = sender.send(pattern(20_000, 9)).unwrap();
+    want.extend_from_slice(&pattern(20_000, 9));
+    assert_released(&mut sender, ticket);
+    assert!(sender.capabilities().zero_copy, "the ids went on where they were");
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &want);
+}
+
+#[test]
+fn a_sender_with_something_in_flight_is_not_taken_apart() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = Sender::new(near).unwrap();
+    sender.send(pattern(256 << 10, 1)).unwrap();
+    let mut sender = sender.into_parts().unwrap_err();
+    let peer = reader(far, Duration::ZERO);
+    sender.drain(soon()).unwrap();
+    drop(sender.into_parts().unwrap());
+    assert_eq!(peer.join().unwrap().len(), 256 << 10);
+}
+
+#[test]
+fn time_stamps_on_the_error_queue_reach_the_caller() {
+    let (near, far) = pair();
+    let flags = libc::SOF_TIMESTAMPING_TX_SOFTWARE
+        | libc::SOF_TIMESTAMPING_SOFTWARE
+        | libc::SOF_TIMESTAMPING_OPT_ID
+        | libc::SOF_TIMESTAMPING_OPT_TSONLY;
+    set_option(&near, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, &flags);
+    let peer = reader(far, Duration::ZERO);
+    let mut sender = Sender::new(near).unwrap();
+    for seed in 0..10 {
+        let ticket = sender.send(pattern(40_000, seed)).unwrap();
+        assert_released(&mut sender, ticket);
+    }
+    let event = sender.next_event().expect("a time stamp");
+    assert_eq!((event.origin, event.error.raw()), (4, libc::ENOMSG));
+    assert!(event.timestamps.unwrap().software.is_some());
+    assert!(sender.capabilities().zero_copy);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(peer.join().unwrap().len(), 400_000);
 }

@@ -123,19 +123,22 @@ impl Reclaim for Holder {
     }
 }
 
-/// The only slot is in flight, and its holder's thread reaps at the same time as the waiter.
+/// Both slots are in flight, and the threads that could reap them wait for a slot each. Either may
+/// be handed the slot that the other reaped.
 #[test]
-fn a_waiter_reaps_what_only_it_could_reap() {
+fn waiters_reap_what_only_they_could_reap() {
     model(|| {
-        let pool = pool(1);
-        let holder = Holder::new(pool.try_alloc(1).ok());
-        raw(&pool).register(holder.weak());
-        let reaper = {
-            let holder = Arc::clone(&holder);
-            thread::spawn(move || holder.drive())
-        };
-        drop(pool.alloc(1).unwrap());
-        reaper.join().unwrap();
+        let pool = pool(2);
+        let holders = [(); 2].map(|()| Holder::new(pool.try_alloc(1).ok()));
+        for holder in &holders {
+            raw(&pool).register(holder.weak());
+        }
+        let other = pool.clone();
+        let waiter = thread::spawn(move || other.alloc(1).unwrap());
+        let one = pool.alloc(1).unwrap();
+        let two = waiter.join().unwrap();
+        drop((one, two));
+        assert!(pool.audit().is_clean());
     });
 }
 

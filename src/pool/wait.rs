@@ -21,8 +21,24 @@ const DRIVE_EVERY: Duration = Duration::from_millis(5);
 /// [`Pool::alloc_async`](crate::Pool::alloc_async).
 ///
 /// Its place in the queue is taken at the first poll. Dropping it gives the place up; a slot that
-/// was already handed to it goes to the next in the queue, or home. Its output is that of
+/// was already handed to it goes to the next in the queue, or home; one that is forgotten
+/// (`mem::forget`) can keep a slot for ever. Its output is that of
 /// [`Pool::alloc`](crate::Pool::alloc).
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::{pin::pin, task::{Context, Poll, Waker}};
+///
+/// let pool = pinbuf::Pool::new(4096, 1)?;
+/// let held = pool.try_alloc(4096)?;
+/// let mut alloc = pin!(pool.alloc_async(4096));
+/// let mut cx = Context::from_waker(Waker::noop());
+/// assert!(alloc.as_mut().poll(&mut cx).is_pending());
+/// drop(held);
+/// assert!(matches!(alloc.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// If no thread can be started to look after senders that hold buffers of the pool, the future
 /// does so itself and asks to be polled again at once until a buffer is free.

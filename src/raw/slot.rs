@@ -300,6 +300,7 @@ mod tests {
         slot.lease_shared();
         slot.lease_shared();
         slot.quarantine();
+        assert_eq!(slot.state(), SlotState::Quarantined, "whatever else holds it");
         assert!(!slot.release_shared());
         assert!(!slot.unshare());
         assert_eq!(slot.state(), SlotState::Quarantined);

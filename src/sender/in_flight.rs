@@ -1,6 +1,11 @@
 //! What the kernel has been given and not yet released: the side of a sender that reads notes.
 
-use std::{collections::VecDeque, io, task::Waker};
+use std::{
+    collections::VecDeque,
+    io,
+    task::Waker,
+    time::{Duration, Instant},
+};
 
 use super::{
     HandBack, Returned, SenderStats,
@@ -32,6 +37,7 @@ pub(super) struct InFlight {
     /// Why everything goes by copy, if it does.
     pub(super) copy_reason: Option<CopyReason>,
     pub(super) events: VecDeque<Foreign>,
+    ages: Ages,
 }
 
 /// Where released leases go.
@@ -78,6 +84,7 @@ impl InFlight {
             in_call: false,
             copy_reason,
             events: VecDeque::new(),
+            ages: Ages::default(),
         }
     }
 
@@ -112,8 +119,10 @@ impl InFlight {
         &mut self,
         keys: &[LeaseKey],
         memory: &[IoVec],
+        now: Instant,
     ) -> Option<NotificationId> {
         let id = self.tracker.issue(keys)?;
+        self.ages.issued(id, self.tracker.oldest().unwrap_or(id), now);
         self.in_call = true;
         for (at, (key, part)) in keys.iter().zip(memory).enumerate() {
             let lease = self.tracker.get_mut(*key);
@@ -235,6 +244,12 @@ impl InFlight {
         tracker.release_all(|lease| done.finish(lease, false));
     }
 
+    /// How long the oldest call in flight has been there, at least.
+    pub(super) fn oldest(&mut self, now: Instant) -> Option<Duration> {
+        let oldest = self.tracker.oldest()?;
+        Some(now.saturating_duration_since(self.ages.latest(oldest)?))
+    }
+
     /// Whether somebody waits for a fate, or for a slot of what is in flight.
     pub(super) fn is_awaited(&mut self) -> bool {
         !self.done.wakers.is_empty() || self.tracker.iter_mut().any(|lease| lease.is_awaited())
@@ -247,6 +262,49 @@ impl InFlight {
             return self.done.ledger.is_open(ticket).then_some(Fate::Quarantined);
         }
         fate
+    }
+}
+
+/// When ids were issued: marks, ten milliseconds apart at least, sparser among the younger ones
+/// when there are many.
+#[derive(Default)]
+struct Ages(VecDeque<(NotificationId, Instant)>);
+
+impl Ages {
+    const MARK_EVERY: Duration = Duration::from_millis(10);
+    const MAX_MARKS: usize = 128;
+
+    /// `oldest` is the oldest id in flight.
+    fn issued(&mut self, id: NotificationId, oldest: NotificationId, now: Instant) {
+        if self.0.back().is_some_and(|(_, at)| now.duration_since(*at) < Self::MARK_EVERY) {
+            return;
+        }
+        self.forget_before(oldest);
+        if self.0.len() == Self::MAX_MARKS {
+            // The first two enclose the oldest id; of the others every second one goes.
+            let mut at = 0;
+            self.0.retain(|_| {
+                at += 1;
+                at <= 2 || at % 2 == 0
+            });
+        }
+        self.0.push_back((id, now));
+    }
+
+    fn forget_before(&mut self, oldest: NotificationId) {
+        while self.0.get(1).is_some_and(|(next, _)| *next <= oldest) {
+            self.0.pop_front();
+        }
+    }
+
+    /// The latest time at which `oldest` can have been issued.
+    fn latest(&mut self, oldest: NotificationId) -> Option<Instant> {
+        self.forget_before(oldest);
+        match (self.0.front(), self.0.get(1)) {
+            (Some((first, at)), _) if *first == oldest => Some(*at),
+            (_, Some((_, at))) => Some(*at),
+            (first, None) => first.map(|(_, at)| *at + Self::MARK_EVERY),
+        }
     }
 }
 

@@ -8,11 +8,13 @@
 //! | `in_flight` | what the kernel was given: notes, releases, poison |
 //! | `ledger` | what became of every send |
 //! | `window` | how much may be in flight |
+//! | `ending` | flush, drain, abort, and who sees to it |
 //! | `wait` | waiting without spinning |
 //! | `kernel` | the one seam to the kernel |
 
 mod builder;
 pub(crate) mod core;
+mod ending;
 mod in_flight;
 #[allow(unsafe_code)]
 pub(crate) mod kernel;
@@ -25,25 +27,22 @@ use std::{
     fmt, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 pub use self::{
     builder::{Config, HandBack, Policy, ResumeIds, SenderBuilder},
+    ending::CloseReport,
     kernel::Interest,
     ledger::Fate,
 };
-use self::{
-    core::Core,
-    kernel::{Kernel, Socket},
-    wait::Wait,
-};
+use self::{core::Core, kernel::Socket, wait::Wait};
 use crate::{
     error::{AdoptError, CopyReason, OsError, SendError, WaitError},
     id::Ticket,
     lease::{IntoPayload, Payload},
     sync::{Arc, yield_now},
-    sys::{Foreign, errno},
+    sys::Foreign,
 };
 
 /// Sends memory over one connected stream socket, without copying it where that pays.
@@ -67,12 +66,17 @@ use crate::{
 /// The sender never changes `O_NONBLOCK`, timeouts or other options of the socket, except
 /// `SO_ZEROCOPY`, and never reads `SO_ERROR`.
 ///
-/// # Dropping
+/// # The end
 ///
-/// [`close`](Self::close) ends the stream in order. A sender that is dropped with something in
-/// flight keeps the socket open and the memory untouched for ever, and its pool counts the slots
-/// Quarantined; one dropped with a send accepted in part resets the connection, so that the peer
-/// never mistakes what it got for the whole.
+/// | call | when |
+/// |---|---|
+/// | [`close`](Self::close) | the peer is to get everything, and you want to know that it was let go of |
+/// | [`abort`](Self::abort) | the transfer is off: memory back at once, the peer sees a reset |
+/// | drop | as `close`, but in the background, for as long as the peer makes progress ([`SenderBuilder::linger`]) |
+/// | [`wait_idle`](crate::wait_idle) | before the program exits, after drops |
+///
+/// A sender never gives memory back because it ends: what is in flight goes to the reaper, a
+/// thread of the library, with the socket, until the kernel has released it.
 ///
 /// # Examples
 ///
@@ -169,22 +173,6 @@ pub struct Returned {
     pub sequence: u64,
     /// The payload; nobody reads it any more.
     pub payload: Payload,
-}
-
-/// How a sender ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub struct CloseReport {
-    /// Whether everything was accepted, the stream ended in order, and every buffer released.
-    pub drained: bool,
-    /// Bytes that the kernel accepted and the peer had not acknowledged at the end, where that
-    /// can be told.
-    pub unacked_bytes: Option<usize>,
-    /// Payloads whose release could not be proven; they stay untouched for ever, and the socket
-    /// open.
-    pub quarantined: usize,
-    /// The connection's error, if it failed.
-    pub error: Option<OsError>,
 }
 
 impl<S: AsFd + Send + Sync + 'static> Sender<S> {
@@ -373,49 +361,45 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         })
     }
 
-    /// Ends the stream in order and waits until the kernel has let go of everything, or the
-    /// deadline: sends the rest, shuts down the writing side, drains.
-    ///
-    /// What is not proven released by then stays untouched for ever, with the socket open; a send
-    /// that is not wholly accepted by then is cut short, and the peer never sees an orderly end.
+    /// Ends the stream in order and waits until the kernel has let go of everything: sends the
+    /// rest, shuts down the writing side, drains. At the deadline what is left is
+    /// [aborted](Self::abort).
     pub fn close(mut self, deadline: Instant) -> CloseReport {
         let core = self.core.take().expect("present until taken apart");
-        let flushed = Wait::new(&core, Some(deadline))
-            .until(|core| core.is_flushed().then_some(Ok(())))
-            .is_ok();
-        let ended = flushed
-            && core.connection_error().is_none()
-            && core.kernel.shutdown_write().is_ok()
-            && Wait::new(&core, Some(deadline))
-                .until(|core| core.is_drained().then_some(Ok(())))
-                .is_ok();
-        if !ended {
-            let _ =
-                Wait::new(&core, Some(deadline)).until(|core| core.is_drained().then_some(Ok(())));
+        core.begin_end(false);
+        if Wait::new(&core, Some(deadline)).until_over().is_err() {
+            core.abort();
         }
-        let error = core.connection_error();
-        let unacked_bytes = core.kernel.unacked().ok();
-        let quarantined = Self::leave(core);
-        CloseReport { drained: ended && quarantined == 0, unacked_bytes, quarantined, error }
+        Self::end(core)
     }
 
-    /// Lets go of a core that nobody will drive any more; returns the payloads left unproven.
-    fn leave(core: Arc<Core<Socket<S>>>) -> usize {
-        if !core.is_flushed() {
-            // A part of a send is on the wire: the peer must not take it for the whole.
-            let _ = core.kernel.reset_on_close();
-        }
-        let quarantined = core.abandon(OsError::from_raw(errno::ECANCELED));
-        if quarantined > 0 {
-            // The descriptor stays open with its leases: once it is closed no proof can come.
-            std::mem::forget(core);
-        }
-        quarantined
+    /// Ends the connection at once: the peer sees a reset, unsent data and received data not yet
+    /// read are lost, and the kernel lets go of the memory, within milliseconds as a rule. What a
+    /// packet in a queue below TCP still carries stays untouched in the reaper's care.
+    ///
+    /// This ends the connection for every handle of the socket.
+    pub fn abort(mut self) -> CloseReport {
+        let core = self.core.take().expect("present until taken apart");
+        core.abort();
+        Self::end(core)
+    }
+
+    fn end(core: Arc<Core<Socket<S>>>) -> CloseReport {
+        let report = core.report();
+        core.leave();
+        report
     }
 
     /// Counters and state.
     pub fn stats(&self) -> SenderStats {
         self.core().stats()
+    }
+
+    /// How long the oldest send in flight has been there, at least; `None` with nothing in flight.
+    ///
+    /// A growing age means a peer that acknowledges nothing; see [`SenderBuilder::max_hold`].
+    pub fn oldest_in_flight(&self) -> Option<Duration> {
+        self.core().oldest()
     }
 
     /// Whether sends can go without copy now, and if not, why.
@@ -472,7 +456,7 @@ impl Sender<OwnedFd> {
 impl<S: AsFd + Send + Sync + 'static> Drop for Sender<S> {
     fn drop(&mut self) {
         if let Some(core) = self.core.take() {
-            Self::leave(core);
+            core.leave();
         }
     }
 }

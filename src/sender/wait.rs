@@ -47,6 +47,11 @@ impl<'a, K: Kernel> Wait<'a, K> {
         }
     }
 
+    /// Drives the sender until its end is over.
+    pub(super) fn until_over(self) -> Result<(), WaitError> {
+        self.until(|core| core.is_over().then_some(Ok(())))
+    }
+
     /// Drives the sender once, then waits once, without a deadline.
     pub(super) fn step_and_round(&mut self) -> Result<(), OsError> {
         let result = self.core.step().map_err(|error| os(&error));

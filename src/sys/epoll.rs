@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     time::Duration,
 };
 
@@ -48,12 +48,30 @@ impl EdgeWait {
 #[derive(Debug)]
 pub(crate) struct Watcher {
     epoll: OwnedFd,
+    /// Always ready, so that arming it anew is news: that is how one thread rouses another.
+    bell: OwnedFd,
 }
 
 impl Watcher {
-    /// Watches nothing yet. Takes one file descriptor, closed on exec.
+    /// The bell's token, which is never reported.
+    const BELL: u64 = 0;
+
+    /// Watches nothing yet. Takes two file descriptors, closed on exec.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { epoll: create()? })
+        // SAFETY: eventfd(2) takes no pointers.
+        let bell = check(unsafe { libc::eventfd(1, libc::EFD_CLOEXEC) })?;
+        // SAFETY: from_raw_fd needs an open fd that nobody else owns: it was just made.
+        let bell = unsafe { OwnedFd::from_raw_fd(bell) };
+        let epoll = create()?;
+        add(&epoll, bell.as_fd(), libc::EPOLLIN, Self::BELL)?;
+        // That it was added is news too; nobody has rung yet.
+        wait(&epoll, &mut [NO_EVENT; 1], Some(Duration::ZERO))?;
+        Ok(Self { epoll, bell })
+    }
+
+    /// Ends the wait of another thread, or its next one.
+    pub(crate) fn rouse(&self) -> io::Result<()> {
+        control(&self.epoll, libc::EPOLL_CTL_MOD, self.bell.as_fd(), libc::EPOLLIN, Self::BELL)
     }
 
     /// Reports `token` whenever the socket has news: a note, an error, a hangup, room to write.
@@ -76,11 +94,13 @@ impl Watcher {
     }
 
     /// Waits for news and puts the tokens of up to 64 sockets into `tokens`, which is emptied
-    /// first; none when the time was up or a signal came. Counts whole milliseconds, rounded up.
+    /// first; none when the time was up, a signal came, or another thread roused this one. Token 0 is
+    /// not for sockets. Counts whole milliseconds, rounded up.
     pub(crate) fn wait(&self, tokens: &mut Vec<u64>, timeout: Option<Duration>) -> io::Result<()> {
         tokens.clear();
         let mut events = [NO_EVENT; 64];
-        tokens.extend(wait(&self.epoll, &mut events, timeout)?.iter().map(|event| event.u64));
+        let news = wait(&self.epoll, &mut events, timeout)?.iter().map(|event| event.u64);
+        tokens.extend(news.filter(|token| *token != Self::BELL));
         Ok(())
     }
 }
@@ -95,11 +115,21 @@ fn create() -> io::Result<OwnedFd> {
 }
 
 fn add(epoll: &OwnedFd, fd: BorrowedFd<'_>, interest: i32, token: u64) -> io::Result<()> {
+    control(epoll, libc::EPOLL_CTL_ADD, fd, interest, token)
+}
+
+fn control(
+    epoll: &OwnedFd,
+    operation: libc::c_int,
+    fd: BorrowedFd<'_>,
+    interest: i32,
+    token: u64,
+) -> io::Result<()> {
     let mut event = libc::epoll_event { events: (interest | libc::EPOLLET) as u32, u64: token };
     // SAFETY: epoll_ctl(2) reads one event, which outlives the call. Both fds are open while
     // borrowed.
     check(unsafe {
-        libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event)
+        libc::epoll_ctl(epoll.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event)
     })?;
     Ok(())
 }

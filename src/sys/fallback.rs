@@ -106,6 +106,11 @@ pub(crate) mod epoll {
         }
 
         /// Never called.
+        pub(crate) fn rouse(&self) -> io::Result<()> {
+            match self.0 {}
+        }
+
+        /// See the Linux one.
         pub(crate) fn add(&self, _fd: BorrowedFd<'_>, _token: u64) -> io::Result<()> {
             match self.0 {}
         }

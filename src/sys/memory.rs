@@ -101,7 +101,9 @@ mod imp {
         /// Where the kernel cannot confirm the collapse (before Linux 6.1, MADV_COLLAPSE is
         /// EINVAL) this fails.
         pub(crate) fn thp(len: usize, page_bytes: usize) -> io::Result<Self> {
-            let room = len.checked_add(page_bytes).ok_or(io::ErrorKind::OutOfMemory)?;
+            // A mapping starts at a base page, so this is enough to find an aligned start inside.
+            let slack = page_bytes - super::page_bytes();
+            let room = len.checked_add(slack).ok_or(io::ErrorKind::OutOfMemory)?;
             let map = MmapRaw::from(MmapOptions::new().len(room).map_anon()?);
             let offset = map.as_ptr().align_offset(page_bytes);
             let mapping = Self { map, offset, len };

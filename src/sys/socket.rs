@@ -213,7 +213,6 @@ pub(crate) fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
 ///
 /// `EBUSY` on kernels that refuse while another thread blocks on the socket. Releases nothing on
 /// a datagram socket.
-#[cfg_attr(not(test), expect(dead_code, reason = "closing does not abort yet"))]
 #[cfg(target_os = "linux")]
 pub(crate) fn abort(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: mem::zeroed needs a type for which all zero bytes are a value: `sockaddr` has only
@@ -235,9 +234,15 @@ pub(crate) fn reset_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Makes closing return at once and go on in the background (`SO_LINGER` off): with a linger time
 /// the close would block, even on a non-blocking socket.
-#[cfg_attr(not(test), expect(dead_code, reason = "closing does not abort yet"))]
 pub(crate) fn linger_off(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, libc::SO_LINGER, &libc::linger { l_onoff: 0, l_linger: 0 })
+}
+
+/// Ends reading: wakes whoever blocks in a read of the socket. The peer does not notice.
+pub(crate) fn shutdown_read(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: shutdown(2) takes no pointers. The fd is open while borrowed.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RD) })?;
+    Ok(())
 }
 
 /// What a socket is ready for; nothing set when the time was up or a signal came.

@@ -1,0 +1,342 @@
+//! What the tests over real sockets share.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(clippy::print_stderr, reason = "skips and seeds are for whoever reads the output")]
+
+use std::{
+    fs::OpenOptions,
+    io::{self, Read, Write},
+    mem,
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    pin::pin,
+    process::Command,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+    time::{Duration, Instant},
+};
+
+use pinbuf::{Backing, Pages, PinnedBuf, Pool};
+
+/// Says by name that a test cannot run here. `PINBUF_SKIPS` names a file in which they are
+/// collected, so that a run can tell how much it did not test.
+pub(crate) fn skip(test: &str, reason: &str) {
+    eprintln!("SKIPPED {test}: {reason}");
+    let Some(file) = std::env::var_os("PINBUF_SKIPS") else { return };
+    let line = format!("{test}: {reason}\n");
+    let open = OpenOptions::new().create(true).append(true).open(file);
+    if let Err(error) = open.and_then(|mut file| file.write_all(line.as_bytes())) {
+        eprintln!("PINBUF_SKIPS cannot be written: {error}");
+    }
+}
+
+/// A deadline that only a hang misses.
+pub(crate) fn soon() -> Option<Instant> {
+    Some(Instant::now() + Duration::from_secs(30))
+}
+
+pub(crate) fn after(ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(ms)
+}
+
+/// Waits for what another thread or the kernel is about to bring about.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = soon().unwrap();
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within 30 s: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+// Sockets.
+
+/// Sizes for `SO_SNDBUF` at the near end and `SO_RCVBUF` at the far end; the kernel doubles them.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Buffers {
+    pub(crate) send: Option<i32>,
+    pub(crate) receive: Option<i32>,
+}
+
+/// The far end takes a few KiB and then no more until it is read.
+pub(crate) const STALLED: Buffers = Buffers { send: None, receive: Some(20_000) };
+
+/// As `STALLED`, and the near end holds little, so that sends are accepted in part.
+pub(crate) const TIGHT: Buffers = Buffers { send: Some(50_000), receive: Some(20_000) };
+
+pub(crate) fn pair() -> (TcpStream, TcpStream) {
+    pair_at("127.0.0.1:0", Buffers::default())
+}
+
+/// A connection: the end that sends, and the other.
+pub(crate) fn pair_at(address: &str, buffers: Buffers) -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind(address).unwrap();
+    if let Some(bytes) = buffers.receive {
+        // Before the connection is made: the window is agreed upon then.
+        set_option(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, &bytes);
+    }
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    if let Some(bytes) = buffers.send {
+        set_option(&near, libc::SOL_SOCKET, libc::SO_SNDBUF, &bytes);
+    }
+    (near, listener.accept().unwrap().0)
+}
+
+/// A connection whose near end is an IPv6 socket and whose peer is an IPv4 one.
+pub(crate) fn mapped_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let address: SocketAddr = format!("[::ffff:127.0.0.1]:{port}").parse().unwrap();
+    let near = TcpStream::connect(address).unwrap();
+    assert!(near.local_addr().unwrap().is_ipv6());
+    (near, listener.accept().unwrap().0)
+}
+
+pub(crate) fn set_option<T>(socket: &impl AsFd, level: i32, name: i32, value: &T) {
+    let fd = socket.as_fd().as_raw_fd();
+    let len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: setsockopt(2) reads `len` bytes of the value, which outlives the call.
+    let done = unsafe { libc::setsockopt(fd, level, name, (&raw const *value).cast(), len) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+}
+
+/// An option that is one int.
+pub(crate) fn option(socket: &impl AsFd, level: i32, name: i32) -> i32 {
+    let mut value = 0_i32;
+    let mut len = size_of::<i32>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: getsockopt(2) writes at most `len` bytes to the value and then `len`; both outlive
+    // the call.
+    let done = unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut len) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    value
+}
+
+/// `SO_ERROR`, which reading clears.
+pub(crate) fn take_error(socket: &impl AsFd) -> i32 {
+    option(socket, libc::SOL_SOCKET, libc::SO_ERROR)
+}
+
+/// Bytes of option memory the socket holds: 832 for each note to come or unread.
+pub(crate) fn optmem(socket: &impl AsFd) -> u32 {
+    let mut info = [0_u32; 9];
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: getsockopt(2) writes at most `len` bytes to the array and then `len`; both outlive
+    // the call.
+    let done = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_MEMINFO,
+            (&raw mut info).cast(),
+            &raw mut len,
+        )
+    };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    info[6]
+}
+
+/// Closes the socket with a reset.
+pub(crate) fn reset(socket: TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+}
+
+/// Another handle of the same socket.
+pub(crate) fn duplicate(socket: &impl AsFd) -> OwnedFd {
+    socket.as_fd().try_clone_to_owned().unwrap()
+}
+
+/// Sends with `MSG_ZEROCOPY` without a care for who may write the memory when.
+///
+/// # Safety
+///
+/// The memory stays mapped for as long as the kernel may read it.
+pub(crate) unsafe fn send_raw(fd: BorrowedFd<'_>, memory: *const [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_ZEROCOPY | libc::MSG_NOSIGNAL;
+    // SAFETY: send(2) reads the bytes, during the call and later; they stay mapped, says the
+    // caller. What it reads if they are written meanwhile is the caller's business.
+    let sent = unsafe { libc::send(fd.as_raw_fd(), memory.cast(), memory.len(), flags) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// As [`send_raw`], of constant memory.
+pub(crate) fn send_static(fd: BorrowedFd<'_>, memory: &'static [u8]) -> io::Result<usize> {
+    // SAFETY: it is there for ever.
+    unsafe { send_raw(fd, memory) }
+}
+
+pub(crate) fn enable_zerocopy(socket: &impl AsFd) {
+    set_option(socket, libc::SOL_SOCKET, libc::SO_ZEROCOPY, &1_i32);
+}
+
+/// Reads all that is on the error queue now and says how many messages that were.
+pub(crate) fn read_error_queue(fd: BorrowedFd<'_>) -> usize {
+    let mut read = 0;
+    loop {
+        let mut control = [0_u64; 64];
+        // SAFETY: all zero bytes are a value of a struct of integers and raw pointers.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_control = control.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&control) as _;
+        let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
+        // SAFETY: recvmsg(2) writes to the header and its control room, which outlive the call.
+        if unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) } < 0 {
+            return read;
+        }
+        read += 1;
+    }
+}
+
+// Data.
+
+/// Bytes that differ from each other and from those of other seeds.
+pub(crate) fn fill(bytes: &mut [u8], seed: usize) {
+    for (at, word) in bytes.chunks_mut(8).enumerate() {
+        let value = (at as u64 + ((seed as u64) << 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        word.copy_from_slice(&value.to_le_bytes()[..word.len()]);
+    }
+}
+
+pub(crate) fn pattern(len: usize, seed: usize) -> Arc<[u8]> {
+    let mut bytes = vec![0; len];
+    fill(&mut bytes, seed);
+    bytes.into()
+}
+
+/// A buffer of `len` bytes of [`pattern`].
+pub(crate) fn filled(mut buf: PinnedBuf, len: usize, seed: usize) -> PinnedBuf {
+    buf.resize(len, 0);
+    fill(&mut buf, seed);
+    buf
+}
+
+/// What a peer does with the stream, on a thread of its own: after a pause reads to the end.
+pub(crate) fn reader(mut far: TcpStream, pause: Duration) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        thread::sleep(pause);
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).unwrap();
+        got
+    })
+}
+
+/// Numbers of the messages of `len` bytes whose contents are not their [`pattern`].
+pub(crate) fn corrupt(stream: &[u8], len: usize) -> Vec<usize> {
+    let messages = stream.chunks(len).enumerate();
+    messages.filter(|(seed, message)| **message != *pattern(len, *seed)).map(|(at, _)| at).collect()
+}
+
+/// Says where two streams part, instead of printing megabytes.
+pub(crate) fn assert_same(got: &[u8], want: &[u8]) {
+    let differs = got.iter().zip(want).position(|(got, want)| got != want);
+    assert_eq!((got.len(), differs), (want.len(), None), "(length, first difference)");
+}
+
+// Pools.
+
+pub(crate) fn pool(capacity: usize, count: usize) -> Pool {
+    Pool::builder().class(capacity, count).backing(Backing::Require(Pages::Base)).build().unwrap()
+}
+
+/// Free, owned, in flight, quarantined; and the pool's records agree.
+pub(crate) fn census(pool: &Pool) -> [usize; 4] {
+    let audit = pool.audit();
+    assert!(audit.is_clean(), "{audit}");
+    let stats = audit.stats;
+    [stats.free(), stats.owned(), stats.in_flight(), stats.quarantined()]
+}
+
+/// Every slot is Free, and the pool's records agree.
+pub(crate) fn assert_all_home(pool: &Pool) {
+    let slots: usize = pool.stats().classes.iter().map(|class| class.slots).sum();
+    assert_eq!(census(pool), [slots, 0, 0, 0]);
+}
+
+// Futures.
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Runs a future on this thread, asleep until it is woken, and says how often it was polled.
+///
+/// Sleeps for ever if a wake-up is lost, up to the limit of [`soon`].
+pub(crate) fn block_on<F: Future>(future: F) -> (F::Output, usize) {
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let deadline = soon().unwrap();
+    for polls in 1.. {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return (output, polls);
+        }
+        thread::park_timeout(deadline.saturating_duration_since(Instant::now()));
+        assert!(Instant::now() < deadline, "never woken");
+    }
+    unreachable!()
+}
+
+// Other processes.
+
+/// Whether this process was started by [`again`] to play this part.
+pub(crate) fn plays(part: &str) -> bool {
+    std::env::var("PINBUF_TEST_PART").is_ok_and(|set| set == part)
+}
+
+/// The command that runs one test of this binary again, in a process of its own, as `part`.
+/// `through` is a program to start it with, as `unshare -n`.
+pub(crate) fn again(through: &[&str], test: &str, part: &str) -> Command {
+    let exe = std::env::current_exe().unwrap();
+    let mut command = match through {
+        [] => Command::new(exe),
+        [program, arguments @ ..] => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(exe);
+            command
+        }
+    };
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]);
+    command.env("PINBUF_TEST_PART", part);
+    command
+}
+
+/// Runs it; the test fails if it fails, or if it did not run the test.
+pub(crate) fn must_succeed(mut command: Command) {
+    let output = command.output().unwrap();
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    let text = String::from_utf8_lossy(&text);
+    eprintln!("{text}");
+    assert!(output.status.success(), "{command:?}: {}", output.status);
+    assert!(text.contains("1 passed"), "{command:?} ran no test");
+}
+
+/// How to start a program in a network namespace of its own, with rights over it; `None` if this
+/// system lets us have none.
+pub(crate) fn network_namespace() -> Option<&'static [&'static str]> {
+    let ways: [&[&str]; 2] = [&["unshare", "-Urn"], &["unshare", "-n"]];
+    ways.into_iter().find(|way| {
+        let mut command = Command::new(way[0]);
+        command.args(&way[1..]).args(["true"]).output().is_ok_and(|out| out.status.success())
+    })
+}
+
+/// Switches the loopback device of this namespace on.
+pub(crate) fn raise_loopback() {
+    // SAFETY: socket(2) takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    assert!(fd >= 0, "{}", io::Error::last_os_error());
+    // SAFETY: it was just made and nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all zero bytes are a value of a union of integers.
+    let mut request: libc::ifreq = unsafe { mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as _, b'o' as _]);
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as _;
+    // SAFETY: netdevice(7): SIOCSIFFLAGS reads one `ifreq`, which outlives the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+}

@@ -1,0 +1,66 @@
+//! The corruption that the library exists to prevent, without it and with it.
+//!
+//! The peer does not read for a while and its window is small. So what is sent waits in the
+//! socket, and the kernel reads the sender's pages when the peer goes on, not when it was sent.
+//! (With a peer that keeps up, loopback copies at once, and early reuse goes unnoticed.)
+
+mod common;
+
+use std::{os::fd::AsFd, time::Duration};
+
+use common::{
+    STALLED, assert_all_home, corrupt, enable_zerocopy, fill, filled, pair_at, pool, reader, soon,
+};
+use pinbuf::{Fate, Policy, Sender};
+
+const LEN: usize = 16 << 10;
+const MESSAGES: usize = 96;
+const PAUSE: Duration = Duration::from_millis(200);
+
+#[test]
+fn a_buffer_that_is_reused_at_once_arrives_corrupt() {
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let (near, far) = pair_at(address, STALLED);
+        enable_zerocopy(&near);
+        let peer = reader(far, PAUSE);
+        let memory = Box::leak(Box::new([0_u8; LEN])) as *mut [u8; LEN];
+        for message in 0..MESSAGES {
+            // SAFETY: the box was leaked; no other reference to it exists.
+            fill(unsafe { &mut *memory }, message);
+            // SAFETY: the box was leaked. The kernel may read while the next message is written:
+            // that is the point.
+            let sent = unsafe { common::send_raw(near.as_fd(), memory) };
+            assert_eq!(sent.unwrap(), LEN);
+        }
+        drop(near);
+        let stream = peer.join().unwrap();
+        assert_eq!(stream.len(), MESSAGES * LEN);
+        let corrupt = corrupt(&stream, LEN);
+        assert!(corrupt.len() > MESSAGES / 2, "only {} of {MESSAGES}", corrupt.len());
+    }
+}
+
+#[test]
+fn the_same_traffic_through_a_sender_arrives_intact() {
+    for (address, slots) in [("127.0.0.1:0", 1), ("127.0.0.1:0", 4), ("[::1]:0", 4)] {
+        let (near, far) = pair_at(address, STALLED);
+        let pool = pool(LEN, slots);
+        let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+        let peer = reader(far, PAUSE);
+        let mut tickets = Vec::new();
+        for message in 0..MESSAGES {
+            let buf = filled(pool.alloc(LEN).unwrap(), LEN, message);
+            tickets.push(sender.send(buf).unwrap());
+        }
+        for ticket in tickets {
+            let fate = sender.wait(ticket, soon()).unwrap();
+            assert!(matches!(fate, Fate::Released { accepted: LEN, .. }), "{fate:?}");
+        }
+        assert!(sender.stats().zero_copy_calls >= MESSAGES as u64, "{:?}", sender.stats());
+        assert!(sender.close(soon().unwrap()).drained);
+        let stream = peer.join().unwrap();
+        assert_eq!(stream.len(), MESSAGES * LEN);
+        assert_eq!(corrupt(&stream, LEN), []);
+        assert_all_home(&pool);
+    }
+}
