@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Capabilities, Config, Returned, SenderStats,
+    Capabilities, Config, Reaped, Returned, SenderStats,
     ending::Ending,
     in_flight::{InFlight, Read},
     kernel::{Interest, Kernel},
@@ -25,7 +25,7 @@ use crate::{
     lease::{IntoPayload, Payload},
     raw::Reclaim,
     reaper,
-    sync::{Arc, Mutex, lock, try_lock},
+    sync::{Arc, AtomicUsize, Mutex, lock, try_lock},
     sys::{Foreign, errno, socket::SendFlags},
 };
 
@@ -51,6 +51,8 @@ pub struct Core<K: Kernel> {
     watch: Mutex<Watch>,
     /// The end, once it has begun.
     pub(super) ending: Mutex<Option<Ending>>,
+    /// Handles: 1, or 2 while split.
+    pub(super) owners: AtomicUsize,
 }
 
 /// What is to be sent.
@@ -139,6 +141,7 @@ impl<K: Kernel> Core<K> {
             in_flight: Mutex::new(in_flight),
             watch: Mutex::new(Watch::Off),
             ending: Mutex::new(None),
+            owners: AtomicUsize::new(1),
         })
     }
 
@@ -449,6 +452,21 @@ impl<K: Kernel> Core<K> {
         Ok(Step { read: read?, flushed, next })
     }
 
+    /// As [`step`](Self::step), for a caller that wants to know what was read.
+    pub(super) fn reap(&self) -> io::Result<Reaped> {
+        let read = self.step()?.read;
+        Ok(Reaped { messages: read.messages, calls: read.ids })
+    }
+
+    /// As [`step`](Self::step), for a caller that wants to know whether nothing is left to send.
+    pub(super) fn flush_now(&self) -> Result<bool, OsError> {
+        match self.step().map_err(|error| OsError::from(&error))?.flushed {
+            Ok(()) => Ok(true),
+            Err(Stop::Stuck) => Ok(false),
+            Err(Stop::Failed(error) | Stop::Refused(error)) => Err(error),
+        }
+    }
+
     /// Drops what was let go of and wakes who waited for it, with no lock held.
     pub(super) fn dispose(&self) {
         let mut in_flight = lock(&self.in_flight);
@@ -626,17 +644,6 @@ pub struct Step {
     flushed: Result<(), Stop>,
     /// When to look again though there is no news.
     next: Option<Duration>,
-}
-
-impl Step {
-    /// Whether nothing is left to send.
-    pub(super) fn flushed(&self) -> Result<bool, OsError> {
-        match self.flushed {
-            Ok(()) => Ok(true),
-            Err(Stop::Stuck) => Ok(false),
-            Err(Stop::Failed(error) | Stop::Refused(error)) => Err(error),
-        }
-    }
 }
 
 impl<K: Kernel> fmt::Debug for Core<K> {

@@ -145,7 +145,7 @@ impl<K: Kernel> Core<K> {
 
     /// Breaks the connection: what is not accepted is let go of, and the kernel hands back every
     /// id except those of packets in a queue below.
-    pub(super) fn abort(&self) {
+    pub fn abort(&self) {
         self.begin_end(true);
         let mut guard = lock(&self.ending);
         if let Some(ending) = guard.as_mut()
@@ -203,7 +203,7 @@ impl<K: Kernel> Core<K> {
     ///
     /// A sender with nothing to do is closed without an end of the stream of its own: other handles
     /// of the socket may want to go on.
-    pub(super) fn leave(self: Arc<Self>) {
+    pub fn leave(self: Arc<Self>) {
         // A failure to read notes leaves the end to the reaper too.
         let _ = self.step();
         let idle = lock(&self.ending).is_none() && self.is_drained();
