@@ -475,6 +475,11 @@ impl<K: Kernel> Core<K> {
         lock(&self.send).outbox.is_empty()
     }
 
+    /// Whether a send was given up after a part of it was accepted.
+    pub(super) fn has_cut_short(&self) -> bool {
+        lock(&self.in_flight).done.stats.truncated_sends > 0
+    }
+
     /// Whether everything is accepted and released.
     pub(super) fn is_drained(&self) -> bool {
         self.is_flushed() && lock(&self.in_flight).tracker.outstanding() == 0

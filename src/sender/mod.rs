@@ -401,7 +401,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
 
     /// Lets go of a core that nobody will drive any more; returns the payloads left unproven.
     fn leave(core: Arc<Core<Socket<S>>>) -> usize {
-        if !core.is_flushed() {
+        if !core.is_flushed() || core.has_cut_short() {
             // A part of a send is on the wire: the peer must not take it for the whole.
             let _ = core.kernel.reset_on_close();
         }
