@@ -198,6 +198,10 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
+    fn reset_on_close(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn linger_off(&self) -> io::Result<()> {
         Ok(())
     }

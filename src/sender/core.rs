@@ -500,6 +500,11 @@ impl<K: Kernel> Core<K> {
         lock(&self.send).outbox.is_empty()
     }
 
+    /// Whether a send was given up after a part of it was accepted.
+    pub(super) fn has_cut_short(&self) -> bool {
+        lock(&self.in_flight).done.stats.truncated_sends > 0
+    }
+
     /// Whether everything is accepted and released.
     pub(super) fn is_drained(&self) -> bool {
         self.is_flushed() && lock(&self.in_flight).tracker.outstanding() == 0
@@ -662,7 +667,7 @@ impl<K: Kernel> Reclaim for Core<K> {
         let next = self.step().ok().and_then(|step| step.next);
         if lock(&self.ending).is_some() {
             if self.is_over() {
-                self.retire();
+                self.finish();
             }
             return next;
         }

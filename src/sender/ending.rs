@@ -199,6 +199,15 @@ impl<K: Kernel> Core<K> {
         }
     }
 
+    /// Nobody drives the sender any more; its descriptor is about to be closed. If a send was cut
+    /// short that must not look like the orderly end of a whole stream.
+    pub(super) fn finish(&self) {
+        if self.has_cut_short() {
+            let _ = self.kernel.reset_on_close();
+        }
+        self.retire();
+    }
+
     /// The last owner lets go: what has not ended is the reaper's from here on.
     ///
     /// A sender with nothing to do is closed without an end of the stream of its own: other handles
@@ -209,7 +218,7 @@ impl<K: Kernel> Core<K> {
         let idle = lock(&self.ending).is_none() && self.is_drained();
         self.begin_end(true);
         if idle || self.is_over() {
-            self.retire();
+            self.finish();
         } else {
             self.hand_over();
         }
