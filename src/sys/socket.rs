@@ -186,6 +186,8 @@ pub(crate) unsafe fn send(
     let mut bits = libc::MSG_DONTWAIT;
     #[cfg(not(target_vendor = "apple"))]
     let mut bits = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    #[cfg(not(target_os = "linux"))]
+    let _ = flags;
     #[cfg(target_os = "linux")]
     {
         bits |= if flags.zerocopy { libc::MSG_ZEROCOPY } else { 0 };
