@@ -345,7 +345,7 @@ impl<K: Kernel> Core<K> {
                 (other, _) => return Err(other),
             }
         }
-        in_flight.begin_call(keys, memory).ok_or_else(|| {
+        in_flight.begin_call(keys, memory, pages).ok_or_else(|| {
             self.budget.refund(pages);
             Admission::Copy
         })

@@ -1,6 +1,10 @@
 //! What the kernel has been given and not yet released: the side of a sender that reads notes.
 
-use std::{collections::VecDeque, io, task::Waker};
+use std::{
+    collections::{HashMap, VecDeque},
+    io,
+    task::Waker,
+};
 
 use super::{
     HandBack, Returned, SenderStats,
@@ -44,7 +48,17 @@ pub(super) struct Done {
     pub(super) settled: Vec<Payload>,
     pub(super) wakers: Vec<(Ticket, Waker)>,
     hand_back: HandBack,
+    /// What the kernel counts for each outstanding id until it releases that id, however many of
+    /// the bytes it accepted.
+    charges: HashMap<NotificationId, Charge>,
     budget: Arc<MemlockBudget>,
+}
+
+/// What one call takes of the window and of the memlock budget.
+#[derive(Clone, Copy)]
+struct Charge {
+    bytes: usize,
+    pages: usize,
 }
 
 /// What one reading of the error queue brought.
@@ -73,6 +87,7 @@ impl InFlight {
                 settled: Vec::new(),
                 wakers: Vec::new(),
                 hand_back,
+                charges: HashMap::new(),
                 budget,
             },
             in_call: false,
@@ -103,24 +118,24 @@ impl InFlight {
     /// Gives back a lease of which the kernel accepted nothing.
     pub(super) fn withdraw(&mut self, key: LeaseKey) -> Payload {
         let lease = self.tracker.settle(key).expect("no id covers what was not accepted");
-        self.done.uncharge(&lease);
         lease.release()
     }
 
-    /// Gives out the id of a call that is about to be made, and charges its leases for it.
+    /// Gives out the id of a call that is about to be made and that took `pages` of the budget.
     pub(super) fn begin_call(
         &mut self,
         keys: &[LeaseKey],
         memory: &[IoVec],
+        pages: usize,
     ) -> Option<NotificationId> {
         let id = self.tracker.issue(keys)?;
         self.in_call = true;
-        for (at, (key, part)) in keys.iter().zip(memory).enumerate() {
-            let lease = self.tracker.get_mut(*key);
-            lease.offered_bytes += part.len();
-            lease.charged_pages += MemlockBudget::pages(part.len(), at == 0);
-            self.done.stats.in_flight_bytes += part.len();
+        let mut bytes = 0;
+        for (key, part) in keys.iter().zip(memory) {
+            self.tracker.get_mut(*key).offered_bytes += part.len();
+            bytes += part.len();
         }
+        self.done.charge(id, Charge { bytes, pages });
         Some(id)
     }
 
@@ -130,13 +145,9 @@ impl InFlight {
         if !self.tracker.cancel(id) {
             return;
         }
-        for (at, (key, part)) in keys.iter().zip(memory).enumerate() {
-            let pages = MemlockBudget::pages(part.len(), at == 0);
-            let lease = self.tracker.get_mut(*key);
-            lease.offered_bytes -= part.len();
-            lease.charged_pages -= pages;
-            self.done.stats.in_flight_bytes -= part.len();
-            self.done.budget.refund(pages);
+        self.done.uncharge(id);
+        for (key, part) in keys.iter().zip(memory) {
+            self.tracker.get_mut(*key).offered_bytes -= part.len();
         }
     }
 
@@ -179,6 +190,7 @@ impl InFlight {
         let Self { tracker, done, .. } = self;
         match tracker.release(lo, hi, |lease| done.finish(lease, copied)) {
             Ok(range) => {
+                (range.start.0..range.end.0).for_each(|id| done.uncharge(NotificationId(id)));
                 let ids = range.count();
                 done.stats.released_calls += ids;
                 done.stats.deferred_copies += if copied { ids } else { 0 };
@@ -233,6 +245,7 @@ impl InFlight {
         self.done.stats.released_calls += self.tracker.outstanding() as u64;
         let Self { tracker, done, .. } = self;
         tracker.release_all(|lease| done.finish(lease, false));
+        done.uncharge_all();
     }
 
     /// Whether somebody waits for a fate, or for a slot of what is in flight.
@@ -253,7 +266,6 @@ impl InFlight {
 impl Done {
     /// A lease has lost its last hold.
     fn finish(&mut self, lease: Lease, copied: bool) {
-        self.uncharge(&lease);
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);
         let payload = lease.release();
@@ -263,9 +275,21 @@ impl Done {
         }
     }
 
-    fn uncharge(&mut self, lease: &Lease) {
-        self.stats.in_flight_bytes -= lease.offered_bytes;
-        self.budget.refund(lease.charged_pages);
+    fn charge(&mut self, id: NotificationId, charge: Charge) {
+        self.stats.in_flight_bytes += charge.bytes;
+        self.charges.insert(id, charge);
+    }
+
+    /// The kernel released `id`, or never used it.
+    fn uncharge(&mut self, id: NotificationId) {
+        let Charge { bytes, pages } = self.charges.remove(&id).expect("charged when given out");
+        self.stats.in_flight_bytes -= bytes;
+        self.budget.refund(pages);
+    }
+
+    fn uncharge_all(&mut self) {
+        self.stats.in_flight_bytes = 0;
+        self.budget.refund(self.charges.drain().map(|(_, charge)| charge.pages).sum());
     }
 
     /// The connection failed after `accepted` bytes of a send.
