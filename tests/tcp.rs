@@ -413,6 +413,32 @@ fn what_is_refused_comes_back_untouched_and_once() {
 }
 
 #[test]
+fn an_empty_buffer_in_front_comes_back_with_the_others() {
+    let _turn = turn();
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(64 << 10, 3);
+    let mut sender = Sender::builder().max_in_flight_sends(1).adopt(near).unwrap();
+    sender.send(pattern(256 << 10, 0)).unwrap();
+    let lens = [0, 32 << 10, 0];
+    let full = |len| Payload::from(filled(pool.try_alloc(1).unwrap(), len, 1));
+    let mut bufs: Vec<_> = lens.into_iter().map(full).collect();
+    let refused = sender.try_send_vectored(&mut bufs).unwrap_err();
+    assert!(refused.is_backpressure());
+    assert_eq!(bufs.iter().map(Payload::len).collect::<Vec<_>>(), lens);
+    let peer = reader(far, Duration::ZERO);
+    let ticket = sender.send_vectored(&mut bufs).unwrap();
+    assert_released(&mut sender, ticket);
+    let ticket = sender.send_vectored(&mut vec![Payload::Static(&[]), Payload::Static(&[])]);
+    assert_released(&mut sender, ticket.unwrap());
+    let ticket = sender.send_vectored(&mut Vec::new());
+    assert_released(&mut sender, ticket.unwrap());
+    assert_all_home(&pool);
+    assert!(sender.close(soon().unwrap()).drained);
+    let want = [&pattern(256 << 10, 0)[..], &pattern(32 << 10, 1)].concat();
+    assert_same(&peer.join().unwrap(), &want);
+}
+
+#[test]
 fn without_zero_copy_everything_is_released_at_once() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
