@@ -8,7 +8,7 @@ mod common;
 use std::{fs, net::TcpStream, os::fd::AsFd, time::Duration};
 
 use common::{
-    STALLED, again, assert_all_home, corrupt, enable_zerocopy, filled, must_succeed,
+    STALLED, TIGHT, again, assert_all_home, corrupt, enable_zerocopy, filled, must_succeed,
     network_namespace, pair_at, pattern, plays, pool, raise_loopback, reader, send_static, skip,
     soon,
 };
@@ -137,6 +137,29 @@ fn a_small_memlock_limit_costs_neither_bytes_nor_many_calls() {
     // No call need be smaller than 16 KiB, but for the ones cut by a full socket.
     assert!(calls < 60 * 8 * 2, "{calls} calls for 60 messages of 128 KiB: {stats:?}");
     assert_eq!(stats.no_bufs_memlock, 0, "kept below the limit: {stats:?}");
+}
+
+#[test]
+fn a_large_buffer_accepted_in_many_parts_stays_within_the_memlock_budget() {
+    const NAME: &str = "a_large_buffer_accepted_in_many_parts_stays_within_the_memlock_budget";
+    if !plays("parts") {
+        return in_a_process(NAME, "parts");
+    }
+    become_ordinary();
+    if !limit_memlock(8 << 20) {
+        return skip(NAME, "RLIMIT_MEMLOCK is below 8 MiB");
+    }
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let mut sender = Sender::new(near).unwrap();
+    let peer = reader(far, Duration::from_millis(100));
+    let data = pattern(16 << 20, 1);
+    let ticket = sender.send(data.clone()).unwrap();
+    let fate = sender.wait(ticket, soon()).unwrap();
+    assert!(matches!(fate, Fate::Released { .. }), "{fate:?}");
+    let stats = sender.stats();
+    assert!(sender.close(soon().unwrap()).drained);
+    common::assert_same(&peer.join().unwrap(), &data);
+    assert!(stats.copied_bytes < 1 << 20, "the budget never ran out: {stats:?}");
 }
 
 /// Runs this test again in a network namespace with so little option memory.

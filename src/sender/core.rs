@@ -323,9 +323,6 @@ impl<K: Kernel> Core<K> {
     /// The id of a zero-copy call, or what must happen instead.
     fn admit(&self, send: &mut Send, call: Call) -> Result<NotificationId, Admission> {
         let (keys, memory) = (send.outbox.keys(), send.outbox.memory());
-        let pages = (memory.iter().enumerate())
-            .map(|(at, part)| MemlockBudget::pages(part.len(), at == 0))
-            .sum();
         let mut in_flight = lock(&self.in_flight);
         let unread_limit = (self.optmem_max / OPTMEM_PER_NOTE / 2) as usize;
         if send.unread_calls >= unread_limit.clamp(1, MAX_UNREAD_CALLS) {
@@ -340,7 +337,7 @@ impl<K: Kernel> Core<K> {
             }
             let (sends, bytes) =
                 (in_flight.tracker.outstanding(), in_flight.done.stats.in_flight_bytes);
-            let admission = send.window.admit(&self.budget, call.bytes, pages, sends, bytes);
+            let admission = send.window.admit(&self.budget, call.bytes, sends, bytes);
             match (admission, attempt) {
                 (Admission::ZeroCopy, _) => break,
                 (Admission::Full, 0) => {
@@ -354,7 +351,7 @@ impl<K: Kernel> Core<K> {
             }
         }
         in_flight.begin_call(keys, memory, self.kernel.now()).ok_or_else(|| {
-            self.budget.refund(pages);
+            self.budget.refund(1, call.bytes);
             Admission::Copy
         })
     }
