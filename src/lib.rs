@@ -1,5 +1,4 @@
-//! Sends memory without copying it, and gives a buffer back only after the kernel has let go of it.
-
+#![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 // Under std the shim of sync.rs is these types; under loom, using one means to have gone past it.
 #![cfg_attr(loom, deny(clippy::disallowed_methods, clippy::disallowed_types))]
