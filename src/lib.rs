@@ -16,6 +16,7 @@ mod lease;
 #[allow(unsafe_code)]
 mod mapped;
 mod pool;
+pub mod probe;
 mod raw;
 mod reaper;
 mod sender;
@@ -34,6 +35,7 @@ pub use id::{IdRange, NotificationId, Ticket};
 pub use lease::{IntoPayload, Payload};
 pub use mapped::MappedSlice;
 pub use pool::{Alloc, Audit, ClassStats, Offender, Pool, PoolBuilder, PoolStats, Problem};
+pub use probe::Environment;
 pub use raw::{RegionReport, SlotState};
 pub use reaper::{ReaperStats, reaper_stats, wait_idle};
 pub use sender::{
