@@ -363,7 +363,7 @@ impl<T> CompletionTracker<T> {
 
     fn let_go(&mut self, key: u32) -> Option<T> {
         let entry = &mut self.table[key as usize];
-        entry.holds -= 1;
+        entry.holds = entry.holds.checked_sub(1).expect("a lease that is let go of has a hold");
         if entry.holds > 0 {
             return None;
         }

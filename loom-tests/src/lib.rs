@@ -8,6 +8,9 @@ pub use loom::{future::block_on, sync::Mutex, thread};
 #[cfg(not(loom))]
 pub use std::{sync::Mutex, thread};
 
+#[allow(unsafe_code)]
+pub mod fake;
+
 use std::{
     sync::{
         Arc, Weak,

@@ -5,6 +5,10 @@ use crate::{
     sys::{limits, memory::page_bytes},
 };
 
+/// What one call may cover under the smallest of budgets, in bytes: calls are cut before it is
+/// known which way they go, and pieces of a few pages cost more calls than they save.
+const MIN_CALL_BYTES: usize = 16 << 10;
+
 /// Pages of locked memory that all senders of the process may have charged at once.
 ///
 /// The kernel charges `bytes / page size + 2` pages of every zero-copy call against
@@ -41,9 +45,10 @@ impl MemlockBudget {
         bytes / page_bytes() + 1 + usize::from(first)
     }
 
-    /// Bytes that one call may cover, so that no call takes more than a quarter of the budget.
+    /// Bytes that one call may cover: no more than a quarter of the budget, where that leaves
+    /// calls worth making.
     pub(crate) fn max_call_bytes(&self) -> usize {
-        self.limit_pages.map_or(usize::MAX, |pages| (pages / 4 * page_bytes()).max(1))
+        self.limit_pages.map_or(usize::MAX, |pages| (pages / 4 * page_bytes()).max(MIN_CALL_BYTES))
     }
 
     pub(crate) fn charge(&self, pages: usize) -> bool {
