@@ -15,6 +15,7 @@ mod lease;
 #[allow(unsafe_code)]
 mod mapped;
 mod pool;
+pub mod probe;
 mod raw;
 mod reaper;
 mod sender;
@@ -33,6 +34,7 @@ pub use id::{IdRange, NotificationId, Ticket};
 pub use lease::{IntoPayload, Payload};
 pub use mapped::MappedSlice;
 pub use pool::{Alloc, Audit, ClassStats, Offender, Pool, PoolBuilder, PoolStats, Problem};
+pub use probe::Environment;
 pub use raw::{RegionReport, SlotState};
 pub use reaper::{ReaperStats, reaper_stats, wait_idle};
 pub use sender::{

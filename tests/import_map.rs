@@ -7,7 +7,7 @@
 use std::{fs, path::Path};
 
 /// A module imports only from rows above its own, and from its own folder.
-const ROWS: [&[&str]; 9] = [
+const ROWS: [&[&str]; 10] = [
     &["backing", "id", "sync"],
     &["error"],
     &["sys"],
@@ -16,6 +16,7 @@ const ROWS: [&[&str]; 9] = [
     &["lease", "reaper"],
     &["pool"],
     &["sender"],
+    &["probe"],
     &["internals"],
 ];
 
