@@ -3,6 +3,17 @@
 use std::fmt;
 
 /// A kind of pages behind a pool's memory.
+///
+/// ```
+/// use pinbuf::{Backing, Pages, Pool};
+///
+/// let huge = Pages::HugeTlb { page_bytes: 2 << 20 };
+/// let builder = Pool::builder().class(64 * 1024, 32).backing(Backing::Require(huge));
+/// match builder.build() {
+///     Ok(pool) => assert_eq!(pool.regions()[0].pages, huge),
+///     Err(error) => println!("{error}"),
+/// }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Pages {

@@ -74,6 +74,15 @@ impl PinnedBuf {
 
     /// Appends `bytes`.
     ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(4096, 1)?;
+    /// let mut buf = pool.try_alloc(4096)?;
+    /// buf.extend_from_slice(b"to be ");
+    /// buf.extend_from_slice(b"sent");
+    /// assert_eq!(&buf[..], b"to be sent");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// To append what fits, use [`io::Write::write`].
     ///
     /// # Panics
@@ -97,6 +106,15 @@ impl PinnedBuf {
     }
 
     /// Makes the buffer `len` bytes long, filling up with `value` where it was shorter.
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(4096, 1)?;
+    /// let mut buf = pool.try_alloc(4096)?;
+    /// buf.resize(1000, 0);
+    /// buf[999] = 1;
+    /// assert_eq!(buf.len(), 1000);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Panics
     ///

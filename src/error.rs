@@ -18,7 +18,7 @@ pub struct OsError(i32);
 
 impl OsError {
     /// Wraps an error number as found in `errno`.
-    pub fn from_raw(errno: i32) -> Self {
+    pub const fn from_raw(errno: i32) -> Self {
         Self(errno)
     }
 
@@ -56,6 +56,15 @@ impl fmt::Display for OsError {
 impl Error for OsError {}
 
 /// Why no buffer was handed out.
+///
+/// ```
+/// let pool = pinbuf::Pool::new(4096, 1)?;
+/// let _buf = pool.try_alloc(4096)?;
+/// let error = pool.try_alloc(4096).unwrap_err();
+/// assert!(error.is_backpressure(), "later there may be one");
+/// assert!(!pool.try_alloc(4097).unwrap_err().is_backpressure(), "never");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum AllocError {
@@ -101,6 +110,15 @@ impl fmt::Display for AllocError {
 impl Error for AllocError {}
 
 /// Why a kind of pages was not used for a pool.
+///
+/// ```
+/// use pinbuf::{Pages, Pool, Refusal};
+///
+/// // Far smaller than a huge page.
+/// let pool = Pool::new(4096, 1)?;
+/// assert!(pool.regions()[0].refused.contains(&(Pages::Thp, Refusal::TooSmall)));
+/// # Ok::<(), pinbuf::BuildError>(())
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Refusal {
@@ -264,7 +282,7 @@ impl Error for BuildError {
     }
 }
 
-/// A range does not lie inside its mapping.
+/// A range does not lie inside its mapping; from [`MappedSlice::new`](crate::MappedSlice::new).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RangeError {
     /// The range asked for.

@@ -1,7 +1,7 @@
 //! What the models in `loom-tests` need beyond the public interface. Not covered by any promise of
 //! stability.
 
-use crate::{Pool, buf::PinnedBuf};
+use crate::{buf::PinnedBuf, pool::Pool};
 
 pub use crate::{
     raw::{RawPool, Reclaim, Slot, SlotState},

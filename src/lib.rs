@@ -1,5 +1,4 @@
-//! Sends memory without copying it, and gives a buffer back only after the kernel has let go of it.
-
+#![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 // Under std the shim of sync.rs is these types; under loom, using one means to have gone past it.
 #![cfg_attr(loom, deny(clippy::disallowed_methods, clippy::disallowed_types))]
@@ -12,12 +11,11 @@ mod backing;
 mod buf;
 mod error;
 mod id;
-#[doc(hidden)]
-pub mod internals;
 mod lease;
 #[allow(unsafe_code)]
 mod mapped;
 mod pool;
+pub mod probe;
 mod raw;
 mod reaper;
 mod sender;
@@ -36,12 +34,15 @@ pub use id::{IdRange, NotificationId, Ticket};
 pub use lease::{IntoPayload, Payload};
 pub use mapped::MappedSlice;
 pub use pool::{Alloc, Audit, ClassStats, Offender, Pool, PoolBuilder, PoolStats, Problem};
+pub use probe::Environment;
 pub use raw::{RegionReport, SlotState};
+pub use reaper::{ReaperStats, reaper_stats, wait_idle};
 pub use sender::{
-    Capabilities, CloseReport, Fate, HandBack, Interest, Policy, Reaped, ResumeIds, Returned,
-    Sender, SenderBuilder, SenderStats,
+    Capabilities, CloseReport, Fate, HandBack, Interest, Policy, ReapHalf, Reaped, ResumeIds,
+    Returned, SendHalf, Sender, SenderBuilder, SenderStats,
 };
 pub use sys::{Foreign, Timestamps};
 
 #[doc(hidden)]
-pub use internals as __internals;
+#[path = "internals.rs"]
+pub mod __internals;

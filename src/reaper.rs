@@ -1,95 +1,247 @@
-//! The reaper: one thread per process that drives senders whose buffers somebody waits for.
+//! The reaper: one thread per process that drives senders whose buffers somebody waits for, and
+//! sees senders to their end that nobody owns any more.
 //!
 //! There is none until it is needed. It knows no sender, only [`Reclaim`]: that is why it lies
 //! below them. It waits by edges, so a socket whose error condition stays costs nothing.
 
 use std::{
-    collections::HashMap,
+    cmp::Reverse,
+    collections::{BinaryHeap, HashMap},
     os::fd::BorrowedFd,
     panic::{self, AssertUnwindSafe},
+    time::{Duration, Instant},
 };
 
 use crate::{
     raw::Reclaim,
-    sync::{Arc, Mutex, OnceLock, Weak, lock, thread},
+    sync::{Arc, Mutex, OnceLock, Weak, lock, sleep, spawn},
     sys::epoll::Watcher,
 };
 
-/// Names one watched socket; never used twice.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+/// Names one entry of the reaper; never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Token(u64);
 
-struct Reaper {
-    watcher: Watcher,
-    watched: Mutex<Watched>,
+/// What the reaper has in its care.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct ReaperStats {
+    /// Senders watched for somebody who waits.
+    pub watched: usize,
+    /// Senders without an owner that have not ended.
+    pub owned: usize,
+    /// Of these, how many wait for a thread or a descriptor to be had; every call that waits for
+    /// a buffer and every end of a sender looks after them meanwhile.
+    pub unserved: usize,
+    /// Senders without an owner that came to their end, since the process began.
+    pub ended: u64,
+}
+
+/// Who is driven.
+enum Sender {
+    Watched(Weak<dyn Reclaim>),
+    Owned(Arc<dyn Reclaim>),
+}
+
+/// The state of the reaper, there from the beginning; the thread comes later.
+#[derive(Default)]
+struct State {
+    last: u64,
+    senders: HashMap<Token, Sender>,
+    /// When to drive whom although there is no news. May hold what is gone.
+    timers: BinaryHeap<Reverse<(Instant, Token)>>,
+    /// Owned senders that no descriptor watches.
+    unserved: Vec<Token>,
+    ended: u64,
 }
 
 #[derive(Default)]
-struct Watched {
-    last: u64,
-    senders: HashMap<u64, Weak<dyn Reclaim>>,
+struct Reaper {
+    state: Mutex<State>,
+    /// Set once the thread runs.
+    watcher: OnceLock<Watcher>,
 }
 
 /// Has `sender` driven whenever its socket has news, from now on; its present state counts as
 /// news. `None` when no thread or descriptor can be had.
 pub(crate) fn watch(fd: BorrowedFd<'_>, sender: Weak<dyn Reclaim>) -> Option<Token> {
-    let reaper = Reaper::get()?;
-    let mut watched = lock(&reaper.watched);
-    watched.last += 1;
-    let token = watched.last;
-    watched.senders.insert(token, sender);
-    if reaper.watcher.add(fd, token).is_err() {
-        watched.senders.remove(&token);
+    let reaper = Reaper::get();
+    let watcher = reaper.watcher()?;
+    let mut state = lock(&reaper.state);
+    let token = state.enter(Sender::Watched(sender));
+    if watcher.add(fd, token.0).is_err() {
+        state.senders.remove(&token);
         return None;
     }
-    Some(Token(token))
+    Some(token)
 }
 
-/// Ends a [`watch`].
+/// Takes over a sender that has no owner, and drives it until it calls [`unwatch`]. Without a
+/// thread it is kept all the same.
+pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> Token {
+    let reaper = Reaper::get();
+    let watcher = reaper.watcher();
+    let mut state = lock(&reaper.state);
+    let token = state.enter(Sender::Owned(sender));
+    if watcher.is_none_or(|watcher| watcher.add(fd, token.0).is_err()) {
+        state.unserved.push(token);
+    }
+    // Looked at once in any case: that sets its own timers.
+    state.timers.push(Reverse((Instant::now(), token)));
+    if let Some(watcher) = watcher {
+        // Fails only for want of memory; then the next news of anybody does it.
+        let _ = watcher.rouse();
+    }
+    token
+}
+
+/// Ends a [`watch`], or lets go of an [adopted](adopt) sender at its end.
 pub(crate) fn unwatch(fd: BorrowedFd<'_>, token: Token) {
-    if let Some(reaper) = Reaper::get() {
-        lock(&reaper.watched).senders.remove(&token.0);
-        // Fails only if the socket is gone from the set already.
-        let _ = reaper.watcher.remove(fd);
+    let reaper = Reaper::get();
+    let mut state = lock(&reaper.state);
+    let sender = state.senders.remove(&token);
+    state.ended += u64::from(matches!(sender, Some(Sender::Owned(_))));
+    if let Some(watcher) = reaper.watcher.get() {
+        // Fails only if the descriptor is not in the set.
+        let _ = watcher.remove(fd);
+    }
+    drop(state);
+    // What this drops may be the last of a sender: not under the lock.
+    drop(sender);
+}
+
+/// Drives the senders that wait for a thread. Cheap when there are none.
+pub(crate) fn serve() {
+    let reaper = Reaper::get();
+    let unserved = std::mem::take(&mut lock(&reaper.state).unserved);
+    for token in unserved {
+        reaper.attend(token);
+        let mut state = lock(&reaper.state);
+        if state.senders.contains_key(&token) {
+            state.unserved.push(token);
+        }
+    }
+}
+
+/// What the reaper has in its care now.
+///
+/// ```
+/// let stats = pinbuf::reaper_stats();
+/// assert_eq!(stats.owned, 0);
+/// ```
+pub fn reaper_stats() -> ReaperStats {
+    let state = lock(&Reaper::get().state);
+    let owned = state.senders.values().filter(|sender| matches!(sender, Sender::Owned(_))).count();
+    ReaperStats {
+        watched: state.senders.len() - owned,
+        owned,
+        unserved: state.unserved.len(),
+        ended: state.ended,
+    }
+}
+
+/// Blocks until every sender without an owner has come to its end, or the deadline. Returns
+/// whether all have.
+///
+/// A program that exits takes unsent data with it: call this before, after dropping its senders.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+///
+/// assert!(pinbuf::wait_idle(Instant::now() + Duration::from_secs(5)));
+/// ```
+pub fn wait_idle(deadline: Instant) -> bool {
+    const LOOK_EVERY: Duration = Duration::from_millis(1);
+    loop {
+        serve();
+        if reaper_stats().owned == 0 {
+            return true;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        sleep(left.min(LOOK_EVERY));
+    }
+}
+
+impl State {
+    fn enter(&mut self, sender: Sender) -> Token {
+        self.last += 1;
+        let token = Token(self.last);
+        self.senders.insert(token, sender);
+        token
     }
 }
 
 impl Reaper {
-    /// The reaper of this process, started if it is not running.
-    fn get() -> Option<&'static Arc<Self>> {
+    fn get() -> &'static Arc<Self> {
         static REAPER: OnceLock<Arc<Reaper>> = OnceLock::new();
-        static STARTING: OnceLock<Mutex<()>> = OnceLock::new();
-        if let Some(reaper) = REAPER.get() {
-            return Some(reaper);
+        REAPER.get_or_init(Arc::default)
+    }
+
+    /// The thread's watcher; starts the thread if it is not running.
+    fn watcher(self: &Arc<Self>) -> Option<&Watcher> {
+        if self.watcher.get().is_none() {
+            // Not `get_or_init`: a start that fails is tried again by the next caller.
+            let _starting = lock(&self.state);
+            if self.watcher.get().is_none() {
+                let watcher = Watcher::new().ok()?;
+                let running = Arc::clone(self);
+                spawn("pinbuf-reaper", move || running.run()).ok()?;
+                let _ = self.watcher.set(watcher);
+            }
         }
-        // Not `get_or_init`: a start that fails is tried again by the next caller.
-        let _starting = lock(STARTING.get_or_init(Mutex::default));
-        if REAPER.get().is_none() {
-            let reaper =
-                Arc::new(Self { watcher: Watcher::new().ok()?, watched: Mutex::default() });
-            let running = Arc::clone(&reaper);
-            let thread = thread::Builder::new().name("pinbuf-reaper".into());
-            thread.spawn(move || running.run()).ok()?;
-            let _ = REAPER.set(reaper);
-        }
-        REAPER.get()
+        self.watcher.get()
     }
 
     fn run(&self) {
+        // The starter holds the lock until the watcher is set.
+        drop(lock(&self.state));
+        let watcher = self.watcher.get().expect("set by the thread that started this one");
         let mut tokens = Vec::new();
         loop {
-            if self.watcher.wait(&mut tokens, None).is_err() {
+            if watcher.wait(&mut tokens, self.next_timer()).is_err() {
                 // Cannot happen with a descriptor of our own; must not spin if it does.
-                thread::sleep(std::time::Duration::from_millis(10));
+                sleep(Duration::from_millis(10));
             }
-            for token in &tokens {
-                let sender = lock(&self.watched).senders.get(token).and_then(Weak::upgrade);
-                // With no lock of ours held: to drive recycles buffers and wakes tasks.
-                // What it drops can panic, which must not end the thread that others count on.
-                sender.into_iter().for_each(|sender| {
-                    let _ = panic::catch_unwind(AssertUnwindSafe(|| sender.drive()));
-                });
-            }
+            self.take_due(&mut tokens);
+            tokens.iter().for_each(|token| self.attend(Token(*token)));
+        }
+    }
+
+    /// Time until the next timer.
+    fn next_timer(&self) -> Option<Duration> {
+        let state = lock(&self.state);
+        let Reverse((at, _)) = state.timers.peek()?;
+        Some(at.saturating_duration_since(Instant::now()))
+    }
+
+    /// Adds those whose timers are due.
+    fn take_due(&self, tokens: &mut Vec<u64>) {
+        let mut state = lock(&self.state);
+        let now = Instant::now();
+        while let Some(Reverse((at, token))) = state.timers.peek()
+            && *at <= now
+        {
+            tokens.push(token.0);
+            state.timers.pop();
+        }
+    }
+
+    /// Drives one sender, with no lock of the reaper held: that recycles buffers, wakes tasks, and
+    /// may come back to [`unwatch`].
+    fn attend(&self, token: Token) {
+        let sender = match lock(&self.state).senders.get(&token) {
+            Some(Sender::Watched(sender)) => sender.upgrade(),
+            Some(Sender::Owned(sender)) => Some(Arc::clone(sender)),
+            None => None,
+        };
+        let Some(sender) = sender else { return };
+        // What it drops can panic, which must not end the thread that others count on.
+        let next = panic::catch_unwind(AssertUnwindSafe(|| sender.attend())).ok().flatten();
+        if let Some(next) = next {
+            lock(&self.state).timers.push(Reverse((Instant::now() + next, token)));
         }
     }
 }

@@ -11,13 +11,35 @@ pub(crate) use std::{
 #[cfg(not(loom))]
 mod imp {
     pub(crate) use crossbeam::utils::CachePadded;
-    pub(crate) use std::{
-        sync::{
-            Mutex, MutexGuard,
-            atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
-        },
-        thread,
+    pub(crate) use std::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     };
+    pub(crate) use std::thread::yield_now;
+    use std::{thread, time::Duration};
+
+    /// Puts the thread that made it to sleep, and wakes it. A wake-up before the sleep is kept.
+    #[derive(Debug)]
+    pub(crate) struct Parker(thread::Thread);
+
+    impl Parker {
+        pub(crate) fn new() -> Self {
+            Self(thread::current())
+        }
+
+        /// Sleeps until unparked or the time is up; may end early.
+        pub(crate) fn park(&self, limit: Option<Duration>) {
+            debug_assert_eq!(self.0.id(), thread::current().id());
+            match limit {
+                Some(limit) => thread::park_timeout(limit),
+                None => thread::park(),
+            }
+        }
+
+        pub(crate) fn unpark(&self) {
+            self.0.unpark();
+        }
+    }
 
     /// Stands for the contents of a buffer where a model checks who touches them; nothing here.
     #[derive(Debug, Default)]
@@ -34,13 +56,35 @@ mod imp {
 
 #[cfg(loom)]
 mod imp {
-    pub(crate) use loom::{
-        sync::{
-            Mutex, MutexGuard,
-            atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
-        },
-        thread,
+    use loom::sync::Notify;
+    pub(crate) use loom::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
     };
+    pub(crate) use loom::thread::yield_now;
+    use std::time::Duration;
+
+    /// loom's threads lose a wake-up that comes while they block on a mutex; its `Notify` does not.
+    #[derive(Debug)]
+    pub(crate) struct Parker(Notify);
+
+    impl Parker {
+        pub(crate) fn new() -> Self {
+            Self(Notify::new())
+        }
+
+        /// Models have no clock: a limited sleep may end at once.
+        pub(crate) fn park(&self, limit: Option<Duration>) {
+            match limit {
+                Some(_) => yield_now(),
+                None => self.0.wait(),
+            }
+        }
+
+        pub(crate) fn unpark(&self) {
+            self.0.notify();
+        }
+    }
 
     /// Padding means nothing to a model.
     #[derive(Debug, Default)]
@@ -76,7 +120,7 @@ mod imp {
 }
 
 pub(crate) use imp::*;
-pub(crate) use unmodelled::unique_id;
+pub(crate) use unmodelled::{sleep, spawn, unique_id};
 
 /// Locks, and goes on with the data of a thread that panicked: no lock here guards an invariant
 /// that user code could break half-way, since none is held while user code runs.
@@ -95,7 +139,11 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
 
 /// What models do not explore.
 mod unmodelled {
-    #![allow(clippy::disallowed_types, reason = "loom's atomics cannot live in a static")]
+    #![allow(
+        clippy::disallowed_methods,
+        clippy::disallowed_types,
+        reason = "loom's atomics cannot live in a static, and the reaper is no part of a model"
+    )]
     use std::sync::atomic::{AtomicU64, Ordering};
 
     /// A number that no other call in this process returns.
@@ -103,5 +151,15 @@ mod unmodelled {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         // Relaxed: only the numbers matter, nothing is published with them.
         NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Starts a thread that nobody joins.
+    pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
+    }
+
+    /// Sleeps for a time.
+    pub(crate) fn sleep(time: std::time::Duration) {
+        std::thread::sleep(time);
     }
 }

@@ -148,12 +148,30 @@ fn end_of(mut far: TcpStream, patience: Duration) -> (Vec<u8>, Result<(), io::Er
 }
 
 #[test]
-fn a_part_sent_by_copy_ends_in_a_reset() {
+fn the_rest_of_a_dropped_sender_reaches_a_peer_that_reads() {
+    for policy in [Policy::Never, Policy::Prefer] {
+        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+        let mut sender = Sender::builder().policy(policy).adopt(near).unwrap();
+        sender.try_send(pattern(4 << 20, 1)).unwrap();
+        assert!(!sender.flush().unwrap());
+        drop(sender);
+        let (got, end) = end_of(far, Duration::from_secs(30));
+        assert_eq!(end, Ok(()), "{} bytes", got.len());
+        assert_same(&got, &pattern(4 << 20, 1));
+    }
+    assert!(pinbuf::wait_idle(after(10_000)), "{:?}", pinbuf::reaper_stats());
+}
+
+#[test]
+fn a_part_sent_by_copy_ends_in_a_reset_if_the_peer_stalls() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
-    let mut sender = Sender::builder().policy(Policy::Never).adopt(near).unwrap();
+    let linger = Duration::from_millis(50);
+    let builder = Sender::builder().policy(Policy::Never).linger(linger);
+    let mut sender = builder.adopt(near).unwrap();
     sender.try_send(pattern(4 << 20, 1)).unwrap();
     assert!(!sender.flush().unwrap());
     drop(sender);
+    assert!(pinbuf::wait_idle(after(10_000)), "{:?}", pinbuf::reaper_stats());
     let (got, end) = end_of(far, Duration::from_secs(30));
     assert_eq!(end, Err(io::ErrorKind::ConnectionReset), "{} bytes", got.len());
     assert_same(&got, &pattern(4 << 20, 1)[..got.len()]);
@@ -164,7 +182,8 @@ fn a_part_sent_without_copy_never_ends_in_order() {
     for close in [false, true] {
         let (near, far) = pair_at("127.0.0.1:0", TIGHT);
         let pool = pool(4 << 20, 1);
-        let mut sender = Sender::new(near).unwrap();
+        let linger = Duration::from_millis(50);
+        let mut sender = Sender::builder().linger(linger).adopt(near).unwrap();
         sender.try_send(filled(pool.try_alloc(1).unwrap(), 4 << 20, 1)).unwrap();
         assert!(!sender.flush().unwrap());
         if close {
@@ -172,6 +191,7 @@ fn a_part_sent_without_copy_never_ends_in_order() {
             assert!(!report.drained, "{report:?}");
         } else {
             drop(sender);
+            assert!(pinbuf::wait_idle(after(10_000)), "{:?}", pinbuf::reaper_stats());
         }
         let scribbled = scribble(&pool);
         let (got, end) = end_of(far, Duration::from_millis(300));

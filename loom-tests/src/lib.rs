@@ -1,1 +1,114 @@
 //! Shared set-up of the concurrency models in `tests/`.
+//!
+//! Under `--cfg loom` a model runs once for every interleaving that matters; otherwise it is an
+//! ordinary test, repeated, with whatever interleavings the machine happens to produce.
+
+#[cfg(loom)]
+pub use loom::{future::block_on, sync::Mutex, thread};
+#[cfg(not(loom))]
+pub use std::{sync::Mutex, thread};
+
+#[allow(unsafe_code)]
+pub mod fake;
+
+use std::{
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread as test_thread,
+};
+
+use pinbuf::{
+    __internals::{Reclaim, raw},
+    Backing, Pages, Pool,
+};
+
+/// Explores `body` and prints how many executions that took.
+pub fn model(body: impl Fn() + Send + Sync + 'static) {
+    let executions = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&executions);
+    explore(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        body();
+    });
+    // The test harness names its threads after the tests.
+    let test = test_thread::current();
+    report(test.name().unwrap_or("?"), executions.load(Ordering::Relaxed));
+}
+
+#[cfg(loom)]
+fn explore(body: impl Fn() + Send + Sync + 'static) {
+    loom::model(body);
+}
+
+#[cfg(not(loom))]
+fn explore(body: impl Fn() + Send + Sync + 'static) {
+    for _ in 0..300 {
+        body();
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "run.sh reads it")]
+fn report(name: &str, executions: usize) {
+    println!("model {name} {executions}");
+}
+
+/// A pool of `count` slots on ordinary memory.
+pub fn pool(count: usize) -> Pool {
+    Pool::builder().class(64, count).backing(Backing::Require(Pages::Base)).build().unwrap()
+}
+
+/// Tells whether a pool's memory is still there, its handles being gone: the pool holds a weak
+/// reference of whoever registered with it.
+#[derive(Debug)]
+pub struct Alive(Arc<Nobody>);
+
+#[derive(Debug)]
+struct Nobody;
+
+impl Reclaim for Nobody {
+    fn drive(&self) {}
+
+    fn watch(self: Arc<Self>) -> bool {
+        true
+    }
+}
+
+impl Alive {
+    /// Starts watching a pool.
+    pub fn probe(pool: &Pool) -> Self {
+        let nobody = Arc::new(Nobody);
+        let weak: Weak<Nobody> = Arc::downgrade(&nobody);
+        raw(pool).register(weak);
+        Self(nobody)
+    }
+
+    /// Whether the pool has not been freed.
+    pub fn get(&self) -> bool {
+        Arc::weak_count(&self.0) > 0
+    }
+}
+
+/// Drives a future on this thread.
+#[cfg(not(loom))]
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    use std::task::{Context, Poll, Wake, Waker};
+
+    struct Unpark(thread::Thread);
+
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+
+    let mut future = std::pin::pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        thread::park();
+    }
+}

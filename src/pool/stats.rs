@@ -5,6 +5,15 @@ use std::fmt;
 use crate::raw::{RawPool, SizeClass, SlotState};
 
 /// How many slots of a pool are in which state; from [`Pool::stats`](crate::Pool::stats).
+///
+/// ```
+/// let pool = pinbuf::Pool::builder().class(4096, 4).class(65536, 2).build()?;
+/// let _buf = pool.try_alloc(10_000)?;
+/// let stats = pool.stats();
+/// assert_eq!(stats.free(), 5);
+/// assert_eq!((stats.classes[1].capacity, stats.classes[1].owned), (65536, 1));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct PoolStats {
@@ -79,6 +88,16 @@ impl ClassStats {
 }
 
 /// Whether every slot of a pool is accounted for; from [`Pool::audit`](crate::Pool::audit).
+///
+/// ```
+/// let pool = pinbuf::Pool::new(4096, 4)?;
+/// let audit = pool.audit();
+/// for offender in &audit.offenders {
+///     println!("{offender}");
+/// }
+/// assert_eq!(audit.to_string(), "4 free, 0 owned, 0 in flight, 0 quarantined; 0 offenders");
+/// # Ok::<(), pinbuf::BuildError>(())
+/// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Audit {
@@ -185,7 +204,7 @@ impl fmt::Display for Problem {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::Pool;
+    use crate::pool::Pool;
 
     fn offenders(pool: &Pool) -> Vec<(u32, SlotState, Problem)> {
         let audit = pool.audit();

@@ -11,10 +11,7 @@ use crate::{
     buf::PinnedBuf,
     error::AllocError,
     raw::{Joined, RawPool, SizeClass, SlotRef, WaitTicket},
-    sync::{
-        Arc,
-        thread::{self, Thread},
-    },
+    sync::{Arc, Parker},
 };
 
 /// How long a blocked thread sleeps when nobody else can look after the senders it waits for.
@@ -24,8 +21,24 @@ const DRIVE_EVERY: Duration = Duration::from_millis(5);
 /// [`Pool::alloc_async`](crate::Pool::alloc_async).
 ///
 /// Its place in the queue is taken at the first poll. Dropping it gives the place up; a slot that
-/// was already handed to it goes to the next in the queue, or home. Its output is that of
+/// was already handed to it goes to the next in the queue, or home; one that is forgotten
+/// (`mem::forget`) can keep a slot for ever. Its output is that of
 /// [`Pool::alloc`](crate::Pool::alloc).
+///
+/// ```
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use std::{pin::pin, task::{Context, Poll, Waker}};
+///
+/// let pool = pinbuf::Pool::new(4096, 1)?;
+/// let held = pool.try_alloc(4096)?;
+/// let mut alloc = pin!(pool.alloc_async(4096));
+/// let mut cx = Context::from_waker(Waker::noop());
+/// assert!(alloc.as_mut().poll(&mut cx).is_pending());
+/// drop(held);
+/// assert!(matches!(alloc.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// If no thread can be started to look after senders that hold buffers of the pool, the future
 /// does so itself and asks to be polled again at once until a buffer is free.
@@ -94,7 +107,8 @@ impl<'a> Alloc<'a> {
     /// Drives the future on this thread, asleep in between.
     #[cold]
     pub(super) fn block(mut self, deadline: Option<Instant>) -> Result<PinnedBuf, AllocError> {
-        let waker = Waker::from(Arc::new(Unpark(thread::current())));
+        let parker = Arc::new(Unpark(Parker::new()));
+        let waker = Waker::from(Arc::clone(&parker));
         loop {
             if let Poll::Ready(result) = self.advance(&waker) {
                 return result;
@@ -104,7 +118,7 @@ impl<'a> Alloc<'a> {
                 return self.leave().ok_or(AllocError::TimedOut);
             }
             let nap = (!self.watched).then_some(DRIVE_EVERY);
-            park(left.into_iter().chain(nap).min());
+            parker.0.park(left.into_iter().chain(nap).min());
         }
     }
 }
@@ -141,27 +155,14 @@ fn hand_out(class: &SizeClass, index: u32) -> PinnedBuf {
     PinnedBuf::new(SlotRef::claim(class, index))
 }
 
-struct Unpark(Thread);
+struct Unpark(Parker);
 
 impl Wake for Unpark {
     fn wake(self: Arc<Self>) {
         self.0.unpark();
     }
-}
 
-#[cfg(not(loom))]
-fn park(limit: Option<Duration>) {
-    match limit {
-        Some(limit) => thread::park_timeout(limit),
-        None => thread::park(),
-    }
-}
-
-/// Models have no clock: a limited sleep is one that may end at once.
-#[cfg(loom)]
-fn park(limit: Option<Duration>) {
-    match limit {
-        Some(_) => thread::yield_now(),
-        None => thread::park(),
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
     }
 }

@@ -1,5 +1,7 @@
 //! What a pool knows about the holders of its slots.
 
+use std::time::Duration;
+
 use crate::sync::Arc;
 
 /// Somebody who holds slots in flight and can find out which of them are released.
@@ -18,6 +20,13 @@ pub trait Reclaim: Send + Sync {
     ///
     /// Never blocks, and runs no user code while it holds a lock.
     fn drive(&self);
+
+    /// [`drive`](Self::drive) as the watching thread does it. Returns when that is to be done
+    /// again although there is no news.
+    fn attend(&self) -> Option<Duration> {
+        self.drive();
+        None
+    }
 
     /// Has a thread of the library call [`drive`](Self::drive) whenever there is news, for as long
     /// as that is of use to someone.

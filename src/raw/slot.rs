@@ -243,13 +243,13 @@ impl Slot {
 
     /// Tells a model about a read of the slot's memory.
     #[inline(always)]
-    pub(crate) fn contents_read(&self) {
+    pub fn contents_read(&self) {
         self.contents.read();
     }
 
     /// Tells a model about a write to the slot's memory.
     #[inline(always)]
-    pub(crate) fn contents_written(&self) {
+    pub fn contents_written(&self) {
         self.contents.write();
     }
 }
@@ -300,6 +300,7 @@ mod tests {
         slot.lease_shared();
         slot.lease_shared();
         slot.quarantine();
+        assert_eq!(slot.state(), SlotState::Quarantined, "whatever else holds it");
         assert!(!slot.release_shared());
         assert!(!slot.unshare());
         assert_eq!(slot.state(), SlotState::Quarantined);

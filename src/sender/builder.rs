@@ -1,6 +1,6 @@
 //! Settings of a sender, and what is checked before a socket is taken over.
 
-use std::os::fd::AsFd;
+use std::{os::fd::AsFd, time::Duration};
 
 use super::{Sender, core::Core, kernel::Socket, window::MemlockBudget};
 use crate::{
@@ -52,6 +52,10 @@ pub struct Config {
     pub max_in_flight_sends: usize,
     /// [`SenderBuilder::hand_back`]
     pub hand_back: HandBack,
+    /// [`SenderBuilder::linger`]
+    pub linger: Duration,
+    /// [`SenderBuilder::max_hold`]
+    pub max_hold: Option<Duration>,
 }
 
 impl Default for Config {
@@ -61,6 +65,8 @@ impl Default for Config {
             max_in_flight_bytes: 64 << 20,
             max_in_flight_sends: 4096,
             hand_back: HandBack::Recycle,
+            linger: Duration::from_secs(30),
+            max_hold: None,
         }
     }
 }
@@ -130,6 +136,25 @@ impl SenderBuilder {
     /// What becomes of released payloads. Default: [`HandBack::Recycle`].
     pub fn hand_back(mut self, hand_back: HandBack) -> Self {
         self.config.hand_back = hand_back;
+        self
+    }
+
+    /// How long a dropped sender goes on for without progress: as long as the peer acknowledges
+    /// something within this time, what is unsent is flushed and what is in flight awaited; then
+    /// the connection is aborted. Default: 30 s.
+    pub fn linger(mut self, linger: Duration) -> Self {
+        self.config.linger = linger;
+        self
+    }
+
+    /// How long one send may be in flight. When the oldest is in flight for longer, the connection
+    /// is aborted: the peer sees a reset, further sends fail with `ETIMEDOUT`, and the memory comes
+    /// back. Default: no limit.
+    ///
+    /// Without this a peer that is gone holds memory for as long as TCP retransmits, about a
+    /// quarter of an hour, and one that never reads for ever.
+    pub fn max_hold(mut self, limit: Duration) -> Self {
+        self.config.max_hold = Some(limit);
         self
     }
 

@@ -1,16 +1,18 @@
 //! The machine behind a sender: two locks, one for what is to be sent, one for what is in flight.
 //!
-//! Lock order: `send`, then `watch`, then `in_flight`. None is held while user code runs (drops
+//! Lock order: `ending`, `send`, `watch`, `in_flight`. None is held while user code runs (drops
 //! of payloads, wakers) or while a thread waits: what a step lets go of is collected and disposed
 //! of after the locks are free.
 
 use std::{
     fmt, io, mem,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use super::{
-    Capabilities, Config, Returned, SenderStats,
+    Capabilities, Config, Reaped, Returned, SenderStats,
+    ending::Ending,
     in_flight::{InFlight, Read},
     kernel::{Interest, Kernel},
     ledger::Fate,
@@ -23,7 +25,7 @@ use crate::{
     lease::{IntoPayload, Payload},
     raw::Reclaim,
     reaper,
-    sync::{Arc, Mutex, lock, try_lock},
+    sync::{Arc, AtomicUsize, Mutex, lock, try_lock},
     sys::{Foreign, errno, socket::SendFlags},
 };
 
@@ -40,13 +42,17 @@ const MAX_UNREAD_CALLS: usize = 32;
 /// The shared part of a sender.
 pub struct Core<K: Kernel> {
     pub(super) kernel: K,
-    config: Config,
+    pub(super) config: Config,
     budget: Arc<MemlockBudget>,
     optmem_max: u32,
     send: Mutex<Send>,
-    in_flight: Mutex<InFlight>,
+    pub(super) in_flight: Mutex<InFlight>,
     /// The reaper's attention, for as long as it is of use to somebody.
     watch: Mutex<Watch>,
+    /// The end, once it has begun.
+    pub(super) ending: Mutex<Option<Ending>>,
+    /// Handles: 1, or 2 while split.
+    pub(super) owners: AtomicUsize,
 }
 
 /// What is to be sent.
@@ -134,6 +140,8 @@ impl<K: Kernel> Core<K> {
             }),
             in_flight: Mutex::new(in_flight),
             watch: Mutex::new(Watch::Off),
+            ending: Mutex::new(None),
+            owners: AtomicUsize::new(1),
         })
     }
 
@@ -173,7 +181,7 @@ impl<K: Kernel> Core<K> {
         self.flush_rest(send).map_err(Stop::into_send_error)?;
         self.register(send, bufs);
         let (ticket, awaited) = self.enter(send, bufs);
-        if awaited {
+        if awaited || self.config.max_hold.is_some() {
             Arc::clone(self).watch();
         }
         let Err(stop) = self.flush(send) else { return Ok(ticket) };
@@ -315,9 +323,6 @@ impl<K: Kernel> Core<K> {
     /// The id of a zero-copy call, or what must happen instead.
     fn admit(&self, send: &mut Send, call: Call) -> Result<NotificationId, Admission> {
         let (keys, memory) = (send.outbox.keys(), send.outbox.memory());
-        let pages = (memory.iter().enumerate())
-            .map(|(at, part)| MemlockBudget::pages(part.len(), at == 0))
-            .sum();
         let mut in_flight = lock(&self.in_flight);
         let unread_limit = (self.optmem_max / OPTMEM_PER_NOTE / 2) as usize;
         if send.unread_calls >= unread_limit.clamp(1, MAX_UNREAD_CALLS) {
@@ -332,7 +337,7 @@ impl<K: Kernel> Core<K> {
             }
             let (sends, bytes) =
                 (in_flight.tracker.outstanding(), in_flight.done.stats.in_flight_bytes);
-            let admission = send.window.admit(&self.budget, call.bytes, pages, sends, bytes);
+            let admission = send.window.admit(&self.budget, call.bytes, sends, bytes);
             match (admission, attempt) {
                 (Admission::ZeroCopy, _) => break,
                 (Admission::Full, 0) => {
@@ -345,8 +350,8 @@ impl<K: Kernel> Core<K> {
                 (other, _) => return Err(other),
             }
         }
-        in_flight.begin_call(keys, memory, pages).ok_or_else(|| {
-            self.budget.refund(pages);
+        in_flight.begin_call(keys, memory, self.kernel.now()).ok_or_else(|| {
+            self.budget.refund(1, call.bytes);
             Admission::Copy
         })
     }
@@ -429,6 +434,7 @@ impl<K: Kernel> Core<K> {
 
     /// Reads the notes, then sends what the socket now takes of the last send.
     pub fn step(&self) -> io::Result<Step> {
+        self.check_hold();
         let read = lock(&self.in_flight).read_notes(&self.kernel);
         let flushed = match try_lock(&self.send) {
             Some(mut send) => {
@@ -439,11 +445,27 @@ impl<K: Kernel> Core<K> {
             None => Err(Stop::Stuck),
         };
         self.dispose();
-        Ok(Step { read: read?, flushed })
+        let next = self.advance_end();
+        Ok(Step { read: read?, flushed, next })
+    }
+
+    /// As [`step`](Self::step), for a caller that wants to know what was read.
+    pub(super) fn reap(&self) -> io::Result<Reaped> {
+        let read = self.step()?.read;
+        Ok(Reaped { messages: read.messages, calls: read.ids })
+    }
+
+    /// As [`step`](Self::step), for a caller that wants to know whether nothing is left to send.
+    pub(super) fn flush_now(&self) -> Result<bool, OsError> {
+        match self.step().map_err(|error| OsError::from(&error))?.flushed {
+            Ok(()) => Ok(true),
+            Err(Stop::Stuck) => Ok(false),
+            Err(Stop::Failed(error) | Stop::Refused(error)) => Err(error),
+        }
     }
 
     /// Drops what was let go of and wakes who waited for it, with no lock held.
-    fn dispose(&self) {
+    pub(super) fn dispose(&self) {
         let mut in_flight = lock(&self.in_flight);
         let InFlight { done, .. } = &mut *in_flight;
         if done.settled.is_empty() && done.wakers.is_empty() {
@@ -490,7 +512,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Asks the option memory whether all is released though no note said so.
-    pub(super) fn check_overdue(&self) {
+    pub fn check_overdue(&self) {
         lock(&self.in_flight).prove(&self.kernel);
         self.dispose();
     }
@@ -573,26 +595,46 @@ impl<K: Kernel> Core<K> {
 
     /// The kernel's side alone, unless somebody else holds the core at this moment.
     pub(super) fn into_kernel(self: Arc<Self>) -> Result<K, Arc<Self>> {
-        self.unwatch(&mut lock(&self.watch), Watch::Over);
+        self.retire();
         Arc::try_unwrap(self).map(|core| core.kernel)
     }
 
-    /// Ends the sender's part: what was never accepted is let go of, and what is in flight and
-    /// unproven becomes Quarantined. Returns the number of leases for which that holds.
-    pub(super) fn abandon(&self, error: OsError) -> usize {
-        self.unwatch(&mut lock(&self.watch), Watch::Over);
+    /// Lets go of what is not accepted, and lets nothing more in.
+    pub(super) fn cut_short(&self, error: OsError) {
         let mut send = lock(&self.send);
-        send.failed.get_or_insert(error);
+        let error = *send.failed.get_or_insert(error);
         self.truncate(&mut send, error);
-        let mut in_flight = lock(&self.in_flight);
-        let _ = in_flight.read_notes(&self.kernel);
-        in_flight.prove(&self.kernel);
-        in_flight.quarantine();
-        let leases = in_flight.tracker.leases();
-        drop(in_flight);
-        drop(send);
-        self.dispose();
-        leases
+    }
+
+    /// Aborts the connection if something is in flight for longer than it may be.
+    fn check_hold(&self) {
+        let Some(limit) = self.config.max_hold else { return };
+        let held = lock(&self.in_flight).oldest(self.kernel.now());
+        if held.is_some_and(|held| held > limit) && self.connection_error().is_none() {
+            self.cut_short(OsError::from_raw(errno::ETIMEDOUT));
+            // If it fails, what is in flight stays there.
+            let _ = self.kernel.abort();
+        }
+    }
+
+    /// How long the oldest call in flight has been there.
+    pub(super) fn oldest(&self) -> Option<Duration> {
+        lock(&self.in_flight).oldest(self.kernel.now())
+    }
+
+    /// Gives the sender to the reaper.
+    pub(super) fn hand_over(self: Arc<Self>) {
+        let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(&self);
+        // With a linger time the close at the end would block the reaper.
+        let _ = self.kernel.linger_off();
+        let mut watch = lock(&self.watch);
+        self.unwatch(&mut watch, Watch::Off);
+        *watch = Watch::On(self.kernel.adopt(sender));
+    }
+
+    /// Nobody drives the sender from here on.
+    pub(super) fn retire(&self) {
+        self.unwatch(&mut lock(&self.watch), Watch::Over);
     }
 }
 
@@ -602,17 +644,8 @@ pub struct Step {
     /// What was read of the error queue.
     pub read: Read,
     flushed: Result<(), Stop>,
-}
-
-impl Step {
-    /// Whether nothing is left to send.
-    pub(super) fn flushed(&self) -> Result<bool, OsError> {
-        match self.flushed {
-            Ok(()) => Ok(true),
-            Err(Stop::Stuck) => Ok(false),
-            Err(Stop::Failed(error) | Stop::Refused(error)) => Err(error),
-        }
-    }
+    /// When to look again though there is no news.
+    next: Option<Duration>,
 }
 
 impl<K: Kernel> fmt::Debug for Core<K> {
@@ -623,12 +656,30 @@ impl<K: Kernel> fmt::Debug for Core<K> {
 
 impl<K: Kernel> Reclaim for Core<K> {
     fn drive(&self) {
+        self.attend();
+    }
+
+    fn attend(&self) -> Option<Duration> {
         // A failure shows in the sender's own calls.
-        let _ = self.step();
+        let next = self.step().ok().and_then(|step| step.next);
+        if lock(&self.ending).is_some() {
+            if self.is_over() {
+                self.finish();
+            }
+            return next;
+        }
         let mut watch = lock(&self.watch);
-        if matches!(*watch, Watch::On(_)) && !lock(&self.in_flight).is_awaited() {
+        let mut in_flight = lock(&self.in_flight);
+        if let Some(limit) = self.config.max_hold
+            && in_flight.tracker.outstanding() > 0
+        {
+            return Some(limit / 4);
+        }
+        if matches!(*watch, Watch::On(_)) && !in_flight.is_awaited() {
+            drop(in_flight);
             self.unwatch(&mut watch, Watch::Off);
         }
+        None
     }
 
     fn watch(self: Arc<Self>) -> bool {

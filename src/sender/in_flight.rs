@@ -1,9 +1,10 @@
 //! What the kernel has been given and not yet released: the side of a sender that reads notes.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     io,
     task::Waker,
+    time::{Duration, Instant},
 };
 
 use super::{
@@ -18,7 +19,7 @@ use crate::{
     lease::{Lease, Payload},
     sync::Arc,
     sys::{Foreign, Record, socket::IoVec},
-    tracker::{CompletionTracker, LeaseKey},
+    tracker::{CompletionTracker, LeaseKey, Released},
 };
 
 /// Foreign messages of the error queue kept for the caller.
@@ -36,6 +37,7 @@ pub(super) struct InFlight {
     /// Why everything goes by copy, if it does.
     pub(super) copy_reason: Option<CopyReason>,
     pub(super) events: VecDeque<Foreign>,
+    ages: Ages,
 }
 
 /// Where released leases go.
@@ -48,17 +50,7 @@ pub(super) struct Done {
     pub(super) settled: Vec<Payload>,
     pub(super) wakers: Vec<(Ticket, Waker)>,
     hand_back: HandBack,
-    /// What the kernel counts for each outstanding id until it releases that id, however many of
-    /// the bytes it accepted.
-    charges: HashMap<NotificationId, Charge>,
     budget: Arc<MemlockBudget>,
-}
-
-/// What one call takes of the window and of the memlock budget.
-#[derive(Clone, Copy)]
-struct Charge {
-    bytes: usize,
-    pages: usize,
 }
 
 /// What one reading of the error queue brought.
@@ -87,12 +79,12 @@ impl InFlight {
                 settled: Vec::new(),
                 wakers: Vec::new(),
                 hand_back,
-                charges: HashMap::new(),
                 budget,
             },
             in_call: false,
             copy_reason,
             events: VecDeque::new(),
+            ages: Ages::default(),
         }
     }
 
@@ -121,21 +113,22 @@ impl InFlight {
         lease.release()
     }
 
-    /// Gives out the id of a call that is about to be made and that took `pages` of the budget.
+    /// Gives out the id of a call that is about to be made, and charges its leases for it.
     pub(super) fn begin_call(
         &mut self,
         keys: &[LeaseKey],
         memory: &[IoVec],
-        pages: usize,
+        now: Instant,
     ) -> Option<NotificationId> {
-        let id = self.tracker.issue(keys)?;
+        let bytes: usize = memory.iter().map(IoVec::len).sum();
+        let id =
+            self.tracker.issue(keys, u32::try_from(bytes).expect("calls are cut below 4 GiB"))?;
+        self.ages.issued(id, self.tracker.oldest().unwrap_or(id), now);
         self.in_call = true;
-        let mut bytes = 0;
         for (key, part) in keys.iter().zip(memory) {
             self.tracker.get_mut(*key).offered_bytes += part.len();
-            bytes += part.len();
         }
-        self.done.charge(id, Charge { bytes, pages });
+        self.done.stats.in_flight_bytes += bytes;
         Some(id)
     }
 
@@ -145,10 +138,12 @@ impl InFlight {
         if !self.tracker.cancel(id) {
             return;
         }
-        self.done.uncharge(id);
+        let mut bytes = 0;
         for (key, part) in keys.iter().zip(memory) {
             self.tracker.get_mut(*key).offered_bytes -= part.len();
+            bytes += part.len();
         }
+        self.done.uncharge(1, bytes);
     }
 
     /// Reads the error queue until it is empty.
@@ -189,9 +184,9 @@ impl InFlight {
         }
         let Self { tracker, done, .. } = self;
         match tracker.release(lo, hi, |lease| done.finish(lease, copied)) {
-            Ok(range) => {
-                (range.start.0..range.end.0).for_each(|id| done.uncharge(NotificationId(id)));
-                let ids = range.count();
+            Ok(Released { ids, bytes }) => {
+                let ids = ids.count();
+                done.uncharge(ids as usize, bytes);
                 done.stats.released_calls += ids;
                 done.stats.deferred_copies += if copied { ids } else { 0 };
                 ids
@@ -242,10 +237,16 @@ impl InFlight {
 
     /// Every id is released: the option memory says so.
     pub(super) fn release_all(&mut self) {
-        self.done.stats.released_calls += self.tracker.outstanding() as u64;
         let Self { tracker, done, .. } = self;
+        done.stats.released_calls += tracker.outstanding() as u64;
+        done.uncharge(tracker.outstanding(), done.stats.in_flight_bytes);
         tracker.release_all(|lease| done.finish(lease, false));
-        done.uncharge_all();
+    }
+
+    /// How long the oldest call in flight has been there, at least.
+    pub(super) fn oldest(&mut self, now: Instant) -> Option<Duration> {
+        let oldest = self.tracker.oldest()?;
+        Some(now.saturating_duration_since(self.ages.latest(oldest)?))
     }
 
     /// Whether somebody waits for a fate, or for a slot of what is in flight.
@@ -263,6 +264,49 @@ impl InFlight {
     }
 }
 
+/// When ids were issued: marks, ten milliseconds apart at least, sparser among the younger ones
+/// when there are many.
+#[derive(Default)]
+struct Ages(VecDeque<(NotificationId, Instant)>);
+
+impl Ages {
+    const MARK_EVERY: Duration = Duration::from_millis(10);
+    const MAX_MARKS: usize = 128;
+
+    /// `oldest` is the oldest id in flight.
+    fn issued(&mut self, id: NotificationId, oldest: NotificationId, now: Instant) {
+        if self.0.back().is_some_and(|(_, at)| now.duration_since(*at) < Self::MARK_EVERY) {
+            return;
+        }
+        self.forget_before(oldest);
+        if self.0.len() == Self::MAX_MARKS {
+            // The first two enclose the oldest id; of the others every second one goes.
+            let mut at = 0;
+            self.0.retain(|_| {
+                at += 1;
+                at <= 2 || at % 2 == 0
+            });
+        }
+        self.0.push_back((id, now));
+    }
+
+    fn forget_before(&mut self, oldest: NotificationId) {
+        while self.0.get(1).is_some_and(|(next, _)| *next <= oldest) {
+            self.0.pop_front();
+        }
+    }
+
+    /// The latest time at which `oldest` can have been issued.
+    fn latest(&mut self, oldest: NotificationId) -> Option<Instant> {
+        self.forget_before(oldest);
+        match (self.0.front(), self.0.get(1)) {
+            (Some((first, at)), _) if *first == oldest => Some(*at),
+            (_, Some((_, at))) => Some(*at),
+            (first, None) => first.map(|(_, at)| *at + Self::MARK_EVERY),
+        }
+    }
+}
+
 impl Done {
     /// A lease has lost its last hold.
     fn finish(&mut self, lease: Lease, copied: bool) {
@@ -275,21 +319,10 @@ impl Done {
         }
     }
 
-    fn charge(&mut self, id: NotificationId, charge: Charge) {
-        self.stats.in_flight_bytes += charge.bytes;
-        self.charges.insert(id, charge);
-    }
-
-    /// The kernel released `id`, or never used it.
-    fn uncharge(&mut self, id: NotificationId) {
-        let Charge { bytes, pages } = self.charges.remove(&id).expect("charged when given out");
+    /// The kernel released so many calls of so many bytes in all, or never made them.
+    fn uncharge(&mut self, calls: usize, bytes: usize) {
         self.stats.in_flight_bytes -= bytes;
-        self.budget.refund(pages);
-    }
-
-    fn uncharge_all(&mut self) {
-        self.stats.in_flight_bytes = 0;
-        self.budget.refund(self.charges.drain().map(|(_, charge)| charge.pages).sum());
+        self.budget.refund(calls, bytes);
     }
 
     /// The connection failed after `accepted` bytes of a send.

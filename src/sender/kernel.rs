@@ -9,7 +9,7 @@ use std::{
 use crate::{
     raw::Reclaim,
     reaper,
-    sync::Weak,
+    sync::{Arc, Weak},
     sys::{
         Batch, Record,
         epoll::EdgeWait,
@@ -52,13 +52,20 @@ pub trait Kernel: Send + Sync + 'static {
     fn unacked(&self) -> io::Result<usize>;
     /// Ends the stream in order: the peer reads all that was accepted, then its end.
     fn shutdown_write(&self) -> io::Result<()>;
+    /// Breaks the connection: the peer sees a reset, and every id is released except those of
+    /// packets in a queue below.
+    fn abort(&self) -> io::Result<()>;
     /// Makes the close of the descriptor a reset.
     fn reset_on_close(&self) -> io::Result<()>;
+    /// Keeps the final close from blocking.
+    fn linger_off(&self) -> io::Result<()>;
     /// The clock that deadlines are measured by.
     fn now(&self) -> Instant;
     /// Has the reaper thread drive the sender when the socket has news.
     fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<reaper::Token>;
-    /// Ends `watch`.
+    /// Gives the sender to the reaper thread, which drives it to its end.
+    fn adopt(&self, sender: Arc<dyn Reclaim>) -> reaper::Token;
+    /// Ends `watch` or `adopt`.
     fn unwatch(&self, token: reaper::Token);
 }
 
@@ -111,8 +118,23 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
         socket::shutdown_write(self.0.as_fd())
     }
 
+    fn abort(&self) -> io::Result<()> {
+        let fd = self.0.as_fd();
+        socket::abort(fd).or_else(|_| {
+            // The close, at least, must not look like the orderly end of a whole stream.
+            socket::reset_on_close(fd)?;
+            // Some kernels refuse while somebody blocks in a read.
+            socket::shutdown_read(fd)?;
+            socket::abort(fd)
+        })
+    }
+
     fn reset_on_close(&self) -> io::Result<()> {
         socket::reset_on_close(self.0.as_fd())
+    }
+
+    fn linger_off(&self) -> io::Result<()> {
+        socket::linger_off(self.0.as_fd())
     }
 
     fn now(&self) -> Instant {
@@ -121,6 +143,10 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
 
     fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<reaper::Token> {
         reaper::watch(self.0.as_fd(), sender)
+    }
+
+    fn adopt(&self, sender: Arc<dyn Reclaim>) -> reaper::Token {
+        reaper::adopt(self.0.as_fd(), sender)
     }
 
     fn unwatch(&self, token: reaper::Token) {

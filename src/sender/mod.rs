@@ -8,16 +8,20 @@
 //! | `in_flight` | what the kernel was given: notes, releases, poison |
 //! | `ledger` | what became of every send |
 //! | `window` | how much may be in flight |
+//! | `ending` | flush, drain, abort, and who sees to it |
+//! | `split` | the halves for two threads |
 //! | `wait` | waiting without spinning |
 //! | `kernel` | the one seam to the kernel |
 
 mod builder;
 pub(crate) mod core;
+mod ending;
 mod in_flight;
 #[allow(unsafe_code)]
 pub(crate) mod kernel;
 mod ledger;
 mod outbox;
+mod split;
 mod wait;
 pub(crate) mod window;
 
@@ -25,25 +29,23 @@ use std::{
     fmt, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 pub use self::{
     builder::{Config, HandBack, Policy, ResumeIds, SenderBuilder},
+    ending::CloseReport,
     kernel::Interest,
     ledger::Fate,
+    split::{ReapHalf, SendHalf},
 };
-use self::{
-    core::Core,
-    kernel::{Kernel, Socket},
-    wait::Wait,
-};
+use self::{core::Core, kernel::Socket};
 use crate::{
     error::{AdoptError, CopyReason, OsError, SendError, WaitError},
     id::Ticket,
     lease::{IntoPayload, Payload},
-    sync::Arc,
-    sys::{Foreign, errno},
+    sync::{Arc, yield_now},
+    sys::Foreign,
 };
 
 /// Sends memory over one connected stream socket, without copying it where that pays.
@@ -67,12 +69,17 @@ use crate::{
 /// The sender never changes `O_NONBLOCK`, timeouts or other options of the socket, except
 /// `SO_ZEROCOPY`, and never reads `SO_ERROR`.
 ///
-/// # Dropping
+/// # The end
 ///
-/// [`close`](Self::close) ends the stream in order. A sender that is dropped with something in
-/// flight keeps the socket open and the memory untouched for ever, and its pool counts the slots
-/// Quarantined; one dropped with a send accepted in part resets the connection, so that the peer
-/// never mistakes what it got for the whole.
+/// | call | when |
+/// |---|---|
+/// | [`close`](Self::close) | the peer is to get everything, and you want to know that it was let go of |
+/// | [`abort`](Self::abort) | the transfer is off: memory back at once, the peer sees a reset |
+/// | drop | as `close`, but in the background, for as long as the peer makes progress ([`SenderBuilder::linger`]) |
+/// | [`wait_idle`](crate::wait_idle) | before the program exits, after drops |
+///
+/// A sender never gives memory back because it ends: what is in flight goes to the reaper, a
+/// thread of the library, with the socket, until the kernel has released it.
 ///
 /// # Examples
 ///
@@ -171,22 +178,6 @@ pub struct Returned {
     pub payload: Payload,
 }
 
-/// How a sender ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub struct CloseReport {
-    /// Whether everything was accepted, the stream ended in order, and every buffer released.
-    pub drained: bool,
-    /// Bytes that the kernel accepted and the peer had not acknowledged at the end, where that
-    /// can be told.
-    pub unacked_bytes: Option<usize>,
-    /// Payloads whose release could not be proven; they stay untouched for ever, and the socket
-    /// open.
-    pub quarantined: usize,
-    /// The connection's error, if it failed.
-    pub error: Option<OsError>,
-}
-
 impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// Takes over a connected socket that has never sent with `MSG_ZEROCOPY`.
     ///
@@ -222,19 +213,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// As [`try_send`](Self::try_send), but never [`SendError::WouldBlock`].
     pub fn send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
-        let mut buf = buf;
-        let mut wait = Wait::new(self.core(), None);
-        let ticket = loop {
-            match self.core().try_send(buf) {
-                Err(SendError::WouldBlock(back)) => buf = back,
-                Err(error) => return Err(error),
-                Ok(ticket) => break ticket,
-            }
-            if let Err(error) = wait.step_and_round() {
-                return Err(SendError::Os { error, buf });
-            }
-        };
-        self.finish(ticket)
+        self.core().send(buf)
     }
 
     /// Sends several buffers as one send, in order, as far as the socket takes them now.
@@ -257,33 +236,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// As [`try_send_vectored`](Self::try_send_vectored), but never [`SendError::WouldBlock`].
     pub fn send_vectored(&mut self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
-        let mut wait = Wait::new(self.core(), None);
-        let ticket = loop {
-            match self.core().try_send_vectored(bufs) {
-                Err(SendError::WouldBlock(())) => {}
-                Err(error) => return Err(error),
-                Ok(ticket) => break ticket,
-            }
-            if let Err(error) = wait.step_and_round() {
-                return Err(SendError::Os { error, buf: () });
-            }
-        };
-        self.finish(ticket)
-    }
-
-    /// Blocks until the send just begun is wholly accepted.
-    fn finish<B>(&self, ticket: Ticket) -> Result<Ticket, SendError<B>> {
-        let core = self.core();
-        if core.is_flushed() {
-            return Ok(ticket);
-        }
-        let flushed = Wait::new(core, None).until(|core| core.is_flushed().then_some(Ok(())));
-        match (flushed, core.connection_error()) {
-            (Err(WaitError::Os(error)), _) | (Ok(()), Some(error)) => {
-                Err(SendError::Truncated { ticket, error })
-            }
-            _ => Ok(ticket),
-        }
+        self.core().send_vectored(bufs)
     }
 
     /// Sends what the socket has not yet accepted of the last send; never blocks. Returns whether
@@ -293,7 +246,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// The error of the connection, or of the call.
     pub fn flush(&mut self) -> Result<bool, OsError> {
-        self.core().step().map_err(|error| OsError::from(&error))?.flushed()
+        self.core().flush_now()
     }
 
     /// What to wait for before calling again.
@@ -310,8 +263,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// What `recvmsg(2)` reported.
     pub fn reap(&mut self) -> io::Result<Reaped> {
-        let read = self.core().step()?.read;
-        Ok(Reaped { messages: read.messages, calls: read.ids })
+        self.core().reap()
     }
 
     /// The next payload handed back, in order of release; see [`HandBack::Return`].
@@ -346,12 +298,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// [`WaitError::TimedOut`], or [`WaitError::Poisoned`] at once if the error queue no longer
     /// tells.
     pub fn wait(&mut self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
-        Wait::new(self.core(), deadline).until(|core| {
-            Some(match core.fate(ticket)? {
-                Fate::Quarantined => Err(WaitError::Poisoned),
-                fate => Ok(fate),
-            })
-        })
+        self.core().wait(ticket, deadline)
     }
 
     /// Blocks until everything is accepted and released, or the deadline.
@@ -364,58 +311,48 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// [`WaitError::TimedOut`], or [`WaitError::Poisoned`] at once if the error queue no longer
     /// tells.
     pub fn drain(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
-        Wait::new(self.core(), deadline).until(|core| {
-            if core.is_drained() {
-                Some(Ok(()))
-            } else {
-                core.is_poisoned().then_some(Err(WaitError::Poisoned))
-            }
-        })
+        self.core().drain(deadline)
     }
 
-    /// Ends the stream in order and waits until the kernel has let go of everything, or the
-    /// deadline: sends the rest, shuts down the writing side, drains.
-    ///
-    /// What is not proven released by then stays untouched for ever, with the socket open; a send
-    /// that is not wholly accepted by then is cut short, and the peer never sees an orderly end.
+    /// Ends the stream in order and waits until the kernel has let go of everything: sends the
+    /// rest, shuts down the writing side, drains. At the deadline what is left is
+    /// [aborted](Self::abort).
     pub fn close(mut self, deadline: Instant) -> CloseReport {
         let core = self.core.take().expect("present until taken apart");
-        let flushed = Wait::new(&core, Some(deadline))
-            .until(|core| core.is_flushed().then_some(Ok(())))
-            .is_ok();
-        let ended = flushed
-            && core.connection_error().is_none()
-            && core.kernel.shutdown_write().is_ok()
-            && Wait::new(&core, Some(deadline))
-                .until(|core| core.is_drained().then_some(Ok(())))
-                .is_ok();
-        if !ended {
-            let _ =
-                Wait::new(&core, Some(deadline)).until(|core| core.is_drained().then_some(Ok(())));
+        core.begin_end(false);
+        if core.wait_over(deadline).is_err() {
+            core.abort();
         }
-        let error = core.connection_error();
-        let unacked_bytes = core.kernel.unacked().ok();
-        let quarantined = Self::leave(core);
-        CloseReport { drained: ended && quarantined == 0, unacked_bytes, quarantined, error }
+        Self::end(core)
     }
 
-    /// Lets go of a core that nobody will drive any more; returns the payloads left unproven.
-    fn leave(core: Arc<Core<Socket<S>>>) -> usize {
-        if !core.is_flushed() || core.has_cut_short() {
-            // A part of a send is on the wire: the peer must not take it for the whole.
-            let _ = core.kernel.reset_on_close();
-        }
-        let quarantined = core.abandon(OsError::from_raw(errno::ECANCELED));
-        if quarantined > 0 {
-            // The descriptor stays open with its leases: once it is closed no proof can come.
-            std::mem::forget(core);
-        }
-        quarantined
+    /// Ends the connection at once: the peer sees a reset, unsent data and received data not yet
+    /// read are lost, and the kernel lets go of the memory, within milliseconds as a rule. What a
+    /// packet in a queue below TCP still carries stays untouched in the reaper's care.
+    ///
+    /// This ends the connection for every handle of the socket.
+    pub fn abort(mut self) -> CloseReport {
+        let core = self.core.take().expect("present until taken apart");
+        core.abort();
+        Self::end(core)
+    }
+
+    fn end(core: Arc<Core<Socket<S>>>) -> CloseReport {
+        let report = core.report();
+        core.leave();
+        report
     }
 
     /// Counters and state.
     pub fn stats(&self) -> SenderStats {
         self.core().stats()
+    }
+
+    /// How long the oldest send in flight has been there, at least; `None` with nothing in flight.
+    ///
+    /// A growing age means a peer that acknowledges nothing; see [`SenderBuilder::max_hold`].
+    pub fn oldest_in_flight(&self) -> Option<Duration> {
+        self.core().oldest()
     }
 
     /// Whether sends can go without copy now, and if not, why.
@@ -453,8 +390,17 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
                 Ok(Socket(socket)) => return Ok((socket, ids)),
                 Err(back) => core = back,
             }
-            crate::sync::thread::yield_now();
+            yield_now();
         }
+    }
+
+    /// Splits the sender in two, for a thread that sends and one that reaps.
+    ///
+    /// Either half reads notes when it needs to, so neither depends on the other. Dropping the
+    /// sending half begins the end of the stream, in order; the half that is dropped last hands
+    /// what is left to the reaper.
+    pub fn split(mut self) -> (SendHalf<S>, ReapHalf<S>) {
+        split::halves(self.core.take().expect("present until taken apart"))
     }
 
     fn core(&self) -> &Arc<Core<Socket<S>>> {
@@ -472,7 +418,7 @@ impl Sender<OwnedFd> {
 impl<S: AsFd + Send + Sync + 'static> Drop for Sender<S> {
     fn drop(&mut self) {
         if let Some(core) = self.core.take() {
-            Self::leave(core);
+            core.leave();
         }
     }
 }

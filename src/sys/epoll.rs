@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     time::Duration,
 };
 
@@ -48,12 +48,30 @@ impl EdgeWait {
 #[derive(Debug)]
 pub(crate) struct Watcher {
     epoll: OwnedFd,
+    /// Always ready, so that arming it anew is news: that is how one thread rouses another.
+    bell: OwnedFd,
 }
 
 impl Watcher {
-    /// Watches nothing yet. Takes one file descriptor, closed on exec.
+    /// The bell's token, which is never reported.
+    const BELL: u64 = 0;
+
+    /// Watches nothing yet. Takes two file descriptors, closed on exec.
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { epoll: create()? })
+        // SAFETY: eventfd(2) takes no pointers.
+        let bell = check(unsafe { libc::eventfd(1, libc::EFD_CLOEXEC) })?;
+        // SAFETY: from_raw_fd needs an open fd that nobody else owns: it was just made.
+        let bell = unsafe { OwnedFd::from_raw_fd(bell) };
+        let epoll = create()?;
+        add(&epoll, bell.as_fd(), libc::EPOLLIN, Self::BELL)?;
+        // That it was added is news too; nobody has rung yet.
+        wait(&epoll, &mut [NO_EVENT; 1], Some(Duration::ZERO))?;
+        Ok(Self { epoll, bell })
+    }
+
+    /// Ends the wait of another thread, or its next one.
+    pub(crate) fn rouse(&self) -> io::Result<()> {
+        control(&self.epoll, libc::EPOLL_CTL_MOD, self.bell.as_fd(), libc::EPOLLIN, Self::BELL)
     }
 
     /// Reports `token` whenever the socket has news: a note, an error, a hangup, room to write.
@@ -76,11 +94,13 @@ impl Watcher {
     }
 
     /// Waits for news and puts the tokens of up to 64 sockets into `tokens`, which is emptied
-    /// first; none when the time was up or a signal came. Counts whole milliseconds, rounded up.
+    /// first; none when the time was up, a signal came, or another thread roused this one. Token 0 is
+    /// not for sockets. Counts whole milliseconds, rounded up.
     pub(crate) fn wait(&self, tokens: &mut Vec<u64>, timeout: Option<Duration>) -> io::Result<()> {
         tokens.clear();
         let mut events = [NO_EVENT; 64];
-        tokens.extend(wait(&self.epoll, &mut events, timeout)?.iter().map(|event| event.u64));
+        let news = wait(&self.epoll, &mut events, timeout)?.iter().map(|event| event.u64);
+        tokens.extend(news.filter(|token| *token != Self::BELL));
         Ok(())
     }
 }
@@ -95,11 +115,21 @@ fn create() -> io::Result<OwnedFd> {
 }
 
 fn add(epoll: &OwnedFd, fd: BorrowedFd<'_>, interest: i32, token: u64) -> io::Result<()> {
+    control(epoll, libc::EPOLL_CTL_ADD, fd, interest, token)
+}
+
+fn control(
+    epoll: &OwnedFd,
+    operation: libc::c_int,
+    fd: BorrowedFd<'_>,
+    interest: i32,
+    token: u64,
+) -> io::Result<()> {
     let mut event = libc::epoll_event { events: (interest | libc::EPOLLET) as u32, u64: token };
     // SAFETY: epoll_ctl(2) reads one event, which outlives the call. Both fds are open while
     // borrowed.
     check(unsafe {
-        libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, fd.as_raw_fd(), &raw mut event)
+        libc::epoll_ctl(epoll.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event)
     })?;
     Ok(())
 }
@@ -119,5 +149,125 @@ fn wait<'a>(
     match result {
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(&[]),
         result => Ok(&events[..result? as usize]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::TcpStream, os::fd::AsFd, time::Instant};
+
+    use super::*;
+    use crate::sys::{
+        socket,
+        testing::{self, SOON, records_until},
+    };
+
+    const SHORT: Option<Duration> = Some(Duration::from_millis(20));
+
+    fn await_note(sender: &TcpStream) {
+        assert!(socket::poll(sender.as_fd(), false, Some(SOON)).unwrap().error);
+    }
+
+    #[test]
+    fn an_edge_comes_for_each_note_and_for_nothing_else() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        let edges = EdgeWait::new(sender.as_fd(), false).unwrap();
+        assert_eq!(edges.wait(SHORT).unwrap(), Ready::default(), "nothing yet");
+        for _ in 0..3 {
+            testing::send(&sender, 100, true).unwrap();
+            let note = Ready { error: true, ..Ready::default() };
+            assert_eq!(edges.wait(Some(SOON)).unwrap(), note, "also with one unread");
+            assert_eq!(edges.wait(SHORT).unwrap(), Ready::default(), "unread, but no news");
+        }
+    }
+
+    #[test]
+    fn an_edge_wait_starts_with_the_present_state() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        testing::send(&sender, 100, true).unwrap();
+        await_note(&sender);
+        let edges = EdgeWait::new(sender.as_fd(), true).unwrap();
+        let both = Ready { writable: true, error: true, hangup: false };
+        assert_eq!(edges.wait(SHORT).unwrap(), both);
+    }
+
+    #[test]
+    fn a_hangup_wakes_an_edge_wait_once() {
+        let (sender, peer) = testing::zerocopy_pair();
+        let edges = EdgeWait::new(sender.as_fd(), false).unwrap();
+        socket::reset_on_close(peer.as_fd()).unwrap();
+        drop(peer);
+        assert!(edges.wait(Some(SOON)).unwrap().hangup);
+        assert_eq!(edges.wait(SHORT).unwrap(), Ready::default());
+        assert!(socket::poll(sender.as_fd(), false, SHORT).unwrap().hangup, "poll would spin");
+    }
+
+    #[test]
+    fn an_edge_wait_is_bounded() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        let edges = EdgeWait::new(sender.as_fd(), false).unwrap();
+        let start = Instant::now();
+        assert_eq!(edges.wait(SHORT).unwrap(), Ready::default());
+        assert!((SHORT.unwrap()..SOON).contains(&start.elapsed()));
+    }
+
+    #[test]
+    fn a_watcher_names_the_sockets_with_news() {
+        let watcher = Watcher::new().unwrap();
+        let (first, _peer) = testing::zerocopy_pair();
+        let (second, _peer2) = testing::zerocopy_pair();
+        let mut tokens = vec![99];
+        watcher.add(first.as_fd(), 1).unwrap();
+        watcher.add(second.as_fd(), u64::MAX).unwrap();
+        watcher.wait(&mut tokens, Some(SOON)).unwrap();
+        tokens.sort_unstable();
+        assert_eq!(tokens, [1, u64::MAX], "both have room to write");
+        watcher.wait(&mut tokens, SHORT).unwrap();
+        assert_eq!(tokens, [0; 0]);
+        testing::send(&second, 100, true).unwrap();
+        watcher.wait(&mut tokens, Some(SOON)).unwrap();
+        assert_eq!(tokens, [u64::MAX]);
+    }
+
+    #[test]
+    fn a_note_that_came_before_the_watcher_is_news() {
+        let (sender, _peer) = testing::stalled_pair();
+        testing::send(&sender, 100, true).unwrap();
+        await_note(&sender);
+        while testing::send(&sender, 64 << 10, true).is_ok() {}
+        assert!(!socket::poll(sender.as_fd(), true, Some(Duration::ZERO)).unwrap().writable);
+        let watcher = Watcher::new().unwrap();
+        watcher.add(sender.as_fd(), 7).unwrap();
+        let mut tokens = Vec::new();
+        watcher.wait(&mut tokens, Some(SOON)).unwrap();
+        assert_eq!(tokens, [7]);
+    }
+
+    #[test]
+    fn a_removed_socket_is_no_longer_watched() {
+        let watcher = Watcher::new().unwrap();
+        let (sender, _peer) = testing::zerocopy_pair();
+        watcher.add(sender.as_fd(), 1).unwrap();
+        let error = watcher.add(sender.as_fd(), 1).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EEXIST));
+        watcher.remove(sender.as_fd()).unwrap();
+        testing::send(&sender, 100, true).unwrap();
+        records_until(&sender, |records| !records.is_empty());
+        let mut tokens = Vec::new();
+        watcher.wait(&mut tokens, SHORT).unwrap();
+        assert_eq!(tokens, [0; 0]);
+        let error = watcher.remove(sender.as_fd()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+    }
+
+    #[test]
+    fn epoll_descriptors_do_not_survive_exec() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        let edges = EdgeWait::new(sender.as_fd(), false).unwrap();
+        for epoll in [edges.epoll, Watcher::new().unwrap().epoll] {
+            // SAFETY: F_GETFD of fcntl(2) takes no pointers.
+            let flags = unsafe { libc::fcntl(epoll.as_raw_fd(), libc::F_GETFD) };
+            assert_eq!(flags, libc::FD_CLOEXEC);
+        }
     }
 }

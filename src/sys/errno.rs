@@ -1,6 +1,6 @@
 //! The error numbers that callers tell apart.
 
-pub(crate) use libc::{ECANCELED, EFAULT, ENOBUFS, EOPNOTSUPP};
+pub(crate) use libc::{ECANCELED, EFAULT, ENOBUFS, EOPNOTSUPP, ETIMEDOUT};
 
 /// Whether a failed send means that the connection is over.
 pub(crate) fn ends_connection(errno: i32) -> bool {
@@ -9,7 +9,7 @@ pub(crate) fn ends_connection(errno: i32) -> bool {
         libc::EPIPE
             | libc::ECONNRESET
             | libc::ECONNABORTED
-            | libc::ETIMEDOUT
+            | ETIMEDOUT
             | libc::ENOTCONN
             | libc::ESHUTDOWN
             | libc::EBADF

@@ -179,18 +179,28 @@ pub(crate) fn recv(
     scratch: &mut Scratch,
     on_record: &mut dyn FnMut(Record),
 ) -> io::Result<Batch> {
+    recv_within(CONTROL_BYTES, fd, scratch, on_record)
+}
+
+/// [`recv`] with less room for control data, so that a test can have it cut.
+fn recv_within(
+    room: usize,
+    fd: BorrowedFd<'_>,
+    scratch: &mut Scratch,
+    on_record: &mut dyn FnMut(Record),
+) -> io::Result<Batch> {
     let Scratch { headers, control } = scratch;
     for (header, control) in headers.iter_mut().zip(control.iter_mut()) {
         // The kernel overwrote these with what it used last time.
         header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
-        header.msg_hdr.msg_controllen = CONTROL_BYTES as _;
+        header.msg_hdr.msg_controllen = room.min(CONTROL_BYTES) as _;
         header.msg_hdr.msg_flags = 0;
     }
     let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
     let received = super::socket::retry(|| {
         // SAFETY: recvmmsg(2) needs `vlen` headers, each of whose name, iov and control pointers
         // is writable for its length: `headers` has MESSAGES of them, name and iov are null with
-        // length 0, control is CONTROL_BYTES of `control`, borrowed mutably over the call and not
+        // length 0, control is at most CONTROL_BYTES of `control`, borrowed mutably over the call and not
         // touched in between. A null timeout is allowed. The fd is open while borrowed.
         let received = unsafe {
             libc::recvmmsg(
@@ -216,4 +226,398 @@ pub(crate) fn recv(
     }
     // recvmmsg(2) ends early only when there is nothing more to read.
     Ok(Batch { messages, truncated, drained: messages < MESSAGES })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{net::UdpSocket, os::fd::AsFd};
+
+    use proptest::{collection::vec, prelude::*, sample::Index};
+
+    use super::*;
+    use crate::sys::{
+        socket,
+        testing::{self, records_until},
+    };
+
+    /// Level, type and data of a control message.
+    type Message = (i32, i32, Vec<u8>);
+
+    const IP: (i32, i32) = (0, 11);
+    const IPV6: (i32, i32) = (41, 25);
+    const VSOCK: (i32, i32) = (287, 1);
+    const STAMPS: (i32, i32) = (1, 37);
+    const STAMPS_64: (i32, i32) = (1, 65);
+
+    fn encode(messages: &[Message]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (level, kind, data) in messages {
+            bytes.extend((size_of::<usize>() + 8 + data.len()).to_ne_bytes());
+            bytes.extend(level.to_ne_bytes());
+            bytes.extend(kind.to_ne_bytes());
+            bytes.extend(data);
+            bytes.resize(bytes.len().next_multiple_of(size_of::<usize>()), 0xEE);
+        }
+        bytes
+    }
+
+    fn decoded(bytes: &[u8]) -> Vec<Record> {
+        let mut records = Vec::new();
+        decode(bytes, &mut |record| records.push(record));
+        records
+    }
+
+    /// A `sock_extended_err` and `rest` bytes of address behind it.
+    fn extended_error(
+        errno: i32,
+        [origin, kind, code]: [u8; 3],
+        info: u32,
+        data: u32,
+        rest: usize,
+    ) -> Vec<u8> {
+        let mut bytes = errno.to_ne_bytes().to_vec();
+        bytes.extend([origin, kind, code, 0]);
+        bytes.extend(info.to_ne_bytes());
+        bytes.extend(data.to_ne_bytes());
+        bytes.resize(bytes.len() + rest, 0);
+        bytes
+    }
+
+    fn note((level, kind): (i32, i32), lo: u32, hi: u32, code: u8) -> Message {
+        (level, kind, extended_error(0, [5, 0, code], lo, hi, 16))
+    }
+
+    fn released(lo: u32, hi: u32, copied: bool) -> Record {
+        Record::Released { lo, hi, copied }
+    }
+
+    fn numbers_64(numbers: [i64; 6]) -> Vec<u8> {
+        numbers.iter().flat_map(|number| number.to_ne_bytes()).collect()
+    }
+
+    #[test]
+    fn the_header_is_laid_out_as_libc_says() {
+        // SAFETY: CMSG_LEN is arithmetic; it is unsafe for the sake of C's other macros.
+        let data_offset = unsafe { libc::CMSG_LEN(0) };
+        // SAFETY: as above.
+        let space_of_one = unsafe { libc::CMSG_SPACE(1) };
+        assert_eq!(ControlMessage::HEADER, data_offset as usize);
+        assert_eq!(encode(&[(0, 0, vec![1])]).len(), space_of_one as usize);
+    }
+
+    #[test]
+    fn a_note_of_every_family_is_decoded() {
+        for family in [IP, IPV6, VSOCK] {
+            let bytes = encode(&[note(family, 3, 9, 0)]);
+            assert_eq!(decoded(&bytes), [released(3, 9, false)], "{family:?}");
+        }
+    }
+
+    #[test]
+    fn a_range_that_wraps_is_passed_on_as_it_is() {
+        let bytes = encode(&[note(IP, u32::MAX, 1, 0)]);
+        assert_eq!(decoded(&bytes), [released(u32::MAX, 1, false)]);
+    }
+
+    #[test]
+    fn copied_is_one_bit_of_the_code() {
+        for (code, copied) in [(0, false), (1, true), (2, false), (3, true)] {
+            assert_eq!(decoded(&encode(&[note(IP, 0, 0, code)])), [released(0, 0, copied)]);
+        }
+    }
+
+    #[test]
+    fn level_and_type_both_count() {
+        for family in [(0, 25), (41, 11), (287, 11), (1, 11), (0, 1), (0, 10), (41, 24), (6, 11)] {
+            assert_eq!(decoded(&encode(&[note(family, 0, 0, 0)])), [], "{family:?}");
+        }
+    }
+
+    #[test]
+    fn other_origins_and_notes_with_an_error_are_foreign() {
+        for (errno, origin) in [(42, 4), (111, 2), (113, 3), (90, 1), (0, 0), (0, 6), (12, 5)] {
+            let data = extended_error(errno, [origin, 3, 1], 1400, 77, 28);
+            let expected = Record::Foreign(Foreign {
+                origin,
+                error: OsError::from_raw(errno),
+                kind: 3,
+                code: 1,
+                info: 1400,
+                data: 77,
+                timestamps: None,
+            });
+            assert_eq!(decoded(&encode(&[(IPV6.0, IPV6.1, data)])), [expected], "{origin}");
+        }
+    }
+
+    #[test]
+    fn time_stamps_go_with_the_foreign_record_behind_them() {
+        let stamps = [5, 6, 8, 8, 1 << 33, 999_999_999];
+        let narrow = stamps.iter().flat_map(|n| (*n as i32).to_ne_bytes()).collect();
+        let software = Some(Duration::new(5, 6));
+        for (family, data, hardware) in [
+            (STAMPS, numbers_64(stamps), Some(Duration::new(1 << 33, 999_999_999))),
+            (STAMPS_64, numbers_64(stamps), Some(Duration::new(1 << 33, 999_999_999))),
+            (STAMPS, narrow, Some(Duration::new(0, 999_999_999))),
+        ] {
+            let records = decoded(&encode(&[
+                (family.0, family.1, data),
+                (0, 8, vec![0; 12]),
+                (IP.0, IP.1, extended_error(42, [4, 0, 0], 0, 0, 16)),
+                (IP.0, IP.1, extended_error(42, [4, 0, 0], 0, 0, 16)),
+            ]));
+            let found: Vec<_> = records
+                .iter()
+                .map(|record| match record {
+                    Record::Foreign(foreign) => foreign.timestamps,
+                    Record::Released { .. } => panic!("not a note: {record:?}"),
+                })
+                .collect();
+            assert_eq!(found, [Some(Timestamps { software, hardware }), None]);
+        }
+    }
+
+    #[test]
+    fn a_stamp_that_is_no_time_is_left_out() {
+        for stamps in [[-1, 0, 0, 0, 0, 0], [1, -1, 0, 0, 0, 0], [1, 1_000_000_000, 0, 0, 0, 0]] {
+            let none = Timestamps { software: None, hardware: None };
+            assert_eq!(parse_timestamps(&numbers_64(stamps)), Some(none), "{stamps:?}");
+        }
+        for len in [0, 23, 25, 47, 49] {
+            assert_eq!(parse_timestamps(&vec![0; len]), None, "{len}");
+        }
+    }
+
+    #[test]
+    fn a_note_behind_stamps_and_other_messages_is_found() {
+        let bytes = encode(&[
+            (STAMPS.0, STAMPS.1, numbers_64([1; 6])),
+            (1, 35, vec![0; 16]),
+            (0, 8, vec![0; 12]),
+            (0, 2, vec![0; 1]),
+            note(IP, 4, 5, 1),
+            (99, 99, vec![0; 3]),
+            note(IPV6, 6, 6, 0),
+        ]);
+        assert_eq!(decoded(&bytes), [released(4, 5, true), released(6, 6, false)]);
+    }
+
+    #[test]
+    fn a_record_without_an_address_counts_and_a_shorter_one_does_not() {
+        let mut message = note(IP, 1, 2, 0);
+        message.2.truncate(16);
+        assert_eq!(decoded(&encode(&[message.clone()])), [released(1, 2, false)]);
+        message.2.truncate(15);
+        assert_eq!(decoded(&encode(&[message, note(IP, 7, 7, 0)])), [released(7, 7, false)]);
+    }
+
+    #[test]
+    fn a_length_that_cannot_be_right_ends_the_walk() {
+        for len in [0, 1, ControlMessage::HEADER - 1, 10_000, usize::MAX - 7, usize::MAX] {
+            let mut bytes = encode(&[note(IP, 1, 1, 0), note(IP, 2, 2, 0), note(IP, 3, 3, 0)]);
+            let second = bytes.len() / 3;
+            bytes[second..][..size_of::<usize>()].copy_from_slice(&len.to_ne_bytes());
+            assert_eq!(decoded(&bytes), [released(1, 1, false)], "{len}");
+        }
+    }
+
+    fn any_message() -> impl Strategy<Value = Message> {
+        let family = prop_oneof![
+            Just(IP),
+            Just(IPV6),
+            Just(VSOCK),
+            Just(STAMPS),
+            Just(STAMPS_64),
+            any::<(i32, i32)>(),
+        ];
+        let data = prop_oneof![
+            any::<(u32, u32, u8)>().prop_map(|(lo, hi, code)| extended_error(
+                0,
+                [5, 0, code],
+                lo,
+                hi,
+                16
+            )),
+            vec(any::<u8>(), 0..60),
+        ];
+        (family, data).prop_map(|((level, kind), data)| (level, kind, data))
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_survived(bytes in vec(any::<u8>(), 0..600), skew in 0..8_usize) {
+            decoded(bytes.get(skew..).unwrap_or_default());
+        }
+
+        #[test]
+        fn damaged_messages_are_survived(
+            messages in vec(any_message(), 0..6),
+            damage in vec((any::<Index>(), any::<u8>()), 0..6),
+        ) {
+            let mut bytes = encode(&messages);
+            for (place, value) in damage {
+                if !bytes.is_empty() {
+                    let place = place.index(bytes.len());
+                    bytes[place] = value;
+                }
+            }
+            decoded(&bytes);
+        }
+
+        #[test]
+        fn each_message_is_decoded_as_if_alone(messages in vec(any_message(), 0..6)) {
+            let without_stamps = |records: Vec<Record>| -> Vec<Record> {
+                records.into_iter().map(|record| match record {
+                    Record::Foreign(foreign) => {
+                        Record::Foreign(Foreign { timestamps: None, ..foreign })
+                    }
+                    note => note,
+                }).collect()
+            };
+            let alone = messages.iter().flat_map(|m| decoded(&encode(std::slice::from_ref(m))));
+            prop_assert_eq!(without_stamps(decoded(&encode(&messages))), alone.collect::<Vec<_>>());
+        }
+
+        #[test]
+        fn cut_bytes_yield_the_first_of_the_records(
+            messages in vec(any_message(), 0..6),
+            cut in any::<Index>(),
+        ) {
+            let bytes = encode(&messages);
+            let cut = &bytes[..cut.index(bytes.len() + 1)];
+            prop_assert!(decoded(&bytes).starts_with(&decoded(cut)));
+        }
+    }
+
+    #[test]
+    fn an_empty_queue_is_drained() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        let batch = with_scratch(|scratch| recv(sender.as_fd(), scratch, &mut |_| panic!()));
+        assert_eq!(batch.unwrap(), Batch { messages: 0, truncated: false, drained: true });
+    }
+
+    #[test]
+    fn the_notes_of_ipv4_ipv6_and_mapped_peers_are_read() {
+        for (bind, host) in
+            [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "::ffff:127.0.0.1")]
+        {
+            let (sender, _peer) = testing::connect(testing::listen(bind), host);
+            socket::enable_zerocopy(sender.as_fd()).unwrap();
+            for id in 0..3 {
+                assert_eq!(testing::send(&sender, 8192, true).unwrap(), 8192);
+                let records = records_until(&sender, |records| !records.is_empty());
+                assert_eq!(records, [released(id, id, true)], "{host}: loopback copies");
+            }
+        }
+    }
+
+    #[test]
+    fn stamps_share_the_queue_and_are_told_apart() {
+        const SO_TIMESTAMPING: i32 = 37;
+        let stamps: u32 = libc::SOF_TIMESTAMPING_TX_SCHED
+            | libc::SOF_TIMESTAMPING_TX_SOFTWARE
+            | libc::SOF_TIMESTAMPING_TX_ACK
+            | libc::SOF_TIMESTAMPING_SOFTWARE
+            | libc::SOF_TIMESTAMPING_OPT_ID;
+        let (sender, _peer) = testing::zerocopy_pair();
+        socket::set_option(sender.as_fd(), SO_TIMESTAMPING, &stamps).unwrap();
+        assert_eq!(testing::send(&sender, 8192, true).unwrap(), 8192);
+        let records = records_until(&sender, |records| {
+            records.contains(&released(0, 0, true)) && records.len() == 4
+        });
+        for record in records {
+            if let Record::Foreign(foreign) = record {
+                assert_eq!((foreign.origin, foreign.error.raw()), (4, libc::ENOMSG));
+                assert_eq!(foreign.data, 8191, "the stamp is about the last byte");
+                let stamps = foreign.timestamps.unwrap();
+                assert!(stamps.software.unwrap() > Duration::from_secs(1_000_000_000));
+                assert_eq!(stamps.hardware, None);
+            }
+        }
+    }
+
+    #[test]
+    fn an_icmp_error_is_foreign() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        // SOL_IP, so not with `set_option`; connected sockets are told without it as well, but
+        // not on their error queue.
+        let on = 1_i32;
+        // SAFETY: setsockopt(2) reads 4 bytes of `on`, which has that many. The fd is open.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_IP,
+                libc::IP_RECVERR,
+                (&raw const on).cast(),
+                4,
+            )
+        };
+        assert_eq!(result, 0);
+        socket.send_to(&[0; 10], closed).unwrap();
+        let records = records_until(&socket, |records| !records.is_empty());
+        let Record::Foreign(foreign) = records[0] else { panic!("{records:?}") };
+        assert_eq!((foreign.origin, foreign.error.raw()), (2, libc::ECONNREFUSED));
+        assert_eq!((foreign.kind, foreign.code), (3, 3), "destination, port unreachable");
+    }
+
+    #[test]
+    fn a_full_batch_is_not_drained_and_the_next_one_is() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        let stamps = libc::SOF_TIMESTAMPING_TX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
+        socket::set_option(sender.as_fd(), 37, &stamps).unwrap();
+        // A stamp and a note each: stamps in between keep notes from merging.
+        for _ in 0..MESSAGES {
+            testing::send(&sender, 100, true).unwrap();
+            socket::poll(sender.as_fd(), false, Some(testing::SOON)).unwrap();
+        }
+        while socket::unsent(sender.as_fd()).unwrap() > 0 {
+            crate::sync::yield_now();
+        }
+        let mut records = Vec::new();
+        let first = with_scratch(|scratch| {
+            recv(sender.as_fd(), scratch, &mut |record| records.push(record)).unwrap()
+        });
+        assert_eq!(first, Batch { messages: MESSAGES, truncated: false, drained: false });
+        let ids = |records: &[Record]| -> Vec<u32> {
+            let ranges = records.iter().filter_map(|record| match record {
+                Record::Released { lo, hi, .. } => Some(*lo..=*hi),
+                Record::Foreign(_) => None,
+            });
+            ranges.flatten().collect()
+        };
+        let seen = ids(&records).len();
+        records.extend(records_until(&sender, |rest| seen + ids(rest).len() == MESSAGES));
+        assert_eq!(ids(&records), (0..MESSAGES as u32).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn control_data_that_was_cut_is_reported() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        for (room, truncated, note) in [(0, true, 0), (40, true, 1), (48, false, 1)] {
+            testing::send(&sender, 100, true).unwrap();
+            socket::poll(sender.as_fd(), false, Some(testing::SOON)).unwrap();
+            let mut notes = 0;
+            let batch = with_scratch(|scratch| {
+                recv_within(room, sender.as_fd(), scratch, &mut |_| notes += 1).unwrap()
+            });
+            assert_eq!(batch, Batch { messages: 1, truncated, drained: true }, "{room}");
+            assert_eq!(notes, note, "{room}");
+        }
+    }
+
+    #[test]
+    fn scratch_can_be_borrowed_twice() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        let mut seen = Vec::new();
+        for id in 0..2 {
+            testing::send(&sender, 100, true).unwrap();
+            socket::poll(sender.as_fd(), false, Some(testing::SOON)).unwrap();
+            with_scratch(|outer| {
+                with_scratch(|inner| assert!(!ptr::eq(outer, inner)));
+                recv(sender.as_fd(), outer, &mut |record| seen.push(record)).unwrap();
+            });
+            assert_eq!(seen.pop(), Some(released(id, id, true)));
+        }
+    }
 }

@@ -15,24 +15,40 @@ pub(crate) fn optmem_max() -> io::Result<u32> {
 /// `None` when the kernel does not look: the limit is infinite, or the calling thread has
 /// `CAP_IPC_LOCK` in the initial user namespace, the only one where it counts.
 pub(crate) fn memlock_bytes() -> Option<u64> {
+    let [soft, _] = memlock_limits();
+    let exempt = || in_initial_namespace("user") == Some(true) && may_lock() == Some(true);
+    soft.filter(|_| !exempt())
+}
+
+/// `RLIMIT_MEMLOCK` as it is set, soft and hard, in bytes; `None` for infinite.
+pub(crate) fn memlock_limits() -> [Option<u64>; 2] {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit(2) writes one `rlimit`, which outlives the call.
     let result = check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) });
     debug_assert!(result.is_ok(), "getrlimit of a known resource cannot fail: {result:?}");
-    if limit.rlim_cur == libc::RLIM_INFINITY || may_exceed_memlock() {
-        return None;
-    }
-    Some(limit.rlim_cur as _)
+    [limit.rlim_cur, limit.rlim_max]
+        .map(|bytes| (bytes != libc::RLIM_INFINITY).then_some(bytes as _))
 }
 
-/// Whether `CAP_IPC_LOCK` lifts the limit for the calling thread. When in doubt, no.
-fn may_exceed_memlock() -> bool {
-    /// The inode of the initial user namespace (`PROC_USER_INIT_INO` of `linux/nsfs.h`). The uid
-    /// map is no such proof: a child namespace can have the full identity map too.
-    const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
-    let initial = fs::metadata("/proc/self/ns/user")
-        .is_ok_and(|namespace| namespace.ino() == INITIAL_USER_NAMESPACE);
-    initial && fs::read_to_string("/proc/thread-self/status").is_ok_and(|s| has_ipc_lock(&s))
+/// Whether the calling thread has `CAP_IPC_LOCK` in its user namespace; `None` without `/proc`.
+pub(crate) fn may_lock() -> Option<bool> {
+    fs::read_to_string("/proc/thread-self/status").ok().map(|status| has_ipc_lock(&status))
+}
+
+/// Whether the caller is in the initial namespace of this kind (`user`, `pid`, `net`), if that can
+/// be told: by its inode, whose number is fixed. The uid map is no proof: a child namespace can
+/// have the full identity map too.
+pub(crate) fn in_initial_namespace(kind: &str) -> Option<bool> {
+    // `enum init_ns_ino` of `linux/nsfs.h`.
+    let (initial, since_ever) = match kind {
+        "user" => (0xEFFF_FFFD, true),
+        "pid" => (0xEFFF_FFFC, true),
+        // Before Linux 6.18 it had whatever number was free.
+        "net" => (0xEFFF_FFF9, false),
+        _ => return None,
+    };
+    let inode = fs::metadata(format!("/proc/thread-self/ns/{kind}")).ok()?.ino();
+    (since_ever || inode == initial).then_some(inode == initial)
 }
 
 /// Whether the text of `/proc/PID/status` says that `CAP_IPC_LOCK` is effective.
@@ -43,4 +59,76 @@ fn has_ipc_lock(status: &str) -> bool {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .is_some_and(|mask| mask >> CAP_IPC_LOCK & 1 == 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+    use crate::sys::testing;
+
+    #[test]
+    fn optmem_max_is_that_of_the_kernel() {
+        assert!(optmem_max().unwrap() >= 832, "room for one send at least");
+    }
+
+    #[test]
+    fn the_capability_is_bit_14_of_the_effective_set() {
+        let status = |effective: &str| {
+            format!("Name:\tx\nCapPrm:\tffffffffffffffff\nCapEff:\t{effective}\nCapBnd:\tffff\n")
+        };
+        assert!(has_ipc_lock(&status("0000000000004000")));
+        assert!(has_ipc_lock(&status("000001ffffffffff")));
+        for no in ["0000000000000000", "ffffffffffffbfff", "", "none"] {
+            assert!(!has_ipc_lock(&status(no)), "{no}");
+        }
+        assert!(!has_ipc_lock("CapPrm:\tffffffffffffffff\n"));
+    }
+
+    /// Lowers the limit of its process, so it runs in processes of its own: as the user who runs
+    /// the tests, and with all capabilities in a user namespace, where they do not count.
+    #[test]
+    fn memlock_bytes_says_whether_the_kernel_looks() {
+        const NAME: &str = "sys::limits::tests::memlock_bytes_says_whether_the_kernel_looks";
+        const CHILD: &str = "PINBUF_TEST_MEMLOCK_CHILD";
+        if std::env::var_os(CHILD).is_some() {
+            compare_with_the_kernel();
+            return;
+        }
+        let test = std::env::current_exe().unwrap();
+        let own_process = Command::new(&test).args([NAME, "--exact"]).env(CHILD, "1").output();
+        let output = own_process.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+
+        let namespace = ["--user", "--map-root-user"];
+        if !Command::new("unshare").args(namespace).arg("true").status().is_ok_and(|s| s.success())
+        {
+            testing::skipped(NAME, "no user namespace can be had");
+            return;
+        }
+        let in_namespace = Command::new("unshare")
+            .args(namespace)
+            .arg(&test)
+            .args([NAME, "--exact"])
+            .env(CHILD, "1")
+            .output();
+        let output = in_namespace.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    }
+
+    fn compare_with_the_kernel() {
+        const LIMIT: libc::rlim_t = 64 << 10;
+        let limit = libc::rlimit { rlim_cur: LIMIT, rlim_max: LIMIT };
+        // SAFETY: setrlimit(2) reads one `rlimit`, which outlives the call.
+        check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }).unwrap();
+        let (sender, _peer) = testing::zerocopy_pair();
+        // A send that exceeds the limit by itself cannot succeed where the kernel looks.
+        let looks = match testing::send(&sender, 2 * LIMIT as usize, true) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => true,
+            Err(error) => panic!("{error}"),
+        };
+        assert_eq!(memlock_bytes(), looks.then_some(64 << 10));
+    }
 }

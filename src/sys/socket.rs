@@ -144,6 +144,11 @@ impl IoVec {
         self.0.iov_len
     }
 
+    /// Address of the first byte.
+    pub fn start(&self) -> *const u8 {
+        self.0.iov_base.cast_const().cast()
+    }
+
     /// The `len` bytes from `offset` on, cut to what there is.
     pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
         let offset = offset.min(self.len());
@@ -181,6 +186,8 @@ pub(crate) unsafe fn send(
     let mut bits = libc::MSG_DONTWAIT;
     #[cfg(not(target_vendor = "apple"))]
     let mut bits = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    #[cfg(not(target_os = "linux"))]
+    let _ = flags;
     #[cfg(target_os = "linux")]
     {
         bits |= if flags.zerocopy { libc::MSG_ZEROCOPY } else { 0 };
@@ -201,6 +208,17 @@ pub(crate) unsafe fn send(
     })
 }
 
+/// [`send`] of memory that nobody ever writes, so that nothing has to wait for its release.
+pub(crate) fn send_static(
+    fd: BorrowedFd<'_>,
+    bytes: &'static [u8],
+    flags: SendFlags,
+) -> io::Result<usize> {
+    // SAFETY: `send` needs the range to stay readable and unwritten until its id is released: it
+    // is an immutable static, without interior mutability (`u8`).
+    unsafe { send(fd, &[IoVec::new(bytes.as_ptr(), bytes.len())], flags) }
+}
+
 /// Ends the stream in this direction, behind what was accepted; in-flight sends stay in flight.
 pub(crate) fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: shutdown(2) takes no pointers. The fd is open while borrowed.
@@ -213,7 +231,6 @@ pub(crate) fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
 ///
 /// `EBUSY` on kernels that refuse while another thread blocks on the socket. Releases nothing on
 /// a datagram socket.
-#[expect(dead_code, reason = "closing does not abort yet")]
 #[cfg(target_os = "linux")]
 pub(crate) fn abort(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: mem::zeroed needs a type for which all zero bytes are a value: `sockaddr` has only
@@ -235,9 +252,15 @@ pub(crate) fn reset_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Makes closing return at once and go on in the background (`SO_LINGER` off): with a linger time
 /// the close would block, even on a non-blocking socket.
-#[expect(dead_code, reason = "closing does not abort yet")]
 pub(crate) fn linger_off(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, libc::SO_LINGER, &libc::linger { l_onoff: 0, l_linger: 0 })
+}
+
+/// Ends reading: wakes whoever blocks in a read of the socket. The peer does not notice.
+pub(crate) fn shutdown_read(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: shutdown(2) takes no pointers. The fd is open while borrowed.
+    check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RD) })?;
+    Ok(())
 }
 
 /// What a socket is ready for; nothing set when the time was up or a signal came.
@@ -357,5 +380,298 @@ pub(super) fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::{
+        fs::File,
+        io::{Read, Write},
+        net::{TcpStream, UdpSocket},
+        os::{
+            fd::{AsFd, FromRawFd, OwnedFd},
+            unix::net::{UnixListener, UnixStream},
+        },
+        time::Instant,
+    };
+
+    use super::*;
+    use crate::{
+        sync::{AtomicU32, Ordering},
+        sys::{
+            Record,
+            testing::{self, SOON, records_until},
+        },
+    };
+
+    const SHORT: Option<Duration> = Some(Duration::from_millis(20));
+
+    fn fill(sender: &TcpStream, zerocopy: bool) -> u32 {
+        let mut sends = 0;
+        loop {
+            match testing::send(sender, 64 << 10, zerocopy) {
+                Ok(_) => sends += 1,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return sends,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn kinds_are_told_apart() {
+        let (tcp, _peer) = testing::zerocopy_pair();
+        let listener = testing::listen("127.0.0.1:0");
+        let (tcp6, _peer6) = testing::connect(testing::listen("[::1]:0"), "::1");
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (unix, _other) = UnixStream::pair().unwrap();
+        let path = std::env::temp_dir().join(format!("pinbuf-kinds-{}", std::process::id()));
+        let unix_listener = UnixListener::bind(&path);
+        std::fs::remove_file(&path).unwrap();
+        for (fd, expected) in [
+            (tcp.as_fd(), Kind::Tcp),
+            (tcp6.as_fd(), Kind::Tcp),
+            (listener.as_fd(), Kind::Listener),
+            (unix_listener.unwrap().as_fd(), Kind::Listener),
+            (udp.as_fd(), Kind::Datagram),
+            (unix.as_fd(), Kind::OtherStream),
+        ] {
+            assert_eq!(kind(fd).unwrap(), expected);
+        }
+        let error = kind(File::open("/dev/null").unwrap().as_fd()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOTSOCK));
+    }
+
+    #[test]
+    fn mptcp_is_not_tcp() {
+        // SAFETY: socket(2) takes no pointers.
+        let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_MPTCP) };
+        if fd < 0 {
+            let error = io::Error::last_os_error();
+            let absent = [libc::EPROTONOSUPPORT, libc::ENOPROTOOPT, libc::EINVAL];
+            assert!(absent.contains(&error.raw_os_error().unwrap()), "{error}");
+            testing::skipped("mptcp_is_not_tcp", "the kernel has no MPTCP");
+            return;
+        }
+        // SAFETY: from_raw_fd needs an open fd that nobody else owns: it was just made.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        assert_eq!(kind(socket.as_fd()).unwrap(), Kind::OtherStream);
+    }
+
+    #[test]
+    fn connected_means_having_a_peer() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        assert!(is_connected(sender.as_fd()).unwrap());
+        abort(sender.as_fd()).unwrap();
+        assert!(!is_connected(sender.as_fd()).unwrap());
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(!is_connected(udp.as_fd()).unwrap());
+        assert!(is_connected(File::open("/dev/null").unwrap().as_fd()).is_err());
+    }
+
+    #[test]
+    fn a_kind_without_zero_copy_refuses_it() {
+        let (unix, _other) = UnixStream::pair().unwrap();
+        let error = enable_zerocopy(unix.as_fd()).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP));
+    }
+
+    #[test]
+    fn without_the_option_a_zero_copy_send_is_a_plain_one() {
+        let (sender, _peer) = testing::connect(testing::listen("127.0.0.1:0"), "127.0.0.1");
+        assert_eq!(testing::send(&sender, 100, true).unwrap(), 100);
+        assert_eq!(poll(sender.as_fd(), false, SHORT).unwrap(), Ready::default(), "no note");
+    }
+
+    #[test]
+    fn optmem_is_held_until_the_note_is_read() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        assert_eq!(optmem(sender.as_fd()).unwrap(), 0);
+        testing::send(&sender, 100, false).unwrap();
+        assert_eq!(optmem(sender.as_fd()).unwrap(), 0, "a copied send holds none");
+        testing::send(&sender, 100, true).unwrap();
+        assert!(poll(sender.as_fd(), false, Some(SOON)).unwrap().error);
+        assert!(optmem(sender.as_fd()).unwrap() > 0, "the note is unread");
+        records_until(&sender, |records| !records.is_empty());
+        assert_eq!(optmem(sender.as_fd()).unwrap(), 0);
+    }
+
+    #[test]
+    fn unsent_counts_down_as_the_peer_acknowledges() {
+        let (sender, mut peer) = testing::stalled_pair();
+        fill(&sender, false);
+        let stalled = unsent(sender.as_fd()).unwrap();
+        assert!(stalled > 0);
+        peer.read_exact(&mut vec![0; 100_000]).unwrap();
+        let end = Instant::now() + SOON;
+        while unsent(sender.as_fd()).unwrap() >= stalled {
+            assert!(Instant::now() < end, "nothing was acknowledged");
+        }
+    }
+
+    #[test]
+    fn ranges_arrive_in_order() {
+        let (sender, mut peer) = testing::zerocopy_pair();
+        for zerocopy in [false, true] {
+            let ranges: Vec<_> = [b"one ".as_slice(), b"", b"two ", b"three"]
+                .iter()
+                .map(|bytes| IoVec::new(bytes.as_ptr(), bytes.len()))
+                .collect();
+            let flags = SendFlags { zerocopy, more: false };
+            // SAFETY: the ranges must be readable and unwritten until released: they are static.
+            let sent = unsafe { send(sender.as_fd(), &ranges, flags) };
+            assert_eq!(sent.unwrap(), 13);
+            let mut bytes = [0; 13];
+            peer.read_exact(&mut bytes).unwrap();
+            assert_eq!(&bytes, b"one two three");
+        }
+    }
+
+    #[test]
+    fn more_holds_back_a_small_segment() {
+        let (sender, mut peer) = testing::zerocopy_pair();
+        sender.set_nodelay(true).unwrap();
+        let range = IoVec::new(testing::BYTES.as_ptr(), 10);
+        let flags = SendFlags { zerocopy: false, more: true };
+        // SAFETY: the range must be readable and unwritten during the call: it is static.
+        assert_eq!(unsafe { send(sender.as_fd(), &[range], flags) }.unwrap(), 10);
+        peer.set_read_timeout(SHORT).unwrap();
+        assert_eq!(peer.read(&mut [0; 10]).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        testing::send(&sender, 10, false).unwrap();
+        peer.set_read_timeout(Some(SOON)).unwrap();
+        peer.read_exact(&mut [0; 20]).unwrap();
+    }
+
+    #[test]
+    fn a_send_to_a_full_blocking_socket_does_not_block() {
+        let (sender, _peer) = testing::stalled_pair();
+        assert!(fill(&sender, true) > 0);
+        assert!(!poll(sender.as_fd(), true, Some(Duration::ZERO)).unwrap().writable);
+    }
+
+    #[test]
+    fn memory_that_is_none_is_refused() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        for zerocopy in [false, true] {
+            let range = IoVec::new(std::ptr::without_provenance(4096), 100);
+            // SAFETY: a range may be no memory at all: nothing is mapped below 64 KiB.
+            let sent =
+                unsafe { send(sender.as_fd(), &[range], SendFlags { zerocopy, more: false }) };
+            assert_eq!(sent.unwrap_err().raw_os_error(), Some(libc::EFAULT));
+        }
+        assert_eq!(optmem(sender.as_fd()).unwrap(), 0, "no id was taken");
+    }
+
+    #[test]
+    fn a_send_to_a_lost_peer_fails_without_a_signal() {
+        static SIGNALS: AtomicU32 = AtomicU32::new(0);
+        extern "C" fn count(_signal: c_int) {
+            // Ordering::Relaxed: the same thread reads it.
+            SIGNALS.fetch_add(1, Ordering::Relaxed);
+        }
+        let handler: extern "C" fn(c_int) = count;
+        // SAFETY: signal(2) needs a handler that is safe in a signal: it adds to an atomic. The
+        // runtime ignores SIGPIPE before; no test needs that back.
+        unsafe { libc::signal(libc::SIGPIPE, handler as libc::sighandler_t) };
+        let (sender, peer) = testing::zerocopy_pair();
+        prepare(sender.as_fd()).unwrap();
+        drop(peer);
+        let end = Instant::now() + SOON;
+        let error = loop {
+            match testing::send(&sender, 100, true) {
+                Ok(_) => assert!(Instant::now() < end, "the peer's reset never came"),
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => break error,
+                Err(_) => {}
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+        // Ordering::Relaxed: a signal of this thread would have come before the call returned.
+        assert_eq!(SIGNALS.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn shutdown_ends_the_stream_behind_what_was_sent() {
+        let (sender, mut peer) = testing::zerocopy_pair();
+        testing::send(&sender, 1000, true).unwrap();
+        shutdown_write(sender.as_fd()).unwrap();
+        let mut bytes = Vec::new();
+        peer.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes, testing::BYTES[..1000]);
+        records_until(&sender, |records| !records.is_empty());
+    }
+
+    #[test]
+    fn abort_releases_what_a_stalled_peer_holds() {
+        let (sender, mut peer) = testing::stalled_pair();
+        let sends = fill(&sender, true);
+        let ids = |records: &[Record]| -> u32 {
+            let count = |record: &Record| match record {
+                Record::Released { lo, hi, .. } => hi - lo + 1,
+                Record::Foreign(_) => 0,
+            };
+            records.iter().map(count).sum()
+        };
+        assert!(optmem(sender.as_fd()).unwrap() > 0);
+        abort(sender.as_fd()).unwrap();
+        records_until(&sender, |records| ids(records) == sends);
+        assert_eq!(optmem(sender.as_fd()).unwrap(), 0);
+        let error = peer.read_to_end(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[test]
+    fn reset_on_close_is_a_reset_and_linger_off_is_none() {
+        for (reset, ended) in [(true, Err(io::ErrorKind::ConnectionReset)), (false, Ok(100))] {
+            let (sender, mut peer) = testing::zerocopy_pair();
+            reset_on_close(sender.as_fd()).unwrap();
+            if !reset {
+                linger_off(sender.as_fd()).unwrap();
+            }
+            testing::send(&sender, 100, false).unwrap();
+            drop(sender);
+            let end = peer.read_to_end(&mut Vec::new());
+            assert_eq!(end.map_err(|error| error.kind()), ended);
+        }
+    }
+
+    #[test]
+    fn poll_says_what_the_socket_is_ready_for() {
+        let (sender, peer) = testing::zerocopy_pair();
+        let at_once = Some(Duration::ZERO);
+        let writable = Ready { writable: true, ..Ready::default() };
+        assert_eq!(poll(sender.as_fd(), true, None).unwrap(), writable);
+        assert_eq!(poll(sender.as_fd(), false, at_once).unwrap(), Ready::default());
+        testing::send(&sender, 100, true).unwrap();
+        let note = Ready { error: true, ..Ready::default() };
+        assert_eq!(poll(sender.as_fd(), false, Some(SOON)).unwrap(), note);
+        reset_on_close(peer.as_fd()).unwrap();
+        drop(peer);
+        let end = Instant::now() + SOON;
+        while !poll(sender.as_fd(), false, at_once).unwrap().hangup {
+            assert!(Instant::now() < end, "the peer's reset never came");
+        }
+    }
+
+    #[test]
+    fn poll_keeps_to_its_time_below_a_millisecond() {
+        let (mut sender, _peer) = testing::zerocopy_pair();
+        sender.write_all(b"plain writes leave no note").unwrap();
+        let timeout = Duration::from_micros(200);
+        let shortest = (0..50).map(|_| {
+            let start = Instant::now();
+            assert_eq!(poll(sender.as_fd(), false, Some(timeout)).unwrap(), Ready::default());
+            start.elapsed()
+        });
+        let shortest = shortest.min().unwrap();
+        assert!(shortest >= timeout && shortest < 4 * timeout, "{shortest:?}");
+    }
+
+    #[test]
+    fn milliseconds_round_up() {
+        for (nanos, ms) in [(0, 0), (1, 1), (1_000_000, 1), (1_000_001, 2)] {
+            assert_eq!(timeout_ms(Some(Duration::from_nanos(nanos))), ms);
+        }
+        assert_eq!(timeout_ms(Some(Duration::MAX)), c_int::MAX);
+        assert_eq!(timeout_ms(None), -1);
     }
 }

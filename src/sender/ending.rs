@@ -1,0 +1,226 @@
+//! The end of a sender: what is flushed, drained, aborted, and proven.
+//!
+//! ```text
+//!   Flushing --all accepted, shutdown--> Draining --all released--> Over
+//!       |                                   |                        ^
+//!       `------no progress: abort-----------+--> Unproven -----------'
+//! ```
+//!
+//! One step at a time, by whoever drives the sender: the caller of `close`, the half that is left,
+//! or the reaper. After a close no proof of release can come, so the descriptor lives until Over.
+
+use std::time::{Duration, Instant};
+
+use super::{core::Core, in_flight::InFlight, kernel::Kernel};
+use crate::{
+    error::OsError,
+    sync::{Arc, lock},
+    sys::errno,
+};
+
+/// How long an abort may take to bring the last notes before what is left is Quarantined: a packet
+/// that waits in a queue below TCP keeps its ids for longer.
+const GRACE: Duration = Duration::from_millis(10);
+
+/// Times between looks at an ending sender that has no news.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY_UNPROVEN: Duration = Duration::from_secs(1);
+
+/// How far the end has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Phase {
+    Flushing,
+    Draining,
+    Unproven { since: Instant, quarantined: bool },
+    Over,
+}
+
+/// The end of a sender, once it has begun.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ending {
+    phase: Phase,
+    /// Whether an end without progress is aborted.
+    lingers: bool,
+    /// When the peer last acknowledged something, and what was unacknowledged then.
+    progress: Instant,
+    unacked: Option<usize>,
+    /// Whether the stream was shut down behind all that was to be sent.
+    orderly: bool,
+    aborted: bool,
+}
+
+/// How a sender ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct CloseReport {
+    /// Whether everything was accepted, the stream ended in order, and every buffer released.
+    pub drained: bool,
+    /// Whether the connection was aborted: the peer saw a reset.
+    pub aborted: bool,
+    /// Bytes that the kernel had accepted and the peer had not acknowledged, before an abort;
+    /// where that can be told.
+    pub unacked_bytes: Option<usize>,
+    /// Payloads whose release is not proven: packets that carry them wait in a queue below TCP.
+    /// They stay untouched in the reaper's care until the proof comes.
+    pub quarantined: usize,
+    /// The connection's error, if it failed by itself.
+    pub error: Option<OsError>,
+}
+
+impl<K: Kernel> Core<K> {
+    /// Begins the end, unless it has begun. `lingers`: abort it when it makes no progress.
+    pub(super) fn begin_end(&self, lingers: bool) {
+        let mut ending = lock(&self.ending);
+        match &mut *ending {
+            Some(ending) => ending.lingers |= lingers,
+            None => {
+                *ending = Some(Ending {
+                    phase: Phase::Flushing,
+                    lingers,
+                    progress: self.kernel.now(),
+                    unacked: None,
+                    orderly: false,
+                    aborted: false,
+                });
+            }
+        }
+    }
+
+    /// Brings the end nearer, if it has begun; after [`step`](Self::step) has read the notes and
+    /// flushed. Returns when to look again though there is no news.
+    pub(super) fn advance_end(&self) -> Option<Duration> {
+        let mut guard = lock(&self.ending);
+        let ending = guard.as_mut()?;
+        let next = self.advance(ending);
+        drop(guard);
+        self.dispose();
+        next
+    }
+
+    fn advance(&self, ending: &mut Ending) -> Option<Duration> {
+        if ending.phase == Phase::Flushing && self.is_flushed() {
+            ending.orderly =
+                self.connection_error().is_none() && self.kernel.shutdown_write().is_ok();
+            ending.phase = Phase::Draining;
+        }
+        if ending.phase != Phase::Flushing && self.is_drained() {
+            ending.phase = Phase::Over;
+        }
+        match ending.phase {
+            Phase::Over => None,
+            Phase::Unproven { since, quarantined } => {
+                if quarantined || self.kernel.now().duration_since(since) < GRACE {
+                    return Some(if quarantined { LOOK_EVERY_UNPROVEN } else { GRACE });
+                }
+                let mut in_flight = lock(&self.in_flight);
+                in_flight.prove(&self.kernel);
+                if in_flight.tracker.outstanding() == 0 {
+                    ending.phase = Phase::Over;
+                    return None;
+                }
+                in_flight.quarantine();
+                ending.phase = Phase::Unproven { since, quarantined: true };
+                Some(LOOK_EVERY_UNPROVEN)
+            }
+            Phase::Flushing | Phase::Draining => {
+                let now = self.kernel.now();
+                let unacked = self.kernel.unacked().ok();
+                if unacked != ending.unacked {
+                    (ending.unacked, ending.progress) = (unacked, now);
+                }
+                let idle = now.duration_since(ending.progress);
+                if ending.lingers && idle >= self.config.linger {
+                    if unacked == Some(0) {
+                        // The peer has everything; a reset would only spoil that.
+                        ending.phase = Phase::Unproven { since: now, quarantined: false };
+                    } else {
+                        self.abort_now(ending);
+                    }
+                    return Some(GRACE);
+                }
+                Some(LOOK_EVERY)
+            }
+        }
+    }
+
+    /// Breaks the connection: what is not accepted is let go of, and the kernel hands back every
+    /// id except those of packets in a queue below.
+    pub fn abort(&self) {
+        self.begin_end(true);
+        let mut guard = lock(&self.ending);
+        if let Some(ending) = guard.as_mut()
+            && matches!(ending.phase, Phase::Flushing | Phase::Draining)
+        {
+            self.abort_now(ending);
+        }
+        drop(guard);
+        self.dispose();
+    }
+
+    fn abort_now(&self, ending: &mut Ending) {
+        ending.unacked = self.unacked_data(ending);
+        self.cut_short(OsError::from_raw(errno::ECANCELED));
+        // If it fails the notes stay out, and what is in flight becomes Quarantined.
+        let _ = self.kernel.abort();
+        ending.aborted = true;
+        ending.orderly = false;
+        ending.phase = Phase::Unproven { since: self.kernel.now(), quarantined: false };
+        let mut in_flight = lock(&self.in_flight);
+        let _ = in_flight.read_notes(&self.kernel);
+        in_flight.prove(&self.kernel);
+        if in_flight.tracker.outstanding() == 0 {
+            ending.phase = Phase::Over;
+        }
+    }
+
+    /// Unacknowledged bytes, less the end of the stream, which counts as one.
+    fn unacked_data(&self, ending: &Ending) -> Option<usize> {
+        let unacked = self.kernel.unacked().ok()?;
+        Some(unacked.saturating_sub(usize::from(ending.orderly)))
+    }
+
+    /// Whether the end has come.
+    pub(super) fn is_over(&self) -> bool {
+        lock(&self.ending).is_some_and(|ending| ending.phase == Phase::Over)
+    }
+
+    /// How the end went so far.
+    pub(super) fn report(&self) -> CloseReport {
+        let error = self.connection_error().filter(|error| error.raw() != errno::ECANCELED);
+        let ending = lock(&self.ending);
+        let ending = ending.as_ref().expect("asked after the end has begun");
+        let InFlight { tracker, .. } = &*lock(&self.in_flight);
+        CloseReport {
+            drained: ending.orderly && ending.phase == Phase::Over && error.is_none(),
+            aborted: ending.aborted,
+            unacked_bytes: if ending.aborted { ending.unacked } else { self.unacked_data(ending) },
+            quarantined: tracker.leases(),
+            error,
+        }
+    }
+
+    /// Nobody drives the sender any more; its descriptor is about to be closed. If a send was cut
+    /// short that must not look like the orderly end of a whole stream.
+    pub(super) fn finish(&self) {
+        if self.has_cut_short() {
+            let _ = self.kernel.reset_on_close();
+        }
+        self.retire();
+    }
+
+    /// The last owner lets go: what has not ended is the reaper's from here on.
+    ///
+    /// A sender with nothing to do is closed without an end of the stream of its own: other handles
+    /// of the socket may want to go on.
+    pub fn leave(self: Arc<Self>) {
+        // A failure to read notes leaves the end to the reaper too.
+        let _ = self.step();
+        let idle = lock(&self.ending).is_none() && self.is_drained();
+        self.begin_end(true);
+        if idle || self.is_over() {
+            self.finish();
+        } else {
+            self.hand_over();
+        }
+    }
+}

@@ -1,0 +1,526 @@
+//! Reads `src/` and enforces the import map of DESIGN.md: who may import whom, who may name the
+//! system and the threads, and where unsafe code may stand.
+//!
+//! It looks at tokens, not at text: comments, strings and `#[cfg(test)]` items do not count, groups
+//! of imports are taken apart, and `super` is followed to where it leads.
+
+use std::{fs, path::Path};
+
+/// A module imports only from rows above its own, and from its own folder.
+const ROWS: [&[&str]; 10] = [
+    &["backing", "id", "sync"],
+    &["error"],
+    &["sys"],
+    &["raw", "tracker"],
+    &["buf", "mapped"],
+    &["lease", "reaper"],
+    &["pool"],
+    &["sender"],
+    &["probe"],
+    &["internals"],
+];
+
+/// Files, or folders with a slash at the end, that may contain unsafe code.
+const UNSAFE_CODE: [&str; 8] = [
+    "sys/",
+    "raw/region.rs",
+    "raw/slot.rs",
+    "raw/freelist.rs",
+    "raw/pool.rs",
+    "buf.rs",
+    "mapped.rs",
+    "sender/kernel.rs",
+];
+
+/// What only some may name: the paths, the file or folder that may, and what the others do.
+const RESERVED: [(&[&str], &str, &str); 2] = [
+    (
+        &[
+            "std::sync",
+            "std::thread",
+            "core::sync",
+            "alloc::sync",
+            "loom",
+            "crossbeam",
+            "crossbeam_utils",
+        ],
+        "sync.rs",
+        "use crate::sync",
+    ),
+    (&["libc"], "sys/", "add a function to crate::sys"),
+];
+
+/// Modules that know nothing of sockets, and what they must not import.
+const SOCKETLESS: [&str; 3] = ["raw", "pool", "tracker"];
+const SOCKET_CODE: [&str; 4] = ["socket", "errqueue", "epoll", "fallback"];
+
+/// All that the tracker may import from the crate.
+const TRACKER_IMPORTS: [&str; 2] = ["id", "error"];
+
+#[test]
+fn the_source_keeps_to_the_map() {
+    // The variable first: the tests may run elsewhere than they were built.
+    let root = std::env::var("CARGO_MANIFEST_DIR")
+        .unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
+    let source = Path::new(&root).join("src");
+    let mut files = Vec::new();
+    collect(&source, &source, &mut files);
+    assert!(files.iter().any(|(path, _)| path == "lib.rs"), "no source in {}", source.display());
+    let faults: Vec<_> = files.iter().flat_map(|(path, text)| check(path, text)).collect();
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+/// The Rust files below `folder`, with their paths from `source`.
+fn collect(source: &Path, folder: &Path, files: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(folder).expect("the source can be listed") {
+        let path = entry.expect("the source can be listed").path();
+        if path.is_dir() {
+            collect(source, &path, files);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path).expect("the source can be read");
+            let name = path.strip_prefix(source).expect("the path is below").to_string_lossy();
+            files.push((name.into_owned(), text));
+        }
+    }
+}
+
+/// What is wrong with the file `path` (from `src/`), one line each.
+fn check(path: &str, text: &str) -> Vec<String> {
+    let tokens = without_tests(&tokens(text));
+    let mut faults = Vec::new();
+    let mut fault = |line: usize, what: String| faults.push(format!("src/{path}:{line}: {what}"));
+
+    if !UNSAFE_CODE.iter().any(|place| is_in(path, place)) {
+        for token in tokens.iter().filter(|token| token.text == "unsafe") {
+            fault(token.line, "unsafe code has no place here".to_owned());
+        }
+    }
+    let module = module_of(path);
+    let own = module.first().map_or("lib", String::as_str);
+    if own != "lib" && row(own).is_none() {
+        fault(1, format!("`{own}` has no row in the import map"));
+    }
+    for Import { path: import, line } in imports(&tokens, &module) {
+        let name = import.join("::");
+        for (reserved, owner, instead) in RESERVED {
+            let named =
+                |reserved: &&&str| name == **reserved || name.starts_with(&format!("{reserved}::"));
+            if let Some(reserved) = reserved.iter().find(named)
+                && !is_in(path, owner)
+            {
+                fault(line, format!("only {owner} may name `{reserved}`: {instead}"));
+            }
+        }
+        if SOCKETLESS.contains(&own) && name.split("::").any(|part| part == "net") {
+            fault(line, format!("`{own}` knows no sockets: `{name}`"));
+        }
+        let words: Vec<_> = import.iter().map(String::as_str).collect();
+        let ["crate", target, rest @ ..] = words.as_slice() else { continue };
+        let target = *target;
+        if own == "lib" || own == target {
+            continue;
+        }
+        match (row(own), row(target)) {
+            (_, None) => fault(
+                line,
+                format!("`crate::{target}` is no module with a row: import from the module"),
+            ),
+            (Some(own_row), Some(target_row)) if target_row >= own_row => {
+                fault(line, format!("`{own}` may not import `{target}`"));
+            }
+            _ => {}
+        }
+        if own == "tracker" && !TRACKER_IMPORTS.contains(&target) {
+            fault(line, format!("`tracker` imports only {TRACKER_IMPORTS:?}, not `{target}`"));
+        }
+        if SOCKETLESS.contains(&own)
+            && target == "sys"
+            && rest.first().is_none_or(|name| SOCKET_CODE.contains(name) || *name == "*")
+        {
+            fault(line, format!("`{own}` knows no sockets: `crate::sys::{}`", rest.join("::")));
+        }
+    }
+    faults.dedup();
+    faults
+}
+
+fn row(module: &str) -> Option<usize> {
+    ROWS.iter().position(|row| row.contains(&module))
+}
+
+/// Whether `path` is the file `place`, or in the folder if it ends with a slash, or in the file
+/// or folder of the module if it has no ending.
+fn is_in(path: &str, place: &str) -> bool {
+    path == place
+        || place.ends_with('/') && path.starts_with(place)
+        || module_of(path).first().is_some_and(|module| module == place)
+}
+
+/// `raw/slot.rs` is `raw::slot`, `raw/mod.rs` is `raw`, `lib.rs` is the root.
+fn module_of(path: &str) -> Vec<String> {
+    let path = path.trim_end_matches(".rs");
+    let path =
+        path.strip_suffix("mod").filter(|p| p.is_empty() || p.ends_with('/')).unwrap_or(path);
+    path.split('/').filter(|part| !part.is_empty() && *part != "lib").map(str::to_owned).collect()
+}
+
+/// A path that the code names, from `crate` or from another crate's name.
+struct Import {
+    path: Vec<String>,
+    line: usize,
+}
+
+/// All paths that are named: in `use` items and anywhere else.
+fn imports(tokens: &[Token<'_>], file_module: &[String]) -> Vec<Import> {
+    let mut found = Vec::new();
+    let mut module = file_module.to_vec();
+    // Depths of the braces that close an inline module.
+    let mut inline = Vec::new();
+    let mut depth = 0_usize;
+    let mut at = 0;
+    let text = |at: usize| tokens.get(at).map_or("", |token| token.text);
+    while at < tokens.len() {
+        let line = tokens[at].line;
+        match text(at) {
+            "{" => depth += 1,
+            "}" => {
+                depth = depth.saturating_sub(1);
+                if inline.last() == Some(&depth) {
+                    inline.pop();
+                    module.pop();
+                }
+            }
+            "mod" if text(at + 2) == "{" => {
+                inline.push(depth);
+                module.push(text(at + 1).to_owned());
+                at += 1;
+            }
+            "use" if text(at + 1) != "<" => {
+                let mut paths = Vec::new();
+                at = use_tree(tokens, at + 1, &[], &mut paths);
+                found.extend(
+                    paths.into_iter().map(|path| Import { path: resolve(path, &module), line }),
+                );
+                continue;
+            }
+            word if is_name(word) => {
+                let mut path = vec![word.to_owned()];
+                while text(at + 1) == "::" && is_name(text(at + 2)) {
+                    path.push(text(at + 2).to_owned());
+                    at += 2;
+                }
+                // A lone word is a variable, a macro or a `cfg`.
+                if path.len() > 1 {
+                    found.push(Import { path: resolve(path, &module), line });
+                }
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    found
+}
+
+/// Takes a use tree apart; answers the place behind it.
+fn use_tree(
+    tokens: &[Token<'_>],
+    mut at: usize,
+    prefix: &[String],
+    paths: &mut Vec<Vec<String>>,
+) -> usize {
+    let mut path = prefix.to_vec();
+    while let Some(token) = tokens.get(at) {
+        match token.text {
+            "{" => {
+                at += 1;
+                while tokens.get(at).is_some_and(|token| token.text != "}") {
+                    at = use_tree(tokens, at, &path, paths);
+                    at += usize::from(tokens.get(at).is_some_and(|token| token.text == ","));
+                }
+                return at + 1;
+            }
+            "," | "}" | ";" => break,
+            "as" => at += 1,
+            "self" if !path.is_empty() => {}
+            "*" => path.push("*".to_owned()),
+            name if is_name(name) => path.push(name.to_owned()),
+            _ => {}
+        }
+        at += 1;
+    }
+    if path.len() > prefix.len() || !path.is_empty() {
+        paths.push(path);
+    }
+    at
+}
+
+/// Follows `self` and `super` to a path from `crate`.
+fn resolve(path: Vec<String>, module: &[String]) -> Vec<String> {
+    let mut base = module.to_vec();
+    let mut rest = path.as_slice();
+    if !matches!(rest.first().map(String::as_str), Some("self" | "super")) {
+        return path;
+    }
+    while let Some((first, behind)) = rest.split_first() {
+        match first.as_str() {
+            "self" => {}
+            "super" => drop(base.pop()),
+            _ => break,
+        }
+        rest = behind;
+    }
+    ["crate".to_owned()].into_iter().chain(base).chain(rest.iter().cloned()).collect()
+}
+
+fn is_name(text: &str) -> bool {
+    text.starts_with(|c: char| c.is_alphabetic() || c == '_')
+}
+
+#[derive(Clone, Copy)]
+struct Token<'a> {
+    text: &'a str,
+    line: usize,
+}
+
+/// Leaves out the items behind `#[cfg(test)]` and `#[cfg(all(test, ...))]`.
+fn without_tests<'a>(tokens: &[Token<'a>]) -> Vec<Token<'a>> {
+    let mut kept = Vec::new();
+    let mut at = 0;
+    while at < tokens.len() {
+        let Some(end) = attribute(tokens, at) else {
+            kept.push(tokens[at]);
+            at += 1;
+            continue;
+        };
+        let words: Vec<_> = tokens[at..end].iter().map(|token| token.text).collect();
+        let only_tests = words.contains(&"cfg")
+            && words.contains(&"test")
+            && !words.contains(&"not")
+            && !words.contains(&"any");
+        if only_tests {
+            at = item(tokens, end);
+        } else {
+            kept.extend(&tokens[at..end]);
+            at = end;
+        }
+    }
+    kept
+}
+
+/// The end of the outer attribute that starts at `at`, if one does.
+fn attribute(tokens: &[Token<'_>], at: usize) -> Option<usize> {
+    let is = |at: usize, text| tokens.get(at).is_some_and(|token: &Token<'_>| token.text == text);
+    (is(at, "#") && is(at + 1, "[")).then(|| balanced(tokens, at + 1, "[", "]"))
+}
+
+/// The end of the item that starts at `at`: its semicolon or its block.
+fn item(tokens: &[Token<'_>], mut at: usize) -> usize {
+    while let Some(end) = attribute(tokens, at) {
+        at = end;
+    }
+    let is_use =
+        tokens[at..].iter().take_while(|token| token.text != "{").any(|token| token.text == "use");
+    while let Some(token) = tokens.get(at) {
+        match token.text {
+            ";" => return at + 1,
+            "{" if !is_use => return balanced(tokens, at, "{", "}"),
+            _ => at += 1,
+        }
+    }
+    at
+}
+
+/// The place behind the bracket that closes the one at `at`.
+fn balanced(tokens: &[Token<'_>], at: usize, open: &str, close: &str) -> usize {
+    let mut depth = 0;
+    for (offset, token) in tokens[at..].iter().enumerate() {
+        if token.text == open {
+            depth += 1;
+        } else if token.text == close {
+            depth -= 1;
+            if depth == 0 {
+                return at + offset + 1;
+            }
+        }
+    }
+    tokens.len()
+}
+
+/// Words, `::` and single signs, without comments, literals and lifetimes.
+fn tokens(text: &str) -> Vec<Token<'_>> {
+    let mut tokens = Vec::new();
+    let mut rest = text;
+    let mut line = 1;
+    while let Some(first) = rest.chars().next() {
+        let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let len = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            block_comment(rest)
+        } else if let Some(len) = raw_string(rest) {
+            len
+        } else if let Some(prefix) =
+            ["\"", "b\"", "c\"", "b'"].into_iter().find(|prefix| rest.starts_with(prefix))
+        {
+            let quote = if prefix.ends_with('"') { '"' } else { '\'' };
+            prefix.len() + quoted(&rest[prefix.len()..], quote)
+        } else if first == '\'' {
+            let mut behind = rest[1..].chars();
+            match (behind.next(), behind.next()) {
+                (Some('\\'), _) | (_, Some('\'')) => 1 + quoted(&rest[1..], '\''),
+                _ => 1,
+            }
+        } else if word > 0 {
+            tokens.push(Token { text: &rest[..word], line });
+            word
+        } else {
+            let len = if rest.starts_with("::") { 2 } else { first.len_utf8() };
+            if !first.is_whitespace() {
+                tokens.push(Token { text: &rest[..len], line });
+            }
+            len
+        };
+        line += rest[..len].matches('\n').count();
+        rest = &rest[len..];
+    }
+    tokens
+}
+
+fn block_comment(text: &str) -> usize {
+    let mut depth = 0;
+    let mut at = 0;
+    while at < text.len() {
+        if text[at..].starts_with("/*") {
+            depth += 1;
+            at += 2;
+        } else if text[at..].starts_with("*/") {
+            depth -= 1;
+            at += 2;
+            if depth == 0 {
+                return at;
+            }
+        } else {
+            at += text[at..].chars().next().map_or(1, char::len_utf8);
+        }
+    }
+    at
+}
+
+/// The length of the raw string that starts here, if one does.
+fn raw_string(text: &str) -> Option<usize> {
+    let prefix = ["r", "br", "cr"].iter().find(|prefix| {
+        text.strip_prefix(**prefix).is_some_and(|rest| rest.starts_with(['#', '"']))
+    })?;
+    let hashes = text[prefix.len()..].chars().take_while(|c| *c == '#').count();
+    let inside = text[prefix.len() + hashes..].strip_prefix('"')?;
+    let end = format!("\"{}", "#".repeat(hashes));
+    let len = inside.find(&end).map_or(inside.len(), |at| at + end.len());
+    Some(text.len() - inside.len() + len)
+}
+
+/// The length up to and with the closing `quote`.
+fn quoted(text: &str, quote: char) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            _ if c == quote => return at + c.len_utf8(),
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// Files that break one rule each, and what is to be said about them.
+#[test]
+fn every_rule_is_enforced() {
+    for (path, text, said) in [
+        // Rows.
+        ("raw/slot.rs", "use crate::pool::Pool;", "`raw` may not import `pool`"),
+        (
+            "raw/slot.rs",
+            "use crate::{\n  id::A,\n  sender::{B, C},\n};",
+            "`raw` may not import `sender`",
+        ),
+        ("pool.rs", "fn f() { crate::sender::g(); }", "`pool` may not import `sender`"),
+        ("pool.rs", "fn f(s: &super::sender::Sender) {}", "`pool` may not import `sender`"),
+        ("pool/mod.rs", "use super::sender;", "`pool` may not import `sender`"),
+        ("raw/mod.rs", "mod a { use super::super::pool::P; }", "`raw` may not import `pool`"),
+        ("raw/slot.rs", "use super::super::pool as p;", "`raw` may not import `pool`"),
+        ("buf.rs", "use crate::mapped::M;", "`buf` may not import `mapped`"),
+        ("id.rs", "use crate::error::E;", "`id` may not import `error`"),
+        ("buf.rs", "use crate::Pool;", "no module with a row"),
+        ("buf.rs", "use crate::*;", "no module with a row"),
+        ("extra.rs", "", "`extra` has no row"),
+        ("reaper.rs", "type S = Vec<crate::sender::Sender>;", "`reaper` may not import `sender`"),
+        // The tracker.
+        ("tracker.rs", "use crate::sync::Arc;", "`tracker` imports only"),
+        ("tracker.rs", "use crate::{id::A, raw::B};", "`tracker` imports only"),
+        // Sockets.
+        ("pool.rs", "use crate::sys::socket::send;", "`pool` knows no sockets"),
+        ("raw/pool.rs", "use crate::{sys::{memory, errqueue}};", "`raw` knows no sockets"),
+        ("raw/pool.rs", "use crate::sys;", "`raw` knows no sockets"),
+        ("raw/pool.rs", "use std::net::TcpStream;", "`raw` knows no sockets"),
+        // Reserved names.
+        ("buf.rs", "use std::sync::Arc;", "only sync.rs may name `std::sync`"),
+        (
+            "buf.rs",
+            "use std::{fmt, sync::{atomic::AtomicU32}};",
+            "only sync.rs may name `std::sync`",
+        ),
+        ("buf.rs", "fn f() { ::std::thread::sleep(d) }", "only sync.rs may name `std::thread`"),
+        ("buf.rs", "use core::sync::atomic;", "only sync.rs may name `core::sync`"),
+        ("buf.rs", "fn f() { loom::model(|| {}) }", "only sync.rs may name `loom`"),
+        ("buf.rs", "use loom;", "only sync.rs may name `loom`"),
+        ("sys/socket.rs", "use crossbeam::utils::X;", "only sync.rs may name `crossbeam`"),
+        ("lib.rs", "use std::thread;", "only sync.rs may name `std::thread`"),
+        ("raw/region.rs", "fn f() -> libc::c_int { 0 }", "only sys/ may name `libc`"),
+        ("raw/region.rs", "use libc::{self as c};", "only sys/ may name `libc`"),
+        // Unsafe code.
+        ("pool.rs", "fn f() { unsafe { g() } }", "unsafe code has no place"),
+        ("raw/waiters.rs", "unsafe impl Send for X {}", "unsafe code has no place"),
+        ("sender/mod.rs", "#[unsafe(no_mangle)] fn f() {}", "unsafe code has no place"),
+        (
+            "pool.rs",
+            "fn f<'a>(c: char) { let _ = ('\\'', '\"'); unsafe { g() } }",
+            "unsafe code has",
+        ),
+        ("pool.rs", "/* a /* b */ c */ unsafe fn f() {}", "unsafe code has no place"),
+        ("pool.rs", "const A: &str = r#\"\"#; unsafe fn f() {}", "unsafe code has no place"),
+        // Items that are not for tests only.
+        ("pool.rs", "#[cfg(not(test))] unsafe fn f() {}", "unsafe code has no place"),
+        ("pool.rs", "#[cfg(test)] mod t { } unsafe fn f() {}", "unsafe code has no place"),
+        ("pool.rs", "#[cfg(test)] use a::{b, c}; unsafe fn f() {}", "unsafe code has no place"),
+    ] {
+        let faults = check(path, text);
+        assert!(
+            faults.iter().any(|fault| fault.contains(said)),
+            "{path}: {text}: expected {said}, found {faults:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_allowed_is_not_reported() {
+    for (path, text) in [
+        ("sync.rs", "pub(crate) use std::{sync::Arc, thread}; use loom::sync::Mutex;"),
+        ("sys/errqueue.rs", "use super::{Batch, socket}; use crate::error::E; unsafe fn f() {}"),
+        ("sys/socket.rs", "use super::fallback::abort; fn f() -> libc::c_int { 0 }"),
+        ("raw/slot.rs", "use super::freelist::F; use crate::{id::I, raw::waiters, sync::*};"),
+        ("raw/region.rs", "use crate::sys::memory; fn f() { unsafe { g() } }"),
+        ("tracker.rs", "use crate::{error::E, id::{A, B}}; use std::collections::VecDeque;"),
+        ("sender/mod.rs", "mod queue; use self::queue::Q; use crate::{pool::P, sys::socket};"),
+        ("sender/queue.rs", "use super::Sender; use std::net::TcpStream;"),
+        ("lib.rs", "mod pool; pub use pool::Pool; pub use sender::Sender;"),
+        ("pool.rs", "// unsafe crate::sender::X\n/// std::sync\nfn f() { g(\"unsafe libc::x\") }"),
+        ("pool.rs", "#[cfg(test)] mod tests { use crate::sender::S; fn f() { unsafe { g() } } }"),
+        ("pool.rs", "#[cfg(all(test, unix))] #[allow(x)] mod t { use std::thread; } fn f() {}"),
+        ("pool.rs", "#[cfg(loom)] fn f() { if cfg!(loom) {} }"),
+        ("pool.rs", "#![allow(unsafe_code)] fn f() -> impl X + use<'_> { thread::x() }"),
+        ("pool.rs", "const A: &str = r\"unsafe\"; const B: &[u8] = br#\"\"unsafe\"#;"),
+        ("pool.rs", "mod a { use super::b; } mod b {}"),
+    ] {
+        assert_eq!(check(path, text), [""; 0], "{path}: {text}");
+    }
+}
