@@ -8,7 +8,7 @@ use std::{
     os::fd::AsRawFd,
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
@@ -346,7 +346,9 @@ fn released_payloads_come_back_in_order_with_their_contents() {
     let mut want = Vec::new();
     let mut bufs: Vec<_> = (0..8).map(|_| pool.try_alloc(1).unwrap()).collect();
     let (mut sent, mut back) = (0, 0);
+    let deadline = soon().unwrap();
     while back < 60 {
+        assert!(Instant::now() < deadline, "{back} of {sent} came back");
         while sent < 60
             && let Some(mut buf) = bufs.pop()
         {
