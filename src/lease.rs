@@ -1,6 +1,13 @@
 //! What can be sent, and what the sender keeps of it while the kernel may read it.
 
-use crate::{buf::PinnedBuf, mapped::MappedSlice, sync::Arc, sys::socket::IoVec};
+use crate::{
+    buf::PinnedBuf,
+    mapped::MappedSlice,
+    raw::{RawPool, SlotRef},
+    shared::SharedBuf,
+    sync::Arc,
+    sys::socket::IoVec,
+};
 
 /// Memory that can be sent.
 ///
@@ -10,6 +17,8 @@ use crate::{buf::PinnedBuf, mapped::MappedSlice, sync::Arc, sys::socket::IoVec};
 pub enum Payload {
     /// A buffer of a [`Pool`](crate::Pool).
     Pinned(PinnedBuf),
+    /// A frozen buffer of a pool, which others may send at the same time.
+    SharedBuf(SharedBuf),
     /// Memory the user mapped.
     Mapped(MappedSlice),
     /// Memory that lives as long as the process.
@@ -35,6 +44,7 @@ impl Payload {
     fn as_raw(&self) -> (*const u8, usize) {
         let slice: &[u8] = match self {
             Self::Pinned(buf) => return buf.as_raw(),
+            Self::SharedBuf(buf) => return buf.as_raw(),
             Self::Mapped(slice) => return slice.as_raw(),
             Self::Static(slice) => slice,
             Self::Shared(slice) => slice,
@@ -42,6 +52,20 @@ impl Payload {
             Self::Bytes(bytes) => bytes,
         };
         (slice.as_ptr(), slice.len())
+    }
+
+    /// The slot of a pool that holds the bytes.
+    fn slot(&self) -> Option<&SlotRef> {
+        match self {
+            Self::Pinned(buf) => Some(buf.slot()),
+            Self::SharedBuf(buf) => Some(buf.slot()),
+            _ => None,
+        }
+    }
+
+    /// The pool that the bytes are in.
+    pub(crate) fn pool(&self) -> Option<&RawPool> {
+        self.slot().map(SlotRef::pool)
     }
 }
 
@@ -94,6 +118,7 @@ macro_rules! into_payload {
 
 into_payload! {
     PinnedBuf => Pinned,
+    SharedBuf => SharedBuf,
     MappedSlice => Mapped,
     &'static [u8] => Static,
     Arc<[u8]> => Shared,
@@ -135,9 +160,9 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    pub(crate) fn new(mut payload: Payload, ticket: u64) -> Self {
-        if let Payload::Pinned(buf) = &mut payload {
-            buf.begin_lease();
+    pub(crate) fn new(payload: Payload, ticket: u64) -> Self {
+        if let Some(slot) = payload.slot() {
+            slot.slot().begin_lease();
         }
         Self {
             payload: Some(payload),
@@ -156,15 +181,15 @@ impl Lease {
 
     /// Whether somebody waits for a slot of the pool this payload comes from.
     pub(crate) fn is_awaited(&self) -> bool {
-        matches!(&self.payload, Some(Payload::Pinned(buf)) if buf.pool().has_waiters())
+        self.payload.as_ref().and_then(Payload::pool).is_some_and(RawPool::has_waiters)
     }
 
     /// The bytes can no longer be proven released by a note.
     pub(crate) fn quarantine(&mut self) {
         if !self.quarantined {
             self.quarantined = true;
-            if let Some(Payload::Pinned(buf)) = &mut self.payload {
-                buf.quarantine();
+            if let Some(slot) = self.payload.as_ref().and_then(Payload::slot) {
+                slot.quarantine();
             }
         }
     }
@@ -172,9 +197,9 @@ impl Lease {
     /// Gives the payload to its next owner. The caller has the proof that the kernel reads none
     /// of it any more, or never took any of it.
     pub(crate) fn release(mut self) -> Payload {
-        let mut payload = self.payload.take().expect("present until released");
-        if let Payload::Pinned(buf) = &mut payload {
-            if self.quarantined { buf.quarantine_released() } else { buf.end_lease() }
+        let payload = self.payload.take().expect("present until released");
+        if let Some(slot) = payload.slot().map(SlotRef::slot) {
+            if self.quarantined { slot.quarantine_released() } else { slot.end_lease() }
         }
         payload
     }

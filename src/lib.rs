@@ -19,6 +19,8 @@ mod pool;
 mod raw;
 mod reaper;
 mod sender;
+#[allow(unsafe_code)]
+mod shared;
 mod sync;
 #[allow(unsafe_code)]
 mod sys;
@@ -40,6 +42,7 @@ pub use sender::{
     Capabilities, CloseReport, Fate, HandBack, Interest, Policy, Reaped, ResumeIds, Returned,
     Sender, SenderBuilder, SenderStats,
 };
+pub use shared::SharedBuf;
 pub use sys::{Foreign, Timestamps};
 
 #[doc(hidden)]

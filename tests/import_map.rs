@@ -7,12 +7,13 @@
 use std::{fs, path::Path};
 
 /// A module imports only from rows above its own, and from its own folder.
-const ROWS: [&[&str]; 9] = [
+const ROWS: [&[&str]; 10] = [
     &["backing", "id", "sync"],
     &["error"],
     &["sys"],
     &["raw", "tracker"],
     &["buf", "mapped"],
+    &["shared"],
     &["lease", "reaper"],
     &["pool"],
     &["sender"],
@@ -20,7 +21,7 @@ const ROWS: [&[&str]; 9] = [
 ];
 
 /// Files, or folders with a slash at the end, that may contain unsafe code.
-const UNSAFE_CODE: [&str; 8] = [
+const UNSAFE_CODE: [&str; 9] = [
     "sys/",
     "raw/region.rs",
     "raw/slot.rs",
@@ -28,6 +29,7 @@ const UNSAFE_CODE: [&str; 8] = [
     "raw/pool.rs",
     "buf.rs",
     "mapped.rs",
+    "shared.rs",
     "sender/kernel.rs",
 ];
 

@@ -16,8 +16,8 @@ mod waiters;
 #[cfg(test)]
 pub(crate) use class::Home;
 pub(crate) use class::SizeClass;
-pub use pool::RawPool;
-pub(crate) use pool::{Options, PoolHandle, SlotRef};
+pub(crate) use pool::{Options, PoolHandle};
+pub use pool::{RawPool, SlotRef};
 pub use reclaim::Reclaim;
 pub use region::RegionReport;
 pub use slot::{Slot, SlotState};

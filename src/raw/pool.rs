@@ -245,16 +245,19 @@ fn stride(capacity: usize, page_bytes: usize) -> Option<usize> {
 
 /// Names one slot that is out, and keeps its pool alive.
 ///
-/// Not Clone, and no Drop: who holds it is counted in the slot's word, and [`recycle`] ends it.
-/// Forgetting one keeps the slot out and the pool's memory mapped, which is what Quarantined means.
+/// Not Clone, and no Drop: each is a holder counted in the slot's word, [`share`] makes one more,
+/// [`recycle`] and [`unshare`] end it. Forgetting one keeps the slot out and the pool's memory
+/// mapped, which is what Quarantined means.
 ///
 /// # Invariants
 ///
 /// 1. The slot is out: not on the free list, not with a waiter. Its hold keeps the pool alive.
 ///
+/// [`share`]: Self::share
 /// [`recycle`]: Self::recycle
+/// [`unshare`]: Self::unshare
 #[derive(Debug)]
-pub(crate) struct SlotRef {
+pub struct SlotRef {
     class: NonNull<SizeClass>,
     index: u32,
 }
@@ -310,16 +313,39 @@ impl SlotRef {
         }
     }
 
-    /// Sends the slot home.
+    /// One more handle, made from a handle.
+    ///
+    /// # Panics
+    ///
+    /// With 2^21 - 1 holders.
+    pub(crate) fn share(&self) -> Self {
+        self.slot().share();
+        Self { ..*self }
+    }
+
+    /// Gives up a handle; the last holder sends the slot home.
+    pub(crate) fn unshare(self) {
+        if self.slot().unshare() {
+            self.go_home();
+        }
+    }
+
+    /// Gives up the only handle and sends the slot home.
     ///
     /// # Panics
     ///
     /// If there is anything but one handle on the slot.
     #[inline]
     pub(crate) fn recycle(self) {
+        self.slot().recycle();
+        self.go_home();
+    }
+
+    /// Sends the slot home, which is Free.
+    #[inline]
+    fn go_home(self) {
         let class = self.class();
         let slot = class.slot(self.index);
-        slot.recycle();
         if class.zero_on_recycle() {
             slot.contents_written();
             // SAFETY: `capacity` bytes from `memory` are the slot's and mapped; the word says that
