@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    raw::{SlotRef, SlotState},
+    raw::{Replaced, SlotRef, SlotState},
     sync::panicking,
 };
 
@@ -199,6 +199,12 @@ impl PinnedBuf {
         let mut buf = ManuallyDrop::new(self);
         // SAFETY: the field is not used again: `buf` is never dropped.
         (unsafe { ManuallyDrop::take(&mut buf.slot) }, buf.len)
+    }
+
+    /// Gives the slot, whose only holder is this quarantined lease, new pages: it becomes an empty
+    /// buffer again. See [`SlotRef::replace_pages`].
+    pub(crate) fn replace_pages(&mut self) -> Option<Replaced> {
+        self.slot.replace_pages(&mut self.len)
     }
 
     /// Address and length of the bytes written. No reference: the kernel may be reading them.

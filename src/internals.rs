@@ -4,7 +4,7 @@
 use crate::{buf::PinnedBuf, pool::Pool, shared::SharedBuf};
 
 pub use crate::{
-    raw::{RawPool, Reclaim, Slot, SlotRef, SlotState},
+    raw::{RawPool, Reclaim, Replaced, Slot, SlotRef, SlotState},
     reaper::Token,
     sender::{
         Config,
@@ -50,6 +50,9 @@ pub trait Lease {
         self.slot().slot().quarantine_released();
     }
 
+    /// New pages for the quarantined lease's memory; it becomes a handle.
+    fn replace_pages(&mut self) -> Option<Replaced>;
+
     /// The kernel reads the memory now.
     fn kernel_reads(&self) {
         self.slot().slot().contents_read();
@@ -65,10 +68,18 @@ impl Lease for PinnedBuf {
     fn slot(&self) -> &SlotRef {
         self.slot()
     }
+
+    fn replace_pages(&mut self) -> Option<Replaced> {
+        self.replace_pages()
+    }
 }
 
 impl Lease for SharedBuf {
     fn slot(&self) -> &SlotRef {
         self.slot()
+    }
+
+    fn replace_pages(&mut self) -> Option<Replaced> {
+        self.replace_pages()
     }
 }

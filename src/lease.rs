@@ -3,7 +3,7 @@
 use crate::{
     buf::PinnedBuf,
     mapped::MappedSlice,
-    raw::{RawPool, SlotRef},
+    raw::{RawPool, Replaced, SlotRef},
     shared::SharedBuf,
     sync::Arc,
     sys::socket::IoVec,
@@ -59,6 +59,15 @@ impl Payload {
         match self {
             Self::Pinned(buf) => Some(buf.slot()),
             Self::SharedBuf(buf) => Some(buf.slot()),
+            _ => None,
+        }
+    }
+
+    /// Gives the bytes new pages, if they are in a pool and nothing speaks against it.
+    fn replace_pages(&mut self) -> Option<Replaced> {
+        match self {
+            Self::Pinned(buf) => buf.replace_pages(),
+            Self::SharedBuf(buf) => buf.replace_pages(),
             _ => None,
         }
     }
@@ -142,12 +151,15 @@ impl IntoPayload for Payload {
 ///
 /// Holding a lease tells you: the kernel may read the payload's bytes, so nobody may write or
 /// reuse them. It ends in one way only, [`release`](Self::release), which the sender calls after
-/// the proof. A lease that is dropped instead (a panic took its tracker away) leaves its memory
+/// the proof. Before that a quarantined one can part with its payload, when the kernel's pages are no
+/// longer the payload's ([`replace_pages`](Self::replace_pages)). A lease that is dropped instead (a panic took its tracker away) leaves its memory
 /// alone for ever and the slot Quarantined.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    /// `None` only after `release`.
+    /// `None` after `replace_pages`, and after `release`.
     payload: Option<Payload>,
+    /// The pages that the kernel may read though the payload has new ones.
+    replaced: Option<Replaced>,
     /// Sequence number of the send it belongs to.
     pub(crate) ticket: u64,
     /// Bytes offered to zero-copy calls, each call's share counted.
@@ -166,6 +178,7 @@ impl Lease {
         }
         Self {
             payload: Some(payload),
+            replaced: None,
             ticket,
             offered_bytes: 0,
             charged_pages: 0,
@@ -194,20 +207,31 @@ impl Lease {
         }
     }
 
-    /// Gives the payload to its next owner. The caller has the proof that the kernel reads none
-    /// of it any more, or never took any of it.
-    pub(crate) fn release(mut self) -> Payload {
-        let payload = self.payload.take().expect("present until released");
+    /// Frees the memory of a quarantined lease early, if that is a pool's and nobody else holds it:
+    /// it gets new pages, and the payload, now empty, is the caller's to drop. The lease lives on
+    /// until the proof, for the old pages.
+    ///
+    /// The caller has sent all that it will ever send of the payload.
+    pub(crate) fn replace_pages(&mut self) -> Option<Payload> {
+        self.replaced = Some(self.payload.as_mut()?.replace_pages()?);
+        self.payload.take()
+    }
+
+    /// Gives the payload, if the lease still has it, to its next owner. The caller has the proof
+    /// that the kernel reads none of it any more, or never took any of it.
+    pub(crate) fn release(mut self) -> Option<Payload> {
+        self.replaced = None;
+        let payload = self.payload.take()?;
         if let Some(slot) = payload.slot().map(SlotRef::slot) {
             if self.quarantined { slot.quarantine_released() } else { slot.end_lease() }
         }
-        payload
+        Some(payload)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         self.quarantine();
-        std::mem::forget(self.payload.take());
+        std::mem::forget((self.payload.take(), self.replaced.take()));
     }
 }

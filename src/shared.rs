@@ -8,7 +8,10 @@ use std::{
     slice,
 };
 
-use crate::{buf::PinnedBuf, raw::SlotRef};
+use crate::{
+    buf::PinnedBuf,
+    raw::{Replaced, SlotRef},
+};
 
 /// A frozen buffer: read-only, cheap to clone, to be sent over many sockets at once.
 ///
@@ -139,6 +142,12 @@ impl SharedBuf {
     /// The slot, of which the buffer is one holder.
     pub(crate) fn slot(&self) -> &SlotRef {
         &self.slot
+    }
+
+    /// Gives the slot, whose only holder is this quarantined lease, new pages: it becomes an empty
+    /// buffer again. See [`SlotRef::replace_pages`].
+    pub(crate) fn replace_pages(&mut self) -> Option<Replaced> {
+        self.slot.replace_pages(&mut self.len)
     }
 
     /// Address and length of the bytes.

@@ -9,7 +9,9 @@ mod freelist;
 #[allow(unsafe_code)]
 mod pool;
 mod reclaim;
+#[allow(unsafe_code)]
 mod region;
+mod replaced;
 mod slot;
 mod waiters;
 
@@ -20,5 +22,6 @@ pub(crate) use pool::{Options, PoolHandle};
 pub use pool::{RawPool, SlotRef};
 pub use reclaim::Reclaim;
 pub use region::RegionReport;
+pub use replaced::Replaced;
 pub use slot::{Slot, SlotState};
 pub(crate) use waiters::{Joined, WaitTicket};

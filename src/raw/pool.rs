@@ -7,6 +7,7 @@ use super::{
     freelist::MAX_SLOTS,
     reclaim::Reclaim,
     region::Region,
+    replaced::{Replaced, ReplacedBytes},
     slot::Slot,
 };
 use crate::{
@@ -42,6 +43,7 @@ pub struct RawPool {
     /// In ascending order of capacity.
     classes: Box<[SizeClass]>,
     reclaim: Mutex<Vec<Weak<dyn Reclaim>>>,
+    replaced: ReplacedBytes,
     /// Dropped last: the classes point into it.
     region: Region,
 }
@@ -89,6 +91,11 @@ impl RawPool {
 
     pub(crate) fn region(&self) -> &Region {
         &self.region
+    }
+
+    /// Bytes of former pages that the kernel still holds.
+    pub fn replaced_bytes(&self) -> usize {
+        self.replaced.get()
     }
 
     /// Gives up `holds` of the pool's holds.
@@ -162,6 +169,7 @@ impl PoolHandle {
             holds: AtomicUsize::new(slots + 1),
             classes,
             reclaim: Mutex::default(),
+            replaced: ReplacedBytes::new(region.report().bytes),
             region,
         };
         // SAFETY: the pointer is to a box of a RawPool's layout, unused so far.
@@ -311,6 +319,31 @@ impl SlotRef {
         for waker in self.class().slot_quarantined() {
             waker.wake();
         }
+    }
+
+    /// Turns a quarantined lease into a handle by giving the slot new pages, so that what the
+    /// kernel may still read is no longer the slot's. `len`, the length of what was written, becomes
+    /// 0 when that is lost.
+    ///
+    /// `None`, and the slot stays Quarantined: somebody else holds it too, by a handle or a lease of
+    /// whatever kind; it has no whole pages of its own, or such as cannot be replaced; the kernel
+    /// holds too much of the pool already; or it has no page to give.
+    pub(crate) fn replace_pages(&self, len: &mut usize) -> Option<Replaced> {
+        let (memory, bytes) = (NonNull::new(self.memory())?, self.class().stride());
+        let pool = self.pool();
+        if !self.slot().is_quarantined_alone() || !pool.region.can_replace(memory.as_ptr(), bytes) {
+            return None;
+        }
+        let replaced = pool.replaced.add(bytes)?;
+        self.slot().contents_written();
+        // SAFETY: `bytes` from `memory` on are the slot's, and so in the region, which can replace
+        // them. The caller's lease is the only holder, as just checked, and nobody can come to hold
+        // the slot but through a handle: apart from the kernel nobody uses the contents.
+        unsafe { pool.region.discard(memory, bytes) }.ok()?;
+        *len = 0;
+        pool.region.repopulate(memory, bytes).ok()?;
+        self.slot().quarantine_released();
+        Some(replaced)
     }
 
     /// One more handle, made from a handle.

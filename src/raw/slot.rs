@@ -118,6 +118,12 @@ impl Slot {
         self.state.load(Ordering::Acquire) == OWNED
     }
 
+    /// Whether there is one quarantined lease and nothing else: the caller's, who so is alone.
+    pub(crate) fn is_quarantined_alone(&self) -> bool {
+        // Acquire: as in `is_alone`.
+        self.state.load(Ordering::Acquire) == QUARANTINED
+    }
+
     fn word(&self) -> u64 {
         // Relaxed: a snapshot for reports.
         self.state.load(Ordering::Relaxed)
@@ -220,16 +226,13 @@ impl Slot {
     /// the free list.
     #[must_use]
     pub fn unshare(&self) -> bool {
-        if self.is_alone() {
-            self.recycle();
-            return true;
-        }
         // AcqRel: Release partners with the Acquire of the last one out, here or in `is_alone`,
         // which hands the slot home and so must come after every holder's last access.
-        self.count(Ordering::AcqRel, "unshared", |holders| {
-            let handles = holders.handles.checked_sub(1)?;
-            Some(Holders { handles, ..holders })
-        }) == FREE
+        let word = self.state.fetch_sub(OWNED, Ordering::AcqRel);
+        if Holders::unpack(word).handles == 0 {
+            self.wrong(word, "unshared");
+        }
+        word == OWNED
     }
 
     /// Applies `step` to the word and returns the new word.
@@ -361,6 +364,14 @@ mod tests {
         slot.begin_lease();
         slot.end_lease();
         slot.end_lease();
+    }
+
+    #[test]
+    #[should_panic(expected = "slot 7 cannot be unshared: it is InFlight")]
+    fn a_handle_ends_once() {
+        let slot = owned();
+        slot.begin_lease();
+        let _ = slot.unshare();
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl InFlight {
     pub(super) fn withdraw(&mut self, key: LeaseKey) -> Payload {
         let lease = self.tracker.settle(key).expect("no id covers what was not accepted");
         self.done.uncharge(&lease);
-        lease.release()
+        lease.release().expect("only what was accepted is ever quarantined")
     }
 
     /// Gives out the id of a call that is about to be made, and charges its leases for it.
@@ -314,7 +314,8 @@ impl Done {
         self.uncharge(&lease);
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);
-        let payload = lease.release();
+        // Without a payload only its former pages were waited for.
+        let Some(payload) = lease.release() else { return };
         match self.hand_back {
             HandBack::Recycle => self.settled.push(payload),
             HandBack::Return => self.returned.push_back(Returned { sequence: ticket, payload }),
