@@ -34,7 +34,7 @@ mutants() {
     model=$(sed -n '1s/^model: //p' "$patch")
     rm -rf "$copy/tree" && mkdir "$copy/tree"
     tar -C "$root" -c --exclude=./target --exclude=./.git . | tar -C "$copy/tree" -xm  # -m: cargo goes by the time
-    if ! patch -s -p1 -d "$copy/tree" <"$patch"; then
+    if ! patch -s -N -p1 -d "$copy/tree" <"$patch"; then
       result='DOES NOT APPLY'; missed=1
     elif ! out=$(cd "$copy/tree" && cargo test --quiet --release --package loom-tests --tests --no-run 2>&1); then
       result='DOES NOT BUILD'; missed=1

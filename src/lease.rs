@@ -164,8 +164,6 @@ pub(crate) struct Lease {
     pub(crate) ticket: u64,
     /// Bytes offered to zero-copy calls, each call's share counted.
     pub(crate) offered_bytes: usize,
-    /// Pages charged to the memlock budget for these calls.
-    pub(crate) charged_pages: usize,
     /// Whether a part of it went by copy, by the sender's own choice.
     pub(crate) copied: bool,
     quarantined: bool,
@@ -181,7 +179,6 @@ impl Lease {
             replaced: None,
             ticket,
             offered_bytes: 0,
-            charged_pages: 0,
             copied: false,
             quarantined: false,
         }

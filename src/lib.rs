@@ -39,8 +39,8 @@ pub use pool::{Alloc, Audit, ClassStats, Offender, Pool, PoolBuilder, PoolStats,
 pub use raw::{RegionReport, SlotState};
 pub use reaper::{ReaperStats, reaper_stats, wait_idle};
 pub use sender::{
-    Capabilities, CloseReport, Fate, HandBack, Interest, Policy, Reaped, ResumeIds, Returned,
-    Sender, SenderBuilder, SenderStats,
+    Capabilities, CloseReport, Fate, HandBack, Interest, Policy, ReapHalf, Reaped, ResumeIds,
+    Returned, SendHalf, Sender, SenderBuilder, SenderStats,
 };
 pub use shared::SharedBuf;
 pub use sys::{Foreign, Timestamps};

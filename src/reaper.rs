@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Names one entry of the reaper; never used twice.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Token(u64);
 
 /// What the reaper has in its care.

@@ -12,6 +12,9 @@ use std::sync::atomic;
 #[cfg(not(loom))]
 pub use std::{sync::Mutex, thread};
 
+#[allow(unsafe_code)]
+pub mod fake;
+
 use std::{
     sync::{
         Arc, Weak,

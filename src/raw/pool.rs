@@ -75,7 +75,7 @@ impl RawPool {
 
     /// Whether somebody waits for a slot of any class.
     ///
-    /// Exact for whoever is ordered after the waiter's registering by a lock; see [`Reclaim`].
+    /// Exact for whoever is ordered after the waiter's queueing by a lock; see [`Reclaim`].
     pub fn has_waiters(&self) -> bool {
         self.classes.iter().any(|class| class.free().has_waiters())
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Capabilities, Config, Returned, SenderStats,
+    Capabilities, Config, Reaped, Returned, SenderStats,
     ending::Ending,
     in_flight::{InFlight, Read},
     kernel::{Interest, Kernel},
@@ -25,7 +25,7 @@ use crate::{
     lease::{IntoPayload, Payload},
     raw::Reclaim,
     reaper,
-    sync::{Arc, Mutex, lock, try_lock},
+    sync::{Arc, AtomicUsize, Mutex, lock, try_lock},
     sys::{Foreign, errno, socket::SendFlags},
 };
 
@@ -51,6 +51,8 @@ pub struct Core<K: Kernel> {
     watch: Mutex<Watch>,
     /// The end, once it has begun.
     pub(super) ending: Mutex<Option<Ending>>,
+    /// Handles: 1, or 2 while split.
+    pub(super) owners: AtomicUsize,
 }
 
 /// What is to be sent.
@@ -139,6 +141,7 @@ impl<K: Kernel> Core<K> {
             in_flight: Mutex::new(in_flight),
             watch: Mutex::new(Watch::Off),
             ending: Mutex::new(None),
+            owners: AtomicUsize::new(1),
         })
     }
 
@@ -319,9 +322,6 @@ impl<K: Kernel> Core<K> {
     /// The id of a zero-copy call, or what must happen instead.
     fn admit(&self, send: &mut Send, call: Call) -> Result<NotificationId, Admission> {
         let (keys, memory) = (send.outbox.keys(), send.outbox.memory());
-        let pages = (memory.iter().enumerate())
-            .map(|(at, part)| MemlockBudget::pages(part.len(), at == 0))
-            .sum();
         let mut in_flight = lock(&self.in_flight);
         let unread_limit = (self.optmem_max / OPTMEM_PER_NOTE / 2) as usize;
         if send.unread_calls >= unread_limit.clamp(1, MAX_UNREAD_CALLS) {
@@ -336,7 +336,7 @@ impl<K: Kernel> Core<K> {
             }
             let (sends, bytes) =
                 (in_flight.tracker.outstanding(), in_flight.done.stats.in_flight_bytes);
-            let admission = send.window.admit(&self.budget, call.bytes, pages, sends, bytes);
+            let admission = send.window.admit(&self.budget, call.bytes, sends, bytes);
             match (admission, attempt) {
                 (Admission::ZeroCopy, _) => break,
                 (Admission::Full, 0) => {
@@ -350,7 +350,7 @@ impl<K: Kernel> Core<K> {
             }
         }
         in_flight.begin_call(keys, memory, self.kernel.now()).ok_or_else(|| {
-            self.budget.refund(pages);
+            self.budget.refund(1, call.bytes);
             Admission::Copy
         })
     }
@@ -448,6 +448,21 @@ impl<K: Kernel> Core<K> {
         Ok(Step { read: read?, flushed, next })
     }
 
+    /// As [`step`](Self::step), for a caller that wants to know what was read.
+    pub(super) fn reap(&self) -> io::Result<Reaped> {
+        let read = self.step()?.read;
+        Ok(Reaped { messages: read.messages, calls: read.ids })
+    }
+
+    /// As [`step`](Self::step), for a caller that wants to know whether nothing is left to send.
+    pub(super) fn flush_now(&self) -> Result<bool, OsError> {
+        match self.step().map_err(|error| OsError::from(&error))?.flushed {
+            Ok(()) => Ok(true),
+            Err(Stop::Stuck) => Ok(false),
+            Err(Stop::Failed(error) | Stop::Refused(error)) => Err(error),
+        }
+    }
+
     /// Drops what was let go of and wakes who waited for it, with no lock held.
     pub(super) fn dispose(&self) {
         let mut in_flight = lock(&self.in_flight);
@@ -481,6 +496,11 @@ impl<K: Kernel> Core<K> {
         lock(&self.send).outbox.is_empty()
     }
 
+    /// Whether a send was given up after a part of it was accepted.
+    pub(super) fn has_cut_short(&self) -> bool {
+        lock(&self.in_flight).done.stats.truncated_sends > 0
+    }
+
     /// Whether everything is accepted and released.
     pub(super) fn is_drained(&self) -> bool {
         self.is_flushed() && lock(&self.in_flight).tracker.outstanding() == 0
@@ -491,7 +511,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Asks the option memory whether all is released though no note said so.
-    pub(super) fn check_overdue(&self) {
+    pub fn check_overdue(&self) {
         lock(&self.in_flight).prove(&self.kernel);
         self.dispose();
     }
@@ -627,17 +647,6 @@ pub struct Step {
     next: Option<Duration>,
 }
 
-impl Step {
-    /// Whether nothing is left to send.
-    pub(super) fn flushed(&self) -> Result<bool, OsError> {
-        match self.flushed {
-            Ok(()) => Ok(true),
-            Err(Stop::Stuck) => Ok(false),
-            Err(Stop::Failed(error) | Stop::Refused(error)) => Err(error),
-        }
-    }
-}
-
 impl<K: Kernel> fmt::Debug for Core<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Core").field("stats", &self.stats()).finish_non_exhaustive()
@@ -654,7 +663,7 @@ impl<K: Kernel> Reclaim for Core<K> {
         let next = self.step().ok().and_then(|step| step.next);
         if lock(&self.ending).is_some() {
             if self.is_over() {
-                self.retire();
+                self.finish();
             }
             return next;
         }

@@ -112,6 +112,7 @@ impl<K: Kernel> Core<K> {
                 if quarantined || self.kernel.now().duration_since(since) < GRACE {
                     return Some(if quarantined { LOOK_EVERY_UNPROVEN } else { GRACE });
                 }
+                let flushed = self.is_flushed();
                 let mut in_flight = lock(&self.in_flight);
                 in_flight.prove(&self.kernel);
                 if in_flight.tracker.outstanding() == 0 {
@@ -119,6 +120,9 @@ impl<K: Kernel> Core<K> {
                     return None;
                 }
                 in_flight.quarantine();
+                if flushed {
+                    in_flight.replace_pages();
+                }
                 ending.phase = Phase::Unproven { since, quarantined: true };
                 Some(LOOK_EVERY_UNPROVEN)
             }
@@ -145,7 +149,7 @@ impl<K: Kernel> Core<K> {
 
     /// Breaks the connection: what is not accepted is let go of, and the kernel hands back every
     /// id except those of packets in a queue below.
-    pub(super) fn abort(&self) {
+    pub fn abort(&self) {
         self.begin_end(true);
         let mut guard = lock(&self.ending);
         if let Some(ending) = guard.as_mut()
@@ -199,17 +203,26 @@ impl<K: Kernel> Core<K> {
         }
     }
 
+    /// Nobody drives the sender any more; its descriptor is about to be closed. If a send was cut
+    /// short that must not look like the orderly end of a whole stream.
+    pub(super) fn finish(&self) {
+        if self.has_cut_short() {
+            let _ = self.kernel.reset_on_close();
+        }
+        self.retire();
+    }
+
     /// The last owner lets go: what has not ended is the reaper's from here on.
     ///
     /// A sender with nothing to do is closed without an end of the stream of its own: other handles
     /// of the socket may want to go on.
-    pub(super) fn leave(self: Arc<Self>) {
+    pub fn leave(self: Arc<Self>) {
         // A failure to read notes leaves the end to the reaper too.
         let _ = self.step();
         let idle = lock(&self.ending).is_none() && self.is_drained();
         self.begin_end(true);
         if idle || self.is_over() {
-            self.retire();
+            self.finish();
         } else {
             self.hand_over();
         }

@@ -55,6 +55,8 @@ pub trait Kernel: Send + Sync + 'static {
     /// Breaks the connection: the peer sees a reset, and every id is released except those of
     /// packets in a queue below.
     fn abort(&self) -> io::Result<()>;
+    /// Makes the close of the descriptor a reset.
+    fn reset_on_close(&self) -> io::Result<()>;
     /// Keeps the final close from blocking.
     fn linger_off(&self) -> io::Result<()>;
     /// The clock that deadlines are measured by.
@@ -125,6 +127,10 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
             socket::shutdown_read(fd)?;
             socket::abort(fd)
         })
+    }
+
+    fn reset_on_close(&self) -> io::Result<()> {
+        socket::reset_on_close(self.0.as_fd())
     }
 
     fn linger_off(&self) -> io::Result<()> {

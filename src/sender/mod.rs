@@ -9,6 +9,7 @@
 //! | `ledger` | what became of every send |
 //! | `window` | how much may be in flight |
 //! | `ending` | flush, drain, abort, and who sees to it |
+//! | `split` | the halves for two threads |
 //! | `wait` | waiting without spinning |
 //! | `kernel` | the one seam to the kernel |
 
@@ -20,6 +21,7 @@ mod in_flight;
 pub(crate) mod kernel;
 mod ledger;
 mod outbox;
+mod split;
 mod wait;
 pub(crate) mod window;
 
@@ -35,8 +37,9 @@ pub use self::{
     ending::CloseReport,
     kernel::Interest,
     ledger::Fate,
+    split::{ReapHalf, SendHalf},
 };
-use self::{core::Core, kernel::Socket, wait::Wait};
+use self::{core::Core, kernel::Socket};
 use crate::{
     error::{AdoptError, CopyReason, OsError, SendError, WaitError},
     id::Ticket,
@@ -210,19 +213,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// As [`try_send`](Self::try_send), but never [`SendError::WouldBlock`].
     pub fn send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
-        let mut buf = buf;
-        let mut wait = Wait::new(self.core(), None);
-        let ticket = loop {
-            match self.core().try_send(buf) {
-                Err(SendError::WouldBlock(back)) => buf = back,
-                Err(error) => return Err(error),
-                Ok(ticket) => break ticket,
-            }
-            if let Err(error) = wait.step_and_round() {
-                return Err(SendError::Os { error, buf });
-            }
-        };
-        self.finish(ticket)
+        self.core().send(buf)
     }
 
     /// Sends several buffers as one send, in order, as far as the socket takes them now.
@@ -245,33 +236,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// As [`try_send_vectored`](Self::try_send_vectored), but never [`SendError::WouldBlock`].
     pub fn send_vectored(&mut self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
-        let mut wait = Wait::new(self.core(), None);
-        let ticket = loop {
-            match self.core().try_send_vectored(bufs) {
-                Err(SendError::WouldBlock(())) => {}
-                Err(error) => return Err(error),
-                Ok(ticket) => break ticket,
-            }
-            if let Err(error) = wait.step_and_round() {
-                return Err(SendError::Os { error, buf: () });
-            }
-        };
-        self.finish(ticket)
-    }
-
-    /// Blocks until the send just begun is wholly accepted.
-    fn finish<B>(&self, ticket: Ticket) -> Result<Ticket, SendError<B>> {
-        let core = self.core();
-        if core.is_flushed() {
-            return Ok(ticket);
-        }
-        let flushed = Wait::new(core, None).until(|core| core.is_flushed().then_some(Ok(())));
-        match (flushed, core.connection_error()) {
-            (Err(WaitError::Os(error)), _) | (Ok(()), Some(error)) => {
-                Err(SendError::Truncated { ticket, error })
-            }
-            _ => Ok(ticket),
-        }
+        self.core().send_vectored(bufs)
     }
 
     /// Sends what the socket has not yet accepted of the last send; never blocks. Returns whether
@@ -281,7 +246,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// The error of the connection, or of the call.
     pub fn flush(&mut self) -> Result<bool, OsError> {
-        self.core().step().map_err(|error| OsError::from(&error))?.flushed()
+        self.core().flush_now()
     }
 
     /// What to wait for before calling again.
@@ -298,8 +263,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// What `recvmsg(2)` reported.
     pub fn reap(&mut self) -> io::Result<Reaped> {
-        let read = self.core().step()?.read;
-        Ok(Reaped { messages: read.messages, calls: read.ids })
+        self.core().reap()
     }
 
     /// The next payload handed back, in order of release; see [`HandBack::Return`].
@@ -334,12 +298,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// [`WaitError::TimedOut`], or [`WaitError::Poisoned`] at once if the error queue no longer
     /// tells.
     pub fn wait(&mut self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
-        Wait::new(self.core(), deadline).until(|core| {
-            Some(match core.fate(ticket)? {
-                Fate::Quarantined => Err(WaitError::Poisoned),
-                fate => Ok(fate),
-            })
-        })
+        self.core().wait(ticket, deadline)
     }
 
     /// Blocks until everything is accepted and released, or the deadline.
@@ -352,13 +311,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// [`WaitError::TimedOut`], or [`WaitError::Poisoned`] at once if the error queue no longer
     /// tells.
     pub fn drain(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
-        Wait::new(self.core(), deadline).until(|core| {
-            if core.is_drained() {
-                Some(Ok(()))
-            } else {
-                core.is_poisoned().then_some(Err(WaitError::Poisoned))
-            }
-        })
+        self.core().drain(deadline)
     }
 
     /// Ends the stream in order and waits until the kernel has let go of everything: sends the
@@ -367,7 +320,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     pub fn close(mut self, deadline: Instant) -> CloseReport {
         let core = self.core.take().expect("present until taken apart");
         core.begin_end(false);
-        if Wait::new(&core, Some(deadline)).until_over().is_err() {
+        if core.wait_over(deadline).is_err() {
             core.abort();
         }
         Self::end(core)
@@ -439,6 +392,15 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
             }
             yield_now();
         }
+    }
+
+    /// Splits the sender in two, for a thread that sends and one that reaps.
+    ///
+    /// Either half reads notes when it needs to, so neither depends on the other. Dropping the
+    /// sending half begins the end of the stream, in order; the half that is dropped last hands
+    /// what is left to the reaper.
+    pub fn split(mut self) -> (SendHalf<S>, ReapHalf<S>) {
+        split::halves(self.core.take().expect("present until taken apart"))
     }
 
     fn core(&self) -> &Arc<Core<Socket<S>>> {

@@ -10,9 +10,13 @@ use std::time::{Duration, Instant};
 use super::{
     core::Core,
     kernel::{Interest, Kernel},
+    ledger::Fate,
 };
 use crate::{
-    error::{OsError, WaitError},
+    error::{OsError, SendError, WaitError},
+    id::Ticket,
+    lease::{IntoPayload, Payload},
+    sync::Arc,
     sys::epoll::EdgeWait,
 };
 
@@ -47,11 +51,6 @@ impl<'a, K: Kernel> Wait<'a, K> {
         }
     }
 
-    /// Drives the sender until its end is over.
-    pub(super) fn until_over(self) -> Result<(), WaitError> {
-        self.until(|core| core.is_over().then_some(Ok(())))
-    }
-
     /// Drives the sender once, then waits once, without a deadline.
     pub(super) fn step_and_round(&mut self) -> Result<(), OsError> {
         let result = self.core.step().map_err(|error| os(&error));
@@ -82,6 +81,88 @@ impl<'a, K: Kernel> Wait<'a, K> {
             self.core.check_overdue();
         }
         Ok(())
+    }
+}
+
+/// The calls that block.
+impl<K: Kernel> Core<K> {
+    /// Sends a buffer and waits until all of it is accepted.
+    pub(super) fn send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
+        let mut back = Some(buf);
+        self.send_with(|core| {
+            let buf = back.take().expect("given back when it would block");
+            core.try_send(buf).map_err(|error| match error {
+                SendError::WouldBlock(buf) => {
+                    back = Some(buf);
+                    SendError::WouldBlock(None)
+                }
+                other => other.map(Some),
+            })
+        })
+        .map_err(|error| error.map(|buf| buf.or(back).expect("given back with the error")))
+    }
+
+    /// Sends several buffers as one send and waits until all of them are accepted.
+    pub(super) fn send_vectored(
+        self: &Arc<Self>,
+        bufs: &mut Vec<Payload>,
+    ) -> Result<Ticket, SendError<()>> {
+        self.send_with(|core| core.try_send_vectored(bufs))
+    }
+
+    fn send_with<B>(
+        self: &Arc<Self>,
+        mut attempt: impl FnMut(&Arc<Self>) -> Result<Ticket, SendError<B>>,
+    ) -> Result<Ticket, SendError<B>> {
+        let mut wait = Wait::new(self, None);
+        let ticket = loop {
+            match attempt(self) {
+                Err(SendError::WouldBlock(buf)) => {
+                    if let Err(error) = wait.step_and_round() {
+                        return Err(SendError::Os { error, buf });
+                    }
+                }
+                result => break result?,
+            }
+        };
+        if self.is_flushed() {
+            return Ok(ticket);
+        }
+        let flushed = wait.until(|core| core.is_flushed().then_some(Ok(())));
+        match (flushed, self.connection_error()) {
+            (Err(WaitError::Os(error)), _) | (Ok(()), Some(error)) => {
+                Err(SendError::Truncated { ticket, error })
+            }
+            _ => Ok(ticket),
+        }
+    }
+
+    pub(super) fn wait(
+        &self,
+        ticket: Ticket,
+        deadline: Option<Instant>,
+    ) -> Result<Fate, WaitError> {
+        Wait::new(self, deadline).until(|core| {
+            Some(match core.fate(ticket)? {
+                Fate::Quarantined => Err(WaitError::Poisoned),
+                fate => Ok(fate),
+            })
+        })
+    }
+
+    pub(super) fn drain(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
+        Wait::new(self, deadline).until(|core| {
+            if core.is_drained() {
+                Some(Ok(()))
+            } else {
+                core.is_poisoned().then_some(Err(WaitError::Poisoned))
+            }
+        })
+    }
+
+    /// Drives the sender until its end is over.
+    pub(super) fn wait_over(&self, deadline: Instant) -> Result<(), WaitError> {
+        Wait::new(self, Some(deadline)).until(|core| core.is_over().then_some(Ok(())))
     }
 }
 

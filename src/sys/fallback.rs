@@ -81,7 +81,7 @@ pub(crate) mod epoll {
 
     /// Waits on one socket by edges. There is none of these.
     #[derive(Debug)]
-    pub(crate) struct EdgeWait(Infallible);
+    pub struct EdgeWait(Infallible);
 
     impl EdgeWait {
         /// Refuses.

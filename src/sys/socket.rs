@@ -144,6 +144,11 @@ impl IoVec {
         self.0.iov_len
     }
 
+    /// Address of the first byte.
+    pub fn start(&self) -> *const u8 {
+        self.0.iov_base.cast_const().cast()
+    }
+
     /// The `len` bytes from `offset` on, cut to what there is.
     pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
         let offset = offset.min(self.len());
@@ -181,6 +186,8 @@ pub(crate) unsafe fn send(
     let mut bits = libc::MSG_DONTWAIT;
     #[cfg(not(target_vendor = "apple"))]
     let mut bits = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    #[cfg(not(target_os = "linux"))]
+    let _ = flags;
     #[cfg(target_os = "linux")]
     {
         bits |= if flags.zerocopy { libc::MSG_ZEROCOPY } else { 0 };

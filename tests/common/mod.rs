@@ -11,7 +11,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     pin::pin,
     process::Command,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
     time::{Duration, Instant},
@@ -22,7 +22,8 @@ use pinbuf::{Backing, Pages, PinnedBuf, Pool};
 /// Says by name that a test cannot run here. `PINBUF_SKIPS` names a file in which they are
 /// collected, so that a run can tell how much it did not test.
 pub(crate) fn skip(test: &str, reason: &str) {
-    eprintln!("SKIPPED {test}: {reason}");
+    // Not `eprintln`, which the harness keeps to itself when the test passes.
+    let _ = io::stderr().write_all(format!("SKIPPED {test}: {reason}\n").as_bytes());
     let Some(file) = std::env::var_os("PINBUF_SKIPS") else { return };
     let line = format!("{test}: {reason}\n");
     let open = OpenOptions::new().create(true).append(true).open(file);
@@ -47,6 +48,13 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within 30 s: {what}");
         thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Tests that look at which way their bytes went take turns: senders share the memlock budget of
+/// the process, and one that finds it used up by others copies.
+pub(crate) fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // Sockets.
@@ -311,6 +319,9 @@ pub(crate) fn must_succeed(mut command: Command) {
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     let text = String::from_utf8_lossy(&text);
     eprintln!("{text}");
+    for line in text.lines().filter(|line| line.starts_with("SKIPPED")) {
+        let _ = writeln!(io::stderr(), "{line}");
+    }
     assert!(output.status.success(), "{command:?}: {}", output.status);
     assert!(text.contains("1 passed"), "{command:?} ran no test");
 }

@@ -1,0 +1,225 @@
+//! Short of locked memory and of option memory: sends go by copy then, and nothing else changes.
+//!
+//! The limits belong to a process or to a network namespace, so each test runs again in a process
+//! of its own.
+
+mod common;
+
+use std::{fs, net::TcpStream, os::fd::AsFd, time::Duration};
+
+use common::{
+    STALLED, TIGHT, again, assert_all_home, corrupt, enable_zerocopy, filled, must_succeed,
+    network_namespace, pair_at, pattern, plays, pool, raise_loopback, reader, send_static, skip,
+    soon,
+};
+use pinbuf::{Fate, Sender, SenderStats};
+
+/// Gives up root, and with it `CAP_IPC_LOCK`, for a user id that nobody else is likely to have:
+/// the kernel counts locked memory by user.
+fn become_ordinary() {
+    // SAFETY: no pointers.
+    if unsafe { libc::geteuid() } != 0 {
+        return;
+    }
+    let id = 40_000 + std::process::id() % 20_000;
+    // SAFETY: no groups are read.
+    assert_eq!(unsafe { libc::setgroups(0, std::ptr::null()) }, 0);
+    // SAFETY: no pointers.
+    assert_eq!(unsafe { libc::setresgid(id, id, id) }, 0);
+    // SAFETY: no pointers.
+    assert_eq!(unsafe { libc::setresuid(id, id, id) }, 0);
+}
+
+/// Lowers the limit; false if it was lower already.
+fn limit_memlock(bytes: u64) -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit(2) writes one `rlimit`, which outlives the call.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) }, 0);
+    if limit.rlim_max < bytes {
+        return false;
+    }
+    limit.rlim_cur = bytes;
+    // SAFETY: setrlimit(2) reads one `rlimit`, which outlives the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }, 0);
+    true
+}
+
+/// Sends `count` messages of `len` bytes through a sender, to a peer that starts to read late.
+fn messages_arrive(
+    mut sender: Sender<TcpStream>,
+    far: TcpStream,
+    len: usize,
+    count: usize,
+) -> SenderStats {
+    let pool = pool(len, 48);
+    let peer = reader(far, Duration::from_millis(100));
+    let mut tickets = Vec::new();
+    for seed in 0..count {
+        let buf = filled(pool.alloc(len).unwrap(), len, seed);
+        tickets.push(sender.send(buf).unwrap());
+    }
+    for ticket in tickets {
+        let fate = sender.wait(ticket, soon()).unwrap();
+        assert!(matches!(fate, Fate::Released { accepted, .. } if accepted == len), "{fate:?}");
+    }
+    assert_all_home(&pool);
+    let stats = sender.stats();
+    assert!(sender.close(soon().unwrap()).drained);
+    let got = peer.join().unwrap();
+    assert_eq!((got.len(), corrupt(&got, len)), (len * count, vec![]));
+    assert_eq!((stats.in_flight_calls, stats.in_flight_bytes, stats.leases), (0, 0, 0));
+    let bytes = stats.zero_copy_bytes + stats.copied_bytes;
+    assert_eq!(bytes, (len * count) as u64, "{stats:?}");
+    stats
+}
+
+fn in_a_process(test: &str, part: &str) {
+    must_succeed(again(&[], test, part));
+}
+
+#[test]
+fn a_memlock_limit_lowered_behind_the_senders_back_makes_sends_copy() {
+    const NAME: &str = "a_memlock_limit_lowered_behind_the_senders_back_makes_sends_copy";
+    if !plays("lowered") {
+        return in_a_process(NAME, "lowered");
+    }
+    become_ordinary();
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let sender = Sender::new(near).unwrap();
+    assert!(limit_memlock(64 << 10) || limit_memlock(0));
+    let stats = messages_arrive(sender, far, 32 << 10, 200);
+    assert!(stats.no_bufs_memlock > 0, "{stats:?}");
+    assert!(stats.copied_calls > 0, "{stats:?}");
+    assert_eq!(stats.no_bufs_optmem, 0, "{stats:?}");
+}
+
+#[test]
+fn another_process_of_the_user_that_takes_all_of_memlock_makes_sends_copy() {
+    const NAME: &str = "another_process_of_the_user_that_takes_all_of_memlock_makes_sends_copy";
+    static MEMORY: [u8; 16 << 10] = [1; 16 << 10];
+    if !plays("hog") {
+        return in_a_process(NAME, "hog");
+    }
+    become_ordinary();
+    if !limit_memlock(512 << 10) {
+        return skip(NAME, "RLIMIT_MEMLOCK is below 512 KiB");
+    }
+    // It could as well be another process: the kernel counts by user.
+    let (hog, hogs_peer) = pair_at("127.0.0.1:0", STALLED);
+    enable_zerocopy(&hog);
+    let refused = std::iter::repeat_with(|| send_static(hog.as_fd(), &MEMORY));
+    let refused = refused.take(1000).find_map(Result::err).expect("a limit of 512 KiB");
+    assert_eq!(refused.raw_os_error(), Some(libc::ENOBUFS));
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let stats = messages_arrive(Sender::new(near).unwrap(), far, 32 << 10, 100);
+    assert!(stats.no_bufs_memlock > 0, "{stats:?}");
+    assert_eq!(stats.zero_copy_calls, 0, "{stats:?}");
+    drop(hogs_peer);
+}
+
+#[test]
+fn a_small_memlock_limit_costs_neither_bytes_nor_many_calls() {
+    const NAME: &str = "a_small_memlock_limit_costs_neither_bytes_nor_many_calls";
+    let limits = [0, 8 << 10, 64 << 10, 256 << 10];
+    let Some(bytes) = limits.into_iter().find(|bytes| plays(&format!("small {bytes}"))) else {
+        for bytes in limits {
+            in_a_process(NAME, &format!("small {bytes}"));
+        }
+        return;
+    };
+    become_ordinary();
+    if !limit_memlock(bytes) {
+        return skip(NAME, &format!("RLIMIT_MEMLOCK is below {bytes} bytes"));
+    }
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let stats = messages_arrive(Sender::new(near).unwrap(), far, 128 << 10, 60);
+    let calls = stats.zero_copy_calls + stats.copied_calls;
+    // No call need be smaller than 16 KiB, but for the ones cut by a full socket.
+    assert!(calls < 60 * 8 * 2, "{calls} calls for 60 messages of 128 KiB: {stats:?}");
+    assert_eq!(stats.no_bufs_memlock, 0, "kept below the limit: {stats:?}");
+}
+
+#[test]
+fn a_large_buffer_accepted_in_many_parts_stays_within_the_memlock_budget() {
+    const NAME: &str = "a_large_buffer_accepted_in_many_parts_stays_within_the_memlock_budget";
+    if !plays("parts") {
+        return in_a_process(NAME, "parts");
+    }
+    become_ordinary();
+    if !limit_memlock(8 << 20) {
+        return skip(NAME, "RLIMIT_MEMLOCK is below 8 MiB");
+    }
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let mut sender = Sender::new(near).unwrap();
+    let peer = reader(far, Duration::from_millis(100));
+    let data = pattern(16 << 20, 1);
+    let ticket = sender.send(data.clone()).unwrap();
+    let fate = sender.wait(ticket, soon()).unwrap();
+    assert!(matches!(fate, Fate::Released { .. }), "{fate:?}");
+    let stats = sender.stats();
+    assert!(sender.close(soon().unwrap()).drained);
+    common::assert_same(&peer.join().unwrap(), &data);
+    assert!(stats.copied_bytes < 1 << 20, "the budget never ran out: {stats:?}");
+}
+
+/// Runs this test again in a network namespace with so little option memory.
+fn with_optmem(test: &str, bytes: u32) -> bool {
+    if plays("optmem") {
+        raise_loopback();
+        return true;
+    }
+    let Some(way) = network_namespace() else {
+        skip(test, "no network namespace can be had");
+        return false;
+    };
+    let setting = "/proc/sys/net/core/optmem_max";
+    let script = format!("echo {bytes} > {setting} && exec \"$0\" \"$@\"");
+    let through: Vec<_> = way.iter().copied().chain(["sh", "-c", &script]).collect();
+    must_succeed(again(&through, test, "optmem"));
+    false
+}
+
+#[test]
+fn little_option_memory_makes_some_sends_copy() {
+    if !with_optmem("little_option_memory_makes_some_sends_copy", 4096) {
+        return;
+    }
+    let setting = fs::read_to_string("/proc/sys/net/core/optmem_max").unwrap();
+    assert_eq!(setting.trim(), "4096");
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let stats = messages_arrive(Sender::new(near).unwrap(), far, 256 << 10, 100);
+    assert!(stats.no_bufs_optmem > 0, "{stats:?}");
+    assert_eq!(stats.no_bufs_memlock, 0, "not taken for the other limit: {stats:?}");
+    assert!(stats.zero_copy_calls > 0 && stats.copied_calls > 0, "{stats:?}");
+}
+
+#[test]
+fn option_memory_for_not_one_note_makes_all_sends_copy() {
+    if !with_optmem("option_memory_for_not_one_note_makes_all_sends_copy", 500) {
+        return;
+    }
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let stats = messages_arrive(Sender::new(near).unwrap(), far, 64 << 10, 60);
+    assert_eq!(stats.zero_copy_calls, 0, "{stats:?}");
+    assert!(stats.no_bufs_optmem > 0, "{stats:?}");
+}
+
+#[test]
+fn unread_notes_do_not_use_up_the_option_memory() {
+    if !with_optmem("unread_notes_do_not_use_up_the_option_memory", 20_480) {
+        return;
+    }
+    // Every second send by copy in between: no two notes merge, each holds its 832 bytes until it
+    // is read, and 24 would fill the option memory.
+    let (near, far) = common::pair();
+    let peer = reader(far, Duration::ZERO);
+    let mut sender = Sender::new(near).unwrap();
+    for seed in 0..2000 {
+        sender.send(pattern(if seed % 2 == 0 { 16 << 10 } else { 100 }, seed)).unwrap();
+    }
+    sender.drain(soon()).unwrap();
+    let stats = sender.stats();
+    assert!(stats.zero_copy_calls > 900, "{stats:?}");
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(peer.join().unwrap().len(), 1000 * ((16 << 10) + 100));
+}

@@ -1,0 +1,182 @@
+//! Running the example and waiting for it.
+
+use std::{
+    fs,
+    io::{self, BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::{
+        OnceLock,
+        mpsc::{self, Receiver},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime},
+};
+
+use serde_json::Value;
+
+/// A run that takes longer is stuck. Debug builds on a busy machine need some of it.
+pub(crate) const STUCK: Duration = Duration::from_secs(120);
+/// "Within seconds", of whatever a dead or stopped peer leaves behind.
+pub(crate) const SECONDS: Duration = Duration::from_secs(15);
+
+/// Starts a source slow enough to be disturbed.
+pub(crate) fn start_slow(target: &str, more: &[&str]) -> Process {
+    let mut args = vec!["send", target, "--memory=64M", "--rate-limit=4M"];
+    args.extend(more);
+    start(&args)
+}
+
+/// Starts a destination and returns its address as `send` takes it.
+pub(crate) fn receive(address: &str, more: &[&str]) -> (Process, String) {
+    let listen = format!("{address}:0");
+    let mut args = vec!["receive", "--listen", &listen];
+    args.extend(more);
+    let mut process = start(&args);
+    let line = process.until("listening on");
+    let target = line.rsplit(' ').next().unwrap().to_string();
+    (process, target)
+}
+
+/// A running example.
+pub(crate) struct Process {
+    child: Child,
+    stdout: Option<JoinHandle<String>>,
+    lines: Receiver<String>,
+    stderr: String,
+}
+
+/// How it ended.
+pub(crate) struct Done {
+    pub(crate) status: Option<ExitStatus>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+pub(crate) fn run(args: &[&str]) -> Done {
+    start(args).wait(STUCK)
+}
+
+pub(crate) fn start(args: &[&str]) -> Process {
+    start_with(args, |_| ()).expect("the example starts")
+}
+
+pub(crate) fn start_with(args: &[&str], prepare: impl FnOnce(&mut Command)) -> io::Result<Process> {
+    let mut command = Command::new(example());
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    prepare(&mut command);
+    let mut child = command.spawn()?;
+    let mut stdout = child.stdout.take().unwrap();
+    let stdout = thread::spawn(move || {
+        let mut text = String::new();
+        let _ = stdout.read_to_string(&mut text);
+        text
+    });
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    let (line, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for text in stderr.lines().map_while(Result::ok) {
+            let _ = line.send(text);
+        }
+    });
+    Ok(Process { child, stdout: Some(stdout), lines, stderr: String::new() })
+}
+
+impl Process {
+    /// Waits for a line of stderr that contains `text`.
+    pub(crate) fn until(&mut self, text: &str) -> String {
+        let until = Instant::now() + STUCK;
+        loop {
+            let line = self.lines.recv_timeout(until.saturating_duration_since(Instant::now()));
+            let line = line.unwrap_or_else(|_| panic!("no line `{text}` in:\n{}", self.stderr));
+            self.stderr += &line;
+            self.stderr.push('\n');
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    pub(crate) fn signal(&mut self, signal: libc::c_int) {
+        let pid = self.child.id() as libc::pid_t;
+        // SAFETY: `kill` takes plain numbers; the child has not been waited for, so the pid is its.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    pub(crate) fn wait(mut self, patience: Duration) -> Done {
+        let until = Instant::now() + patience;
+        let mut status = None;
+        while status.is_none() && Instant::now() < until {
+            status = self.child.try_wait().unwrap();
+            thread::sleep(Duration::from_millis(5));
+        }
+        let stuck = status.is_none();
+        if stuck {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        let stdout = self.stdout.take().unwrap().join().unwrap();
+        for line in self.lines.iter() {
+            self.stderr += &line;
+            self.stderr.push('\n');
+        }
+        let stderr = std::mem::take(&mut self.stderr);
+        assert!(!stuck, "still running after {patience:?}:\n{stderr}");
+        Done { status, stdout, stderr }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Done {
+    #[track_caller]
+    pub(crate) fn expect(&self, code: i32) {
+        let got = self.status.and_then(|status| status.code());
+        assert_eq!(got, Some(code), "{:?}\n{}{}", self.status, self.stdout, self.stderr);
+    }
+
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|e| panic!("{e}:\n{}{}", self.stdout, self.stderr))
+    }
+}
+
+/// The example's binary. `cargo test` builds it, `cargo test --test migration` does not: then, or
+/// when it is older than its sources, it is built here.
+fn example() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let test = std::env::current_exe().unwrap();
+        let profile = test.parent().and_then(Path::parent).unwrap();
+        let path = profile.join("examples/migration_sender");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let newest = newest(&root.join("src")).max(newest(&root.join("examples")));
+        let built = fs::metadata(&path).and_then(|m| m.modified());
+        if built.is_ok_and(|built| built >= newest) {
+            return path;
+        }
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.current_dir(root).args(["build", "--quiet", "--example", "migration_sender"]);
+        cargo.arg("--target-dir").arg(profile.parent().unwrap());
+        if profile.ends_with("release") {
+            cargo.arg("--release");
+        }
+        assert!(cargo.status().unwrap().success(), "the example does not build");
+        path
+    })
+}
+
+fn newest(dir: &Path) -> SystemTime {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let times = entries.map(|path| match path.is_dir() {
+        true => newest(&path),
+        false => fs::metadata(&path).unwrap().modified().unwrap(),
+    });
+    times.max().unwrap_or(SystemTime::UNIX_EPOCH)
+}

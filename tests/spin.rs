@@ -1,0 +1,303 @@
+//! Nothing spins: waits are counted where `poll(2)` would return at once for ever.
+//!
+//! This binary has its own `ppoll`, `epoll_wait` and `recvmmsg`, which the library calls instead
+//! of the C library's: they count per thread, and can pretend that no note is there.
+
+#![cfg(all(target_os = "linux", target_env = "gnu"))]
+
+mod common;
+
+use std::{
+    cell::Cell,
+    io::{self, Read},
+    net::TcpStream,
+    os::fd::{AsFd, AsRawFd},
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{
+    STALLED, TIGHT, after, again, assert_all_home, assert_same, block_on, duplicate, eventually,
+    filled, must_succeed, network_namespace, pair, pair_at, pattern, plays, pool, raise_loopback,
+    reader, reset, skip, soon,
+};
+use libc::{c_int, c_uint, c_void};
+use pinbuf::{Fate, SendError, Sender, WaitError};
+
+thread_local! {
+    /// Waits of this thread.
+    static WAITS: Cell<usize> = const { Cell::new(0) };
+    /// Until when this thread finds no note.
+    static BLIND_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// Waits of the library's own thread.
+static REAPER_WAITS: AtomicUsize = AtomicUsize::new(0);
+
+fn count() {
+    WAITS.set(WAITS.get() + 1);
+    if thread::current().name() == Some("pinbuf-reaper") {
+        REAPER_WAITS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As ppoll(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ppoll(
+    fds: *mut libc::pollfd,
+    nfds: libc::nfds_t,
+    timeout: *const libc::timespec,
+    mask: *const libc::sigset_t,
+) -> c_int {
+    count();
+    // SAFETY: null or a timespec, says the caller.
+    let mut left = unsafe { timeout.as_ref() }.copied();
+    // The bare system call writes back what is left.
+    let left = left.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut);
+    // SAFETY: the caller's promises, and a timeout of our own.
+    unsafe { libc::syscall(libc::SYS_ppoll, fds, nfds, left, mask, 8) as c_int }
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As epoll_wait(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_wait(
+    epoll: c_int,
+    events: *mut libc::epoll_event,
+    room: c_int,
+    timeout_ms: c_int,
+) -> c_int {
+    count();
+    let none = std::ptr::null::<c_void>();
+    // SAFETY: the caller's promises; no mask.
+    unsafe {
+        libc::syscall(libc::SYS_epoll_pwait, epoll, events, room, timeout_ms, none, 8) as c_int
+    }
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As recvmmsg(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn recvmmsg(
+    fd: c_int,
+    messages: *mut libc::mmsghdr,
+    room: c_uint,
+    flags: c_int,
+    timeout: *mut libc::timespec,
+) -> c_int {
+    if BLIND_UNTIL.get().is_some_and(|until| Instant::now() < until) {
+        // SAFETY: always a valid address.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: as above, and this thread's own.
+        unsafe { *errno = libc::EAGAIN };
+        return -1;
+    }
+    // SAFETY: the caller's promises.
+    unsafe { libc::syscall(libc::SYS_recvmmsg, fd, messages, room, flags, timeout) as c_int }
+}
+
+/// How often this thread waited in `body`.
+fn waits(body: impl FnOnce()) -> usize {
+    let before = WAITS.get();
+    body();
+    WAITS.get() - before
+}
+
+/// A thread that spins waits about a hundred thousand times in the pauses below.
+const MANY: usize = 2000;
+const PAUSE: Duration = Duration::from_millis(400);
+
+/// A peer that reads some, so that notes come, pauses, and then reads to the end.
+fn fitful(mut far: TcpStream, first: usize) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut got = vec![0; first];
+        far.read_exact(&mut got).unwrap();
+        thread::sleep(PAUSE);
+        far.read_to_end(&mut got).unwrap();
+        got
+    })
+}
+
+#[test]
+fn waits_are_counted() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = Sender::new(near).unwrap();
+    let ticket = sender.send(pattern(1 << 20, 1)).unwrap();
+    let waits = waits(|| assert!(sender.wait(ticket, Some(after(20))).is_err()));
+    assert!(waits > 0, "the library's calls are not those of this binary");
+    drop(far);
+}
+
+#[test]
+fn waiting_for_room_does_not_spin_on_notes() {
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let mut sender = Sender::new(near).unwrap();
+    let peer = fitful(far, 300_000);
+    let data = pattern(1 << 20, 1);
+    let waits = waits(|| {
+        let _ = sender.send(data.clone()).unwrap();
+    });
+    assert!(waits > 0, "room enough: the test shows nothing");
+    assert!(waits < MANY, "{waits}");
+    assert!(sender.stats().notes > 0);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &data);
+}
+
+#[test]
+fn a_loop_over_interest_does_not_spin() {
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let mut sender = Sender::builder().max_in_flight_sends(2).adopt(near).unwrap();
+    let peer = fitful(far, 300_000);
+    let mut rounds = 0;
+    for seed in 0..30 {
+        let mut buf = pattern(50_000, seed);
+        loop {
+            match sender.try_send(buf) {
+                Ok(_) => break,
+                Err(SendError::WouldBlock(back)) => buf = back,
+                Err(error) => panic!("{error}"),
+            }
+            let interest = sender.interest();
+            let events = if interest.writable { libc::POLLOUT } else { 0 };
+            let mut entry = libc::pollfd { fd: sender.as_fd().as_raw_fd(), events, revents: 0 };
+            // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+            assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 10_000) }, 1, "{interest:?}");
+            sender.reap().unwrap();
+            rounds += 1;
+        }
+    }
+    assert!(rounds > 0 && rounds < MANY, "{rounds}");
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(common::corrupt(&peer.join().unwrap(), 50_000), []);
+}
+
+#[test]
+fn waiting_for_the_window_does_not_spin_on_room() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = Sender::builder().max_in_flight_sends(1).adopt(near).unwrap();
+    let data = pattern(256 << 10, 1);
+    let ticket = sender.send(data.clone()).unwrap();
+    assert_eq!(sender.fate(ticket), None, "the window is full, the socket is not");
+    assert!(!sender.interest().writable);
+    let peer = reader(far, PAUSE);
+    let waits = waits(|| {
+        let _ = sender.send(data.clone()).unwrap();
+    });
+    assert!(waits > 0 && waits < MANY, "{waits}");
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &[&data[..], &data].concat());
+}
+
+#[test]
+fn waiting_for_a_release_does_not_spin_on_room() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = Sender::new(near).unwrap();
+    let ticket = sender.send(pattern(1 << 20, 1)).unwrap();
+    let peer = reader(far, PAUSE);
+    let waits = waits(|| {
+        let fate = sender.wait(ticket, soon()).unwrap();
+        assert!(matches!(fate, Fate::Released { .. }), "{fate:?}");
+    });
+    assert!(waits < MANY, "{waits}");
+    assert!(sender.close(soon().unwrap()).drained);
+    peer.join().unwrap();
+}
+
+#[test]
+fn waiting_behind_a_hangup_does_not_spin() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(256 << 10, 2);
+    let mut sender = Sender::new(near).unwrap();
+    let ticket = sender.send(filled(pool.try_alloc(1).unwrap(), 256 << 10, 1)).unwrap();
+    reset(far);
+    // The notes of a reset come at once; make them late. All the while the socket hangs up.
+    BLIND_UNTIL.set(Some(Instant::now() + PAUSE));
+    let waits = waits(|| {
+        assert_eq!(sender.wait(ticket, Some(after(200))), Err(WaitError::TimedOut));
+        let fate = sender.wait(ticket, soon()).unwrap();
+        assert!(matches!(fate, Fate::Released { .. }), "{fate:?}");
+    });
+    assert!(waits > 0 && waits < MANY, "{waits}");
+    assert_all_home(&pool);
+}
+
+#[test]
+fn waiting_for_packets_stuck_below_a_dead_connection_does_not_spin() {
+    const NAME: &str = "waiting_for_packets_stuck_below_a_dead_connection_does_not_spin";
+    if !plays("queue") {
+        let Some(way) = network_namespace() else {
+            return skip(NAME, "no network namespace can be had");
+        };
+        return must_succeed(again(way, NAME, "queue"));
+    }
+    raise_loopback();
+    let tc = "qdisc add dev lo root tbf rate 400kbit burst 20kb latency 30s";
+    let made = Command::new("tc").args(tc.split(' ')).output();
+    if !made.as_ref().is_ok_and(|made| made.status.success()) {
+        return skip(NAME, &format!("no queue can be made: {made:?}"));
+    }
+    let (near, _far) = pair();
+    let pool = pool(16 << 10, 4);
+    let mut sender = Sender::new(near).unwrap();
+    for seed in 0..4 {
+        sender.send(filled(pool.try_alloc(1).unwrap(), 16 << 10, seed)).unwrap();
+    }
+    // The connection ends; packets in the queue keep their ids until they leave it.
+    disconnect(&duplicate(&sender));
+    let waits = waits(|| {
+        let early = sender.drain(Some(after(200)));
+        assert_eq!(early, Err(WaitError::TimedOut), "nothing was stuck: the test shows nothing");
+        let census = common::census(&pool);
+        assert!(census[2] > 0, "no early release: {census:?}");
+        sender.drain(soon()).unwrap();
+    });
+    assert!(waits < MANY, "{waits}");
+    assert_all_home(&pool);
+}
+
+fn disconnect(socket: &impl AsFd) {
+    let none = libc::sockaddr { sa_family: libc::AF_UNSPEC as _, sa_data: [0; 14] };
+    let len = size_of_val(&none) as libc::socklen_t;
+    // SAFETY: connect(2) reads `len` bytes of the address, which outlives the call.
+    let done = unsafe { libc::connect(socket.as_fd().as_raw_fd(), &raw const none, len) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+}
+
+#[test]
+fn the_reaper_does_not_spin() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let (dead_near, dead_far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(256 << 10, 2);
+    let mut sender = Sender::new(near).unwrap();
+    let mut dead = Sender::new(dead_near).unwrap();
+    let send = |sender: &mut Sender<TcpStream>, seed| {
+        sender.send(filled(pool.alloc(1).unwrap(), 256 << 10, seed)).unwrap()
+    };
+    // One socket has room all the while, the other hangs up.
+    send(&mut sender, 1);
+    send(&mut dead, 2);
+    let before = REAPER_WAITS.load(Ordering::Relaxed);
+    let peer = reader(far, PAUSE);
+    reset(dead_far);
+    let (first, _) = block_on(pool.alloc_async(1));
+    let (second, _) = block_on(pool.alloc_async(1));
+    drop((first.unwrap(), second.unwrap()));
+    let waits = REAPER_WAITS.load(Ordering::Relaxed) - before;
+    assert!(waits > 0 && waits < MANY, "{waits}");
+    eventually("all slots are home", || pool.stats().free() == 2);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &pattern(256 << 10, 1));
+}

@@ -1,0 +1,277 @@
+//! Waiting for slots and for fates never ends in a deadlock: one slot, one thread, blocking and
+//! as a future, and slots that are in flight on senders of others.
+
+mod common;
+
+use std::{
+    net::TcpStream,
+    task::{Context, Poll, Waker},
+    thread,
+    time::Duration,
+};
+
+use common::{
+    STALLED, TIGHT, after, assert_all_home, assert_same, block_on, census, corrupt, eventually,
+    filled, pair, pair_at, pattern, pool, reader, soon,
+};
+use pinbuf::{AllocError, Fate, Pool, Sender, Ticket, WaitError};
+
+const LEN: usize = 64 << 10;
+const PAUSE: Duration = Duration::from_millis(150);
+
+/// The reaper may still be dropping what it saw released.
+fn comes_home(pool: &Pool) {
+    eventually("all slots are home", || pool.stats().free() == pool.stats().classes[0].slots);
+    assert_all_home(pool);
+}
+
+fn fill_up(sender: &mut Sender<TcpStream>, pool: &Pool) -> Vec<Ticket> {
+    let bufs = std::iter::from_fn(|| pool.try_alloc(LEN).ok());
+    let sends = bufs.enumerate().map(|(seed, buf)| sender.send(filled(buf, LEN, seed)).unwrap());
+    sends.collect()
+}
+
+#[test]
+fn one_thread_with_one_slot_goes_on_and_on() {
+    for buffers in [STALLED, TIGHT] {
+        let (near, far) = pair_at("127.0.0.1:0", buffers);
+        let pool = pool(LEN, 1);
+        let mut sender = Sender::new(near).unwrap();
+        let peer = reader(far, PAUSE);
+        for seed in 0..50 {
+            let buf = pool.alloc(LEN).unwrap();
+            sender.try_send(filled(buf, LEN, seed)).unwrap();
+        }
+        assert!(sender.close(soon().unwrap()).drained);
+        let got = peer.join().unwrap();
+        assert_eq!((got.len(), corrupt(&got, LEN)), (50 * LEN, vec![]));
+        comes_home(&pool);
+    }
+}
+
+#[test]
+fn one_task_with_one_slot_goes_on_and_on() {
+    for buffers in [STALLED, TIGHT] {
+        let (near, far) = pair_at("127.0.0.1:0", buffers);
+        let pool = pool(LEN, 1);
+        let mut sender = Sender::new(near).unwrap();
+        let peer = reader(far, PAUSE);
+        let mut polls = 0;
+        for seed in 0..50 {
+            let (buf, polled) = block_on(pool.alloc_async(LEN));
+            polls += polled;
+            sender.try_send(filled(buf.unwrap(), LEN, seed)).unwrap();
+        }
+        // Woken for a slot, not polled round and round.
+        assert!(polls < 50 * 20, "{polls}");
+        assert!(sender.close(soon().unwrap()).drained);
+        let got = peer.join().unwrap();
+        assert_eq!((got.len(), corrupt(&got, LEN)), (50 * LEN, vec![]));
+        comes_home(&pool);
+    }
+}
+
+#[test]
+fn a_waiter_is_served_by_senders_that_nobody_else_drives() {
+    // All slots are in flight on two senders, which lie around.
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let (other_near, other_far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(LEN, 8);
+    let mut sender = Sender::new(near).unwrap();
+    let mut other = Sender::new(other_near).unwrap();
+    for seed in 0..4 {
+        sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
+        other.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
+    }
+    // The other one's peer alone goes on, and the slots of one sender are all there is.
+    let peer = reader(other_far, PAUSE);
+    let mut bufs = Vec::new();
+    while other.stats().leases > 0 {
+        let (buf, _) = block_on(pool.alloc_async(LEN));
+        bufs.push(buf.unwrap());
+    }
+    assert!(sender.stats().leases > 0, "its peer stalls");
+    // And blocking, the other way round.
+    let first = reader(far, PAUSE);
+    while bufs.len() < 8 {
+        bufs.push(pool.alloc(LEN).unwrap());
+    }
+    drop(bufs);
+    comes_home(&pool);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert!(other.close(soon().unwrap()).drained);
+    for got in [peer.join().unwrap(), first.join().unwrap()] {
+        assert_eq!((got.len(), corrupt(&got, LEN)), (4 * LEN, vec![]));
+    }
+}
+
+#[test]
+fn a_task_is_woken_by_the_reaper_and_not_by_being_polled_again() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(1 << 20, 1);
+    let mut sender = Sender::new(near).unwrap();
+    sender.send(filled(pool.alloc(1).unwrap(), 1 << 20, 0)).unwrap();
+    assert_eq!(census(&pool), [0, 0, 1, 0]);
+    let peer = reader(far, PAUSE);
+    let (buf, polls) = block_on(pool.alloc_async(1));
+    assert!(polls <= 4, "{polls}");
+    drop(buf.unwrap());
+    comes_home(&pool);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &pattern(1 << 20, 0));
+}
+
+#[test]
+fn a_rest_that_nobody_flushes_is_flushed_for_a_waiter() {
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let pool = pool(4 << 20, 1);
+    let mut sender = Sender::new(near).unwrap();
+    let ticket = sender.try_send(filled(pool.alloc(1).unwrap(), 4 << 20, 0)).unwrap();
+    assert!(!sender.flush().unwrap(), "accepted in part");
+    let peer = reader(far, PAUSE);
+    let (buf, _) = block_on(pool.alloc_async(1));
+    drop(buf.unwrap());
+    assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: 4_194_304, .. })));
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &pattern(4 << 20, 0));
+    comes_home(&pool);
+}
+
+#[test]
+fn a_fate_is_awaited_without_a_runtime() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(LEN, 8);
+    let mut sender = Sender::new(near).unwrap();
+    let tickets = fill_up(&mut sender, &pool);
+    let last = *tickets.last().unwrap();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(matches!(sender.poll_fate(&mut cx, last), Poll::Pending));
+    let peer = reader(far, PAUSE);
+    let (fate, polls) = block_on(std::future::poll_fn(|cx| sender.poll_fate(cx, last)));
+    assert!(matches!(fate, Ok(Fate::Released { accepted: LEN, .. })), "{fate:?}");
+    assert!(polls <= 4, "{polls}");
+    for ticket in tickets {
+        assert!(sender.fate(ticket).is_some(), "released in order on loopback");
+    }
+    comes_home(&pool);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
+}
+
+#[test]
+fn a_fate_that_a_reset_decides_wakes_too() {
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let pool = pool(4 << 20, 1);
+    let mut sender = Sender::new(near).unwrap();
+    let ticket = sender.try_send(filled(pool.alloc(1).unwrap(), 4 << 20, 0)).unwrap();
+    let peer = thread::spawn(move || {
+        thread::sleep(PAUSE);
+        common::reset(far);
+    });
+    let (fate, _) = block_on(std::future::poll_fn(|cx| sender.poll_fate(cx, ticket)));
+    assert!(matches!(fate, Ok(Fate::Truncated { accepted: 1.., len: 4_194_304, .. })), "{fate:?}");
+    peer.join().unwrap();
+    comes_home(&pool);
+}
+
+#[test]
+fn many_threads_share_few_slots() {
+    const THREADS: usize = 6;
+    const MESSAGES: usize = 60;
+    for slots in [1, 3] {
+        let pool = pool(LEN, slots);
+        thread::scope(|scope| {
+            for worker in 0..THREADS {
+                let pool = &pool;
+                scope.spawn(move || {
+                    let buffers = [STALLED, TIGHT, common::Buffers::default()][worker % 3];
+                    let (near, far) = pair_at("127.0.0.1:0", buffers);
+                    let mut sender = Sender::new(near).unwrap();
+                    let peer = reader(far, Duration::from_millis(20 * worker as u64));
+                    for seed in 0..MESSAGES {
+                        let buf = match (worker + seed) % 3 {
+                            0 => block_on(pool.alloc_async(LEN)).0,
+                            1 => pool.alloc_timeout(LEN, Duration::from_secs(30)),
+                            _ => pool.alloc(LEN),
+                        };
+                        sender.try_send_or_wait(filled(buf.unwrap(), LEN, seed));
+                    }
+                    assert!(sender.close(soon().unwrap()).drained);
+                    let got = peer.join().unwrap();
+                    assert_eq!((got.len(), corrupt(&got, LEN)), (MESSAGES * LEN, vec![]));
+                });
+            }
+        });
+        comes_home(&pool);
+    }
+}
+
+trait TrySendOrWait {
+    fn try_send_or_wait(&mut self, buf: pinbuf::PinnedBuf);
+}
+
+impl TrySendOrWait for Sender<TcpStream> {
+    /// Leaves the rest of a send to whoever waits for a slot, unless it stands in the way.
+    fn try_send_or_wait(&mut self, buf: pinbuf::PinnedBuf) {
+        if let Err(error) = self.try_send(buf) {
+            assert!(error.is_backpressure(), "{error}");
+            self.send(error.into_buf().unwrap()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_waiter_that_gives_up_leaves_nothing_behind() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(1 << 20, 1);
+    let mut sender = Sender::new(near).unwrap();
+    let ticket = sender.send(filled(pool.alloc(1).unwrap(), 1 << 20, 0)).unwrap();
+    let timed_out = pool.alloc_timeout(1, Duration::from_millis(30)).unwrap_err();
+    assert_eq!(timed_out, AllocError::TimedOut);
+    {
+        let mut given_up = std::pin::pin!(pool.alloc_async(1));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(given_up.as_mut().poll(&mut cx).is_pending());
+    }
+    assert_eq!(sender.wait(ticket, Some(after(30))), Err(WaitError::TimedOut));
+    let peer = reader(far, Duration::ZERO);
+    // Whether the reaper or this thread reads the note, the slot goes home.
+    eventually("the slot is home", || {
+        sender.reap().unwrap();
+        pool.stats().free() == 1
+    });
+    assert!(sender.wait(ticket, soon()).is_ok());
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &pattern(1 << 20, 0));
+}
+
+#[test]
+fn a_pool_dropped_before_its_sender_keeps_its_memory_until_the_release() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(LEN, 8);
+    let mut sender = Sender::new(near).unwrap();
+    let tickets = fill_up(&mut sender, &pool);
+    drop(pool);
+    let peer = reader(far, PAUSE);
+    for ticket in tickets {
+        assert!(sender.wait(ticket, soon()).is_ok());
+    }
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
+}
+
+#[test]
+fn a_full_window_opens_with_the_next_note() {
+    let (near, far) = pair();
+    let pool = pool(LEN, 2);
+    let builder = Sender::builder().max_in_flight_sends(1).max_in_flight_bytes(1);
+    let mut sender = builder.adopt(near).unwrap();
+    let peer = reader(far, PAUSE);
+    for seed in 0..40 {
+        sender.send(filled(pool.alloc(1).unwrap(), LEN, seed)).unwrap();
+        assert!(sender.stats().in_flight_calls <= 1);
+    }
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
+    comes_home(&pool);
+}
