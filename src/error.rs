@@ -18,7 +18,7 @@ pub struct OsError(i32);
 
 impl OsError {
     /// Wraps an error number as found in `errno`.
-    pub fn from_raw(errno: i32) -> Self {
+    pub const fn from_raw(errno: i32) -> Self {
         Self(errno)
     }
 

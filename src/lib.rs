@@ -1,5 +1,4 @@
-//! Sends memory without copying it, and gives a buffer back only after the kernel has let go of it.
-
+#![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 // Under std the shim of sync.rs is these types; under loom, using one means to have gone past it.
 #![cfg_attr(loom, deny(clippy::disallowed_methods, clippy::disallowed_types))]
@@ -16,6 +15,7 @@ mod lease;
 #[allow(unsafe_code)]
 mod mapped;
 mod pool;
+pub mod probe;
 mod raw;
 mod reaper;
 mod sender;
@@ -36,6 +36,7 @@ pub use id::{IdRange, NotificationId, Ticket};
 pub use lease::{IntoPayload, Payload};
 pub use mapped::MappedSlice;
 pub use pool::{Alloc, Audit, ClassStats, Offender, Pool, PoolBuilder, PoolStats, Problem};
+pub use probe::Environment;
 pub use raw::{RegionReport, SlotState};
 pub use reaper::{ReaperStats, reaper_stats, wait_idle};
 pub use sender::{

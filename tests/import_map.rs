@@ -17,6 +17,7 @@ const ROWS: [&[&str]; 10] = [
     &["lease", "reaper"],
     &["pool"],
     &["sender"],
+    &["probe"],
     &["internals"],
 ];
 

@@ -17,6 +17,8 @@ mod connect;
 mod destination;
 #[path = "../examples/migration_sender/dirty.rs"]
 mod dirty;
+#[path = "../examples/migration_sender/doctor.rs"]
+mod doctor;
 #[path = "../examples/migration_sender/failure.rs"]
 mod failure;
 #[path = "../examples/migration_sender/guest.rs"]

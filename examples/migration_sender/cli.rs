@@ -13,6 +13,7 @@ Examples:
   migration_sender --memory-in guest.ram --memory-out copy.ram --address ::1
   migration_sender receive --listen 0.0.0.0:4444 --memory-out guest.ram      on the destination
   migration_sender send tcp:192.0.2.7:4444 --memory-in guest.ram             on the source
+  migration_sender doctor --peer 192.0.2.7         will it work here, and on the way there
 
 Sizes and rates take K, M, G and T (1024 each); rates are per second.
 
@@ -21,7 +22,7 @@ Exit codes:
   1  a file, a socket or the other end failed
   2  the command line makes no sense
   3  both ends hold different bytes
-  4  `--zerocopy require` where zero copy cannot be had
+  4  `--zerocopy require` where zero copy cannot be had; `doctor` found that it does not work
   5  the memory was dirtied faster than it was sent, or the time was up
   6  a buffer of the pool was not free at the end";
 
@@ -51,6 +52,9 @@ pub(crate) enum Command {
     /// Be the destination: wait for a source and take its memory.
     #[command(after_help = EXAMPLES)]
     Receive(ReceiveArgs),
+    /// Say whether zero copy will work here, and what to change.
+    #[command(after_help = EXAMPLES)]
+    Doctor(DoctorArgs),
 }
 
 #[derive(Debug, Args)]
@@ -91,6 +95,19 @@ pub(crate) struct ReceiveArgs {
     pub(crate) max_memory: u64,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Also look at the way to this host: HOST, HOST:PORT or an IP address.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) peer: Option<String>,
+    /// Exit with code 4 for a warning too, not only when zero copy does not work.
+    #[arg(long)]
+    pub(crate) strict: bool,
+    /// Print the findings as JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

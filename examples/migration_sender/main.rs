@@ -6,6 +6,7 @@
 //! | file             | what it holds                                                      |
 //! |------------------|--------------------------------------------------------------------|
 //! | `cli.rs`         | the command line                                                   |
+//! | `doctor.rs`      | whether zero copy will work here                                   |
 //! | `protocol.rs`    | the wire format, and why no page ever goes backwards               |
 //! | `memory.rs`      | the guest memory of both ends (unsafe code)                        |
 //! | `dirty.rs`       | the dirty bitmap, and the thread that plays the guest              |
@@ -31,6 +32,7 @@ mod cli;
 mod connect;
 mod destination;
 mod dirty;
+mod doctor;
 mod failure;
 mod guest;
 mod memory;
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         None => (cli.both.common.json, both(&cli.both)),
         Some(Command::Send(args)) => (args.common.json, send(args)),
         Some(Command::Receive(args)) => (args.common.json, receive(args)),
+        Some(Command::Doctor(args)) => return doctor::run(args),
     };
     report::print(&report, outcome.as_ref().err(), json);
     match outcome {

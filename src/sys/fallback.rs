@@ -144,4 +144,41 @@ pub(crate) mod limits {
     pub(crate) fn memlock_bytes() -> Option<u64> {
         None
     }
+
+    /// Nothing is charged to it here.
+    pub(crate) fn memlock_limits() -> [Option<u64>; 2] {
+        [None; 2]
+    }
+
+    /// There is no such capability here.
+    pub(crate) fn may_lock() -> Option<bool> {
+        None
+    }
+
+    /// There are no namespaces here.
+    pub(crate) fn in_initial_namespace(_kind: &str) -> Option<bool> {
+        None
+    }
+}
+
+/// Interfaces and routes: not asked for here, where no way avoids the copy.
+pub(crate) mod netlink {
+    use std::{io, net::IpAddr};
+
+    use crate::sys::{Link, RouteReply};
+
+    /// Refuses.
+    pub(crate) fn links() -> io::Result<Vec<Link>> {
+        super::unsupported()
+    }
+
+    /// Refuses.
+    pub(crate) fn route(_peer: IpAddr, _scope: u32) -> io::Result<RouteReply> {
+        super::unsupported()
+    }
+
+    /// Refuses.
+    pub(crate) fn scatter_gather(_interface: &str) -> io::Result<bool> {
+        super::unsupported()
+    }
 }

@@ -15,24 +15,40 @@ pub(crate) fn optmem_max() -> io::Result<u32> {
 /// `None` when the kernel does not look: the limit is infinite, or the calling thread has
 /// `CAP_IPC_LOCK` in the initial user namespace, the only one where it counts.
 pub(crate) fn memlock_bytes() -> Option<u64> {
+    let [soft, _] = memlock_limits();
+    let exempt = || in_initial_namespace("user") == Some(true) && may_lock() == Some(true);
+    soft.filter(|_| !exempt())
+}
+
+/// `RLIMIT_MEMLOCK` as it is set, soft and hard, in bytes; `None` for infinite.
+pub(crate) fn memlock_limits() -> [Option<u64>; 2] {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit(2) writes one `rlimit`, which outlives the call.
     let result = check(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) });
     debug_assert!(result.is_ok(), "getrlimit of a known resource cannot fail: {result:?}");
-    if limit.rlim_cur == libc::RLIM_INFINITY || may_exceed_memlock() {
-        return None;
-    }
-    Some(limit.rlim_cur as _)
+    [limit.rlim_cur, limit.rlim_max]
+        .map(|bytes| (bytes != libc::RLIM_INFINITY).then_some(bytes as _))
 }
 
-/// Whether `CAP_IPC_LOCK` lifts the limit for the calling thread. When in doubt, no.
-fn may_exceed_memlock() -> bool {
-    /// The inode of the initial user namespace (`PROC_USER_INIT_INO` of `linux/nsfs.h`). The uid
-    /// map is no such proof: a child namespace can have the full identity map too.
-    const INITIAL_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
-    let initial = fs::metadata("/proc/self/ns/user")
-        .is_ok_and(|namespace| namespace.ino() == INITIAL_USER_NAMESPACE);
-    initial && fs::read_to_string("/proc/thread-self/status").is_ok_and(|s| has_ipc_lock(&s))
+/// Whether the calling thread has `CAP_IPC_LOCK` in its user namespace; `None` without `/proc`.
+pub(crate) fn may_lock() -> Option<bool> {
+    fs::read_to_string("/proc/thread-self/status").ok().map(|status| has_ipc_lock(&status))
+}
+
+/// Whether the caller is in the initial namespace of this kind (`user`, `pid`, `net`), if that can
+/// be told: by its inode, whose number is fixed. The uid map is no proof: a child namespace can
+/// have the full identity map too.
+pub(crate) fn in_initial_namespace(kind: &str) -> Option<bool> {
+    // `enum init_ns_ino` of `linux/nsfs.h`.
+    let (initial, since_ever) = match kind {
+        "user" => (0xEFFF_FFFD, true),
+        "pid" => (0xEFFF_FFFC, true),
+        // Before Linux 6.18 it had whatever number was free.
+        "net" => (0xEFFF_FFF9, false),
+        _ => return None,
+    };
+    let inode = fs::metadata(format!("/proc/thread-self/ns/{kind}")).ok()?.ino();
+    (since_ever || inode == initial).then_some(inode == initial)
 }
 
 /// Whether the text of `/proc/PID/status` says that `CAP_IPC_LOCK` is effective.

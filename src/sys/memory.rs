@@ -25,6 +25,30 @@ pub(crate) fn huge_page_bytes() -> usize {
         .unwrap_or(2 << 20)
 }
 
+/// What the kernel may be asked to do for a range of memory, as far as not every kernel can. Not
+/// every libc has these; the values are the same on every architecture.
+#[repr(i32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Advice {
+    /// `MADV_WIPEONFORK`, since Linux 4.14.
+    WipeOnFork = 18,
+    /// `MADV_POPULATE_WRITE`, since Linux 5.14.
+    PopulateWrite = 23,
+    /// `MADV_COLLAPSE`, since Linux 6.1, where the kernel has transparent huge pages.
+    Collapse = 25,
+}
+
+/// Whether the kernel knows an advice.
+pub(crate) fn knows(advice: Advice) -> bool {
+    cfg!(target_os = "linux") && knows_number(advice as libc::c_int)
+}
+
+/// Asks about no memory at all: the kernel looks at the advice before it looks at the range.
+fn knows_number(advice: libc::c_int) -> bool {
+    // SAFETY: madvise(2): a range of length 0 contains no memory.
+    unsafe { libc::madvise(std::ptr::null_mut(), 0, advice) == 0 }
+}
+
 #[cfg(not(any(loom, miri)))]
 mod imp {
     use super::{NonNull, io, page_bytes};
@@ -290,6 +314,27 @@ mod tests {
     fn page_sizes_are_powers_of_two() {
         assert!(page_bytes().is_power_of_two());
         assert!(huge_page_bytes().is_power_of_two());
+    }
+
+    #[cfg(all(target_os = "linux", not(any(loom, miri))))]
+    #[test]
+    fn an_advice_is_known_exactly_if_it_can_be_given() {
+        const UNKNOWN: libc::c_int = 9999;
+        for advice in [18, 23, 25, UNKNOWN] {
+            let mapping = Mapping::base(page_bytes()).unwrap();
+            // SAFETY: madvise(2): none of these loses contents; the range is a mapping of ours.
+            let given =
+                unsafe { libc::madvise(mapping.start().as_ptr().cast(), mapping.len(), advice) };
+            let refused =
+                given != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL);
+            // A page is too small to be collapsed, which is EINVAL too.
+            if advice != Advice::Collapse as libc::c_int {
+                assert_eq!(knows_number(advice), !refused, "{advice}");
+            }
+        }
+        assert!(knows(Advice::WipeOnFork), "Linux 4.14");
+        let huge = huge_page_bytes();
+        assert!(knows(Advice::Collapse) || Mapping::thp(huge, huge).is_err());
     }
 
     #[cfg(all(target_os = "linux", not(any(loom, miri))))]

@@ -4,6 +4,7 @@
 //! `fallback.rs` elsewhere, where all sends go by copy and nothing is ever in flight.
 
 pub(crate) mod errno;
+mod interface;
 pub(crate) mod memory;
 mod record;
 pub(crate) mod socket;
@@ -14,12 +15,15 @@ pub(crate) mod epoll;
 pub(crate) mod errqueue;
 #[cfg(target_os = "linux")]
 pub(crate) mod limits;
+#[cfg(target_os = "linux")]
+pub(crate) mod netlink;
 
 #[cfg(not(target_os = "linux"))]
 mod fallback;
 #[cfg(not(target_os = "linux"))]
-pub(crate) use fallback::{epoll, errqueue, limits};
+pub(crate) use fallback::{epoll, errqueue, limits, netlink};
 
+pub(crate) use interface::{Link, RouteReply};
 pub use record::{Batch, Foreign, Record, Timestamps};
 
 #[cfg(all(test, target_os = "linux"))]

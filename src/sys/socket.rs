@@ -208,6 +208,17 @@ pub(crate) unsafe fn send(
     })
 }
 
+/// [`send`] of memory that nobody ever writes, so that nothing has to wait for its release.
+pub(crate) fn send_static(
+    fd: BorrowedFd<'_>,
+    bytes: &'static [u8],
+    flags: SendFlags,
+) -> io::Result<usize> {
+    // SAFETY: `send` needs the range to stay readable and unwritten until its id is released: it
+    // is an immutable static, without interior mutability (`u8`).
+    unsafe { send(fd, &[IoVec::new(bytes.as_ptr(), bytes.len())], flags) }
+}
+
 /// Ends the stream in this direction, behind what was accepted; in-flight sends stay in flight.
 pub(crate) fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: shutdown(2) takes no pointers. The fd is open while borrowed.

@@ -149,7 +149,7 @@ impl Done {
 
 /// The example's binary. `cargo test` builds it, `cargo test --test migration` does not: then, or
 /// when it is older than its sources, it is built here.
-fn example() -> &'static Path {
+pub(crate) fn example() -> &'static Path {
     static PATH: OnceLock<PathBuf> = OnceLock::new();
     PATH.get_or_init(|| {
         let test = std::env::current_exe().unwrap();

@@ -1,0 +1,95 @@
+//! One finding, and what to do about it.
+
+use std::fmt;
+
+/// How one [`Check`] came out.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[non_exhaustive]
+pub enum Status {
+    /// As it should be.
+    Pass,
+    /// It could not be found out.
+    Unknown,
+    /// Zero copy works, but less well than it could.
+    Warn,
+    /// Zero copy does not work.
+    Fail,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Pass => "PASS",
+            Self::Unknown => "UNKNOWN",
+            Self::Warn => "WARN",
+            Self::Fail => "FAIL",
+        })
+    }
+}
+
+/// One thing that zero copy depends on: what was found, and what to change.
+///
+/// Its `Display` is for people: a line with the status, and one with the advice if there is any.
+///
+/// ```
+/// use pinbuf::{Environment, probe::Status};
+///
+/// for check in Environment::probe().checks() {
+///     if check.status >= Status::Warn {
+///         eprintln!("{check}");
+///     }
+/// }
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Check {
+    /// What was looked at: a fixed name for each check.
+    pub name: &'static str,
+    /// How it came out.
+    pub status: Status,
+    /// What was found.
+    pub found: String,
+    /// What to change, and what that brings; always there unless the status is
+    /// [`Pass`](Status::Pass).
+    pub advice: Option<String>,
+}
+
+impl Check {
+    pub(super) fn pass(name: &'static str, found: impl Into<String>) -> Self {
+        Self { name, status: Status::Pass, found: found.into(), advice: None }
+    }
+
+    pub(super) fn unknown(
+        name: &'static str,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { status: Status::Unknown, advice: Some(advice.into()), ..Self::pass(name, found) }
+    }
+
+    pub(super) fn warn(
+        name: &'static str,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { status: Status::Warn, ..Self::unknown(name, found, advice) }
+    }
+
+    pub(super) fn fail(
+        name: &'static str,
+        found: impl Into<String>,
+        advice: impl Into<String>,
+    ) -> Self {
+        Self { status: Status::Fail, ..Self::unknown(name, found, advice) }
+    }
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:<7} {}: {}", self.status, self.name, self.found)?;
+        match &self.advice {
+            Some(advice) => write!(f, "\n        {advice}"),
+            None => Ok(()),
+        }
+    }
+}

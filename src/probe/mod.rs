@@ -1,0 +1,243 @@
+//! What will work here: the kernel, the limits, the memory and the network that zero copy depends
+//! on.
+//!
+//! [`Environment::probe`] looks at all of it and tries what can be tried; its
+//! [`checks`](Environment::checks) say what was found and what to change, its fields are for
+//! programs that decide by them. [`Environment::route_to`] looks at the way to one peer.
+//!
+//! Nothing here is needed to use the library: a sender finds out by itself what works.
+
+mod check;
+mod interface;
+mod isolation;
+mod kernel;
+mod limits;
+mod pages;
+mod route;
+mod text;
+mod trial;
+
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
+
+pub use check::{Check, Status};
+pub use interface::{Interface, InterfaceKind, Tap};
+pub use isolation::Isolation;
+pub use kernel::KernelVersion;
+pub use limits::Memlock;
+pub use pages::{HugePages, NodeHugePages, PageAdvice, TransparentHugePages};
+pub use route::{Route, RouteError};
+pub use trial::Trial;
+
+use crate::{error::OsError, sys};
+
+/// What was found about this machine, as the calling thread sees it.
+///
+/// A snapshot: other processes take huge pages, start packet taps and use up limits. Its `Display`
+/// is for people, a line or two for each [`Check`].
+///
+/// ```
+/// use pinbuf::{Environment, probe::Status};
+///
+/// let environment = Environment::probe();
+/// println!("{environment}");
+/// if !environment.tcp_ipv4.works() {
+///     println!("sends over IPv4 go by copy");
+/// }
+/// let worst = environment.checks().iter().map(|check| check.status).max();
+/// assert!(worst.is_some());
+/// ```
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Environment {
+    /// Version of the kernel; `None` off Linux and without `/proc`.
+    pub kernel: Option<KernelVersion>,
+    /// A zero-copy send over TCP and IPv4.
+    pub tcp_ipv4: Trial,
+    /// A zero-copy send over TCP and IPv6.
+    pub tcp_ipv6: Trial,
+    /// Bytes of option memory one socket may hold (`net.core.optmem_max`); an unread note takes
+    /// 832.
+    pub optmem_max_bytes: Option<u32>,
+    /// The memlock limit, which zero-copy sends are charged to.
+    pub memlock: Memlock,
+    /// Reserves of huge pages, by size.
+    pub huge_pages: Vec<HugePages>,
+    /// How an attempt to get one reserved huge page of the usual size came out.
+    pub huge_page_usable: Result<(), OsError>,
+    /// Transparent huge pages.
+    pub transparent_huge_pages: TransparentHugePages,
+    /// What the kernel can be asked to do for a range of memory.
+    pub page_advice: PageAdvice,
+    /// Namespaces and containers.
+    pub isolation: Isolation,
+    /// The interfaces of the network namespace.
+    pub interfaces: Result<Vec<Interface>, OsError>,
+    /// Packet taps in the network namespace; `None` where they cannot be listed.
+    pub taps: Option<Vec<Tap>>,
+    /// The congestion control that TCP connections start with.
+    pub congestion_control: Option<String>,
+}
+
+impl Environment {
+    /// Looks at everything. Needs no privilege; what cannot be found out is unknown.
+    ///
+    /// Off Linux all checks but the first are unknown.
+    ///
+    /// # Performance
+    ///
+    /// Some milliseconds; two seconds at most, where loopback does not let packets through. Makes
+    /// two connections over loopback to itself, and takes two huge pages for a moment. No socket,
+    /// memory or thread is left behind.
+    ///
+    /// ```
+    /// let environment = pinbuf::Environment::probe();
+    /// # if cfg!(target_os = "linux") {
+    /// assert!(environment.kernel.is_some());
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn probe() -> Self {
+        let kernel =
+            text::read("/proc/sys/kernel/osrelease").and_then(|text| KernelVersion::parse(&text));
+        Self {
+            kernel,
+            tcp_ipv4: Trial::run(Ipv4Addr::LOCALHOST.into()),
+            tcp_ipv6: Trial::run(Ipv6Addr::LOCALHOST.into()),
+            optmem_max_bytes: sys::limits::optmem_max().ok(),
+            memlock: Memlock::read(),
+            huge_pages: HugePages::read(
+                Path::new("/sys/kernel/mm/hugepages"),
+                Path::new("/sys/devices/system/node"),
+            ),
+            huge_page_usable: pages::try_huge_page(),
+            transparent_huge_pages: TransparentHugePages::read(),
+            page_advice: PageAdvice::read(),
+            isolation: Isolation::read(kernel),
+            interfaces: Interface::all(),
+            taps: Tap::all(),
+            congestion_control: text::read("/proc/sys/net/ipv4/tcp_congestion_control"),
+        }
+    }
+
+    /// The way to a peer; asks anew each time. The port does not matter.
+    ///
+    /// # Errors
+    ///
+    /// [`RouteError::NotOnePeer`] for a broadcast or multicast address, [`RouteError::NoRoute`]
+    /// when the peer cannot be reached, [`RouteError::Unknown`] off Linux.
+    ///
+    /// ```
+    /// # if cfg!(target_os = "linux") {
+    /// use pinbuf::{Environment, probe::InterfaceKind};
+    ///
+    /// let route = Environment::route_to("127.0.0.1:4444".parse()?)?;
+    /// assert_eq!(route.interface.kind, InterfaceKind::Loopback);
+    /// println!("{}", route.check());
+    /// # }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn route_to(peer: SocketAddr) -> Result<Route, RouteError> {
+        Route::find(peer)
+    }
+
+    /// One check for each thing that zero copy depends on, always the same ones in the same order.
+    ///
+    /// ```
+    /// let checks = pinbuf::Environment::probe().checks();
+    /// assert_eq!(checks[0].name, "kernel");
+    /// ```
+    #[must_use]
+    pub fn checks(&self) -> Vec<Check> {
+        let mut checks = vec![
+            KernelVersion::check(self.kernel),
+            self.tcp_ipv4.check("zero copy over IPv4"),
+            self.tcp_ipv6.check("zero copy over IPv6"),
+            limits::check_optmem(self.optmem_max_bytes, self.kernel),
+            self.memlock.check(),
+            HugePages::check(&self.huge_pages, self.huge_page_usable),
+            self.transparent_huge_pages.check(),
+            self.page_advice.check(),
+            self.isolation.check(),
+            Interface::check(&self.interfaces),
+            Tap::check(self.taps.as_deref()),
+            check_congestion_control(self.congestion_control.as_deref()),
+        ];
+        if !cfg!(target_os = "linux") {
+            for check in &mut checks[1..] {
+                *check = Check::unknown(check.name, "not looked at", "use Linux");
+            }
+        }
+        checks
+    }
+}
+
+impl fmt::Display for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, check) in self.checks().iter().enumerate() {
+            write!(f, "{}{check}", if index == 0 { "" } else { "\n" })?;
+        }
+        Ok(())
+    }
+}
+
+fn check_congestion_control(name: Option<&str>) -> Check {
+    const NAME: &str = "congestion control";
+    match name {
+        None => Check::unknown(NAME, "unknown", "mount /proc"),
+        Some(name @ ("bbr" | "bbr2" | "bbr3")) => {
+            Check::pass(NAME, format!("{name}, which paces: buffers wait in the socket longer"))
+        }
+        Some(name) => Check::pass(NAME, name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn advice_stands_behind_everything_but_a_pass() {
+        let environment = Environment::probe();
+        let checks = environment.checks();
+        for check in &checks {
+            assert_eq!(check.advice.is_none(), check.status == Status::Pass, "{check}");
+            assert!(!check.found.is_empty() && !check.found.contains('\n'), "{check}");
+        }
+        let mut names: Vec<_> = checks.iter().map(|check| check.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), checks.len());
+        let text = environment.to_string();
+        assert!(checks.iter().all(|check| text.contains(&check.to_string())), "{text}");
+        assert_eq!(text.lines().filter(|line| !line.starts_with(' ')).count(), checks.len());
+    }
+
+    #[test]
+    fn statuses_get_worse_in_order() {
+        let order = [Status::Pass, Status::Unknown, Status::Warn, Status::Fail];
+        assert!(order.is_sorted());
+    }
+
+    #[test]
+    fn bbr_is_named() {
+        assert!(check_congestion_control(Some("bbr")).found.contains("paces"));
+        assert_eq!(check_congestion_control(Some("cubic")).found, "cubic");
+        assert_eq!(check_congestion_control(None).status, Status::Unknown);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_here_is_found() {
+        let environment = Environment::probe();
+        assert!(environment.kernel.is_some());
+        assert!(environment.optmem_max_bytes.is_some());
+        assert!(environment.page_advice.wipe_on_fork, "Linux 4.14");
+        let interfaces = environment.interfaces.unwrap();
+        assert!(interfaces.iter().any(|interface| interface.kind == InterfaceKind::Loopback));
+        assert!(environment.taps.is_some() && environment.congestion_control.is_some());
+    }
+}
