@@ -204,8 +204,7 @@ impl<K: Kernel> Core<K> {
     /// can read the notes that would free one.
     fn register(self: &Arc<Self>, send: &mut Send, bufs: &[Payload]) {
         for buf in bufs {
-            let Payload::Pinned(buf) = buf else { continue };
-            let pool = buf.pool();
+            let Some(pool) = buf.pool() else { continue };
             if !send.pools.contains(&pool.id()) {
                 send.pools.push(pool.id());
                 let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(self);
