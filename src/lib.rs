@@ -1,5 +1,4 @@
-//! Sends memory without copying it, and gives a buffer back only after the kernel has let go of it.
-
+#![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
 // Under std the shim of sync.rs is these types; under loom, using one means to have gone past it.
 #![cfg_attr(loom, deny(clippy::disallowed_methods, clippy::disallowed_types))]
@@ -20,6 +19,8 @@ pub mod probe;
 mod raw;
 mod reaper;
 mod sender;
+#[allow(unsafe_code)]
+mod shared;
 mod sync;
 #[allow(unsafe_code)]
 mod sys;
@@ -42,6 +43,7 @@ pub use sender::{
     Capabilities, CloseReport, Fate, HandBack, Interest, Policy, ReapHalf, Reaped, ResumeIds,
     Returned, SendHalf, Sender, SenderBuilder, SenderStats,
 };
+pub use shared::SharedBuf;
 pub use sys::{Foreign, Timestamps};
 
 #[doc(hidden)]

@@ -10,7 +10,7 @@
 //!         `------`- two parts of a           `- the sender's own hold, until all is accepted
 //! ```
 //!
-//! The ring holds one `u32` per id. It grows with the ids in flight and spans at most four
+//! The ring holds eight bytes per id. It grows with the ids in flight and spans at most four
 //! windows; an older id that is still outstanding (a straggler) moves to a bounded side list, so
 //! that one send that a peer never acknowledges costs no memory however many follow it.
 
@@ -21,6 +21,15 @@ use crate::id::{IdRange, NotificationId};
 /// No lease: the id of this ring place is released, or was never issued.
 const NONE: u32 = u32::MAX;
 
+/// What one id covers: the first lease of its run, and the bytes of its call.
+#[derive(Clone, Copy)]
+struct Place {
+    head: u32,
+    bytes: u32,
+}
+
+const VACANT: Place = Place { head: NONE, bytes: 0 };
+
 /// Ring places of a tracker that has issued its first id.
 const MIN_RING: usize = 16;
 
@@ -30,6 +39,15 @@ const MAX_STRAGGLERS: usize = 1024;
 /// Names a lease in a [`CompletionTracker`] while the tracker has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaseKey(u32);
+
+/// The ids of one note, all released by it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Released {
+    /// The ids.
+    pub ids: IdRange,
+    /// Bytes of their calls.
+    pub bytes: usize,
+}
 
 /// A note named ids that are not outstanding; nothing of it was released.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,11 +68,11 @@ pub struct UnknownIds;
 ///    the last lease of a run can be covered by further ids, each on its own, so one link per
 ///    lease is enough.
 pub struct CompletionTracker<T> {
-    ring: Vec<u32>,
+    ring: Vec<Place>,
     table: Vec<Entry<T>>,
     /// Head of the list of vacant table entries, linked by `link`.
     vacant: u32,
-    stragglers: Vec<(u64, u32)>,
+    stragglers: Vec<(u64, Place)>,
     ring_base: u64,
     next: u64,
     outstanding: usize,
@@ -152,13 +170,13 @@ impl<T> CompletionTracker<T> {
         self.table[key.0 as usize].lease.as_mut().expect("a key names an entered lease")
     }
 
-    /// Gives out the next id, covering `run` in order. To be called *before* the system call: the
+    /// Gives out the next id, covering `run` in order with a call of `bytes`. To be called *before* the system call: the
     /// note can be there before the call returns.
     ///
     /// A lease that an outstanding id covers already may only be issued on its own (invariant 4).
     /// `None`, with nothing changed, when a straggler stands in the way and the side list is
     /// full, or when it is 2^32 ids old: send by copy until it is released.
-    pub fn issue(&mut self, run: &[LeaseKey]) -> Option<NotificationId> {
+    pub fn issue(&mut self, run: &[LeaseKey], bytes: u32) -> Option<NotificationId> {
         debug_assert!(!run.is_empty());
         debug_assert!(
             run.len() == 1 || run.iter().all(|key| self.table[key.0 as usize].holds == 1)
@@ -178,7 +196,7 @@ impl<T> CompletionTracker<T> {
         }
         let id = self.next;
         let place = self.place(id);
-        self.ring[place] = link;
+        self.ring[place] = Place { head: link, bytes };
         self.next += 1;
         self.outstanding += 1;
         Some(NotificationId(id))
@@ -194,12 +212,12 @@ impl<T> CompletionTracker<T> {
     /// When `id` is not the last one issued.
     pub fn cancel(&mut self, id: NotificationId) -> bool {
         assert_eq!(id.0 + 1, self.next, "only the last id issued can be taken back");
-        if id.0 < self.ring_base || self.ring[self.place(id.0)] == NONE {
+        if id.0 < self.ring_base || self.ring[self.place(id.0)].head == NONE {
             return false;
         }
         let place = self.place(id.0);
-        let head = std::mem::replace(&mut self.ring[place], NONE);
-        self.unhold(head);
+        let run = std::mem::replace(&mut self.ring[place], VACANT);
+        self.unhold(run.head);
         self.next -= 1;
         self.outstanding -= 1;
         true
@@ -209,10 +227,10 @@ impl<T> CompletionTracker<T> {
     /// others. Nothing to do when the id is released already.
     pub fn trim(&mut self, id: NotificationId, keep: usize) {
         debug_assert!(keep > 0);
-        if id.0 < self.ring_base || self.ring[self.place(id.0)] == NONE {
+        if id.0 < self.ring_base || self.ring[self.place(id.0)].head == NONE {
             return;
         }
-        let mut last = self.ring[self.place(id.0)];
+        let mut last = self.ring[self.place(id.0)].head;
         for _ in 1..keep {
             last = self.table[last as usize].link;
         }
@@ -237,42 +255,42 @@ impl<T> CompletionTracker<T> {
         lo: u32,
         hi: u32,
         mut on_released: impl FnMut(T),
-    ) -> Result<IdRange, UnknownIds> {
+    ) -> Result<Released, UnknownIds> {
         let base = NotificationId(self.base());
         let range = IdRange::extend(lo, hi, base, self.next_id()).ok_or(UnknownIds)?;
         let in_ring = range.start.0.max(self.ring_base)..range.end.0.max(self.ring_base);
-        if in_ring.clone().any(|id| self.ring[self.place(id)] == NONE) {
+        if in_ring.clone().any(|id| self.ring[self.place(id)].head == NONE) {
             return Err(UnknownIds);
         }
+        let mut bytes = 0;
         if range.start.0 < self.ring_base {
-            self.release_stragglers(
+            bytes += self.release_stragglers(
                 range.start.0..range.end.0.min(self.ring_base),
                 &mut on_released,
             )?;
         }
         for id in in_ring.clone() {
             let place = self.place(id);
-            let head = std::mem::replace(&mut self.ring[place], NONE);
-            self.release_run(head, &mut on_released);
+            let run = std::mem::replace(&mut self.ring[place], VACANT);
+            self.release_run(run.head, &mut on_released);
+            bytes += run.bytes as usize;
         }
         self.outstanding -= (in_ring.end - in_ring.start) as usize;
         if in_ring.start == self.ring_base {
             self.advance();
         }
-        Ok(range)
+        Ok(Released { ids: range, bytes })
     }
 
     /// Releases every outstanding id: the socket's option memory read 0.
     pub fn release_all(&mut self, mut on_released: impl FnMut(T)) {
-        for (_, head) in std::mem::take(&mut self.stragglers) {
-            self.release_run(head, &mut on_released);
+        for (_, run) in std::mem::take(&mut self.stragglers) {
+            self.release_run(run.head, &mut on_released);
         }
         for id in self.ring_base..self.next {
             let place = self.place(id);
-            let head = std::mem::replace(&mut self.ring[place], NONE);
-            if head != NONE {
-                self.release_run(head, &mut on_released);
-            }
+            let run = std::mem::replace(&mut self.ring[place], VACANT);
+            self.release_run(run.head, &mut on_released);
         }
         self.ring_base = self.next;
         self.outstanding = 0;
@@ -294,7 +312,7 @@ impl<T> CompletionTracker<T> {
 
     /// Moves `ring_base` to the oldest outstanding id of the ring.
     fn advance(&mut self) {
-        while self.ring_base < self.next && self.ring[self.place(self.ring_base)] == NONE {
+        while self.ring_base < self.next && self.ring[self.place(self.ring_base)].head == NONE {
             self.ring_base += 1;
         }
     }
@@ -305,7 +323,7 @@ impl<T> CompletionTracker<T> {
         let in_ring = self.outstanding - self.stragglers.len();
         let span = self.window.saturating_mul(4).max(MIN_RING).next_power_of_two();
         if self.ring.is_empty() || (in_ring * 4 > self.ring.len() && self.ring.len() < span) {
-            let mut ring = vec![NONE; (self.ring.len() * 2).max(MIN_RING)];
+            let mut ring = vec![VACANT; (self.ring.len() * 2).max(MIN_RING)];
             let mask = ring.len() - 1;
             for id in self.ring_base..self.next {
                 ring[id as usize & mask] = self.ring[self.place(id)];
@@ -317,8 +335,8 @@ impl<T> CompletionTracker<T> {
             return false;
         }
         let place = self.place(self.ring_base);
-        let head = std::mem::replace(&mut self.ring[place], NONE);
-        self.stragglers.push((self.ring_base, head));
+        let run = std::mem::replace(&mut self.ring[place], VACANT);
+        self.stragglers.push((self.ring_base, run));
         self.advance();
         true
     }
@@ -328,19 +346,22 @@ impl<T> CompletionTracker<T> {
         &mut self,
         ids: std::ops::Range<u64>,
         on_released: &mut impl FnMut(T),
-    ) -> Result<(), UnknownIds> {
+    ) -> Result<usize, UnknownIds> {
         let count = (ids.end - ids.start) as usize;
         let first = self.stragglers.partition_point(|(id, _)| *id < ids.start);
         let last = self.stragglers.partition_point(|(id, _)| *id < ids.end);
         if last - first != count {
             return Err(UnknownIds);
         }
+        let mut bytes = 0;
         for at in first..last {
-            self.release_run(self.stragglers[at].1, on_released);
+            let (_, run) = self.stragglers[at];
+            self.release_run(run.head, on_released);
+            bytes += run.bytes as usize;
         }
         self.stragglers.drain(first..last);
         self.outstanding -= count;
-        Ok(())
+        Ok(bytes)
     }
 
     /// Drops one hold of each lease of the run that starts at `head`.
@@ -400,7 +421,7 @@ mod tests {
 
     fn send(tracker: &mut CompletionTracker<u64>, lease: u64) -> NotificationId {
         let key = tracker.insert(lease);
-        let id = tracker.issue(&[key]).expect("room");
+        let id = tracker.issue(&[key], 1).expect("room");
         assert_eq!(tracker.settle(key), None);
         id
     }
@@ -411,7 +432,9 @@ mod tests {
         hi: u64,
     ) -> Result<Vec<u64>, UnknownIds> {
         let mut released = Vec::new();
-        tracker.release(lo as u32, hi as u32, |lease| released.push(lease))?;
+        let Released { ids, bytes } =
+            tracker.release(lo as u32, hi as u32, |lease| released.push(lease))?;
+        assert_eq!(bytes as u64, ids.count(), "each call of these tests has one byte");
         Ok(released)
     }
 
@@ -433,7 +456,7 @@ mod tests {
         let mut tracker = tracker(8, 0);
         let key = tracker.insert(7);
         for _ in 0..3 {
-            tracker.issue(&[key]).unwrap();
+            tracker.issue(&[key], 1).unwrap();
         }
         assert_eq!(release(&mut tracker, 2, 2), Ok(vec![]));
         assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]));
@@ -445,7 +468,7 @@ mod tests {
     fn the_senders_hold_outlives_every_id() {
         let mut tracker = tracker(8, 0);
         let key = tracker.insert(7);
-        tracker.issue(&[key]).unwrap();
+        tracker.issue(&[key], 1).unwrap();
         assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]), "the rest is not yet accepted");
         assert_eq!(tracker.settle(key), Some(7));
     }
@@ -454,13 +477,13 @@ mod tests {
     fn a_vectored_send_accepted_in_part_keeps_its_boundary_lease() {
         let mut tracker = tracker(8, 0);
         let keys: Vec<_> = (0..4).map(|lease| tracker.insert(lease)).collect();
-        let first = tracker.issue(&keys).unwrap();
+        let first = tracker.issue(&keys, 1).unwrap();
         tracker.trim(first, 3);
         assert_eq!(tracker.settle(keys[0]), None);
         assert_eq!(tracker.settle(keys[1]), None);
-        let rest = tracker.issue(&[keys[2]]).unwrap();
+        let rest = tracker.issue(&[keys[2]], 1).unwrap();
         assert_eq!(tracker.settle(keys[2]), None);
-        tracker.issue(&[keys[3]]).unwrap();
+        tracker.issue(&[keys[3]], 1).unwrap();
         assert_eq!(tracker.settle(keys[3]), None);
         assert_eq!(release(&mut tracker, rest.0, rest.0 + 1), Ok(vec![3]));
         assert_eq!(release(&mut tracker, first.0, first.0), Ok(vec![0, 1, 2]));
@@ -470,11 +493,11 @@ mod tests {
     fn an_id_released_before_its_call_returned_frees_nothing_unaccepted() {
         let mut tracker = tracker(8, 0);
         let keys: Vec<_> = (0..3).map(|lease| tracker.insert(lease)).collect();
-        let id = tracker.issue(&keys).unwrap();
+        let id = tracker.issue(&keys, 1).unwrap();
         assert_eq!(release(&mut tracker, id.0, id.0), Ok(vec![]));
         tracker.trim(id, 1);
         assert_eq!(tracker.settle(keys[0]), Some(0));
-        let id = tracker.issue(&keys[1..]).unwrap();
+        let id = tracker.issue(&keys[1..], 1).unwrap();
         assert_eq!(tracker.settle(keys[1]), None);
         assert_eq!(tracker.settle(keys[2]), None);
         assert_eq!(release(&mut tracker, id.0, id.0), Ok(vec![1, 2]));
@@ -484,9 +507,9 @@ mod tests {
     fn a_cancelled_id_is_given_out_again() {
         let mut tracker = tracker(8, 0);
         let key = tracker.insert(1);
-        let id = tracker.issue(&[key]).unwrap();
+        let id = tracker.issue(&[key], 1).unwrap();
         assert!(tracker.cancel(id));
-        assert_eq!(tracker.issue(&[key]), Some(id));
+        assert_eq!(tracker.issue(&[key], 1), Some(id));
         assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]));
         assert!(!tracker.cancel(id), "a note proved the id used");
         assert_eq!(tracker.next_id(), NotificationId(1));
@@ -526,7 +549,7 @@ mod tests {
         let mut stuck = Vec::new();
         let refused = (0..10_000).find(|lease| {
             let key = tracker.insert(*lease);
-            let Some(id) = tracker.issue(&[key]) else {
+            let Some(id) = tracker.issue(&[key], 1) else {
                 assert_eq!(tracker.settle(key), Some(*lease));
                 return true;
             };
@@ -549,7 +572,7 @@ mod tests {
         let mut tracker = tracker(4, 0);
         send(&mut tracker, 1);
         let key = tracker.insert(2);
-        tracker.issue(&[key]).unwrap();
+        tracker.issue(&[key], 1).unwrap();
         let mut released = Vec::new();
         tracker.release_all(|lease| released.push(lease));
         assert_eq!((released, tracker.leases()), (vec![1], 1));
@@ -614,7 +637,7 @@ mod tests {
                         model.unsettled.extend(&names);
                         let mut sent = 0;
                         while sent < run {
-                            let Some(id) = tracker.issue(&keys[sent..]) else {
+                            let Some(id) = tracker.issue(&keys[sent..], 1) else {
                                 for at in sent..run {
                                     prop_assert_eq!(tracker.settle(keys[at]), Some(names[at]));
                                     model.unsettled.remove(&names[at]);
@@ -637,7 +660,7 @@ mod tests {
                             sent += accepted;
                             if covered > accepted {
                                 let boundary = sent;
-                                if let Some(id) = tracker.issue(&keys[boundary..=boundary]) {
+                                if let Some(id) = tracker.issue(&keys[boundary..=boundary], 1) {
                                     model.outstanding.insert(id.0, vec![names[boundary]]);
                                 }
                                 model.unsettled.remove(&names[boundary]);
@@ -649,7 +672,7 @@ mod tests {
                     }
                     Step::Fail { run } => {
                         let keys: Vec<_> = (0..run).map(|_| tracker.insert(u64::MAX)).collect();
-                        if let Some(id) = tracker.issue(&keys) {
+                        if let Some(id) = tracker.issue(&keys, 1) {
                             prop_assert!(tracker.cancel(id));
                         }
                         for key in keys {

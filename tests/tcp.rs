@@ -8,12 +8,13 @@ use std::{
     os::fd::AsRawFd,
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
     Buffers, STALLED, TIGHT, after, assert_all_home, assert_same, census, eventually, filled,
     mapped_pair, option, pair, pair_at, pattern, pool, reader, reset, set_option, soon, take_error,
+    turn,
 };
 use pinbuf::{Fate, HandBack, IntoPayload, Payload, Policy, SendError, Sender, Ticket, WaitError};
 
@@ -43,6 +44,7 @@ fn send_until_full<S: std::os::fd::AsFd + Send + Sync + 'static, P: IntoPayload>
 
 #[test]
 fn everything_arrives_in_order_whatever_way_it_went() {
+    let _turn = turn();
     let pairs = [pair(), pair_at("[::1]:0", Buffers::default()), mapped_pair()];
     for (near, far) in pairs {
         let lens = [1, 100, 5000, 16384, 70_000, 1 << 20, 1_500_001, 17, 0, 65536];
@@ -74,6 +76,7 @@ fn everything_arrives_in_order_whatever_way_it_went() {
 
 #[test]
 fn every_kind_of_payload_is_let_go_of_after_its_release() {
+    let _turn = turn();
     static CONSTANT: [u8; 40_000] = [7; 40_000];
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
@@ -108,6 +111,7 @@ fn every_kind_of_payload_is_let_go_of_after_its_release() {
 
 #[test]
 fn a_vectored_send_is_one_ticket() {
+    let _turn = turn();
     let (near, mut far) = pair();
     let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
     let parts = [pattern(10, 1), pattern(40_000, 2), pattern(40_000, 3), pattern(20, 4)];
@@ -126,6 +130,7 @@ fn a_vectored_send_is_one_ticket() {
 
 #[test]
 fn vectored_sends_accepted_in_parts_arrive_byte_for_byte() {
+    let _turn = turn();
     let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pinbuf::Pool::builder().class(64, 64).class(4096, 128).class(60_000, 8).build();
     let pool = pool.unwrap();
@@ -169,6 +174,7 @@ fn vectored_sends_accepted_in_parts_arrive_byte_for_byte() {
 
 #[test]
 fn a_buffer_accepted_in_part_is_kept_until_its_last_part_is_released() {
+    let _turn = turn();
     let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(2 << 20, 1);
     let mut sender = Sender::new(near).unwrap();
@@ -204,6 +210,7 @@ fn a_buffer_accepted_in_part_is_kept_until_its_last_part_is_released() {
 
 #[test]
 fn a_reset_resolves_every_send_in_flight() {
+    let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 200);
     let mut sender = Sender::builder().max_in_flight_bytes(1 << 30).adopt(near).unwrap();
@@ -251,6 +258,7 @@ fn a_reset_resolves_every_send_in_flight() {
 
 #[test]
 fn a_reset_that_no_call_ran_into_stays_in_so_error() {
+    let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 4);
     let mut sender = Sender::new(near).unwrap();
@@ -273,6 +281,7 @@ fn a_reset_that_no_call_ran_into_stays_in_so_error() {
 
 #[test]
 fn the_end_of_a_connection_is_told_to_a_send_that_waits_for_it() {
+    let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = Sender::new(near).unwrap();
     let peer = thread::spawn(move || {
@@ -299,6 +308,7 @@ fn the_end_of_a_connection_is_told_to_a_send_that_waits_for_it() {
 
 #[test]
 fn a_peer_that_never_reads_costs_time_and_nothing_else() {
+    let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 200);
     let mut sender = Sender::new(near).unwrap();
@@ -328,6 +338,7 @@ fn a_peer_that_never_reads_costs_time_and_nothing_else() {
 
 #[test]
 fn released_payloads_come_back_in_order_with_their_contents() {
+    let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(32 << 10, 8);
     let mut sender = Sender::builder().hand_back(HandBack::Return).adopt(near).unwrap();
@@ -335,7 +346,9 @@ fn released_payloads_come_back_in_order_with_their_contents() {
     let mut want = Vec::new();
     let mut bufs: Vec<_> = (0..8).map(|_| pool.try_alloc(1).unwrap()).collect();
     let (mut sent, mut back) = (0, 0);
+    let deadline = soon().unwrap();
     while back < 60 {
+        assert!(Instant::now() < deadline, "{back} of {sent} came back");
         while sent < 60
             && let Some(mut buf) = bufs.pop()
         {
@@ -368,6 +381,7 @@ fn released_payloads_come_back_in_order_with_their_contents() {
 
 #[test]
 fn what_is_refused_comes_back_untouched_and_once() {
+    let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 8);
     let mut sender = Sender::builder().hand_back(HandBack::Return).adopt(near).unwrap();
@@ -401,7 +415,34 @@ fn what_is_refused_comes_back_untouched_and_once() {
 }
 
 #[test]
+fn an_empty_buffer_in_front_comes_back_with_the_others() {
+    let _turn = turn();
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(64 << 10, 3);
+    let mut sender = Sender::builder().max_in_flight_sends(1).adopt(near).unwrap();
+    sender.send(pattern(256 << 10, 0)).unwrap();
+    let lens = [0, 32 << 10, 0];
+    let full = |len| Payload::from(filled(pool.try_alloc(1).unwrap(), len, 1));
+    let mut bufs: Vec<_> = lens.into_iter().map(full).collect();
+    let refused = sender.try_send_vectored(&mut bufs).unwrap_err();
+    assert!(refused.is_backpressure());
+    assert_eq!(bufs.iter().map(Payload::len).collect::<Vec<_>>(), lens);
+    let peer = reader(far, Duration::ZERO);
+    let ticket = sender.send_vectored(&mut bufs).unwrap();
+    assert_released(&mut sender, ticket);
+    let ticket = sender.send_vectored(&mut vec![Payload::Static(&[]), Payload::Static(&[])]);
+    assert_released(&mut sender, ticket.unwrap());
+    let ticket = sender.send_vectored(&mut Vec::new());
+    assert_released(&mut sender, ticket.unwrap());
+    assert_all_home(&pool);
+    assert!(sender.close(soon().unwrap()).drained);
+    let want = [&pattern(256 << 10, 0)[..], &pattern(32 << 10, 1)].concat();
+    assert_same(&peer.join().unwrap(), &want);
+}
+
+#[test]
 fn without_zero_copy_everything_is_released_at_once() {
+    let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 2);
     let mut sender = Sender::builder().policy(Policy::Never).adopt(near).unwrap();
@@ -421,6 +462,7 @@ fn without_zero_copy_everything_is_released_at_once() {
 
 #[test]
 fn the_users_options_and_flags_stay_as_they_were() {
+    let _turn = turn();
     fn all(socket: &TcpStream) -> Vec<i32> {
         // SAFETY: F_GETFL takes no pointer.
         let flags = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_GETFL) };
@@ -461,6 +503,7 @@ fn the_users_options_and_flags_stay_as_they_were() {
 
 #[test]
 fn a_sender_taken_apart_can_be_put_together_again() {
+    let _turn = turn();
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
     let mut sender = Sender::new(near).unwrap();
@@ -487,6 +530,7 @@ fn a_sender_taken_apart_can_be_put_together_again() {
 
 #[test]
 fn a_sender_with_something_in_flight_is_not_taken_apart() {
+    let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = Sender::new(near).unwrap();
     sender.send(pattern(256 << 10, 1)).unwrap();
@@ -499,6 +543,7 @@ fn a_sender_with_something_in_flight_is_not_taken_apart() {
 
 #[test]
 fn time_stamps_on_the_error_queue_reach_the_caller() {
+    let _turn = turn();
     let (near, far) = pair();
     let flags = libc::SOF_TIMESTAMPING_TX_SOFTWARE
         | libc::SOF_TIMESTAMPING_SOFTWARE

@@ -77,6 +77,8 @@ struct Send {
 enum Watch {
     Off,
     On(reaper::Token),
+    /// In the care of a reaper that has no thread.
+    Unserved(reaper::Token),
     /// The sender is gone; nobody can want it driven any more.
     Over,
 }
@@ -202,8 +204,7 @@ impl<K: Kernel> Core<K> {
     /// can read the notes that would free one.
     fn register(self: &Arc<Self>, send: &mut Send, bufs: &[Payload]) {
         for buf in bufs {
-            let Payload::Pinned(buf) = buf else { continue };
-            let pool = buf.pool();
+            let Some(pool) = buf.pool() else { continue };
             if !send.pools.contains(&pool.id()) {
                 send.pools.push(pool.id());
                 let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(self);
@@ -323,9 +324,6 @@ impl<K: Kernel> Core<K> {
     /// The id of a zero-copy call, or what must happen instead.
     fn admit(&self, send: &mut Send, call: Call) -> Result<NotificationId, Admission> {
         let (keys, memory) = (send.outbox.keys(), send.outbox.memory());
-        let pages = (memory.iter().enumerate())
-            .map(|(at, part)| MemlockBudget::pages(part.len(), at == 0))
-            .sum();
         let mut in_flight = lock(&self.in_flight);
         let unread_limit = (self.optmem_max / OPTMEM_PER_NOTE / 2) as usize;
         if send.unread_calls >= unread_limit.clamp(1, MAX_UNREAD_CALLS) {
@@ -340,7 +338,7 @@ impl<K: Kernel> Core<K> {
             }
             let (sends, bytes) =
                 (in_flight.tracker.outstanding(), in_flight.done.stats.in_flight_bytes);
-            let admission = send.window.admit(&self.budget, call.bytes, pages, sends, bytes);
+            let admission = send.window.admit(&self.budget, call.bytes, sends, bytes);
             match (admission, attempt) {
                 (Admission::ZeroCopy, _) => break,
                 (Admission::Full, 0) => {
@@ -354,7 +352,7 @@ impl<K: Kernel> Core<K> {
             }
         }
         in_flight.begin_call(keys, memory, self.kernel.now()).ok_or_else(|| {
-            self.budget.refund(pages);
+            self.budget.refund(1, call.bytes);
             Admission::Copy
         })
     }
@@ -591,7 +589,7 @@ impl<K: Kernel> Core<K> {
     }
 
     fn unwatch(&self, watch: &mut Watch, then: Watch) {
-        if let Watch::On(token) = mem::replace(watch, then) {
+        if let Watch::On(token) | Watch::Unserved(token) = mem::replace(watch, then) {
             self.kernel.unwatch(token);
         }
     }
@@ -632,7 +630,8 @@ impl<K: Kernel> Core<K> {
         let _ = self.kernel.linger_off();
         let mut watch = lock(&self.watch);
         self.unwatch(&mut watch, Watch::Off);
-        *watch = Watch::On(self.kernel.adopt(sender));
+        let (token, served) = self.kernel.adopt(sender);
+        *watch = if served { Watch::On(token) } else { Watch::Unserved(token) };
     }
 
     /// Nobody drives the sender from here on.
@@ -692,6 +691,6 @@ impl<K: Kernel> Reclaim for Core<K> {
             let token = self.kernel.watch(Arc::downgrade(&sender));
             *watch = token.map_or(Watch::Off, Watch::On);
         }
-        *watch != Watch::Off
+        matches!(*watch, Watch::On(_) | Watch::Over)
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     lease::{Lease, Payload},
     sync::Arc,
     sys::{Foreign, Record, socket::IoVec},
-    tracker::{CompletionTracker, LeaseKey},
+    tracker::{CompletionTracker, LeaseKey, Released},
 };
 
 /// Foreign messages of the error queue kept for the caller.
@@ -110,8 +110,7 @@ impl InFlight {
     /// Gives back a lease of which the kernel accepted nothing.
     pub(super) fn withdraw(&mut self, key: LeaseKey) -> Payload {
         let lease = self.tracker.settle(key).expect("no id covers what was not accepted");
-        self.done.uncharge(&lease);
-        lease.release()
+        lease.release().expect("only what was accepted is ever quarantined")
     }
 
     /// Gives out the id of a call that is about to be made, and charges its leases for it.
@@ -121,15 +120,15 @@ impl InFlight {
         memory: &[IoVec],
         now: Instant,
     ) -> Option<NotificationId> {
-        let id = self.tracker.issue(keys)?;
+        let bytes: usize = memory.iter().map(IoVec::len).sum();
+        let id =
+            self.tracker.issue(keys, u32::try_from(bytes).expect("calls are cut below 4 GiB"))?;
         self.ages.issued(id, self.tracker.oldest().unwrap_or(id), now);
         self.in_call = true;
-        for (at, (key, part)) in keys.iter().zip(memory).enumerate() {
-            let lease = self.tracker.get_mut(*key);
-            lease.offered_bytes += part.len();
-            lease.charged_pages += MemlockBudget::pages(part.len(), at == 0);
-            self.done.stats.in_flight_bytes += part.len();
+        for (key, part) in keys.iter().zip(memory) {
+            self.tracker.get_mut(*key).offered_bytes += part.len();
         }
+        self.done.stats.in_flight_bytes += bytes;
         Some(id)
     }
 
@@ -139,14 +138,12 @@ impl InFlight {
         if !self.tracker.cancel(id) {
             return;
         }
-        for (at, (key, part)) in keys.iter().zip(memory).enumerate() {
-            let pages = MemlockBudget::pages(part.len(), at == 0);
-            let lease = self.tracker.get_mut(*key);
-            lease.offered_bytes -= part.len();
-            lease.charged_pages -= pages;
-            self.done.stats.in_flight_bytes -= part.len();
-            self.done.budget.refund(pages);
+        let mut bytes = 0;
+        for (key, part) in keys.iter().zip(memory) {
+            self.tracker.get_mut(*key).offered_bytes -= part.len();
+            bytes += part.len();
         }
+        self.done.uncharge(1, bytes);
     }
 
     /// Reads the error queue until it is empty.
@@ -187,8 +184,9 @@ impl InFlight {
         }
         let Self { tracker, done, .. } = self;
         match tracker.release(lo, hi, |lease| done.finish(lease, copied)) {
-            Ok(range) => {
-                let ids = range.count();
+            Ok(Released { ids, bytes }) => {
+                let ids = ids.count();
+                done.uncharge(ids as usize, bytes);
                 done.stats.released_calls += ids;
                 done.stats.deferred_copies += if copied { ids } else { 0 };
                 ids
@@ -223,6 +221,13 @@ impl InFlight {
         }
     }
 
+    /// Frees the memory of what is Quarantined where new pages can take the place of those that the
+    /// kernel may still read. The caller sees to it that nothing is left to send.
+    pub(super) fn replace_pages(&mut self) {
+        let Self { tracker, done, .. } = self;
+        done.settled.extend(tracker.iter_mut().filter_map(Lease::replace_pages));
+    }
+
     /// Asks the option memory of the socket: reading 0, while no call is under way, means that
     /// every id is released. Returns how many ids that released.
     ///
@@ -239,8 +244,9 @@ impl InFlight {
 
     /// Every id is released: the option memory says so.
     pub(super) fn release_all(&mut self) {
-        self.done.stats.released_calls += self.tracker.outstanding() as u64;
         let Self { tracker, done, .. } = self;
+        done.stats.released_calls += tracker.outstanding() as u64;
+        done.uncharge(tracker.outstanding(), done.stats.in_flight_bytes);
         tracker.release_all(|lease| done.finish(lease, false));
     }
 
@@ -311,19 +317,20 @@ impl Ages {
 impl Done {
     /// A lease has lost its last hold.
     fn finish(&mut self, lease: Lease, copied: bool) {
-        self.uncharge(&lease);
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);
-        let payload = lease.release();
+        // Without a payload only its former pages were waited for.
+        let Some(payload) = lease.release() else { return };
         match self.hand_back {
             HandBack::Recycle => self.settled.push(payload),
             HandBack::Return => self.returned.push_back(Returned { sequence: ticket, payload }),
         }
     }
 
-    fn uncharge(&mut self, lease: &Lease) {
-        self.stats.in_flight_bytes -= lease.offered_bytes;
-        self.budget.refund(lease.charged_pages);
+    /// The kernel released so many calls of so many bytes in all, or never made them.
+    fn uncharge(&mut self, calls: usize, bytes: usize) {
+        self.stats.in_flight_bytes -= bytes;
+        self.budget.refund(calls, bytes);
     }
 
     /// The connection failed after `accepted` bytes of a send.

@@ -33,6 +33,8 @@ pub(super) struct Call {
 #[derive(Default, Debug)]
 pub(super) struct Outbox {
     elements: VecDeque<Element>,
+    /// Empty elements at the front, which go with the next call that is accepted.
+    empty: Vec<LeaseKey>,
     ticket: Option<Ticket>,
     accepted: usize,
     memory: Vec<IoVec>,
@@ -41,7 +43,7 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn is_empty(&self) -> bool {
-        self.elements.is_empty()
+        self.elements.is_empty() && self.empty.is_empty()
     }
 
     /// The send whose elements these are, and how many of its bytes are accepted.
@@ -56,7 +58,7 @@ impl Outbox {
     /// Starts the send of the elements pushed, deciding for each whether it goes without copy:
     /// a run of neighbours of at least 4 KiB does so when together they reach the threshold.
     pub(super) fn start(&mut self, ticket: Ticket, threshold_bytes: Option<usize>) {
-        self.ticket = Some(ticket);
+        self.ticket = (!self.is_empty()).then_some(ticket);
         self.accepted = 0;
         let Some(threshold_bytes) = threshold_bytes else { return };
         let elements = self.elements.make_contiguous();
@@ -75,7 +77,14 @@ impl Outbox {
     pub(super) fn next_call(&mut self, max_bytes: usize) -> Option<Call> {
         self.memory.clear();
         self.keys.clear();
-        let zero_copy = self.elements.front()?.zero_copy;
+        let elements = self.elements.iter();
+        let empty = elements.take_while(|element| element.memory.len() == 0).count();
+        self.empty.extend(self.elements.drain(..empty).map(|element| element.key));
+        let Some(front) = self.elements.front() else {
+            let call = Call { bytes: 0, zero_copy: false, more: false };
+            return (!self.empty.is_empty()).then_some(call);
+        };
+        let zero_copy = front.zero_copy;
         let mut bytes = 0;
         let mut whole = true;
         for element in self.elements.iter().take(MAX_CALL_ELEMENTS) {
@@ -121,6 +130,7 @@ impl Outbox {
     /// `on_accepted`.
     pub(super) fn advance(&mut self, mut bytes: usize, mut on_accepted: impl FnMut(LeaseKey)) {
         self.accepted += bytes;
+        self.empty.drain(..).for_each(&mut on_accepted);
         while let Some(element) = self.elements.front_mut() {
             let part = bytes.min(element.memory.len() - element.sent);
             element.sent += part;
@@ -139,7 +149,7 @@ impl Outbox {
     /// Takes out all elements that are not wholly accepted.
     pub(super) fn take(&mut self) -> impl Iterator<Item = LeaseKey> + '_ {
         self.ticket = None;
-        self.elements.drain(..).map(|element| element.key)
+        self.empty.drain(..).chain(self.elements.drain(..).map(|element| element.key))
     }
 }
 
@@ -197,8 +207,18 @@ mod tests {
 
     #[test]
     fn empty_elements_are_accepted_with_what_precedes_them() {
-        assert_eq!(calls(&[0, 0], 1 << 20), [(2, 0, false, false)]);
+        assert_eq!(calls(&[0, 0], 1 << 20), [(0, 0, false, false)]);
         assert_eq!(calls(&[100, 0], 1 << 20), [(2, 100, false, false)]);
+        assert_eq!(calls(&[], 1 << 20), []);
+    }
+
+    #[test]
+    fn empty_elements_in_front_wait_for_what_follows_them() {
+        let mut outbox = outbox(&[0, 0, 20_000, 0]);
+        assert_eq!(outbox.next_call(1 << 20).unwrap().bytes, 20_000);
+        assert!(!outbox.is_empty());
+        assert_eq!(outbox.take().count(), 4, "refused: all come back");
+        assert!(outbox.is_empty());
     }
 
     #[test]

@@ -9,16 +9,16 @@ use crate::{
 /// known which way they go, and pieces of a few pages cost more calls than they save.
 const MIN_CALL_BYTES: usize = 16 << 10;
 
-/// Pages of locked memory that all senders of the process may have charged at once.
+/// Locked memory that all senders of the process may have charged at once.
 ///
 /// The kernel charges `bytes / page size + 2` pages of every zero-copy call against
-/// `RLIMIT_MEMLOCK`, per user id over all processes, until the call is released. The budget is
-/// half of the limit, so that other users of the id get on; a process that may lock without limit
-/// has no budget.
+/// `RLIMIT_MEMLOCK`, per user id over all processes, until the call is released; here a call costs
+/// its bytes and two pages, which is never less. The budget is half of the limit, so that other
+/// users of the id get on; a process that may lock without limit has no budget.
 #[derive(Debug)]
 pub struct MemlockBudget {
-    limit_pages: Option<usize>,
-    charged_pages: AtomicUsize,
+    limit_bytes: Option<usize>,
+    charged_bytes: AtomicUsize,
 }
 
 impl MemlockBudget {
@@ -27,44 +27,42 @@ impl MemlockBudget {
         static BUDGET: OnceLock<Arc<MemlockBudget>> = OnceLock::new();
         let new = || {
             let bytes = limits::memlock_bytes();
-            Arc::new(Self::new(bytes.map(|bytes| (bytes / 2) as usize / page_bytes())))
+            Arc::new(Self::new(bytes.map(|bytes| (bytes / 2) as usize)))
         };
         Arc::clone(BUDGET.get_or_init(new))
     }
 
-    /// A budget of so many pages, or without limit.
-    pub fn new(limit_pages: Option<usize>) -> Self {
-        Self { limit_pages, charged_pages: AtomicUsize::new(0) }
-    }
-
-    /// Pages the kernel charges for one call of `bytes`, as far as this part of the call goes.
-    ///
-    /// The sum over the parts of a call is never less than what the kernel charges: each part
-    /// adds a page for the fraction that whole pages leave out, the first one more.
-    pub(crate) fn pages(bytes: usize, first: bool) -> usize {
-        bytes / page_bytes() + 1 + usize::from(first)
+    /// A budget of so many bytes, or without limit.
+    pub fn new(limit_bytes: Option<usize>) -> Self {
+        Self { limit_bytes, charged_bytes: AtomicUsize::new(0) }
     }
 
     /// Bytes that one call may cover: no more than a quarter of the budget, where that leaves
     /// calls worth making.
     pub(crate) fn max_call_bytes(&self) -> usize {
-        self.limit_pages.map_or(usize::MAX, |pages| (pages / 4 * page_bytes()).max(MIN_CALL_BYTES))
+        self.limit_bytes.map_or(usize::MAX, |limit| (limit / 4).max(MIN_CALL_BYTES))
     }
 
-    pub(crate) fn charge(&self, pages: usize) -> bool {
-        let Some(limit) = self.limit_pages else { return true };
+    /// What `calls` calls of `bytes` in all cost.
+    fn cost(calls: usize, bytes: usize) -> usize {
+        bytes + 2 * page_bytes() * calls
+    }
+
+    fn charge(&self, bytes: usize) -> bool {
+        let Some(limit) = self.limit_bytes else { return true };
+        let cost = Self::cost(1, bytes);
         // Relaxed (partner: `refund`): a count; no memory is published through it.
-        self.charged_pages
+        self.charged_bytes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |charged| {
-                charged.checked_add(pages).filter(|sum| *sum <= limit)
+                charged.checked_add(cost).filter(|sum| *sum <= limit)
             })
             .is_ok()
     }
 
-    pub(crate) fn refund(&self, pages: usize) {
-        if self.limit_pages.is_some() && pages > 0 {
+    pub(crate) fn refund(&self, calls: usize, bytes: usize) {
+        if self.limit_bytes.is_some() && calls > 0 {
             // Relaxed (partner: `charge`): a count; no memory is published through it.
-            self.charged_pages.fetch_sub(pages, Ordering::Relaxed);
+            self.charged_bytes.fetch_sub(Self::cost(calls, bytes), Ordering::Relaxed);
         }
     }
 }
@@ -113,15 +111,14 @@ impl Window {
         &self,
         budget: &MemlockBudget,
         bytes: usize,
-        pages: usize,
         sends: usize,
         in_flight: usize,
     ) -> Admission {
         if sends == 0 {
-            return if budget.charge(pages) { Admission::ZeroCopy } else { Admission::Copy };
+            return if budget.charge(bytes) { Admission::ZeroCopy } else { Admission::Copy };
         }
         let fits = sends < self.sends && in_flight.saturating_add(bytes) <= self.bytes;
-        if fits && budget.charge(pages) { Admission::ZeroCopy } else { Admission::Full }
+        if fits && budget.charge(bytes) { Admission::ZeroCopy } else { Admission::Full }
     }
 
     /// The kernel refused memory with `sends` calls of `in_flight` bytes in flight.
@@ -150,35 +147,32 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_parts_of_a_call_charge_no_less_than_the_kernel() {
+    fn calls_cost_no_less_than_the_kernel_charges() {
         let page = page_bytes();
-        for parts in [vec![1], vec![page], vec![page - 1; 7], vec![4 * page + 1, 3, page]] {
-            let kernel = parts.iter().sum::<usize>() / page + 2;
-            let ours: usize = (parts.iter().enumerate())
-                .map(|(at, bytes)| MemlockBudget::pages(*bytes, at == 0))
-                .sum();
-            assert!(ours >= kernel, "{parts:?}: {ours} < {kernel}");
+        for bytes in [1, page - 1, page, page + 1, 16 << 10, 1 << 20] {
+            assert!(MemlockBudget::cost(1, bytes) >= (bytes / page + 2) * page, "{bytes}");
         }
     }
 
     #[test]
     fn a_budget_that_others_use_up_makes_a_lone_call_copy_and_a_further_one_wait() {
-        let budget = MemlockBudget::new(Some(10));
+        let page = page_bytes();
+        let budget = MemlockBudget::new(Some(10 * page));
         let window = Window::new(usize::MAX, 100);
-        assert_eq!(window.admit(&budget, 1, 8, 0, 0), Admission::ZeroCopy);
-        assert_eq!(window.admit(&budget, 1, 3, 0, 0), Admission::Copy);
-        assert_eq!(window.admit(&budget, 1, 3, 1, 1), Admission::Full);
-        budget.refund(8);
-        assert_eq!(window.admit(&budget, 1, 3, 1, 1), Admission::ZeroCopy);
+        assert_eq!(window.admit(&budget, 6 * page, 0, 0), Admission::ZeroCopy);
+        assert_eq!(window.admit(&budget, page, 0, 0), Admission::Copy);
+        assert_eq!(window.admit(&budget, page, 1, 1), Admission::Full);
+        budget.refund(1, 6 * page);
+        assert_eq!(window.admit(&budget, page, 1, 1), Admission::ZeroCopy);
     }
 
     #[test]
     fn a_call_larger_than_the_window_goes_alone() {
         let window = Window::new(100, 4);
         let budget = MemlockBudget::new(None);
-        assert_eq!(window.admit(&budget, 1000, 2, 0, 0), Admission::ZeroCopy);
-        assert_eq!(window.admit(&budget, 1, 2, 1, 1000), Admission::Full);
-        assert_eq!(window.admit(&budget, 10, 2, 4, 40), Admission::Full);
+        assert_eq!(window.admit(&budget, 1000, 0, 0), Admission::ZeroCopy);
+        assert_eq!(window.admit(&budget, 1, 1, 1000), Admission::Full);
+        assert_eq!(window.admit(&budget, 10, 4, 40), Admission::Full);
     }
 
     #[test]

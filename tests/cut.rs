@@ -1,0 +1,118 @@
+//! Vectored sends cut by the kernel at every kind of place.
+//!
+//! This binary has its own `sendmsg`, which the library calls instead of the C library's: it gives
+//! the kernel no more than so many bytes of a call.
+
+#![cfg(all(target_os = "linux", target_env = "gnu"))]
+
+mod common;
+
+use std::{cell::RefCell, collections::VecDeque, time::Duration};
+
+use common::{
+    STALLED, assert_all_home, assert_same, census, filled, pair_at, pattern, pool, reader, soon,
+    turn,
+};
+use libc::c_int;
+use pinbuf::{Fate, Payload, Sender};
+
+thread_local! {
+    /// Bytes that the coming calls of this thread may send; 0: the socket is full.
+    static CUTS: RefCell<VecDeque<usize>> = const { RefCell::new(VecDeque::new()) };
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As sendmsg(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_int) -> isize {
+    let Some(mut left) = CUTS.with_borrow_mut(VecDeque::pop_front) else {
+        // SAFETY: the caller's promises.
+        return unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) as isize };
+    };
+    if left == 0 {
+        // SAFETY: always a valid address.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: as above, and this thread's own.
+        unsafe { *errno = libc::EAGAIN };
+        return -1;
+    }
+    // SAFETY: a message, says the caller.
+    let mut cut = unsafe { *message };
+    // SAFETY: it has so many ranges, says the caller.
+    let ranges = unsafe { std::slice::from_raw_parts(cut.msg_iov, cut.msg_iovlen) };
+    let mut ranges = ranges.to_vec();
+    ranges.retain_mut(|range| {
+        range.iov_len = range.iov_len.min(left);
+        left -= range.iov_len;
+        range.iov_len > 0
+    });
+    cut.msg_iov = ranges.as_mut_ptr();
+    cut.msg_iovlen = ranges.len();
+    // SAFETY: the caller's promises; the ranges are parts of theirs.
+    unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const cut, flags) as isize }
+}
+
+const LEN: usize = 8 << 10;
+const COUNT: usize = 5;
+
+#[test]
+fn a_send_cut_anywhere_keeps_every_buffer_that_was_begun() {
+    let _turn = turn();
+    let whole = LEN * COUNT;
+    let ends = (1..=COUNT).map(|count| count * LEN);
+    for end in ends.flat_map(|end| [end - 1, end, end + 1]).filter(|end| *end <= whole) {
+        let (near, far) = pair_at("127.0.0.1:0", STALLED);
+        let pool = pool(LEN, COUNT);
+        let mut sender = Sender::new(near).unwrap();
+        // The peer takes no more after this.
+        sender.send(pattern(256 << 10, 1)).unwrap();
+        let full = |seed| Payload::from(filled(pool.try_alloc(1).unwrap(), LEN, seed));
+        let mut bufs: Vec<_> = (0..COUNT).map(full).collect();
+        CUTS.set([end, 0, 1, 0, LEN, 0].into());
+        let ticket = sender.try_send_vectored(&mut bufs).unwrap();
+        assert_eq!(census(&pool), [0, 0, COUNT, 0], "cut at {end}");
+        while !sender.flush().unwrap() {
+            assert_eq!(census(&pool), [0, 0, COUNT, 0], "cut at {end}");
+        }
+        CUTS.take();
+        assert_eq!(census(&pool), [0, 0, COUNT, 0], "cut at {end}: the peer has none of it");
+        let peer = reader(far, Duration::ZERO);
+        let fate = sender.wait(ticket, soon()).unwrap();
+        assert!(matches!(fate, Fate::Released { accepted, .. } if accepted == whole), "{fate:?}");
+        assert_all_home(&pool);
+        let stats = sender.stats();
+        assert_eq!((stats.in_flight_bytes, stats.leases), (0, 0));
+        assert!(sender.close(soon().unwrap()).drained);
+        let mut want = pattern(256 << 10, 1).to_vec();
+        (0..COUNT).for_each(|seed| want.extend_from_slice(&pattern(LEN, seed)));
+        assert_same(&peer.join().unwrap(), &want);
+    }
+}
+
+#[test]
+fn a_socket_that_is_full_at_once_gives_every_buffer_back() {
+    let _turn = turn();
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(LEN, COUNT);
+    let mut sender = Sender::new(near).unwrap();
+    let full = |seed| Payload::from(filled(pool.try_alloc(1).unwrap(), LEN, seed));
+    let mut bufs: Vec<_> = (0..COUNT).map(full).collect();
+    for _ in 0..3 {
+        CUTS.set([0].into());
+        assert!(sender.try_send_vectored(&mut bufs).unwrap_err().is_backpressure());
+        assert_eq!(census(&pool), [0, COUNT, 0, 0]);
+        let stats = sender.stats();
+        assert_eq!((stats.in_flight_calls, stats.in_flight_bytes, stats.leases), (0, 0, 0));
+    }
+    let peer = reader(far, Duration::ZERO);
+    let ticket = sender.send_vectored(&mut bufs).unwrap();
+    assert_eq!(ticket.sequence(), 0);
+    assert!(sender.wait(ticket, soon()).is_ok());
+    assert!(sender.close(soon().unwrap()).drained);
+    let got = peer.join().unwrap();
+    assert_eq!((got.len(), common::corrupt(&got, LEN)), (COUNT * LEN, vec![]));
+    assert_all_home(&pool);
+}
