@@ -563,7 +563,8 @@ impl<K: Kernel> Core<K> {
         lock(&self.in_flight).done.returned.pop_front()
     }
 
-    pub(super) fn capabilities(&self) -> Capabilities {
+    /// Whether sends can go without copy, and if not, why.
+    pub fn capabilities(&self) -> Capabilities {
         let reason = lock(&self.in_flight).copy_reason;
         Capabilities { zero_copy: reason.is_none(), reason }
     }
