@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    raw::{RawPool, SlotRef, SlotState},
+    raw::{Replaced, SlotRef, SlotState},
     sync::panicking,
 };
 
@@ -39,7 +39,7 @@ use crate::{
 /// # Invariants
 ///
 /// 1. `memory` and the slot's capacity are the slot's memory, and nobody else accesses it, except
-///    that the kernel reads it between `begin_lease` and `end_lease` or `quarantine_released`.
+///    that the kernel reads it while the slot's record says that there is a lease.
 /// 2. The first `len` bytes are initialized, and `len` is at most the capacity.
 pub struct PinnedBuf {
     /// Taken by drop.
@@ -63,6 +63,18 @@ impl PinnedBuf {
     pub(crate) fn new(slot: SlotRef) -> Self {
         let memory = NonNull::new(slot.memory()).expect("no mapping lies at address 0");
         Self { slot: ManuallyDrop::new(slot), memory, len: 0 }
+    }
+
+    /// The slot with its first `len` bytes.
+    ///
+    /// # Safety
+    ///
+    /// `slot` is the only holder, a handle, and the first `len` bytes of its memory, which lie
+    /// within its capacity, are initialized.
+    pub(crate) unsafe fn from_parts(slot: SlotRef, len: usize) -> Self {
+        let mut buf = Self::new(slot);
+        buf.len = len;
+        buf
     }
 
     /// How many bytes the buffer can hold: the capacity of its size class, at least what was asked
@@ -177,34 +189,22 @@ impl PinnedBuf {
         self.len = len;
     }
 
-    /// Tells a model that the kernel reads the memory now.
-    pub(crate) fn kernel_reads(&self) {
-        self.slot.slot().contents_read();
+    /// The slot, of which the buffer is the only holder.
+    pub(crate) fn slot(&self) -> &SlotRef {
+        &self.slot
     }
 
-    /// The pool, which lives at least as long as the buffer.
-    pub(crate) fn pool(&self) -> &RawPool {
-        self.slot.pool()
+    /// Slot and length; the slot is the caller's.
+    pub(crate) fn into_parts(self) -> (SlotRef, usize) {
+        let mut buf = ManuallyDrop::new(self);
+        // SAFETY: the field is not used again: `buf` is never dropped.
+        (unsafe { ManuallyDrop::take(&mut buf.slot) }, buf.len)
     }
 
-    /// Owned to InFlight. From here on the kernel may read the bytes.
-    pub(crate) fn begin_lease(&mut self) {
-        self.slot.slot().begin_lease();
-    }
-
-    /// InFlight to Owned, after proof that the kernel reads them no more.
-    pub(crate) fn end_lease(&mut self) {
-        self.slot.slot().end_lease();
-    }
-
-    /// InFlight to Quarantined: there is no proof.
-    pub(crate) fn quarantine(&mut self) {
-        self.slot.quarantine();
-    }
-
-    /// Quarantined to Owned: the proof came late.
-    pub(crate) fn quarantine_released(&mut self) {
-        self.slot.slot().quarantine_released();
+    /// Gives the slot, whose only holder is this quarantined lease, new pages: it becomes an empty
+    /// buffer again. See [`SlotRef::replace_pages`].
+    pub(crate) fn replace_pages(&mut self) -> Option<Replaced> {
+        self.slot.replace_pages(&mut self.len)
     }
 
     /// Address and length of the bytes written. No reference: the kernel may be reading them.
@@ -295,7 +295,7 @@ impl Drop for PinnedBuf {
     fn drop(&mut self) {
         // SAFETY: the field is not used again: this is the drop.
         let slot = unsafe { ManuallyDrop::take(&mut self.slot) };
-        if slot.slot().is_owned_uniquely() {
+        if slot.slot().is_alone() {
             slot.recycle();
         } else {
             drop_unreleased(slot);

@@ -1,10 +1,10 @@
 //! What the models in `loom-tests` need beyond the public interface. Not covered by any promise of
 //! stability.
 
-use crate::{buf::PinnedBuf, pool::Pool};
+use crate::{buf::PinnedBuf, pool::Pool, shared::SharedBuf};
 
 pub use crate::{
-    raw::{RawPool, Reclaim, Slot, SlotState},
+    raw::{RawPool, Reclaim, Replaced, Slot, SlotRef, SlotState},
     reaper::Token,
     sender::{
         Config,
@@ -27,48 +27,59 @@ pub fn raw(pool: &Pool) -> &RawPool {
 
 /// What a sender does with a buffer and its slot.
 pub trait Lease {
-    /// Owned to InFlight.
-    fn begin_lease(&mut self);
-    /// InFlight to Owned.
-    fn end_lease(&mut self);
-    /// InFlight to Quarantined.
-    fn quarantine(&mut self);
-    /// Quarantined to Owned.
-    fn quarantine_released(&mut self);
+    /// The slot, of which the buffer is a holder.
+    fn slot(&self) -> &SlotRef;
+
+    /// The buffer's handle becomes a lease.
+    fn begin_lease(&mut self) {
+        self.slot().slot().begin_lease();
+    }
+
+    /// The lease becomes a handle.
+    fn end_lease(&mut self) {
+        self.slot().slot().end_lease();
+    }
+
+    /// The lease becomes a quarantined one.
+    fn quarantine(&mut self) {
+        self.slot().quarantine();
+    }
+
+    /// The quarantined lease becomes a handle.
+    fn quarantine_released(&mut self) {
+        self.slot().slot().quarantine_released();
+    }
+
+    /// New pages for the quarantined lease's memory; it becomes a handle.
+    fn replace_pages(&mut self) -> Option<Replaced>;
+
     /// The kernel reads the memory now.
-    fn kernel_reads(&self);
-    /// Address and length of the bytes written.
-    fn as_raw(&self) -> (*const u8, usize);
+    fn kernel_reads(&self) {
+        self.slot().slot().contents_read();
+    }
+
     /// The machinery behind the buffer's pool.
-    fn pool(&self) -> &RawPool;
+    fn pool(&self) -> &RawPool {
+        self.slot().pool()
+    }
 }
 
 impl Lease for PinnedBuf {
-    fn begin_lease(&mut self) {
-        self.begin_lease();
+    fn slot(&self) -> &SlotRef {
+        self.slot()
     }
 
-    fn end_lease(&mut self) {
-        self.end_lease();
+    fn replace_pages(&mut self) -> Option<Replaced> {
+        self.replace_pages()
+    }
+}
+
+impl Lease for SharedBuf {
+    fn slot(&self) -> &SlotRef {
+        self.slot()
     }
 
-    fn quarantine(&mut self) {
-        self.quarantine();
-    }
-
-    fn quarantine_released(&mut self) {
-        self.quarantine_released();
-    }
-
-    fn kernel_reads(&self) {
-        self.kernel_reads();
-    }
-
-    fn as_raw(&self) -> (*const u8, usize) {
-        self.as_raw()
-    }
-
-    fn pool(&self) -> &RawPool {
-        self.pool()
+    fn replace_pages(&mut self) -> Option<Replaced> {
+        self.replace_pages()
     }
 }

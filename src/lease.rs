@@ -1,6 +1,13 @@
 //! What can be sent, and what the sender keeps of it while the kernel may read it.
 
-use crate::{buf::PinnedBuf, mapped::MappedSlice, sync::Arc, sys::socket::IoVec};
+use crate::{
+    buf::PinnedBuf,
+    mapped::MappedSlice,
+    raw::{RawPool, Replaced, SlotRef},
+    shared::SharedBuf,
+    sync::Arc,
+    sys::socket::IoVec,
+};
 
 /// Memory that can be sent.
 ///
@@ -10,6 +17,8 @@ use crate::{buf::PinnedBuf, mapped::MappedSlice, sync::Arc, sys::socket::IoVec};
 pub enum Payload {
     /// A buffer of a [`Pool`](crate::Pool).
     Pinned(PinnedBuf),
+    /// A frozen buffer of a pool, which others may send at the same time.
+    SharedBuf(SharedBuf),
     /// Memory the user mapped.
     Mapped(MappedSlice),
     /// Memory that lives as long as the process.
@@ -35,6 +44,7 @@ impl Payload {
     fn as_raw(&self) -> (*const u8, usize) {
         let slice: &[u8] = match self {
             Self::Pinned(buf) => return buf.as_raw(),
+            Self::SharedBuf(buf) => return buf.as_raw(),
             Self::Mapped(slice) => return slice.as_raw(),
             Self::Static(slice) => slice,
             Self::Shared(slice) => slice,
@@ -42,6 +52,29 @@ impl Payload {
             Self::Bytes(bytes) => bytes,
         };
         (slice.as_ptr(), slice.len())
+    }
+
+    /// The slot of a pool that holds the bytes.
+    fn slot(&self) -> Option<&SlotRef> {
+        match self {
+            Self::Pinned(buf) => Some(buf.slot()),
+            Self::SharedBuf(buf) => Some(buf.slot()),
+            _ => None,
+        }
+    }
+
+    /// Gives the bytes new pages, if they are in a pool and nothing speaks against it.
+    fn replace_pages(&mut self) -> Option<Replaced> {
+        match self {
+            Self::Pinned(buf) => buf.replace_pages(),
+            Self::SharedBuf(buf) => buf.replace_pages(),
+            _ => None,
+        }
+    }
+
+    /// The pool that the bytes are in.
+    pub(crate) fn pool(&self) -> Option<&RawPool> {
+        self.slot().map(SlotRef::pool)
     }
 }
 
@@ -94,6 +127,7 @@ macro_rules! into_payload {
 
 into_payload! {
     PinnedBuf => Pinned,
+    SharedBuf => SharedBuf,
     MappedSlice => Mapped,
     &'static [u8] => Static,
     Arc<[u8]> => Shared,
@@ -117,12 +151,15 @@ impl IntoPayload for Payload {
 ///
 /// Holding a lease tells you: the kernel may read the payload's bytes, so nobody may write or
 /// reuse them. It ends in one way only, [`release`](Self::release), which the sender calls after
-/// the proof. A lease that is dropped instead (a panic took its tracker away) leaves its memory
+/// the proof. Before that a quarantined one can part with its payload, when the kernel's pages are no
+/// longer the payload's ([`replace_pages`](Self::replace_pages)). A lease that is dropped instead (a panic took its tracker away) leaves its memory
 /// alone for ever and the slot Quarantined.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    /// `None` only after `release`.
+    /// `None` after `replace_pages`, and after `release`.
     payload: Option<Payload>,
+    /// The pages that the kernel may read though the payload has new ones.
+    replaced: Option<Replaced>,
     /// Sequence number of the send it belongs to.
     pub(crate) ticket: u64,
     /// Bytes offered to zero-copy calls, each call's share counted.
@@ -133,11 +170,18 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    pub(crate) fn new(mut payload: Payload, ticket: u64) -> Self {
-        if let Payload::Pinned(buf) = &mut payload {
-            buf.begin_lease();
+    pub(crate) fn new(payload: Payload, ticket: u64) -> Self {
+        if let Some(slot) = payload.slot() {
+            slot.slot().begin_lease();
         }
-        Self { payload: Some(payload), ticket, offered_bytes: 0, copied: false, quarantined: false }
+        Self {
+            payload: Some(payload),
+            replaced: None,
+            ticket,
+            offered_bytes: 0,
+            copied: false,
+            quarantined: false,
+        }
     }
 
     pub(crate) fn io_vec(&self) -> IoVec {
@@ -147,33 +191,44 @@ impl Lease {
 
     /// Whether somebody waits for a slot of the pool this payload comes from.
     pub(crate) fn is_awaited(&self) -> bool {
-        matches!(&self.payload, Some(Payload::Pinned(buf)) if buf.pool().has_waiters())
+        self.payload.as_ref().and_then(Payload::pool).is_some_and(RawPool::has_waiters)
     }
 
     /// The bytes can no longer be proven released by a note.
     pub(crate) fn quarantine(&mut self) {
         if !self.quarantined {
             self.quarantined = true;
-            if let Some(Payload::Pinned(buf)) = &mut self.payload {
-                buf.quarantine();
+            if let Some(slot) = self.payload.as_ref().and_then(Payload::slot) {
+                slot.quarantine();
             }
         }
     }
 
-    /// Gives the payload to its next owner. The caller has the proof that the kernel reads none
-    /// of it any more, or never took any of it.
-    pub(crate) fn release(mut self) -> Payload {
-        let mut payload = self.payload.take().expect("present until released");
-        if let Payload::Pinned(buf) = &mut payload {
-            if self.quarantined { buf.quarantine_released() } else { buf.end_lease() }
+    /// Frees the memory of a quarantined lease early, if that is a pool's and nobody else holds it:
+    /// it gets new pages, and the payload, now empty, is the caller's to drop. The lease lives on
+    /// until the proof, for the old pages.
+    ///
+    /// The caller has sent all that it will ever send of the payload.
+    pub(crate) fn replace_pages(&mut self) -> Option<Payload> {
+        self.replaced = Some(self.payload.as_mut()?.replace_pages()?);
+        self.payload.take()
+    }
+
+    /// Gives the payload, if the lease still has it, to its next owner. The caller has the proof
+    /// that the kernel reads none of it any more, or never took any of it.
+    pub(crate) fn release(mut self) -> Option<Payload> {
+        self.replaced = None;
+        let payload = self.payload.take()?;
+        if let Some(slot) = payload.slot().map(SlotRef::slot) {
+            if self.quarantined { slot.quarantine_released() } else { slot.end_lease() }
         }
-        payload
+        Some(payload)
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         self.quarantine();
-        std::mem::forget(self.payload.take());
+        std::mem::forget((self.payload.take(), self.replaced.take()));
     }
 }

@@ -19,6 +19,8 @@ pub mod probe;
 mod raw;
 mod reaper;
 mod sender;
+#[allow(unsafe_code)]
+mod shared;
 mod sync;
 #[allow(unsafe_code)]
 mod sys;
@@ -41,6 +43,7 @@ pub use sender::{
     Capabilities, CloseReport, Fate, HandBack, Interest, Policy, ReapHalf, Reaped, ResumeIds,
     Returned, SendHalf, Sender, SenderBuilder, SenderStats,
 };
+pub use shared::SharedBuf;
 pub use sys::{Foreign, Timestamps};
 
 #[doc(hidden)]

@@ -77,8 +77,8 @@ pub(crate) fn watch(fd: BorrowedFd<'_>, sender: Weak<dyn Reclaim>) -> Option<Tok
 }
 
 /// Takes over a sender that has no owner, and drives it until it calls [`unwatch`]. Without a
-/// thread it is kept all the same.
-pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> Token {
+/// thread it is kept all the same; whether there is one is told beside the token.
+pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, bool) {
     let reaper = Reaper::get();
     let watcher = reaper.watcher();
     let mut state = lock(&reaper.state);
@@ -92,7 +92,7 @@ pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> Token {
         // Fails only for want of memory; then the next news of anybody does it.
         let _ = watcher.rouse();
     }
-    token
+    (token, watcher.is_some())
 }
 
 /// Ends a [`watch`], or lets go of an [adopted](adopt) sender at its end.
@@ -112,6 +112,10 @@ pub(crate) fn unwatch(fd: BorrowedFd<'_>, token: Token) {
 
 /// Drives the senders that wait for a thread. Cheap when there are none.
 pub(crate) fn serve() {
+    if cfg!(loom) {
+        // Models have no reaper: its state outlives an execution.
+        return;
+    }
     let reaper = Reaper::get();
     let unserved = std::mem::take(&mut lock(&reaper.state).unserved);
     for token in unserved {

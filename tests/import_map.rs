@@ -13,6 +13,7 @@ const ROWS: [&[&str]; 10] = [
     &["sys"],
     &["raw", "tracker"],
     &["buf", "mapped"],
+    &["shared"],
     &["lease", "reaper"],
     &["pool"],
     &["sender"],
@@ -21,7 +22,7 @@ const ROWS: [&[&str]; 10] = [
 ];
 
 /// Files, or folders with a slash at the end, that may contain unsafe code.
-const UNSAFE_CODE: [&str; 8] = [
+const UNSAFE_CODE: [&str; 9] = [
     "sys/",
     "raw/region.rs",
     "raw/slot.rs",
@@ -29,6 +30,7 @@ const UNSAFE_CODE: [&str; 8] = [
     "raw/pool.rs",
     "buf.rs",
     "mapped.rs",
+    "shared.rs",
     "sender/kernel.rs",
 ];
 

@@ -4,7 +4,11 @@
 //! ordinary test, repeated, with whatever interleavings the machine happens to produce.
 
 #[cfg(loom)]
+use loom::sync::atomic;
+#[cfg(loom)]
 pub use loom::{future::block_on, sync::Mutex, thread};
+#[cfg(not(loom))]
+use std::sync::atomic;
 #[cfg(not(loom))]
 pub use std::{sync::Mutex, thread};
 
@@ -54,9 +58,34 @@ fn report(name: &str, executions: usize) {
     println!("model {name} {executions}");
 }
 
+/// Where threads pass one at a time, in every order, without learning of each other.
+///
+/// loom looks for another order of two threads only where the *last* accesses to an atomic conflict:
+/// a thread that loads before it exchanges hides the exchange from the loads of others. To pass here
+/// before and after brings these orders back.
+#[derive(Clone, Debug, Default)]
+pub struct Turnstile(Arc<atomic::AtomicUsize>);
+
+impl Turnstile {
+    /// Passes.
+    pub fn pass(&self) {
+        // Relaxed: nothing may be ordered by it.
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// A pool of `count` slots on ordinary memory.
 pub fn pool(count: usize) -> Pool {
-    Pool::builder().class(64, count).backing(Backing::Require(Pages::Base)).build().unwrap()
+    pool_of(64, count)
+}
+
+/// A pool of `count` slots of a page.
+pub fn pool_of_pages(count: usize) -> Pool {
+    pool_of(4096, count)
+}
+
+fn pool_of(capacity: usize, count: usize) -> Pool {
+    Pool::builder().class(capacity, count).backing(Backing::Require(Pages::Base)).build().unwrap()
 }
 
 /// Tells whether a pool's memory is still there, its handles being gone: the pool holds a weak

@@ -5,6 +5,17 @@ use std::sync::Arc;
 use loom_tests::{model, thread};
 use pinbuf::__internals::Slot;
 
+/// Reads the memory, gives up a handle, and writes the memory if that was the last one: what the
+/// slot's next owner does.
+fn leave(slot: &Slot) -> bool {
+    slot.contents_read();
+    let last = slot.unshare();
+    if last {
+        slot.contents_written();
+    }
+    last
+}
+
 /// Two handles are dropped at once. One of the droppers, and only one, is told that it was the
 /// last, and what it then does to the memory comes after the other's reads.
 #[test]
@@ -13,19 +24,11 @@ fn the_last_handle_out_is_alone() {
         let slot = Arc::new(Slot::new(0));
         slot.claim();
         slot.share();
-        let drop_handle = |slot: &Slot| {
-            slot.contents_read();
-            let last = slot.unshare();
-            if last {
-                slot.contents_written();
-            }
-            last
-        };
         let other = {
             let slot = Arc::clone(&slot);
-            thread::spawn(move || drop_handle(&slot))
+            thread::spawn(move || leave(&slot))
         };
-        let last = drop_handle(&slot);
+        let last = leave(&slot);
         assert_ne!(last, other.join().unwrap());
     });
 }
@@ -36,38 +39,32 @@ fn the_last_lease_out_is_alone() {
     model(|| {
         let slot = Arc::new(Slot::new(0));
         slot.claim();
-        slot.lease_shared();
-        slot.lease_shared();
-        let release = |slot: &Slot| {
-            slot.contents_read();
-            let last = slot.release_shared();
-            if last {
-                slot.contents_written();
-            }
-            last
-        };
+        slot.share();
+        slot.share();
+        slot.begin_lease();
+        slot.begin_lease();
         let reapers = [(); 2].map(|()| {
             let slot = Arc::clone(&slot);
-            thread::spawn(move || release(&slot))
+            thread::spawn(move || {
+                slot.end_lease();
+                leave(&slot)
+            })
         });
-        slot.contents_read();
-        let last = slot.unshare();
-        if last {
-            slot.contents_written();
-        }
+        let last = leave(&slot);
         let lasts = reapers.map(|reaper| reaper.join().unwrap());
         assert_eq!([last, lasts[0], lasts[1]].iter().filter(|&&last| last).count(), 1);
     });
 }
 
-/// One lease turns out unprovable while the other is released and the handle dropped: the slot is
-/// nobody's to recycle before the late proof.
+/// One lease turns out unprovable while the handle is dropped: the slot is nobody's to recycle
+/// before the late proof.
 #[test]
 fn a_quarantined_lease_keeps_the_slot_out() {
     model(|| {
         let slot = Arc::new(Slot::new(0));
         slot.claim();
-        slot.lease_shared();
+        slot.share();
+        slot.begin_lease();
         let closer = {
             let slot = Arc::clone(&slot);
             thread::spawn(move || slot.quarantine())

@@ -19,6 +19,9 @@ use crate::raw::{RawPool, SizeClass, SlotState};
 pub struct PoolStats {
     /// One entry per size class, in ascending order of capacity.
     pub classes: Vec<ClassStats>,
+    /// Bytes of former pages that the kernel still holds for sends without proof of release, while
+    /// their slots go on with new pages. At most a quarter of the pool.
+    pub replaced_bytes: usize,
 }
 
 /// How many slots of one size class are in which state.
@@ -43,7 +46,10 @@ pub struct ClassStats {
 
 impl PoolStats {
     pub(super) fn read(pool: &RawPool) -> Self {
-        Self { classes: pool.classes().iter().map(ClassStats::read).collect() }
+        Self {
+            classes: pool.classes().iter().map(ClassStats::read).collect(),
+            replaced_bytes: pool.replaced_bytes(),
+        }
     }
 
     /// Free slots of all classes.

@@ -58,6 +58,11 @@ impl SizeClass {
         self.capacity
     }
 
+    /// Bytes of memory that belong to each slot, the unused rest of its last page included.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
     pub(crate) fn zero_on_recycle(&self) -> bool {
         self.zero_on_recycle
     }

@@ -9,16 +9,19 @@ mod freelist;
 #[allow(unsafe_code)]
 mod pool;
 mod reclaim;
+#[allow(unsafe_code)]
 mod region;
+mod replaced;
 mod slot;
 mod waiters;
 
 #[cfg(test)]
 pub(crate) use class::Home;
 pub(crate) use class::SizeClass;
-pub use pool::RawPool;
-pub(crate) use pool::{Options, PoolHandle, SlotRef};
+pub(crate) use pool::{Options, PoolHandle};
+pub use pool::{RawPool, SlotRef};
 pub use reclaim::Reclaim;
 pub use region::RegionReport;
+pub use replaced::Replaced;
 pub use slot::{Slot, SlotState};
 pub(crate) use waiters::{Joined, WaitTicket};

@@ -7,6 +7,7 @@ use super::{
     freelist::MAX_SLOTS,
     reclaim::Reclaim,
     region::Region,
+    replaced::{Replaced, ReplacedBytes},
     slot::Slot,
 };
 use crate::{
@@ -42,6 +43,7 @@ pub struct RawPool {
     /// In ascending order of capacity.
     classes: Box<[SizeClass]>,
     reclaim: Mutex<Vec<Weak<dyn Reclaim>>>,
+    replaced: ReplacedBytes,
     /// Dropped last: the classes point into it.
     region: Region,
 }
@@ -89,6 +91,11 @@ impl RawPool {
 
     pub(crate) fn region(&self) -> &Region {
         &self.region
+    }
+
+    /// Bytes of former pages that the kernel still holds.
+    pub fn replaced_bytes(&self) -> usize {
+        self.replaced.get()
     }
 
     /// Gives up `holds` of the pool's holds.
@@ -162,6 +169,7 @@ impl PoolHandle {
             holds: AtomicUsize::new(slots + 1),
             classes,
             reclaim: Mutex::default(),
+            replaced: ReplacedBytes::new(region.report().bytes),
             region,
         };
         // SAFETY: the pointer is to a box of a RawPool's layout, unused so far.
@@ -245,16 +253,19 @@ fn stride(capacity: usize, page_bytes: usize) -> Option<usize> {
 
 /// Names one slot that is out, and keeps its pool alive.
 ///
-/// Not Clone, and no Drop: who holds it is counted in the slot's word, and [`recycle`] ends it.
-/// Forgetting one keeps the slot out and the pool's memory mapped, which is what Quarantined means.
+/// Not Clone, and no Drop: each is a holder counted in the slot's word, [`share`] makes one more,
+/// [`recycle`] and [`unshare`] end it. Forgetting one keeps the slot out and the pool's memory
+/// mapped, which is what Quarantined means.
 ///
 /// # Invariants
 ///
 /// 1. The slot is out: not on the free list, not with a waiter. Its hold keeps the pool alive.
 ///
+/// [`share`]: Self::share
 /// [`recycle`]: Self::recycle
+/// [`unshare`]: Self::unshare
 #[derive(Debug)]
-pub(crate) struct SlotRef {
+pub struct SlotRef {
     class: NonNull<SizeClass>,
     index: u32,
 }
@@ -310,16 +321,64 @@ impl SlotRef {
         }
     }
 
-    /// Sends the slot home.
+    /// Turns a quarantined lease into a handle by giving the slot new pages, so that what the
+    /// kernel may still read is no longer the slot's. `len`, the length of what was written, becomes
+    /// 0 when that is lost.
+    ///
+    /// `None`, and the slot stays Quarantined: somebody else holds it too, by a handle or a lease of
+    /// whatever kind; it has no whole pages of its own, or such as cannot be replaced; the kernel
+    /// holds too much of the pool already; or it has no page to give.
+    pub(crate) fn replace_pages(&self, len: &mut usize) -> Option<Replaced> {
+        let (memory, bytes) = (NonNull::new(self.memory())?, self.class().stride());
+        let pool = self.pool();
+        if !self.slot().is_quarantined_alone() || !pool.region.can_replace(memory.as_ptr(), bytes) {
+            return None;
+        }
+        let replaced = pool.replaced.add(bytes)?;
+        self.slot().contents_written();
+        // SAFETY: `bytes` from `memory` on are the slot's, and so in the region, which can replace
+        // them. The caller's lease is the only holder, as just checked, and nobody can come to hold
+        // the slot but through a handle: apart from the kernel nobody uses the contents.
+        unsafe { pool.region.discard(memory, bytes) }.ok()?;
+        *len = 0;
+        pool.region.repopulate(memory, bytes).ok()?;
+        self.slot().quarantine_released();
+        Some(replaced)
+    }
+
+    /// One more handle, made from a handle.
+    ///
+    /// # Panics
+    ///
+    /// With 2^21 - 1 holders.
+    pub(crate) fn share(&self) -> Self {
+        self.slot().share();
+        Self { ..*self }
+    }
+
+    /// Gives up a handle; the last holder sends the slot home.
+    pub(crate) fn unshare(self) {
+        if self.slot().unshare() {
+            self.go_home();
+        }
+    }
+
+    /// Gives up the only handle and sends the slot home.
     ///
     /// # Panics
     ///
     /// If there is anything but one handle on the slot.
     #[inline]
     pub(crate) fn recycle(self) {
+        self.slot().recycle();
+        self.go_home();
+    }
+
+    /// Sends the slot home, which is Free.
+    #[inline]
+    fn go_home(self) {
         let class = self.class();
         let slot = class.slot(self.index);
-        slot.recycle();
         if class.zero_on_recycle() {
             slot.contents_written();
             // SAFETY: `capacity` bytes from `memory` are the slot's and mapped; the word says that

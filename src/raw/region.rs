@@ -114,6 +114,33 @@ impl Region {
             .map_err(|error| BuildError::Lock { bytes, error: OsError::from(&error) })
     }
 
+    /// Whether a part of the memory can get new pages while the kernel holds the old ones.
+    ///
+    /// Not on hugetlb pages: a page held stays out of the reserve, so that the new one may not be
+    /// there, which the next touch answers with SIGBUS.
+    pub(crate) fn can_replace(&self, start: *mut u8, len: usize) -> bool {
+        let page_bytes = memory::page_bytes();
+        let whole_pages = start.addr().is_multiple_of(page_bytes) && len.is_multiple_of(page_bytes);
+        whole_pages && matches!(self.report.pages, Pages::Base | Pages::Thp)
+    }
+
+    /// Lets go of the pages of a part of the memory, which then reads as zeros; the first step of
+    /// a replacement, which [`repopulate`](Self::repopulate) completes.
+    ///
+    /// # Safety
+    ///
+    /// The part lies in the region, [`can_replace`](Self::can_replace) it, and nobody uses its
+    /// contents, except that the kernel may go on reading the old pages, which it holds.
+    pub(crate) unsafe fn discard(&self, start: NonNull<u8>, len: usize) -> io::Result<()> {
+        // SAFETY: the caller's promises are those asked for.
+        unsafe { self.mapping.discard(start, len) }
+    }
+
+    /// Puts pages where [`discard`](Self::discard) left none.
+    pub(crate) fn repopulate(&self, start: NonNull<u8>, len: usize) -> io::Result<()> {
+        self.mapping.repopulate(start, len)
+    }
+
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.mapping.start()
     }

@@ -24,6 +24,9 @@ impl fmt::Display for SlotState {
 }
 
 /// Who holds a slot: three counts, packed into its state word. All 0 is Free.
+///
+/// They never add up to more than one of them has room for, so that a holder which changes its
+/// kind always fits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Holders {
     handles: u64,
@@ -31,34 +34,32 @@ struct Holders {
     quarantined: u64,
 }
 
-const HANDLE_BITS: u32 = 24;
-const LEASE_BITS: u32 = 20;
+const COUNT_BITS: u32 = 21;
+const MAX_HOLDERS: u64 = (1 << COUNT_BITS) - 1;
 
 const FREE: u64 = 0;
-/// One handle and nothing else: a unique owner.
+/// One handle and nothing else.
 const OWNED: u64 = 1;
-/// One lease and nothing else: a unique owner's buffer in flight.
-const LEASED: u64 = 1 << HANDLE_BITS;
+/// One lease and nothing else.
+const LEASED: u64 = 1 << COUNT_BITS;
+/// One quarantined lease and nothing else.
+const QUARANTINED: u64 = 1 << (2 * COUNT_BITS);
 
 impl Holders {
     fn unpack(word: u64) -> Self {
         Self {
-            handles: word & ((1 << HANDLE_BITS) - 1),
-            leases: (word >> HANDLE_BITS) & ((1 << LEASE_BITS) - 1),
-            quarantined: word >> (HANDLE_BITS + LEASE_BITS),
+            handles: word & MAX_HOLDERS,
+            leases: word >> COUNT_BITS & MAX_HOLDERS,
+            quarantined: word >> (2 * COUNT_BITS),
         }
     }
 
-    /// `None` when a count does not fit.
-    fn pack(self) -> Option<u64> {
-        let fits = self.handles < 1 << HANDLE_BITS
-            && self.leases < 1 << LEASE_BITS
-            && self.quarantined < 1 << (64 - HANDLE_BITS - LEASE_BITS);
-        fits.then_some(
-            self.handles
-                | self.leases << HANDLE_BITS
-                | self.quarantined << (HANDLE_BITS + LEASE_BITS),
-        )
+    fn pack(self) -> u64 {
+        self.handles | self.leases << COUNT_BITS | self.quarantined << (2 * COUNT_BITS)
+    }
+
+    fn sum(self) -> u64 {
+        self.handles + self.leases + self.quarantined
     }
 
     fn state(self) -> SlotState {
@@ -109,18 +110,29 @@ impl Slot {
         Holders::unpack(self.word()).state()
     }
 
-    /// Whether there is one handle and nothing else.
-    pub(crate) fn is_owned_uniquely(&self) -> bool {
-        self.word() == OWNED
+    /// Whether there is one handle and nothing else: the caller's, who so is alone.
+    #[inline]
+    pub(crate) fn is_alone(&self) -> bool {
+        // Acquire: partner of the Release in `unshare`; what the others did to the contents comes
+        // before what a holder does who is alone.
+        self.state.load(Ordering::Acquire) == OWNED
+    }
+
+    /// Whether there is one quarantined lease and nothing else: the caller's, who so is alone.
+    pub(crate) fn is_quarantined_alone(&self) -> bool {
+        // Acquire: as in `is_alone`.
+        self.state.load(Ordering::Acquire) == QUARANTINED
     }
 
     fn word(&self) -> u64 {
-        // Relaxed: a snapshot for reports, or the word of a slot that this thread holds alone.
+        // Relaxed: a snapshot for reports.
         self.state.load(Ordering::Relaxed)
     }
 
-    // A unique owner's transitions. The caller holds the slot alone, so they are a plain load and
-    // store; whoever hands the slot on orders them.
+    // Who holds the slot alone changes the word with a plain load and store: nobody else may touch
+    // it, and nobody comes to hold the slot but through a handle. It learns that it is alone from
+    // the word: the oldest one that it can read is that of its own coming, and if others were there
+    // since, only their going makes it read so.
 
     /// Free to Owned, by whoever took the slot off the free list.
     #[inline]
@@ -128,27 +140,15 @@ impl Slot {
         self.step(FREE, OWNED, "handed out");
     }
 
-    /// Owned to Free; the caller puts the slot onto the free list.
+    /// Owned to Free, by the only holder, who puts the slot onto the free list.
     #[inline]
     pub fn recycle(&self) {
         self.step(OWNED, FREE, "recycled");
     }
 
-    /// Owned to InFlight: the handle becomes a lease.
-    #[inline]
-    pub fn begin_lease(&self) {
-        self.step(OWNED, LEASED, "leased");
-    }
-
-    /// InFlight to Owned: the lease becomes a handle.
-    #[inline]
-    pub fn end_lease(&self) {
-        self.step(LEASED, OWNED, "given back");
-    }
-
     #[inline]
     fn step(&self, from: u64, to: u64, what: &str) {
-        // Relaxed: the caller holds the slot alone (see above).
+        // Relaxed: the caller holds the slot alone, and knows it from an Acquire.
         let word = self.state.load(Ordering::Relaxed);
         if word != from {
             self.wrong(word, what);
@@ -157,49 +157,29 @@ impl Slot {
         self.state.store(to, Ordering::Relaxed);
     }
 
-    // Counted transitions: several threads may hold the slot.
+    // A holder changes its kind. Nobody's hold ends here, so nothing has to be published.
 
-    /// One handle more, made from a handle.
-    pub fn share(&self) {
-        // Relaxed: the new handle is made from one that already sees the contents.
-        self.count(Ordering::Relaxed, "shared", |holders| {
-            (holders.handles > 0).then_some(Holders { handles: holders.handles + 1, ..holders })
-        });
-    }
-
-    /// One handle less. `true`: it was the last of all; the caller recycles the slot.
-    #[must_use]
-    pub fn unshare(&self) -> bool {
-        // AcqRel: Release partners with the Acquire of the last one out, which hands the slot
-        // home and so must come after every holder's last access.
-        self.count(Ordering::AcqRel, "unshared", |holders| {
+    /// A handle becomes a lease.
+    #[inline]
+    pub fn begin_lease(&self) {
+        self.turn(OWNED, LEASED, "leased", |holders| {
             let handles = holders.handles.checked_sub(1)?;
-            Some(Holders { handles, ..holders })
-        }) == FREE
-    }
-
-    /// One lease more, made from a handle.
-    pub fn lease_shared(&self) {
-        // Relaxed: as in `share`.
-        self.count(Ordering::Relaxed, "leased", |holders| {
-            (holders.handles > 0).then_some(Holders { leases: holders.leases + 1, ..holders })
+            Some(Holders { handles, leases: holders.leases + 1, ..holders })
         });
     }
 
-    /// One lease less. `true`: it was the last holder of all; the caller recycles the slot.
-    #[must_use]
-    pub fn release_shared(&self) -> bool {
-        // AcqRel: as in `unshare`.
-        self.count(Ordering::AcqRel, "released", |holders| {
+    /// A lease becomes a handle.
+    #[inline]
+    pub fn end_lease(&self) {
+        self.turn(LEASED, OWNED, "given back", |holders| {
             let leases = holders.leases.checked_sub(1)?;
-            Some(Holders { leases, ..holders })
-        }) == FREE
+            Some(Holders { handles: holders.handles + 1, leases, ..holders })
+        });
     }
 
     /// A lease of which nobody can prove the release.
     pub fn quarantine(&self) {
-        // Relaxed: the slot stays out, so nothing is handed over.
-        self.count(Ordering::Relaxed, "quarantined", |holders| {
+        self.turn(LEASED, QUARANTINED, "quarantined", |holders| {
             let leases = holders.leases.checked_sub(1)?;
             Some(Holders { leases, quarantined: holders.quarantined + 1, ..holders })
         });
@@ -207,16 +187,57 @@ impl Slot {
 
     /// The late proof for one quarantined lease, which becomes a handle.
     pub fn quarantine_released(&self) {
-        // Relaxed: the slot stays out, so nothing is handed over.
-        self.count(Ordering::Relaxed, "released from quarantine", |holders| {
+        self.turn(QUARANTINED, OWNED, "released from quarantine", |holders| {
             let quarantined = holders.quarantined.checked_sub(1)?;
             Some(Holders { handles: holders.handles + 1, quarantined, ..holders })
         });
     }
 
+    /// Turns the only holder, or one of several.
+    #[inline]
+    fn turn(&self, from: u64, to: u64, what: &str, step: impl Fn(Holders) -> Option<Holders>) {
+        // Acquire: as in `is_alone`; the store that follows ends the release sequence of the
+        // others' `unshare`, so their Release must have been met here.
+        if self.state.load(Ordering::Acquire) == from {
+            // Relaxed: the caller is alone.
+            self.state.store(to, Ordering::Relaxed);
+        } else {
+            // Relaxed: continues the release sequences of `unshare`.
+            self.count(Ordering::Relaxed, what, step);
+        }
+    }
+
+    // Holders come and go.
+
+    /// One handle more, made from a handle.
+    ///
+    /// # Panics
+    ///
+    /// With 2^21 - 1 holders.
+    pub fn share(&self) {
+        // Relaxed: the new handle is made from one that already sees the contents.
+        self.count(Ordering::Relaxed, "shared", |holders| {
+            (holders.handles > 0 && holders.sum() < MAX_HOLDERS)
+                .then_some(Holders { handles: holders.handles + 1, ..holders })
+        });
+    }
+
+    /// One handle less. `true`: it was the last holder of all, and the caller puts the slot onto
+    /// the free list.
+    #[must_use]
+    pub fn unshare(&self) -> bool {
+        // AcqRel: Release partners with the Acquire of the last one out, here or in `is_alone`,
+        // which hands the slot home and so must come after every holder's last access.
+        let word = self.state.fetch_sub(OWNED, Ordering::AcqRel);
+        if Holders::unpack(word).handles == 0 {
+            self.wrong(word, "unshared");
+        }
+        word == OWNED
+    }
+
     /// Applies `step` to the word and returns the new word.
     fn count(&self, order: Ordering, what: &str, step: impl Fn(Holders) -> Option<Holders>) -> u64 {
-        let step = |word| step(Holders::unpack(word)).and_then(Holders::pack);
+        let step = |word| step(Holders::unpack(word)).map(Holders::pack);
         // Relaxed (failure): the word is only the input of the next attempt. Success: the
         // caller's, whose comment names the partner.
         match self.state.fetch_update(order, Ordering::Relaxed, step) {
@@ -284,24 +305,30 @@ mod tests {
     fn the_last_holder_out_is_told_so_whatever_the_order() {
         let slot = owned();
         slot.share();
-        slot.lease_shared();
-        slot.lease_shared();
-        assert!(!slot.release_shared());
+        slot.share();
+        slot.begin_lease();
+        slot.begin_lease();
+        slot.end_lease();
         assert!(!slot.unshare());
         assert!(!slot.unshare());
         assert_eq!(slot.state(), SlotState::InFlight);
-        assert!(slot.release_shared());
+        slot.end_lease();
+        assert!(slot.is_alone());
+        assert!(slot.unshare());
         assert_eq!(slot.state(), SlotState::Free);
     }
 
     #[test]
     fn one_unproven_lease_keeps_a_shared_slot_quarantined() {
         let slot = owned();
-        slot.lease_shared();
-        slot.lease_shared();
+        slot.share();
+        slot.share();
+        slot.begin_lease();
+        slot.begin_lease();
         slot.quarantine();
         assert_eq!(slot.state(), SlotState::Quarantined, "whatever else holds it");
-        assert!(!slot.release_shared());
+        slot.end_lease();
+        assert!(!slot.unshare());
         assert!(!slot.unshare());
         assert_eq!(slot.state(), SlotState::Quarantined);
         slot.quarantine_released();
@@ -331,20 +358,39 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "slot 7 cannot be released")]
+    #[should_panic(expected = "slot 7 cannot be given back: it is Owned")]
     fn a_lease_ends_once() {
         let slot = owned();
-        slot.lease_shared();
-        let _ = slot.release_shared();
-        let _ = slot.release_shared();
+        slot.begin_lease();
+        slot.end_lease();
+        slot.end_lease();
     }
 
     #[test]
-    #[should_panic(expected = "slot 7 cannot be leased")]
-    fn a_count_that_does_not_fit_is_refused() {
+    #[should_panic(expected = "slot 7 cannot be unshared: it is InFlight")]
+    fn a_handle_ends_once() {
         let slot = owned();
-        for _ in 0..1 << LEASE_BITS {
-            slot.lease_shared();
-        }
+        slot.begin_lease();
+        let _ = slot.unshare();
+    }
+
+    #[test]
+    fn as_many_holders_as_are_counted_can_all_be_of_one_kind() {
+        let slot = owned();
+        (1..MAX_HOLDERS).for_each(|_| slot.share());
+        (0..MAX_HOLDERS).for_each(|_| slot.begin_lease());
+        (0..MAX_HOLDERS).for_each(|_| slot.quarantine());
+        assert_eq!(Holders::unpack(slot.word()).quarantined, MAX_HOLDERS);
+    }
+
+    #[test]
+    #[should_panic(expected = "slot 7 cannot be shared: it is Quarantined (1048575 handles")]
+    fn a_holder_that_does_not_fit_is_refused() {
+        let slot = owned();
+        (1..MAX_HOLDERS).for_each(|_| slot.share());
+        (0..MAX_HOLDERS / 2).for_each(|_| slot.begin_lease());
+        slot.begin_lease();
+        slot.quarantine();
+        slot.share();
     }
 }

@@ -77,6 +77,8 @@ struct Send {
 enum Watch {
     Off,
     On(reaper::Token),
+    /// In the care of a reaper that has no thread.
+    Unserved(reaper::Token),
     /// The sender is gone; nobody can want it driven any more.
     Over,
 }
@@ -202,8 +204,7 @@ impl<K: Kernel> Core<K> {
     /// can read the notes that would free one.
     fn register(self: &Arc<Self>, send: &mut Send, bufs: &[Payload]) {
         for buf in bufs {
-            let Payload::Pinned(buf) = buf else { continue };
-            let pool = buf.pool();
+            let Some(pool) = buf.pool() else { continue };
             if !send.pools.contains(&pool.id()) {
                 send.pools.push(pool.id());
                 let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(self);
@@ -588,7 +589,7 @@ impl<K: Kernel> Core<K> {
     }
 
     fn unwatch(&self, watch: &mut Watch, then: Watch) {
-        if let Watch::On(token) = mem::replace(watch, then) {
+        if let Watch::On(token) | Watch::Unserved(token) = mem::replace(watch, then) {
             self.kernel.unwatch(token);
         }
     }
@@ -629,7 +630,8 @@ impl<K: Kernel> Core<K> {
         let _ = self.kernel.linger_off();
         let mut watch = lock(&self.watch);
         self.unwatch(&mut watch, Watch::Off);
-        *watch = Watch::On(self.kernel.adopt(sender));
+        let (token, served) = self.kernel.adopt(sender);
+        *watch = if served { Watch::On(token) } else { Watch::Unserved(token) };
     }
 
     /// Nobody drives the sender from here on.
@@ -689,6 +691,6 @@ impl<K: Kernel> Reclaim for Core<K> {
             let token = self.kernel.watch(Arc::downgrade(&sender));
             *watch = token.map_or(Watch::Off, Watch::On);
         }
-        *watch != Watch::Off
+        matches!(*watch, Watch::On(_) | Watch::Over)
     }
 }

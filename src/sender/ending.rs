@@ -112,6 +112,7 @@ impl<K: Kernel> Core<K> {
                 if quarantined || self.kernel.now().duration_since(since) < GRACE {
                     return Some(if quarantined { LOOK_EVERY_UNPROVEN } else { GRACE });
                 }
+                let flushed = self.is_flushed();
                 let mut in_flight = lock(&self.in_flight);
                 in_flight.prove(&self.kernel);
                 if in_flight.tracker.outstanding() == 0 {
@@ -119,6 +120,9 @@ impl<K: Kernel> Core<K> {
                     return None;
                 }
                 in_flight.quarantine();
+                if flushed {
+                    in_flight.replace_pages();
+                }
                 ending.phase = Phase::Unproven { since, quarantined: true };
                 Some(LOOK_EVERY_UNPROVEN)
             }

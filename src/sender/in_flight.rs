@@ -110,7 +110,7 @@ impl InFlight {
     /// Gives back a lease of which the kernel accepted nothing.
     pub(super) fn withdraw(&mut self, key: LeaseKey) -> Payload {
         let lease = self.tracker.settle(key).expect("no id covers what was not accepted");
-        lease.release()
+        lease.release().expect("only what was accepted is ever quarantined")
     }
 
     /// Gives out the id of a call that is about to be made, and charges its leases for it.
@@ -221,6 +221,13 @@ impl InFlight {
         }
     }
 
+    /// Frees the memory of what is Quarantined where new pages can take the place of those that the
+    /// kernel may still read. The caller sees to it that nothing is left to send.
+    pub(super) fn replace_pages(&mut self) {
+        let Self { tracker, done, .. } = self;
+        done.settled.extend(tracker.iter_mut().filter_map(Lease::replace_pages));
+    }
+
     /// Asks the option memory of the socket: reading 0, while no call is under way, means that
     /// every id is released. Returns how many ids that released.
     ///
@@ -312,7 +319,8 @@ impl Done {
     fn finish(&mut self, lease: Lease, copied: bool) {
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);
-        let payload = lease.release();
+        // Without a payload only its former pages were waited for.
+        let Some(payload) = lease.release() else { return };
         match self.hand_back {
             HandBack::Recycle => self.settled.push(payload),
             HandBack::Return => self.returned.push_back(Returned { sequence: ticket, payload }),

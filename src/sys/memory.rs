@@ -85,9 +85,7 @@ mod imp {
         /// Locks the memory into RAM (`mlock`).
         pub(crate) fn lock(&self) -> io::Result<()> {
             // SAFETY: mlock(2) reads and writes no memory; the range is one live mapping of ours.
-            let result =
-                unsafe { libc::mlock(self.start().as_ptr().cast_const().cast(), self.len) };
-            if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+            check(unsafe { libc::mlock(self.start().as_ptr().cast_const().cast(), self.len) })
         }
 
         /// Writes to every page. Never used on hugetlb memory, where a lack shows as SIGBUS.
@@ -99,6 +97,10 @@ mod imp {
                 unsafe { byte.write_volatile(0) };
             }
         }
+    }
+
+    fn check(result: libc::c_int) -> io::Result<()> {
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     #[cfg(target_os = "linux")]
@@ -167,8 +169,37 @@ mod imp {
             let start = self.start().as_ptr().cast();
             // SAFETY: madvise(2), MADV_COLLAPSE: keeps the contents; the range is page-aligned
             // and lies inside one live mapping of ours.
-            let result = unsafe { libc::madvise(start, self.len, MADV_COLLAPSE) };
-            if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+            check(unsafe { libc::madvise(start, self.len, MADV_COLLAPSE) })
+        }
+
+        /// Lets go of the pages of a part of the mapping, which reads as zeros from then on. Whoever
+        /// holds a page, as the kernel does for a send in flight, keeps it as it is. The mapping
+        /// stays, with its advice and its lock.
+        ///
+        /// # Safety
+        ///
+        /// The part lies in the mapping, is of whole pages, and nobody else uses the contents.
+        pub(crate) unsafe fn discard(&self, start: NonNull<u8>, len: usize) -> io::Result<()> {
+            // libc has it for glibc only; the value is the same on every architecture.
+            const MADV_DONTNEED_LOCKED: libc::c_int = 24;
+            let discard = |advice| {
+                // SAFETY: madvise(2), MADV_DONTNEED: the range is page-aligned and lies inside a
+                // live private mapping of ours; its contents are lost, which is up to the caller.
+                check(unsafe { libc::madvise(start.as_ptr().cast(), len, advice) })
+            };
+            match discard(libc::MADV_DONTNEED) {
+                // Locked memory, which older kernels than 5.18 refuse in any way.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                    discard(MADV_DONTNEED_LOCKED)
+                }
+                result => result,
+            }
+        }
+
+        /// Puts pages where there are none, without changing any contents.
+        pub(crate) fn repopulate(&self, start: NonNull<u8>, len: usize) -> io::Result<()> {
+            let offset = start.as_ptr().addr() - self.map.as_ptr().addr();
+            self.map.advise_range(memmap2::Advice::PopulateWrite, offset, len)
         }
 
         fn advise(&self, advice: memmap2::Advice) -> io::Result<()> {
@@ -188,6 +219,14 @@ mod imp {
 
         pub(crate) fn dont_dump(&self) -> io::Result<()> {
             Ok(())
+        }
+
+        pub(crate) unsafe fn discard(&self, _start: NonNull<u8>, _len: usize) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        pub(crate) fn repopulate(&self, _start: NonNull<u8>, _len: usize) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
         }
 
         /// Not needed: without zero copy no kernel reads the pages after a call has returned.
@@ -245,6 +284,16 @@ mod imp {
         }
 
         pub(crate) fn dont_dump(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        pub(crate) unsafe fn discard(&self, start: NonNull<u8>, len: usize) -> io::Result<()> {
+            // SAFETY: the part lies in the allocation, and nobody uses its contents.
+            unsafe { start.write_bytes(0, len) };
+            Ok(())
+        }
+
+        pub(crate) fn repopulate(&self, _start: NonNull<u8>, _len: usize) -> io::Result<()> {
             Ok(())
         }
     }

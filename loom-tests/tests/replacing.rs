@@ -1,0 +1,128 @@
+//! Page replacement: a slot goes home while the kernel still reads the pages it had.
+
+use loom_tests::{Mutex, Turnstile, model, pool_of_pages, thread};
+use pinbuf::{
+    __internals::{Lease, Replaced, raw},
+    PinnedBuf, Pool, SharedBuf,
+};
+use std::sync::Arc;
+
+/// What a tracker has of a send.
+enum Entry {
+    Quarantined(PinnedBuf),
+    Replaced(Replaced),
+    Released,
+}
+
+fn quarantined(pool: &Pool) -> PinnedBuf {
+    let mut buf = pool.try_alloc(1).unwrap();
+    buf.extend_from_slice(b"x");
+    buf.begin_lease();
+    buf.kernel_reads();
+    buf.quarantine();
+    buf
+}
+
+fn assert_home(pool: &Pool) {
+    let audit = pool.audit();
+    assert!(audit.is_clean() && audit.stats.free() == 4, "{audit}");
+    assert_eq!(raw(pool).replaced_bytes(), 0);
+    pool.try_alloc(1).unwrap().extend_from_slice(b"y");
+}
+
+/// The late note and the replacement come at once, and somebody allocates. Whoever is first sends
+/// the slot home, once; the count goes down with the note and not before.
+#[test]
+fn a_late_note_and_a_replacement_send_the_slot_home_once() {
+    model(|| {
+        let pool = pool_of_pages(4);
+        let entry = Arc::new(Mutex::new(Entry::Quarantined(quarantined(&pool))));
+        let note = {
+            let entry = Arc::clone(&entry);
+            thread::spawn(move || {
+                let entry = std::mem::replace(&mut *entry.lock().unwrap(), Entry::Released);
+                if let Entry::Quarantined(mut buf) = entry {
+                    buf.quarantine_released();
+                    assert_eq!(&buf[..], b"x", "handed back as it was");
+                }
+            })
+        };
+        let mut guard = entry.lock().unwrap();
+        let home = match &mut *guard {
+            Entry::Quarantined(buf) => {
+                let replaced = buf.replace_pages().unwrap();
+                assert!(raw(&pool).replaced_bytes() > 0);
+                match std::mem::replace(&mut *guard, Entry::Replaced(replaced)) {
+                    Entry::Quarantined(buf) => Some(buf),
+                    _ => None,
+                }
+            }
+            _ => None,
+        };
+        drop(guard);
+        if let Some(mut buf) = home {
+            assert!(buf.is_empty(), "what was in it is lost");
+            buf.extend_from_slice(b"z");
+        }
+        note.join().unwrap();
+        assert_home(&pool);
+    });
+}
+
+/// Two senders hold one frozen buffer Quarantined. The proof comes for one of them, who is given
+/// the buffer back and reads it, while the other would replace its pages.
+#[test]
+fn pages_are_not_replaced_under_another_lease_or_handle() {
+    model(|| {
+        let pool = pool_of_pages(4);
+        let mut buf = pool.try_alloc(1).unwrap();
+        buf.extend_from_slice(b"x");
+        let mut one = buf.freeze();
+        let mut two = one.clone();
+        for lease in [&mut one, &mut two] {
+            lease.begin_lease();
+            lease.quarantine();
+        }
+        let turnstile = Turnstile::default();
+        let theirs = turnstile.clone();
+        let proven = thread::spawn(move || {
+            one.quarantine_released();
+            theirs.pass();
+            assert_eq!(&one[..], b"x");
+            drop(one);
+            theirs.pass();
+        });
+        turnstile.pass();
+        let mut replaced = two.replace_pages();
+        if replaced.is_none() {
+            proven.join().unwrap();
+            replaced = two.replace_pages();
+        } else {
+            proven.join().unwrap();
+        }
+        drop::<SharedBuf>(two);
+        assert_eq!(pool.stats().free(), 4);
+        drop(replaced.expect("nobody else is left"));
+        assert_home(&pool);
+    });
+}
+
+/// Two slots of a pool that has room for the former pages of one.
+#[test]
+fn no_more_than_a_quarter_is_ever_replaced() {
+    model(|| {
+        let pool = pool_of_pages(4);
+        let [mut one, mut two] = [(); 2].map(|()| quarantined(&pool));
+        let other = thread::spawn(move || (two.replace_pages(), two));
+        let replaced = one.replace_pages();
+        let (also, mut two) = other.join().unwrap();
+        assert!(replaced.is_some() != also.is_some());
+        for (buf, replaced) in [(&mut one, replaced), (&mut two, also)] {
+            if replaced.is_none() {
+                buf.quarantine_released();
+            }
+        }
+        drop((one, two));
+        assert_home(&pool);
+    });
+}

@@ -1,0 +1,214 @@
+//! The shared handle of a slot.
+
+use std::{
+    fmt,
+    mem::ManuallyDrop,
+    ops::{Bound, Deref, RangeBounds},
+    ptr::NonNull,
+    slice,
+};
+
+use crate::{
+    buf::PinnedBuf,
+    raw::{Replaced, SlotRef},
+};
+
+/// A frozen buffer: read-only, cheap to clone, to be sent over many sockets at once.
+///
+/// Clones and [slices](Self::slice) name the same bytes. Each send takes a lease of its own on
+/// them, so the slot goes home after the last clone is dropped *and* the kernel has released the
+/// last send, in whatever order.
+///
+/// Holding a `SharedBuf` proves that nobody writes the bytes. It does not prove that the kernel
+/// does not read them: a clone may be in flight.
+///
+/// With the feature `bytes` it converts into `bytes::Bytes` without copying.
+///
+/// # Performance
+///
+/// A clone, and the drop of one, is an atomic operation on the slot's record; nothing is allocated.
+///
+/// # Examples
+///
+/// ```
+/// let pool = pinbuf::Pool::new(4096, 1)?;
+/// let mut buf = pool.try_alloc(4096)?;
+/// buf.extend_from_slice(b"to all of you");
+///
+/// let shared = buf.freeze();
+/// let clones = [shared.clone(), shared.slice(3..)];
+/// assert_eq!(&clones[1][..], b"all of you");
+/// drop(clones);
+///
+/// let mut buf = shared.try_into_pinned().expect("no clone is left");
+/// buf.extend_from_slice(b"!");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Invariants
+///
+/// 1. `slot` is one holder of its slot: a handle, except while a lease has custody of it.
+/// 2. `len` bytes from `start` on lie in the slot's memory behind which all is initialized up to
+///    there, and nobody writes them as long as the slot has a holder that was frozen.
+pub struct SharedBuf {
+    /// Taken by drop.
+    slot: ManuallyDrop<SlotRef>,
+    start: NonNull<u8>,
+    len: usize,
+}
+
+#[cfg(all(not(loom), target_pointer_width = "64"))]
+static_assertions::assert_eq_size!(SharedBuf, [u8; 32]);
+static_assertions::assert_impl_all!(SharedBuf: Send, Sync);
+
+// SAFETY: a SharedBuf gives shared access to bytes that nobody writes (invariant 2), as an
+// Arc<[u8]> does; SlotRef is Send.
+unsafe impl Send for SharedBuf {}
+// SAFETY: as above; SlotRef is Sync.
+unsafe impl Sync for SharedBuf {}
+
+impl PinnedBuf {
+    /// Makes the buffer read-only, so that it can be cloned and sent over many sockets.
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(4096, 1)?;
+    /// let shared = pool.try_alloc(4096)?.freeze();
+    /// assert!(shared.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn freeze(self) -> SharedBuf {
+        let (start, _) = self.as_raw();
+        let start = NonNull::new(start.cast_mut()).expect("no mapping lies at address 0");
+        let (slot, len) = self.into_parts();
+        SharedBuf { slot: ManuallyDrop::new(slot), start, len }
+    }
+}
+
+impl SharedBuf {
+    /// A clone of a part of the bytes.
+    ///
+    /// # Panics
+    ///
+    /// If the range does not lie inside, and as [`clone`](Self::clone).
+    #[must_use]
+    pub fn slice(&self, range: impl RangeBounds<usize>) -> Self {
+        let from = match range.start_bound() {
+            Bound::Included(&from) => from,
+            Bound::Excluded(&before) => before.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(&last) => last.saturating_add(1),
+            Bound::Excluded(&to) => to,
+            Bound::Unbounded => self.len,
+        };
+        assert!(from <= to && to <= self.len, "{from}..{to} is outside of {} bytes", self.len);
+        // SAFETY: `from` is at most `len`, so the pointer stays inside the slot's memory or one
+        // past it (invariant 2).
+        let start = unsafe { self.start.add(from) };
+        Self { slot: ManuallyDrop::new(self.slot.share()), start, len: to - from }
+    }
+
+    /// Makes the buffer writable again, if this is its only handle and nothing of it is in flight.
+    ///
+    /// It begins where the frozen one began, and ends where this slice of it ends.
+    ///
+    /// # Errors
+    ///
+    /// The handle, when another one exists or a send is not released.
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(4096, 1)?;
+    /// let one = pool.try_alloc(4096)?.freeze();
+    /// let two = one.clone();
+    /// let one = one.try_into_pinned().unwrap_err();
+    /// drop(two);
+    /// assert!(one.try_into_pinned().is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn try_into_pinned(self) -> Result<PinnedBuf, Self> {
+        if !self.slot.slot().is_alone() {
+            return Err(self);
+        }
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: the field is not used again: `this` is never dropped.
+        let slot = unsafe { ManuallyDrop::take(&mut this.slot) };
+        let end = this.start.as_ptr().addr() + this.len - slot.memory().addr();
+        // SAFETY: `is_alone` just said that this handle is the only holder; the slot's memory is
+        // initialized up to the end of this slice (invariant 2).
+        Ok(unsafe { PinnedBuf::from_parts(slot, end) })
+    }
+
+    /// The slot, of which the buffer is one holder.
+    pub(crate) fn slot(&self) -> &SlotRef {
+        &self.slot
+    }
+
+    /// Gives the slot, whose only holder is this quarantined lease, new pages: it becomes an empty
+    /// buffer again. See [`SlotRef::replace_pages`].
+    pub(crate) fn replace_pages(&mut self) -> Option<Replaced> {
+        self.slot.replace_pages(&mut self.len)
+    }
+
+    /// Address and length of the bytes.
+    pub(crate) fn as_raw(&self) -> (*const u8, usize) {
+        (self.start.as_ptr(), self.len)
+    }
+}
+
+/// One more handle of the same bytes.
+///
+/// # Panics
+///
+/// With 2^21 - 1 clones and leases of one buffer.
+impl Clone for SharedBuf {
+    fn clone(&self) -> Self {
+        Self { slot: ManuallyDrop::new(self.slot.share()), ..*self }
+    }
+}
+
+impl Deref for SharedBuf {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        self.slot.slot().contents_read();
+        // SAFETY: `len` bytes from `start` are mapped, the slot's and initialized, and nobody
+        // writes them as long as this handle exists (invariant 2).
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl AsRef<[u8]> for SharedBuf {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl From<PinnedBuf> for SharedBuf {
+    fn from(buf: PinnedBuf) -> Self {
+        buf.freeze()
+    }
+}
+
+/// Without copying; the slot goes home after the last of the `Bytes`.
+#[cfg(feature = "bytes")]
+#[cfg_attr(docsrs, doc(cfg(feature = "bytes")))]
+impl From<SharedBuf> for bytes::Bytes {
+    fn from(buf: SharedBuf) -> Self {
+        Self::from_owner(buf)
+    }
+}
+
+impl fmt::Debug for SharedBuf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SharedBuf").field("len", &self.len).finish_non_exhaustive()
+    }
+}
+
+impl Drop for SharedBuf {
+    fn drop(&mut self) {
+        // SAFETY: the field is not used again: this is the drop.
+        unsafe { ManuallyDrop::take(&mut self.slot) }.unshare();
+    }
+}

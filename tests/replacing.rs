@@ -1,0 +1,184 @@
+//! Page replacement: an address is free before the kernel has let go of the pages that were there.
+
+mod common;
+
+use std::{fs, os::fd::AsFd};
+
+use common::{
+    Buffers, assert_all_home, assert_same, census, enable_zerocopy, fill, filled, pair_at, pattern,
+    reader, skip,
+};
+use pinbuf::{
+    __internals::{Lease, Replaced},
+    Backing, Pages, PinnedBuf, Pool, PoolBuilder,
+};
+
+const LEN: usize = 64 << 10;
+
+fn build(pages: Pages) -> PoolBuilder {
+    // With room for the former pages of four slots.
+    Pool::builder().class(LEN, 16).backing(Backing::Require(pages))
+}
+
+fn quarantined(pool: &Pool, seed: usize) -> PinnedBuf {
+    let mut buf = filled(pool.try_alloc(LEN).unwrap(), LEN, seed);
+    buf.begin_lease();
+    buf.quarantine();
+    buf
+}
+
+/// Sends buffers to a peer that does not read, has `free` free them, writes over all their memory
+/// and answers what the peer reads then.
+fn sent_then_overwritten(pool: &Pool, free: impl Fn(PinnedBuf) -> Option<Replaced>) -> Vec<u8> {
+    let buffers = Buffers { send: Some(1 << 20), receive: Some(20_000) };
+    let (near, far) = pair_at("127.0.0.1:0", buffers);
+    near.set_nonblocking(true).unwrap();
+    enable_zerocopy(&near);
+    let mut replaced = Vec::new();
+    let mut addresses = Vec::new();
+    for message in 0..4 {
+        let buf = quarantined(pool, message);
+        // SAFETY: a pool's memory stays mapped while a buffer is out, and the pool outlives this.
+        let sent = unsafe { common::send_raw(near.as_fd(), &raw const buf[..]) };
+        assert_eq!(sent.unwrap(), LEN);
+        addresses.push(buf.as_ptr());
+        replaced.push(free(buf));
+    }
+    for _ in 0..16 {
+        let Ok(mut buf) = pool.try_alloc(LEN) else { break };
+        addresses.retain(|address| *address != buf.as_ptr());
+        buf.resize(LEN, 0);
+        fill(&mut buf, 99);
+        std::mem::forget(buf);
+    }
+    assert!(addresses.is_empty(), "the slots were handed out again");
+    drop(near);
+    reader(far, std::time::Duration::ZERO).join().unwrap()
+}
+
+fn messages() -> Vec<u8> {
+    (0..4).flat_map(|message| pattern(LEN, message).to_vec()).collect()
+}
+
+/// Without it the peer reads what was written later: the control of the tests below.
+#[test]
+fn without_new_pages_the_peer_reads_what_was_written_later() {
+    let pool = build(Pages::Base).build().unwrap();
+    let got = sent_then_overwritten(&pool, |mut buf| {
+        buf.quarantine_released();
+        None
+    });
+    assert_ne!(got, messages());
+}
+
+#[test]
+fn what_was_sent_arrives_although_its_address_is_used_again() {
+    const NAME: &str = "what_was_sent_arrives_although_its_address_is_used_again";
+    for (pages, mlock) in
+        [(Pages::Base, false), (Pages::Base, true), (Pages::Thp, false), (Pages::Thp, true)]
+    {
+        let pool = match build(pages).mlock(mlock).build() {
+            Ok(pool) => pool,
+            Err(error) => {
+                skip(NAME, &format!("{pages}, mlock {mlock}: {error}"));
+                continue;
+            }
+        };
+        let got = sent_then_overwritten(&pool, |mut buf| {
+            let replaced = buf.replace_pages().expect("nobody else holds it");
+            assert!(buf.is_empty());
+            buf.spare_capacity_mut().iter().for_each(|byte| {
+                // SAFETY: the memory is mapped and was written by the kernel.
+                assert_eq!(unsafe { byte.assume_init() }, 0);
+            });
+            Some(replaced)
+        });
+        assert_same(&got, &messages());
+    }
+}
+
+#[test]
+fn former_pages_are_counted_up_to_a_quarter_of_the_pool_until_the_proof() {
+    let pool = build(Pages::Base).build().unwrap();
+    let mut bufs: Vec<_> = (0..5).map(|seed| quarantined(&pool, seed)).collect();
+    let mut last = bufs.pop().unwrap();
+    let replaced: Vec<_> = bufs.iter_mut().map(|buf| buf.replace_pages().unwrap()).collect();
+    drop(bufs);
+    assert_eq!(pool.stats().replaced_bytes, 4 * LEN);
+    assert!(last.replace_pages().is_none(), "that would be more than a quarter");
+    assert_eq!(census(&pool), [15, 0, 0, 1]);
+    assert_eq!(pool.stats().replaced_bytes, 4 * LEN);
+    drop(replaced);
+    assert_eq!(pool.stats().replaced_bytes, 0);
+    let replaced = last.replace_pages().unwrap();
+    drop(last);
+    assert_all_home(&pool);
+    drop(pool);
+    drop(replaced);
+}
+
+#[test]
+fn no_pages_are_replaced_that_somebody_else_holds_or_shares() {
+    let pool = build(Pages::Base).build().unwrap();
+    let mut owned = pool.try_alloc(1).unwrap();
+    assert!(owned.replace_pages().is_none());
+    owned.begin_lease();
+    assert!(owned.replace_pages().is_none(), "in flight");
+    owned.end_lease();
+
+    let shared = filled(owned, LEN, 3).freeze();
+    let (mut one, mut two) = (shared.clone(), shared.clone());
+    for lease in [&mut one, &mut two] {
+        lease.begin_lease();
+        lease.quarantine();
+    }
+    assert!(one.replace_pages().is_none(), "a handle and another lease");
+    assert_same(&shared, &pattern(LEN, 3));
+    drop(shared);
+    assert!(one.replace_pages().is_none(), "another lease");
+    two.quarantine_released();
+    assert_same(&two, &pattern(LEN, 3));
+    drop(two);
+    assert!(one.replace_pages().is_some());
+    assert!(one.is_empty());
+    drop(one);
+    assert_all_home(&pool);
+
+    // Two slots on each page.
+    let pool = Pool::builder().class(2000, 16).backing(Backing::Require(Pages::Base));
+    let pool = pool.build().unwrap();
+    let mut buf = pool.try_alloc(1).unwrap();
+    buf.begin_lease();
+    buf.quarantine();
+    assert!(buf.replace_pages().is_none());
+    assert_eq!(pool.stats().replaced_bytes, 0);
+}
+
+#[test]
+fn hugetlb_pages_are_not_replaced() {
+    const NAME: &str = "hugetlb_pages_are_not_replaced";
+    const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
+    let before: usize = fs::read_to_string(RESERVE).unwrap().trim().parse().unwrap();
+    if fs::write(RESERVE, (before + 6).to_string()).is_err() {
+        return skip(NAME, "the reserve of huge pages cannot be changed");
+    }
+    // Whole pages, and room for one more: nothing but their kind speaks against it.
+    let huge = 2 << 20;
+    let pool = Pool::builder().class(huge, 4);
+    let pool = pool.backing(Backing::Require(Pages::HugeTlb { page_bytes: huge })).build();
+    let refused = pool.as_ref().map(|pool| {
+        let mut buf = filled(pool.try_alloc(huge).unwrap(), huge, 1);
+        buf.begin_lease();
+        buf.quarantine();
+        let refused = buf.replace_pages().is_none();
+        buf.quarantine_released();
+        refused && buf.len() == huge && pool.stats().replaced_bytes == 0
+    });
+    let refused = refused.map_err(Clone::clone);
+    drop(pool);
+    fs::write(RESERVE, before.to_string()).unwrap();
+    match refused {
+        Ok(refused) => assert!(refused),
+        Err(error) => skip(NAME, &error.to_string()),
+    }
+}
