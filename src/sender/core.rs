@@ -267,8 +267,8 @@ impl<K: Kernel> Core<K> {
             } else {
                 self.send_copied(send, call)
             }?;
+            send.stuck = None;
         }
-        send.stuck = None;
         Ok(())
     }
 
@@ -366,6 +366,7 @@ impl<K: Kernel> Core<K> {
         accepted: usize,
     ) -> Result<(), Stop> {
         let mut in_flight = lock(&self.in_flight);
+        in_flight.done.news = true;
         let keys = send.outbox.keys();
         let covered = send.outbox.covered(accepted);
         match id {
@@ -423,6 +424,7 @@ impl<K: Kernel> Core<K> {
             send.stuck = Some(Stuck::Socket);
             return Stop::Stuck;
         }
+        send.stuck = None;
         let error = OsError::from(error);
         if errno::ends_connection(error.raw()) {
             Stop::Failed(*send.failed.get_or_insert(error))
@@ -458,6 +460,7 @@ impl<K: Kernel> Core<K> {
 
     /// As [`step`](Self::step), for a caller that wants to know whether nothing is left to send.
     pub(super) fn flush_now(&self) -> Result<bool, OsError> {
+        self.forget_refused();
         match self.step().map_err(|error| OsError::from(&error))?.flushed {
             Ok(()) => Ok(true),
             Err(Stop::Stuck) => Ok(false),
@@ -468,6 +471,10 @@ impl<K: Kernel> Core<K> {
     /// Drops what was let go of and wakes who waited for it, with no lock held.
     pub(super) fn dispose(&self) {
         let mut in_flight = lock(&self.in_flight);
+        if mem::take(&mut in_flight.done.news) {
+            // Cannot fail for descriptors of our own; if it did, every wait ends by itself.
+            in_flight.sleepers.iter().for_each(|sleeper| _ = sleeper.rouse());
+        }
         let InFlight { done, .. } = &mut *in_flight;
         if done.settled.is_empty() && done.wakers.is_empty() {
             return;
@@ -483,6 +490,15 @@ impl<K: Kernel> Core<K> {
         let mut in_flight = lock(&self.in_flight);
         if in_flight.done.settled.capacity() == 0 {
             in_flight.done.settled = settled;
+        }
+    }
+
+    /// The owner looks at what there is to do anew: if nothing is left, nothing is stuck. What
+    /// was refused is the owner's, and others who drive the sender do not know of it.
+    pub(super) fn forget_refused(&self) {
+        let mut send = lock(&self.send);
+        if send.outbox.is_empty() {
+            send.stuck = None;
         }
     }
 

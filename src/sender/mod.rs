@@ -263,6 +263,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// What `recvmsg(2)` reported.
     pub fn reap(&mut self) -> io::Result<Reaped> {
+        self.core().forget_refused();
         self.core().reap()
     }
 
