@@ -6,7 +6,7 @@
 
 use std::{
     fmt, io, mem,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -476,16 +476,19 @@ impl<K: Kernel> Core<K> {
             in_flight.sleepers.iter().for_each(|sleeper| _ = sleeper.rouse());
         }
         let InFlight { done, .. } = &mut *in_flight;
-        if done.settled.is_empty() && done.wakers.is_empty() {
+        if done.settled.is_empty() && done.wakers.is_empty() && done.roused.is_empty() {
             return;
         }
         let mut settled = mem::take(&mut done.settled);
         let poisoned = in_flight.poisoned().is_some();
         let InFlight { done, .. } = &mut *in_flight;
         let resolved = |ticket: &Ticket| poisoned || done.ledger.fate(*ticket).is_some();
-        let woken: Vec<_> = done.wakers.extract_if(.., |(ticket, _)| resolved(ticket)).collect();
+        let mut woken = mem::take(&mut done.roused);
+        woken.extend(
+            done.wakers.extract_if(.., |(ticket, _)| resolved(ticket)).map(|(_, waker)| waker),
+        );
         drop(in_flight);
-        woken.into_iter().for_each(|(_, waker)| waker.wake());
+        woken.into_iter().for_each(Waker::wake);
         settled.clear();
         let mut in_flight = lock(&self.in_flight);
         if in_flight.done.settled.capacity() == 0 {
@@ -547,17 +550,19 @@ impl<K: Kernel> Core<K> {
         ticket: Ticket,
     ) -> Poll<io::Result<Fate>> {
         self.step()?;
+        // Cloned, and the one it replaces dropped, with no lock held: that is user code.
+        let waker = cx.waker().clone();
         let sending = lock(&self.send).outbox.sending().map(|(ticket, _)| ticket);
         let mut in_flight = lock(&self.in_flight);
         if let Some(fate) = in_flight.fate(ticket, sending) {
             return Poll::Ready(Ok(fate));
         }
         let wakers = &mut in_flight.done.wakers;
-        match wakers.iter_mut().find(|(waiting, _)| *waiting == ticket) {
-            Some((_, waker)) => waker.clone_from(cx.waker()),
-            None => wakers.push((ticket, cx.waker().clone())),
-        }
+        let known = wakers.iter().position(|(waiting, _)| *waiting == ticket);
+        let replaced = known.map(|at| wakers.swap_remove(at));
+        wakers.push((ticket, waker));
         drop(in_flight);
+        drop(replaced);
         if !Arc::<Self>::clone(self).watch() {
             return Poll::Ready(Err(io::Error::other(
                 "no thread can be had to wait for the kernel; raise RLIMIT_NPROC, or wait with \

@@ -51,6 +51,8 @@ pub(super) struct Done {
     /// Payloads to be dropped, once no lock is held.
     pub(super) settled: Vec<Payload>,
     pub(super) wakers: Vec<(Ticket, Waker)>,
+    /// Who waited for a slot in vain, to be woken once no lock is held.
+    pub(super) roused: Vec<Waker>,
     /// Whether anything has changed that a sleeper may wait for.
     pub(super) news: bool,
     hand_back: HandBack,
@@ -82,6 +84,7 @@ impl InFlight {
                 returned: VecDeque::new(),
                 settled: Vec::new(),
                 wakers: Vec::new(),
+                roused: Vec::new(),
                 news: false,
                 hand_back,
                 budget,
@@ -225,7 +228,7 @@ impl InFlight {
     /// Marks every lease that the kernel was given as unproven.
     pub(super) fn quarantine(&mut self) {
         for lease in self.tracker.iter_mut().filter(|lease| lease.offered_bytes > 0) {
-            lease.quarantine();
+            self.done.roused.extend(lease.quarantine());
         }
     }
 

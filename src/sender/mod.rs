@@ -22,6 +22,8 @@ pub(crate) mod kernel;
 mod ledger;
 mod outbox;
 mod split;
+#[cfg(all(test, not(loom)))]
+mod tests;
 mod wait;
 pub(crate) mod window;
 
