@@ -20,16 +20,18 @@ use super::{
     window::MemlockBudget,
 };
 use crate::{
-    Backing, NotificationId, Pages, PinnedBuf, Pool,
+    Backing, Fate, NotificationId, Pages, PinnedBuf, Pool, SendError,
     raw::Reclaim,
     reaper,
     sys::{
         Batch, Record,
         epoll::EdgeWait,
-        errno,
         socket::{IoVec, Ready, SendFlags},
     },
 };
+
+/// Of Linux.
+const EAGAIN: i32 = 11;
 
 #[derive(Default)]
 struct State {
@@ -38,7 +40,10 @@ struct State {
     /// Zero-copy calls taken.
     calls: u32,
     shut_down: bool,
-    watched: bool,
+    /// Zero-copy calls taken before the sender was watched.
+    watched_after: Option<u32>,
+    /// Happens during the next call.
+    meanwhile: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// Takes what it is offered, unless there is an answer left that says otherwise.
@@ -69,6 +74,9 @@ impl Script {
 
 impl Kernel for Script {
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
+        if let Some(meanwhile) = self.with(|state| state.meanwhile.take()) {
+            meanwhile();
+        }
         self.with(|state| {
             let offered = memory.iter().map(IoVec::len).sum();
             let taken = state.answers.pop_front().unwrap_or(Ok(offered));
@@ -124,7 +132,7 @@ impl Kernel for Script {
     }
 
     fn watch(&self, _: Weak<dyn Reclaim>) -> Option<reaper::Token> {
-        self.with(|state| state.watched = true);
+        self.with(|state| state.watched_after = Some(state.calls));
         Some(reaper::Token::default())
     }
 
@@ -132,9 +140,7 @@ impl Kernel for Script {
         (reaper::Token::default(), true)
     }
 
-    fn unwatch(&self, _: reaper::Token) {
-        self.with(|state| state.watched = false);
-    }
+    fn unwatch(&self, _: reaper::Token) {}
 }
 
 fn pool() -> Pool {
@@ -211,4 +217,14 @@ fn a_waker_is_replaced_with_no_lock_held() {
         script.note(0, 0);
         assert!(matches!(poll(Waker::noop()), Poll::Ready(Ok(_))));
     });
+}
+
+#[test]
+fn an_idle_sender_that_is_left_does_not_end_the_stream_whoever_still_drives_it() {
+    let script = Script::default();
+    let sender = script.sender(Config::default());
+    let waiter = Arc::clone(&sender);
+    sender.leave();
+    waiter.drive();
+    assert!(!script.with(|state| state.shut_down), "the socket may have other handles");
 }
