@@ -183,10 +183,12 @@ impl<K: Kernel> Core<K> {
         self.flush_rest(send).map_err(Stop::into_send_error)?;
         self.register(send, bufs);
         let (ticket, awaited) = self.enter(send, bufs);
+        let flushed = self.flush(send);
+        // Not before: with nothing in flight yet the reaper would let go of the sender again.
         if awaited || self.config.max_hold.is_some() {
             Arc::clone(self).watch();
         }
-        let Err(stop) = self.flush(send) else { return Ok(ticket) };
+        let Err(stop) = flushed else { return Ok(ticket) };
         let accepted = send.outbox.sending().map_or(0, |(_, accepted)| accepted);
         if accepted == 0 {
             let mut in_flight = lock(&self.in_flight);

@@ -228,3 +228,13 @@ fn an_idle_sender_that_is_left_does_not_end_the_stream_whoever_still_drives_it()
     waiter.drive();
     assert!(!script.with(|state| state.shut_down), "the socket may have other handles");
 }
+
+#[test]
+fn a_sender_with_a_limit_is_watched_when_there_is_something_to_watch() {
+    let script = Script::default();
+    let max_hold = Some(Duration::from_secs(1));
+    let sender = script.sender(Config { max_hold, ..Config::default() });
+    sender.try_send(filled(&pool())).unwrap();
+    // Before, the reaper could have come by, seen nothing in flight, and gone.
+    assert_eq!(script.with(|state| state.watched_after), Some(1));
+}
