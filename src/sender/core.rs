@@ -25,7 +25,7 @@ use crate::{
     lease::{IntoPayload, Payload},
     raw::Reclaim,
     reaper,
-    sync::{Arc, AtomicUsize, Mutex, lock, try_lock},
+    sync::{Arc, AtomicUsize, Mutex, MutexGuard, lock, try_lock},
     sys::{Foreign, errno, socket::SendFlags},
 };
 
@@ -439,19 +439,27 @@ impl<K: Kernel> Core<K> {
 
     /// Reads the notes, then sends what the socket now takes of the last send.
     pub fn step(&self) -> io::Result<Step> {
+        // Whoever holds the lock is sending.
+        self.step_with(try_lock).0
+    }
+
+    /// Returns also when to look again though there is no news.
+    fn step_with(
+        &self,
+        lock_send: impl FnOnce(&Mutex<Send>) -> Option<MutexGuard<'_, Send>>,
+    ) -> (io::Result<Step>, Option<Duration>) {
         self.check_hold();
         let read = lock(&self.in_flight).read_notes(&self.kernel);
-        let flushed = match try_lock(&self.send) {
+        let flushed = match lock_send(&self.send) {
             Some(mut send) => {
                 send.unread_calls = 0;
                 self.flush_rest(&mut send)
             }
-            // Whoever holds the lock is sending.
             None => Err(Stop::Stuck),
         };
         self.dispose();
         let next = self.advance_end();
-        Ok(Step { read: read?, flushed, next })
+        (read.map(|read| Step { read, flushed }), next)
     }
 
     /// As [`step`](Self::step), for a caller that wants to know what was read.
@@ -669,8 +677,6 @@ pub struct Step {
     /// What was read of the error queue.
     pub read: Read,
     flushed: Result<(), Stop>,
-    /// When to look again though there is no news.
-    next: Option<Duration>,
 }
 
 impl<K: Kernel> fmt::Debug for Core<K> {
@@ -685,8 +691,9 @@ impl<K: Kernel> Reclaim for Core<K> {
     }
 
     fn attend(&self) -> Option<Duration> {
-        // A failure shows in the sender's own calls.
-        let next = self.step().ok().and_then(|step| step.next);
+        // News comes once: if another thread is sending and was refused just before, the rest is
+        // this one's to send. A failure shows in the sender's own calls.
+        let (_, next) = self.step_with(|send| Some(lock(send)));
         if lock(&self.ending).is_some() {
             if self.is_over() {
                 self.finish();

@@ -238,3 +238,26 @@ fn a_sender_with_a_limit_is_watched_when_there_is_something_to_watch() {
     // Before, the reaper could have come by, seen nothing in flight, and gone.
     assert_eq!(script.with(|state| state.watched_after), Some(1));
 }
+
+#[test]
+fn news_that_comes_while_another_thread_sends_is_not_lost() {
+    let pool = pool();
+    let script = Script::new([Ok(1000)]);
+    let sender = script.sender(Config::default());
+    let ticket = sender.try_send(filled(&pool)).unwrap();
+    script.with(|state| state.answers.push_back(Err(EAGAIN)));
+    let (news, reaper) = mpsc::channel();
+    let driver = Arc::clone(&sender);
+    script.with(|state| {
+        state.meanwhile = Some(Box::new(move || {
+            // Room comes between the kernel's answer and the end of the call.
+            news.send(thread::spawn(move || _ = driver.attend())).unwrap();
+            thread::sleep(Duration::from_millis(100));
+        }));
+    });
+    sender.step().unwrap();
+    reaper.recv().unwrap().join().unwrap();
+    script.note(0, 1);
+    sender.step().unwrap();
+    assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: 4096, .. })));
+}
