@@ -586,6 +586,11 @@ impl<K: Kernel> Core<K> {
         lock(&self.send).failed
     }
 
+    /// What cut a send short, if so.
+    pub(super) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
+        lock(&self.in_flight).done.ledger.truncation(ticket)
+    }
+
     pub(super) fn next_event(&self) -> Option<Foreign> {
         lock(&self.in_flight).events.pop_front()
     }
@@ -677,6 +682,16 @@ pub struct Step {
     /// What was read of the error queue.
     pub read: Read,
     flushed: Result<(), Stop>,
+}
+
+impl Step {
+    /// The error of a call for the rest of a send that says nothing about the connection.
+    pub(super) fn refused(&self) -> Option<OsError> {
+        match self.flushed {
+            Err(Stop::Refused(error)) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 impl<K: Kernel> fmt::Debug for Core<K> {

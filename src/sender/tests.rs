@@ -261,3 +261,21 @@ fn news_that_comes_while_another_thread_sends_is_not_lost() {
     sender.step().unwrap();
     assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: 4096, .. })));
 }
+
+#[test]
+fn a_blocking_send_whose_rest_is_refused_ends() {
+    promptly(|| {
+        const EPERM: i32 = 1;
+        let pool = pool();
+        let script = Script::new([Ok(1000)].into_iter().chain([Err(EPERM); 50]));
+        let sender = script.sender(Config::default());
+        let Err(SendError::Truncated { ticket, error }) = sender.send(filled(&pool)) else {
+            panic!("the rest is refused");
+        };
+        assert_eq!(error.raw(), EPERM);
+        script.note(0, 0);
+        sender.step().unwrap();
+        let fate = sender.fate(ticket);
+        assert!(matches!(fate, Some(Fate::Truncated { accepted: 1000, .. })), "{fate:?}");
+    });
+}

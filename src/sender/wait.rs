@@ -50,11 +50,15 @@ impl<'a, K: Kernel> Wait<'a, K> {
         mut done: impl FnMut(&Core<K>) -> Option<Result<T, WaitError>>,
     ) -> Result<T, WaitError> {
         loop {
-            let messages = self.core.step().map_err(|error| os(&error))?.read.messages;
+            let step = self.core.step().map_err(|error| os(&error))?;
+            if self.sending && let Some(error) = step.refused() {
+                self.core.cut_short(error);
+                self.core.dispose();
+            }
             if let Some(result) = done(self.core) {
                 return result;
             }
-            self.round(messages)?;
+            self.round(step.read.messages)?;
         }
     }
 
@@ -162,7 +166,7 @@ impl<K: Kernel> Core<K> {
             return Ok(ticket);
         }
         let flushed = wait.until(|core| core.is_flushed().then_some(Ok(())));
-        match (flushed, self.connection_error()) {
+        match (flushed, self.truncation(ticket)) {
             (Err(WaitError::Os(error)), _) | (Ok(()), Some(error)) => {
                 Err(SendError::Truncated { ticket, error })
             }
