@@ -386,7 +386,10 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
             return Err(self);
         }
         let mut core = self.core.take().expect("present until taken apart");
-        let ids = ResumeIds(core.next_id());
+        let ids = ResumeIds(match core.capabilities().reason {
+            Some(reason @ (CopyReason::Poisoned(_) | CopyReason::Ignored)) => Err(reason),
+            _ => Ok(core.next_id()),
+        });
         loop {
             // A thread that waits for a slot, or the reaper, may hold the core for a moment.
             match Core::into_kernel(core) {
