@@ -42,6 +42,9 @@ impl<'a, K: Kernel> Wait<'a, K> {
         mut self,
         mut done: impl FnMut(&Core<K>) -> Option<Result<T, WaitError>>,
     ) -> Result<T, WaitError> {
+        if self.core.is_forked() {
+            return Err(WaitError::Forked);
+        }
         loop {
             let messages = self.core.step().map_err(|error| os(&error))?.read.messages;
             if let Some(result) = done(self.core) {
