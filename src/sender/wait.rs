@@ -51,7 +51,9 @@ impl<'a, K: Kernel> Wait<'a, K> {
     ) -> Result<T, WaitError> {
         loop {
             let step = self.core.step().map_err(|error| os(&error))?;
-            if self.sending && let Some(error) = step.refused() {
+            if self.sending
+                && let Some(error) = step.refused()
+            {
                 self.core.cut_short(error);
                 self.core.dispose();
             }
