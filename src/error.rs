@@ -81,6 +81,8 @@ pub enum AllocError {
     },
     /// No slot became free before the time was up.
     TimedOut,
+    /// The pool belongs to the process that this one was forked from; build another one here.
+    Forked,
 }
 
 impl AllocError {
@@ -103,6 +105,10 @@ impl fmt::Display for AllocError {
                  size class of {largest} bytes; split the buffer or add a class",
             ),
             Self::TimedOut => f.write_str("no slot became free before the time was up"),
+            Self::Forked => f.write_str(
+                "the pool belongs to the process that this one was forked from; build another one \
+                 here",
+            ),
         }
     }
 }
@@ -335,6 +341,8 @@ pub enum SendError<B> {
         /// The buffer, untouched.
         buf: B,
     },
+    /// The sender belongs to the process that this one was forked from; open a connection here.
+    Forked(B),
 }
 
 impl<B> SendError<B> {
@@ -346,7 +354,7 @@ impl<B> SendError<B> {
     /// The buffer, unless a part of it was accepted.
     pub fn into_buf(self) -> Option<B> {
         match self {
-            Self::WouldBlock(buf) | Self::BadAddress(buf) => Some(buf),
+            Self::WouldBlock(buf) | Self::BadAddress(buf) | Self::Forked(buf) => Some(buf),
             Self::Connection { buf, .. } | Self::Os { buf, .. } => Some(buf),
             Self::Truncated { .. } => None,
         }
@@ -360,6 +368,7 @@ impl<B> SendError<B> {
             Self::BadAddress(buf) => SendError::BadAddress(form(buf)),
             Self::Truncated { ticket, error } => SendError::Truncated { ticket, error },
             Self::Os { error, buf } => SendError::Os { error, buf: form(buf) },
+            Self::Forked(buf) => SendError::Forked(form(buf)),
         }
     }
 }
@@ -384,6 +393,10 @@ impl<B> fmt::Display for SendError<B> {
                 ticket.sequence()
             ),
             Self::Os { .. } => f.write_str("the system call failed"),
+            Self::Forked(_) => f.write_str(
+                "the sender belongs to the process that this one was forked from; open a \
+                 connection here",
+            ),
         }
     }
 }
@@ -394,7 +407,7 @@ impl<B: fmt::Debug> Error for SendError<B> {
             Self::Connection { error, .. }
             | Self::Truncated { error, .. }
             | Self::Os { error, .. } => Some(error),
-            Self::WouldBlock(_) | Self::BadAddress(_) => None,
+            Self::WouldBlock(_) | Self::BadAddress(_) | Self::Forked(_) => None,
         }
     }
 }
@@ -405,6 +418,7 @@ impl<B> From<SendError<B>> for io::Error {
         match error {
             SendError::WouldBlock(_) => io::ErrorKind::WouldBlock.into(),
             SendError::BadAddress(_) => io::Error::from_raw_os_error(libc_efault()),
+            SendError::Forked(_) => io::ErrorKind::PermissionDenied.into(),
             SendError::Connection { error, .. }
             | SendError::Truncated { error, .. }
             | SendError::Os { error, .. } => error.into(),
@@ -502,6 +516,9 @@ pub enum WaitError {
     Poisoned,
     /// The wait itself failed.
     Os(OsError),
+    /// The sender belongs to the process that this one was forked from, and only that one learns of
+    /// releases.
+    Forked,
 }
 
 impl fmt::Display for WaitError {
@@ -513,6 +530,10 @@ impl fmt::Display for WaitError {
                  Quarantined",
             ),
             Self::Os(_) => f.write_str("the wait itself failed"),
+            Self::Forked => f.write_str(
+                "the sender belongs to the process that this one was forked from, and only that \
+                 one learns of releases",
+            ),
         }
     }
 }
@@ -521,7 +542,7 @@ impl Error for WaitError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Os(error) => Some(error),
-            Self::TimedOut | Self::Poisoned => None,
+            Self::TimedOut | Self::Poisoned | Self::Forked => None,
         }
     }
 }

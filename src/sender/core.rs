@@ -26,7 +26,7 @@ use crate::{
     raw::Reclaim,
     reaper,
     sync::{Arc, AtomicUsize, Mutex, MutexGuard, lock, try_lock},
-    sys::{Foreign, errno, socket::SendFlags},
+    sys::{Foreign, errno, process::Process, socket::SendFlags},
 };
 
 /// Option memory the kernel takes for one note until it is read, in bytes; the same on 6.1, 6.12
@@ -52,6 +52,7 @@ pub struct Core<K: Kernel> {
     /// The end, once it has begun.
     pub(super) ending: Mutex<Option<Ending>>,
     /// Handles: 1, or 2 while split.
+    process: Process,
     pub(super) owners: AtomicUsize,
 }
 
@@ -143,12 +144,22 @@ impl<K: Kernel> Core<K> {
             in_flight: Mutex::new(in_flight),
             watch: Mutex::new(Watch::Off),
             ending: Mutex::new(None),
+            process: Process::this(),
             owners: AtomicUsize::new(1),
         })
     }
 
+    /// Whether the sender is that of the process this one was forked from. Then its socket, the
+    /// notes above all, is that process's, and its locks may be taken for ever.
+    pub(super) fn is_forked(&self) -> bool {
+        !self.process.is_this()
+    }
+
     /// Sends one buffer, as far as the socket takes it.
     pub fn try_send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
+        if self.is_forked() {
+            return Err(SendError::Forked(buf));
+        }
         let mut send = lock(&self.send);
         let mut bufs = mem::take(&mut send.staging);
         bufs.push(buf.into_payload());
@@ -166,6 +177,9 @@ impl<K: Kernel> Core<K> {
         self: &Arc<Self>,
         bufs: &mut Vec<Payload>,
     ) -> Result<Ticket, SendError<()>> {
+        if self.is_forked() {
+            return Err(SendError::Forked(()));
+        }
         let result = self.offer(&mut lock(&self.send), bufs);
         self.dispose();
         result
@@ -448,6 +462,9 @@ impl<K: Kernel> Core<K> {
         &self,
         lock_send: impl FnOnce(&Mutex<Send>) -> Option<MutexGuard<'_, Send>>,
     ) -> (io::Result<Step>, Option<Duration>) {
+        if self.is_forked() {
+            return (Err(io::Error::from_raw_os_error(errno::EPERM)), None);
+        }
         self.check_hold();
         let read = lock(&self.in_flight).read_notes(&self.kernel);
         let flushed = match lock_send(&self.send) {
@@ -516,6 +533,9 @@ impl<K: Kernel> Core<K> {
     }
 
     pub(super) fn interest(&self) -> Interest {
+        if self.is_forked() {
+            return Interest::default();
+        }
         let writable = lock(&self.send).stuck == Some(Stuck::Socket);
         let in_flight = lock(&self.in_flight);
         let released = in_flight.tracker.outstanding() > 0 && in_flight.poisoned().is_none();
@@ -549,6 +569,9 @@ impl<K: Kernel> Core<K> {
 
     /// The fate of a send, or `None` while it is open.
     pub fn fate(&self, ticket: Ticket) -> Option<Fate> {
+        if self.is_forked() {
+            return None;
+        }
         let sending = lock(&self.send).outbox.sending().map(|(ticket, _)| ticket);
         lock(&self.in_flight).fate(ticket, sending)
     }
@@ -583,6 +606,9 @@ impl<K: Kernel> Core<K> {
     }
 
     pub(super) fn connection_error(&self) -> Option<OsError> {
+        if self.is_forked() {
+            return None;
+        }
         lock(&self.send).failed
     }
 
@@ -592,19 +618,32 @@ impl<K: Kernel> Core<K> {
     }
 
     pub(super) fn next_event(&self) -> Option<Foreign> {
+        if self.is_forked() {
+            return None;
+        }
         lock(&self.in_flight).events.pop_front()
     }
 
     pub(super) fn next_returned(&self) -> Option<Returned> {
+        if self.is_forked() {
+            return None;
+        }
         lock(&self.in_flight).done.returned.pop_front()
     }
 
-    pub(super) fn capabilities(&self) -> Capabilities {
+    /// Whether sends can go without copy, and if not, why.
+    pub fn capabilities(&self) -> Capabilities {
+        if self.is_forked() {
+            return Capabilities { zero_copy: false, reason: None };
+        }
         let reason = lock(&self.in_flight).copy_reason;
         Capabilities { zero_copy: reason.is_none(), reason }
     }
 
     pub(super) fn stats(&self) -> SenderStats {
+        if self.is_forked() {
+            return SenderStats::default();
+        }
         let window = {
             let send = lock(&self.send);
             (send.window.sends(), send.window.bytes())
@@ -656,6 +695,9 @@ impl<K: Kernel> Core<K> {
 
     /// How long the oldest call in flight has been there.
     pub(super) fn oldest(&self) -> Option<Duration> {
+        if self.is_forked() {
+            return None;
+        }
         lock(&self.in_flight).oldest(self.kernel.now())
     }
 
@@ -706,6 +748,9 @@ impl<K: Kernel> Reclaim for Core<K> {
     }
 
     fn attend(&self) -> Option<Duration> {
+        if self.is_forked() {
+            return None;
+        }
         // News comes once: if another thread is sending and was refused just before, the rest is
         // this one's to send. A failure shows in the sender's own calls.
         let (_, next) = self.step_with(|send| Some(lock(send)));
