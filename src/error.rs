@@ -417,7 +417,9 @@ const fn libc_efault() -> i32 {
     14
 }
 
-/// Why all sends of a sender go by copy.
+/// Why the large sends of a sender go by copy.
+///
+/// All reasons but `Route` are for good.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum CopyReason {
@@ -430,6 +432,10 @@ pub enum CopyReason {
     KindOfSocket,
     /// The kernel took the option and then ignored the flag.
     Ignored,
+    /// The kernel copies on this route anyway (loopback, a virtual Ethernet pair, a network card
+    /// without scatter-gather, a packet capture); the sender looks again from time to time. Only
+    /// with policy `Auto`.
+    Route,
     /// The error queue said something that cannot be about sends of ours; see
     /// [`Poison`].
     Poisoned(Poison),
@@ -448,6 +454,9 @@ impl fmt::Display for CopyReason {
                 "the socket is of a kind whose completions cannot be told apart exactly; use TCP",
             ),
             Self::Ignored => f.write_str("the kernel took the option and then ignored the flag"),
+            Self::Route => f.write_str(
+                "the kernel copies on this route anyway; the sender looks again from time to time",
+            ),
             Self::Poisoned(poison) => fmt::Display::fmt(poison, f),
         }
     }

@@ -13,9 +13,17 @@ use crate::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Policy {
-    /// Whenever they are large enough and the kernel accepts it, also on a route where the kernel
-    /// copies in the end (loopback, a virtual Ethernet pair).
+    /// Where that pays: as `Prefer`, but a route on which the kernel copies in the end (loopback, a
+    /// virtual Ethernet pair, a network card without scatter-gather) is noticed and left, and
+    /// looked at again from time to time.
+    ///
+    /// The first large call of a sender finds out; until its note is read, which takes a round
+    /// trip, the others go by copy. [`SenderStats::route`](super::SenderStats::route) tells what
+    /// was found.
     #[default]
+    Auto,
+    /// Whenever they are large enough and the kernel accepts it, also on a route where the kernel
+    /// copies in the end.
     Prefer,
     /// As `Prefer`, but a socket that has no zero copy is refused. A kernel short of memory
     /// (`ENOBUFS`) still makes single calls go by copy; [`SenderStats`](super::SenderStats) counts
@@ -52,6 +60,8 @@ pub struct Config {
     pub max_in_flight_sends: usize,
     /// [`SenderBuilder::hand_back`]
     pub hand_back: HandBack,
+    /// [`Policy::Auto`]
+    pub observe_route: bool,
     /// [`SenderBuilder::linger`]
     pub linger: Duration,
     /// [`SenderBuilder::max_hold`]
@@ -65,6 +75,7 @@ impl Default for Config {
             max_in_flight_bytes: 64 << 20,
             max_in_flight_sends: 4096,
             hand_back: HandBack::Recycle,
+            observe_route: false,
             linger: Duration::from_secs(30),
             max_hold: None,
         }
@@ -99,7 +110,7 @@ impl SenderBuilder {
         Self { policy: Policy::default(), config: Config::default(), first: None }
     }
 
-    /// When sends go without copy. Default: [`Policy::Prefer`].
+    /// When sends go without copy. Default: [`Policy::Auto`].
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
@@ -198,7 +209,8 @@ impl SenderBuilder {
         let first = self.first.unwrap_or_default();
         let budget = MemlockBudget::of_process();
         let kernel = Socket(socket);
-        let core = Core::new(kernel, self.config, copy_reason, budget, optmem_max, first);
+        let config = Config { observe_route: self.policy == Policy::Auto, ..self.config };
+        let core = Core::new(kernel, config, copy_reason, budget, optmem_max, first);
         Ok(Sender { core: Some(core) })
     }
 

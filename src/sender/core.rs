@@ -123,8 +123,7 @@ impl<K: Kernel> Core<K> {
         first: NotificationId,
     ) -> Arc<Self> {
         let (bytes, sends) = (config.max_in_flight_bytes, config.max_in_flight_sends);
-        let in_flight =
-            InFlight::new(sends, first, copy_reason, config.hand_back, Arc::clone(&budget));
+        let in_flight = InFlight::new(&config, first, copy_reason, Arc::clone(&budget));
         Arc::new(Self {
             kernel,
             config,
@@ -226,7 +225,8 @@ impl<K: Kernel> Core<K> {
             send.outbox.push(key, memory);
             awaited |= in_flight.tracker.get(key).is_awaited();
         }
-        let zero_copy = in_flight.copy_reason.is_none();
+        let zero_copy = in_flight.copy_reason.is_none()
+            && in_flight.route.concerns(in_flight.tracker.outstanding());
         let ticket = Ticket { sequence, len };
         send.outbox.start(ticket, zero_copy.then_some(self.config.threshold_bytes));
         (ticket, awaited)
@@ -326,18 +326,23 @@ impl<K: Kernel> Core<K> {
         let (keys, memory) = (send.outbox.keys(), send.outbox.memory());
         let mut in_flight = lock(&self.in_flight);
         let unread_limit = (self.optmem_max / OPTMEM_PER_NOTE / 2) as usize;
-        if send.unread_calls >= unread_limit.clamp(1, MAX_UNREAD_CALLS) {
+        let outstanding = in_flight.tracker.outstanding();
+        if send.unread_calls >= unread_limit.clamp(1, MAX_UNREAD_CALLS)
+            || in_flight.route.wants_notes(outstanding)
+        {
             send.unread_calls = 0;
             let _ = in_flight.read_notes(&self.kernel);
         }
         // A full window is looked at again after reading the notes, and once more after asking
         // whether a note went astray.
         for attempt in 0.. {
-            if in_flight.copy_reason.is_some() {
-                return Err(Admission::Copy);
-            }
             let (sends, bytes) =
                 (in_flight.tracker.outstanding(), in_flight.done.stats.in_flight_bytes);
+            if in_flight.copy_reason.is_some()
+                || !in_flight.route.admits(sends, || self.kernel.now())
+            {
+                return Err(Admission::Copy);
+            }
             let admission = send.window.admit(&self.budget, call.bytes, sends, bytes);
             match (admission, attempt) {
                 (Admission::ZeroCopy, _) => break,
@@ -366,6 +371,7 @@ impl<K: Kernel> Core<K> {
         accepted: usize,
     ) -> Result<(), Stop> {
         let mut in_flight = lock(&self.in_flight);
+        in_flight.route.accepted(accepted);
         let keys = send.outbox.keys();
         let covered = send.outbox.covered(accepted);
         match id {
@@ -565,8 +571,10 @@ impl<K: Kernel> Core<K> {
 
     /// Whether sends can go without copy, and if not, why.
     pub fn capabilities(&self) -> Capabilities {
-        let reason = lock(&self.in_flight).copy_reason;
-        Capabilities { zero_copy: reason.is_none(), reason }
+        let in_flight = lock(&self.in_flight);
+        let route = in_flight.route.is_copied().then_some(CopyReason::Route);
+        let reason = in_flight.copy_reason;
+        Capabilities { zero_copy: reason.is_none(), reason: reason.or(route) }
     }
 
     pub(super) fn stats(&self) -> SenderStats {
@@ -580,6 +588,7 @@ impl<K: Kernel> Core<K> {
             leases: in_flight.tracker.leases(),
             window_sends: window.0,
             window_bytes: window.1,
+            route: in_flight.route.stats(),
             ..in_flight.done.stats
         }
     }

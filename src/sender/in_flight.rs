@@ -8,9 +8,10 @@ use std::{
 };
 
 use super::{
-    HandBack, Returned, SenderStats,
+    Config, HandBack, Returned, SenderStats,
     kernel::Kernel,
     ledger::{Fate, Ledger},
+    route::Route,
     window::MemlockBudget,
 };
 use crate::{
@@ -34,8 +35,10 @@ pub(super) struct InFlight {
     pub(super) done: Done,
     /// Whether a zero-copy call is under way, so that option memory reading 0 proves nothing.
     pub(super) in_call: bool,
-    /// Why everything goes by copy, if it does.
+    /// Why everything goes by copy, for good, if it does.
     pub(super) copy_reason: Option<CopyReason>,
+    /// Whether zero copy is worth it.
+    pub(super) route: Route,
     pub(super) events: VecDeque<Foreign>,
     ages: Ages,
 }
@@ -64,25 +67,25 @@ pub struct Read {
 
 impl InFlight {
     pub(super) fn new(
-        window: usize,
+        config: &Config,
         first: NotificationId,
         copy_reason: Option<CopyReason>,
-        hand_back: HandBack,
         budget: Arc<MemlockBudget>,
     ) -> Self {
         Self {
-            tracker: CompletionTracker::new(window, first),
+            tracker: CompletionTracker::new(config.max_in_flight_sends, first),
             done: Done {
                 ledger: Ledger::default(),
                 stats: SenderStats::default(),
                 returned: VecDeque::new(),
                 settled: Vec::new(),
                 wakers: Vec::new(),
-                hand_back,
+                hand_back: config.hand_back,
                 budget,
             },
             in_call: false,
             copy_reason,
+            route: Route::new(config.observe_route && copy_reason.is_none()),
             events: VecDeque::new(),
             ages: Ages::default(),
         }
@@ -125,6 +128,7 @@ impl InFlight {
             self.tracker.issue(keys, u32::try_from(bytes).expect("calls are cut below 4 GiB"))?;
         self.ages.issued(id, self.tracker.oldest().unwrap_or(id), now);
         self.in_call = true;
+        self.route.began(id);
         for (key, part) in keys.iter().zip(memory) {
             self.tracker.get_mut(*key).offered_bytes += part.len();
         }
@@ -135,6 +139,7 @@ impl InFlight {
     /// The call of `id` failed: the kernel did not use it.
     pub(super) fn cancel_call(&mut self, id: NotificationId, keys: &[LeaseKey], memory: &[IoVec]) {
         self.in_call = false;
+        self.route.cancelled(id);
         if !self.tracker.cancel(id) {
             return;
         }
@@ -182,9 +187,10 @@ impl InFlight {
         if self.poisoned().is_some() {
             return 0;
         }
-        let Self { tracker, done, .. } = self;
+        let Self { tracker, done, route, .. } = self;
         match tracker.release(lo, hi, |lease| done.finish(lease, copied)) {
             Ok(Released { ids, bytes }) => {
+                route.note(ids, copied);
                 let ids = ids.count();
                 done.uncharge(ids as usize, bytes);
                 done.stats.released_calls += ids;

@@ -8,6 +8,7 @@
 //! | `in_flight` | what the kernel was given: notes, releases, poison |
 //! | `ledger` | what became of every send |
 //! | `window` | how much may be in flight |
+//! | `route` | whether zero copy is worth it |
 //! | `ending` | flush, drain, abort, and who sees to it |
 //! | `split` | the halves for two threads |
 //! | `wait` | waiting without spinning |
@@ -21,6 +22,7 @@ mod in_flight;
 pub(crate) mod kernel;
 mod ledger;
 mod outbox;
+mod route;
 mod split;
 mod wait;
 pub(crate) mod window;
@@ -37,6 +39,7 @@ pub use self::{
     ending::CloseReport,
     kernel::Interest,
     ledger::Fate,
+    route::{RouteMode, RouteStats},
     split::{ReapHalf, SendHalf},
 };
 use self::{core::Core, kernel::Socket};
@@ -56,7 +59,8 @@ use crate::{
 /// be asked for at any time.
 ///
 /// Sends of less than 16 KiB ([`SenderBuilder::threshold_bytes`]) go by copy, since that is
-/// cheaper, and are released at once. Both kinds keep their order on the stream.
+/// cheaper, and are released at once; so do all sends while the kernel would copy on this route
+/// anyway ([`Policy::Auto`]). Both kinds keep their order on the stream.
 ///
 /// # The socket
 ///
@@ -111,9 +115,11 @@ pub struct Sender<S: AsFd + Send + Sync + 'static = OwnedFd> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// Whether large sends go without copy.
+    /// Whether large sends can go without copy: `false` if something stands in the way for good.
+    /// Stays `true` while [`Policy::Auto`] copies because of the route.
     pub zero_copy: bool,
-    /// Why not.
+    /// Why large sends go by copy now: for good, or because of the route
+    /// ([`CopyReason::Route`]). `None` while they go without, or `Auto` is still trying.
     pub reason: Option<CopyReason>,
 }
 
@@ -151,6 +157,8 @@ pub struct SenderStats {
     pub in_flight_bytes: usize,
     /// Payloads now in the sender's custody.
     pub leases: usize,
+    /// What the route does, and what the sender made of it.
+    pub route: RouteStats,
     /// Zero-copy calls that may now be in flight at once.
     pub window_sends: usize,
     /// Bytes that may now be in flight at once.
