@@ -327,8 +327,16 @@ pub enum SendError<B> {
         /// The first error the connection reported.
         error: OsError,
     },
+    /// A queue or a filter of this host dropped the datagram (`ENOBUFS`, `EPERM`); the buffer is
+    /// untouched. Whether to send it again is up to the protocol, as with one lost on the way.
+    Dropped {
+        /// What the system call reported.
+        error: OsError,
+        /// The buffer, untouched.
+        buf: B,
+    },
     /// The system call failed in a way that says nothing about the connection; the buffer is
-    /// untouched.
+    /// untouched. On a datagram socket also what became of an earlier one, such as `ECONNREFUSED`.
     Os {
         /// What the system call reported.
         error: OsError,
@@ -347,7 +355,9 @@ impl<B> SendError<B> {
     pub fn into_buf(self) -> Option<B> {
         match self {
             Self::WouldBlock(buf) | Self::BadAddress(buf) => Some(buf),
-            Self::Connection { buf, .. } | Self::Os { buf, .. } => Some(buf),
+            Self::Connection { buf, .. } | Self::Dropped { buf, .. } | Self::Os { buf, .. } => {
+                Some(buf)
+            }
             Self::Truncated { .. } => None,
         }
     }
@@ -359,6 +369,7 @@ impl<B> SendError<B> {
             Self::Connection { error, buf } => SendError::Connection { error, buf: form(buf) },
             Self::BadAddress(buf) => SendError::BadAddress(form(buf)),
             Self::Truncated { ticket, error } => SendError::Truncated { ticket, error },
+            Self::Dropped { error, buf } => SendError::Dropped { error, buf: form(buf) },
             Self::Os { error, buf } => SendError::Os { error, buf: form(buf) },
         }
     }
@@ -383,6 +394,9 @@ impl<B> fmt::Display for SendError<B> {
                 "the connection failed after a part of send {} was accepted",
                 ticket.sequence()
             ),
+            Self::Dropped { .. } => {
+                f.write_str("a queue or a filter of this host dropped the datagram")
+            }
             Self::Os { .. } => f.write_str("the system call failed"),
         }
     }
@@ -393,6 +407,7 @@ impl<B: fmt::Debug> Error for SendError<B> {
         match self {
             Self::Connection { error, .. }
             | Self::Truncated { error, .. }
+            | Self::Dropped { error, .. }
             | Self::Os { error, .. } => Some(error),
             Self::WouldBlock(_) | Self::BadAddress(_) => None,
         }
@@ -407,6 +422,7 @@ impl<B> From<SendError<B>> for io::Error {
             SendError::BadAddress(_) => io::Error::from_raw_os_error(libc_efault()),
             SendError::Connection { error, .. }
             | SendError::Truncated { error, .. }
+            | SendError::Dropped { error, .. }
             | SendError::Os { error, .. } => error.into(),
         }
     }
@@ -448,10 +464,10 @@ impl fmt::Display for CopyReason {
             Self::Refused(error) => write!(
                 f,
                 "the kernel refused SO_ZEROCOPY on this socket ({error}); it needs Linux 4.14 or \
-                 newer and a TCP socket",
+                 newer and a TCP or UDP socket",
             ),
             Self::KindOfSocket => f.write_str(
-                "the socket is of a kind whose completions cannot be told apart exactly; use TCP",
+                "the socket is of a kind whose completions cannot be told apart exactly; use TCP or UDP",
             ),
             Self::Ignored => f.write_str("the kernel took the option and then ignored the flag"),
             Self::Route => f.write_str(
@@ -546,8 +562,6 @@ pub enum AdoptError<S> {
     Listener(S),
     /// The socket is not connected; connect it first.
     NotConnected(S),
-    /// The kind of socket is not supported; use a connected stream socket.
-    Unsupported(S),
     /// Zero copy was required and cannot be had; see `reason`, or use policy `Prefer`.
     ZeroCopyUnavailable {
         /// Why zero copy cannot be had.
@@ -578,7 +592,6 @@ impl<S> AdoptError<S> {
             Self::SocketInUse(socket)
             | Self::Listener(socket)
             | Self::NotConnected(socket)
-            | Self::Unsupported(socket)
             | Self::ZeroCopyUnavailable { socket, .. }
             | Self::InvalidSetting { socket, .. }
             | Self::Os { socket, .. } => socket,
@@ -597,9 +610,6 @@ impl<S> fmt::Display for AdoptError<S> {
                 f.write_str("the socket is a listener; take over an accepted connection instead")
             }
             Self::NotConnected(_) => f.write_str("the socket is not connected; connect it first"),
-            Self::Unsupported(_) => {
-                f.write_str("the kind of socket is not supported; use a connected stream socket")
-            }
             Self::ZeroCopyUnavailable { reason, .. } => {
                 write!(f, "zero copy was required and cannot be had: {reason}")
             }

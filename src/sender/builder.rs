@@ -1,12 +1,18 @@
 //! Settings of a sender, and what is checked before a socket is taken over.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
 
-use super::{Sender, core::Core, kernel::Socket, window::MemlockBudget};
+use super::{Sender, core::Core, kernel::Socket, transport::Transport, window::MemlockBudget};
 use crate::{
     error::{AdoptError, CopyReason, OsError},
     id::NotificationId,
-    sys::{errno, limits, socket},
+    sys::{
+        errno, limits,
+        socket::{self, Kind},
+    },
 };
 
 /// When sends go without copy.
@@ -162,6 +168,8 @@ impl SenderBuilder {
     /// is aborted: the peer sees a reset, further sends fail with `ETIMEDOUT`, and the memory comes
     /// back. Default: no limit.
     ///
+    /// Streams only: a datagram waits for this host alone.
+    ///
     /// Without this a peer that is gone holds memory for as long as TCP retransmits, about a
     /// quarter of an hour, and one that never reads for ever.
     pub fn max_hold(mut self, limit: Duration) -> Self {
@@ -175,7 +183,7 @@ impl SenderBuilder {
         self
     }
 
-    /// Takes over a connected stream socket that has never sent with `MSG_ZEROCOPY`, or one that
+    /// Takes over a connected socket that has never sent with `MSG_ZEROCOPY`, or one that
     /// [resumes](Self::resume).
     ///
     /// # Errors
@@ -198,8 +206,8 @@ impl SenderBuilder {
                 socket,
             });
         }
-        let copy_reason = match self.examine(&socket) {
-            Ok(copy_reason) => copy_reason,
+        let (transport, copy_reason) = match self.examine(&socket) {
+            Ok(found) => found,
             Err(refusal) => return Err(refusal.into_error(socket)),
         };
         if let (Policy::Require, Some(reason)) = (self.policy, copy_reason) {
@@ -208,21 +216,25 @@ impl SenderBuilder {
         let optmem_max = limits::optmem_max().unwrap_or(DEFAULT_OPTMEM_MAX);
         let first = self.first.unwrap_or_default();
         let budget = MemlockBudget::of_process();
-        let kernel = Socket(socket);
+        let kernel = Socket(socket, transport);
         let config = Config { observe_route: self.policy == Policy::Auto, ..self.config };
         let core = Core::new(kernel, config, copy_reason, budget, optmem_max, first);
         Ok(Sender { core: Some(core) })
     }
 
     /// Checks the socket and switches zero copy on; tells why there is none, if so.
-    fn examine(&self, socket: &impl AsFd) -> Result<Option<CopyReason>, Refusal> {
+    fn examine(&self, socket: &impl AsFd) -> Result<(Transport, Option<CopyReason>), Refusal> {
         let fd = socket.as_fd();
         let kind = socket::kind(fd)?;
-        match kind {
-            socket::Kind::Listener => return Err(Refusal::Listener),
-            socket::Kind::Datagram => return Err(Refusal::Unsupported),
-            socket::Kind::Tcp | socket::Kind::OtherStream => {}
-        }
+        let transport = match kind {
+            Kind::Listener => return Err(Refusal::Listener),
+            Kind::Tcp | Kind::OtherStream => Transport::Stream,
+            Kind::Udp | Kind::OtherDatagram => Transport::Datagram,
+        };
+        Ok((transport, self.enable(fd, kind)?))
+    }
+
+    fn enable(&self, fd: BorrowedFd<'_>, kind: Kind) -> Result<Option<CopyReason>, Refusal> {
         if !socket::is_connected(fd)? {
             return Err(Refusal::NotConnected);
         }
@@ -230,7 +242,7 @@ impl SenderBuilder {
         if self.policy == Policy::Never {
             return Ok(Some(CopyReason::Policy));
         }
-        if kind != socket::Kind::Tcp {
+        if !matches!(kind, Kind::Tcp | Kind::Udp) {
             return Ok(Some(CopyReason::KindOfSocket));
         }
         match socket::optmem(fd) {
@@ -256,7 +268,6 @@ enum Refusal {
     InUse,
     Listener,
     NotConnected,
-    Unsupported,
     Os(OsError),
 }
 
@@ -272,7 +283,6 @@ impl Refusal {
             Self::InUse => AdoptError::SocketInUse(socket),
             Self::Listener => AdoptError::Listener(socket),
             Self::NotConnected => AdoptError::NotConnected(socket),
-            Self::Unsupported => AdoptError::Unsupported(socket),
             Self::Os(error) => AdoptError::Os { error, socket },
         }
     }

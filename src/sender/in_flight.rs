@@ -11,6 +11,7 @@ use super::{
     Config, HandBack, Returned, SenderStats,
     kernel::Kernel,
     ledger::{Fate, Ledger},
+    outbox::Outbox,
     route::Route,
     window::MemlockBudget,
 };
@@ -63,6 +64,15 @@ pub struct Read {
     pub messages: usize,
     /// Ids released.
     pub ids: u64,
+}
+
+/// What a call that failed has left behind.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FailedCall {
+    /// The kernel used the id, and has released it.
+    pub(super) took_id: bool,
+    /// Other ids found released.
+    pub(super) freed: u64,
 }
 
 impl InFlight {
@@ -136,19 +146,34 @@ impl InFlight {
         Some(id)
     }
 
-    /// The call of `id` failed: the kernel did not use it.
-    pub(super) fn cancel_call(&mut self, id: NotificationId, keys: &[LeaseKey], memory: &[IoVec]) {
-        self.in_call = false;
+    /// The call of `id`, the one last cut from the outbox, failed. Takes the id back unless the
+    /// kernel used it.
+    pub(super) fn fail_call(
+        &mut self,
+        kernel: &impl Kernel,
+        id: NotificationId,
+        outbox: &Outbox,
+    ) -> FailedCall {
         self.route.cancelled(id);
+        let may_have_taken = kernel.transport().failures_take_ids();
+        // Under the lock: the id must not be taken back while its note is on the queue, or the
+        // next call would be released by it.
+        let read = match may_have_taken {
+            true => self.read_notes(kernel).unwrap_or_default(),
+            false => Read::default(),
+        };
+        self.in_call = false;
         if !self.tracker.cancel(id) {
-            return;
+            self.done.stats.zero_copy_calls += u64::from(may_have_taken);
+            return FailedCall { took_id: may_have_taken, freed: read.ids.saturating_sub(1) };
         }
         let mut bytes = 0;
-        for (key, part) in keys.iter().zip(memory) {
+        for (key, part) in outbox.keys().iter().zip(outbox.memory()) {
             self.tracker.get_mut(*key).offered_bytes -= part.len();
             bytes += part.len();
         }
         self.done.uncharge(1, bytes);
+        FailedCall { took_id: false, freed: read.ids }
     }
 
     /// Reads the error queue until it is empty.

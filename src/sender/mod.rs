@@ -8,6 +8,7 @@
 //! | `in_flight` | what the kernel was given: notes, releases, poison |
 //! | `ledger` | what became of every send |
 //! | `window` | how much may be in flight |
+//! | `transport` | the rules in which streams and datagrams differ |
 //! | `route` | whether zero copy is worth it |
 //! | `ending` | flush, drain, abort, and who sees to it |
 //! | `split` | the halves for two threads |
@@ -17,6 +18,8 @@
 mod builder;
 pub(crate) mod core;
 mod ending;
+#[cfg(test)]
+mod fake;
 mod in_flight;
 #[allow(unsafe_code)]
 pub(crate) mod kernel;
@@ -24,6 +27,7 @@ mod ledger;
 mod outbox;
 mod route;
 mod split;
+pub(crate) mod transport;
 mod wait;
 pub(crate) mod window;
 
@@ -51,7 +55,7 @@ use crate::{
     sys::Foreign,
 };
 
-/// Sends memory over one connected stream socket, without copying it where that pays.
+/// Sends memory over one connected socket, without copying it where that pays.
 ///
 /// A buffer given to `send` belongs to the sender until the kernel has released every byte of it:
 /// after the send is acknowledged by the peer, or the connection has failed. Then it is recycled,
@@ -60,7 +64,7 @@ use crate::{
 ///
 /// Sends of less than 16 KiB ([`SenderBuilder::threshold_bytes`]) go by copy, since that is
 /// cheaper, and are released at once; so do all sends while the kernel would copy on this route
-/// anyway ([`Policy::Auto`]). Both kinds keep their order on the stream.
+/// anyway ([`Policy::Auto`]). Both kinds keep their order.
 ///
 /// # The socket
 ///
@@ -72,6 +76,24 @@ use crate::{
 ///
 /// The sender never changes `O_NONBLOCK`, timeouts or other options of the socket, except
 /// `SO_ZEROCOPY`, and never reads `SO_ERROR`.
+///
+/// # Datagrams
+///
+/// Over UDP (IPv4 or IPv6, connected) every send is one datagram, a vectored one gathered from its
+/// buffers. It goes by copy as a whole or without as a whole, and is never cut: with the socket
+/// option `UDP_SEGMENT` the kernel makes many packets of it. An error concerns that datagram only;
+/// the buffer comes back, and the sender goes on:
+/// - [`SendError::Dropped`]: a queue or filter of this host dropped it, which the kernel says for
+///   queues only if `IP_RECVERR` is on. Otherwise it counts as accepted.
+/// - [`SendError::Os`] with `EMSGSIZE`: it is longer than the route or the protocol takes.
+/// - [`SendError::Os`] with `ECONNREFUSED` and the like: an ICMP message about an earlier datagram.
+///   With `IP_RECVERR` it comes from [`next_event`](Self::next_event), and this error only if the
+///   error queue was not read before.
+///
+/// There is no orderly end and no abort: `close` and `abort` wait for the queues of this host.
+///
+/// Other sockets (Unix, MPTCP, vsock, UDP-Lite) are sent to by copy, with the reason in
+/// [`capabilities`](Self::capabilities).
 ///
 /// # The end
 ///
@@ -146,6 +168,8 @@ pub struct SenderStats {
     pub no_bufs_optmem: u64,
     /// Times the kernel refused a zero-copy call for locked memory (`RLIMIT_MEMLOCK`).
     pub no_bufs_memlock: u64,
+    /// Datagrams dropped on this host ([`SendError::Dropped`]).
+    pub dropped_sends: u64,
     /// Sends cut short by the end of the connection.
     pub truncated_sends: u64,
     /// Foreign messages of the error queue that nobody fetched with
@@ -192,7 +216,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// # Errors
     ///
     /// [`AdoptError`], with the socket: it is in use by another zero-copy sender, a listener, not
-    /// connected, not a stream, or a system call failed. That the kernel has no zero copy for it
+    /// connected, or a system call failed. That the kernel has no zero copy for it
     /// is no error: everything goes by copy then, and [`capabilities`](Self::capabilities) says
     /// why.
     pub fn new(socket: S) -> Result<Self, AdoptError<S>> {
@@ -395,7 +419,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         loop {
             // A thread that waits for a slot, or the reaper, may hold the core for a moment.
             match Core::into_kernel(core) {
-                Ok(Socket(socket)) => return Ok((socket, ids)),
+                Ok(Socket(socket, _)) => return Ok((socket, ids)),
                 Err(back) => core = back,
             }
             yield_now();

@@ -259,6 +259,14 @@ mod tests {
     use proptest::{collection::vec, prelude::*};
 
     use super::*;
+    use crate::{
+        lease::Payload,
+        sender::{
+            Config,
+            fake::{Answer, FakeKernel, Seen},
+            transport::Transport,
+        },
+    };
 
     const MIB: usize = 1 << 20;
 
@@ -427,9 +435,15 @@ mod tests {
         socket.paced_calls(4, COPIED);
         socket.paced_calls(10_000, COPIED);
         let before = socket.route.stats();
-        while socket.route.is_copied() {
+        while socket.route.streak == 0 {
             socket.paced_call(NOT_COPIED);
         }
+        assert!(!socket.paced_call(NOT_COPIED), "the next probe takes a while");
+        for _ in 0..20 {
+            socket.paced_call(NOT_COPIED);
+        }
+        assert!(!socket.route.is_copied(), "but not as long as the first");
+        assert_eq!(socket.route.level, MAX_LEVEL);
         let after = socket.route.stats();
         assert_eq!(after.probes - before.probes, u64::from(RETURN_AFTER));
         assert_eq!((after.mode, after.returns), (RouteMode::ZeroCopy, 1));
@@ -568,6 +582,69 @@ mod tests {
             let limit = 2 * (1 + u64::from(MAX_LEVEL)) * (1 + intervals);
             prop_assert!(socket.changes <= limit, "{} > {limit}", socket.changes);
         }
+    }
+
+    static BYTES: [u8; MIB] = [7; MIB];
+
+    /// Which of the calls since this was last asked went without copy.
+    fn zero_copy_calls(kernel: &FakeKernel) -> Vec<usize> {
+        let calls = kernel.seen().into_iter().enumerate();
+        calls.filter(|(_, call)| call.zero_copy).map(|(at, _)| at).collect()
+    }
+
+    #[test]
+    fn a_sender_that_nobody_reaps_finds_out_and_looks_again() {
+        let kernel = FakeKernel::new(Transport::Stream, Answer::Note(COPIED));
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        for _ in 0..100 {
+            sender.try_send(&BYTES[..64 << 10]).unwrap();
+        }
+        assert_eq!(zero_copy_calls(&kernel), [0, 1, 2]);
+        kernel.pass(INTERVAL_TIME);
+        for _ in 0..3 {
+            sender.try_send(&BYTES[..64 << 10]).unwrap();
+        }
+        assert_eq!(zero_copy_calls(&kernel), [0], "more than 4 MiB and 20 ms later");
+        assert_eq!(sender.stats().in_flight_calls, 0, "and its note was read");
+    }
+
+    #[test]
+    fn a_send_on_a_copied_route_is_not_cut_into_runs() {
+        let kernel = FakeKernel::new(Transport::Stream, Answer::Note(COPIED));
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        for _ in 0..4 {
+            sender.try_send(&BYTES[..64 << 10]).unwrap();
+        }
+        kernel.seen();
+        let mut bufs: Vec<_> = [64, 60_000, 64].map(|len| Payload::from(&BYTES[..len])).into();
+        sender.try_send_vectored(&mut bufs).unwrap();
+        assert_eq!(kernel.seen(), [Seen { elements: 3, bytes: 60_128, zero_copy: false }]);
+    }
+
+    #[test]
+    fn a_probe_that_the_socket_has_no_room_for_is_made_again() {
+        const EAGAIN: i32 = 11;
+        let kernel = FakeKernel::new(Transport::Stream, Answer::Note(NOT_COPIED));
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        kernel.will([Answer::Fail(EAGAIN)]);
+        let refused = sender.try_send(&BYTES[..64 << 10]).unwrap_err();
+        assert!(refused.is_backpressure());
+        for _ in 0..10 {
+            sender.try_send(&BYTES[..64 << 10]).unwrap();
+        }
+        assert_eq!(zero_copy_calls(&kernel), (0..11).collect::<Vec<_>>());
+        assert_eq!(sender.stats().route.mode, RouteMode::ZeroCopy);
+    }
+
+    #[test]
+    fn a_datagram_that_was_dropped_says_nothing_about_the_route() {
+        const EPERM: i32 = 1;
+        let kernel = FakeKernel::new(Transport::Datagram, Answer::FailWithNote(EPERM));
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        for _ in 0..10 {
+            sender.try_send(&BYTES[..20_000]).unwrap_err();
+        }
+        assert_eq!(sender.stats().route.mode, RouteMode::Trying);
     }
 
     #[test]
