@@ -10,7 +10,6 @@ use std::{
     io::Read,
     os::fd::{AsFd, AsRawFd},
     panic::{self, AssertUnwindSafe},
-    pin::pin,
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
     task::{Context, Poll, Waker},
@@ -180,7 +179,7 @@ fn notes_that_wait_to_be_read_are_left_to_the_parent() {
             leave(move || match way {
                 0 => drop(sender.reap()),
                 1 => drop(sender),
-                _ => drop(sender.abort()),
+                _ => drop(Some(sender.abort())),
             })
         };
         assert_left_well(child);
@@ -274,12 +273,16 @@ fn a_child_has_a_library_of_its_own() {
     common::eventually("the reaper has let go", || pool.stats().free() == 4);
 }
 
-/// Other threads are in the middle of everything when the process forks.
+/// Other threads are in the middle of everything when the process forks: they wait for slots and,
+/// meanwhile, drive the sender that has one.
 #[test]
 fn a_child_never_waits_for_a_lock_that_nobody_holds() {
-    let pool = pool(4096, 1);
+    let pool = pool(LEN, 2);
+    let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+    sender.send(filled(pool.try_alloc(1).unwrap(), LEN, 1)).unwrap();
     let over = AtomicBool::new(false);
-    thread::scope(|scope| {
+    let sender = thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
@@ -289,24 +292,36 @@ fn a_child_never_waits_for_a_lock_that_nobody_holds() {
         }
         let deadline = Instant::now() + Duration::from_secs(1);
         let mut children = Vec::new();
-        while Instant::now() < deadline {
-            let mut waiting = pin!(pool.alloc_async(1));
-            let first = waiting.as_mut().poll(&mut Context::from_waker(Waker::noop()));
-            match fork() {
-                None => leave(|| {
+        for turn in 0.. {
+            if Instant::now() > deadline {
+                break;
+            }
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut waiting = Box::pin(pool.alloc_async(1));
+            let first = waiting.as_mut().poll(&mut cx);
+            let Some(child) = fork() else {
+                leave(|| {
                     drop(first);
                     drop((pool.stats(), pool.audit()));
                     assert_eq!(pool.alloc(1).unwrap_err(), AllocError::Forked);
-                    let again = waiting.poll(&mut Context::from_waker(Waker::noop()));
-                    assert!(matches!(again, Poll::Ready(Err(AllocError::Forked))));
-                }),
-                Some(child) => children.push(child),
-            }
+                    drop(waiting);
+                    let _ = (sender.stats(), sender.interest(), sender.capabilities());
+                    let _ = (sender.connection_error(), sender.oldest_in_flight());
+                    match turn % 3 {
+                        0 => drop(Some(sender.abort())),
+                        1 => drop(Some(sender.close(Instant::now()))),
+                        _ => drop(sender),
+                    }
+                })
+            };
+            children.push(child);
         }
         over.store(true, Ordering::Relaxed);
         children.into_iter().for_each(assert_left_well);
+        sender
     });
-    assert_all_home(&pool);
+    sender.abort();
+    common::eventually("all is released", || pool.stats().free() == 2);
 }
 
 #[test]

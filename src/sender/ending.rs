@@ -53,7 +53,8 @@ pub(super) struct Ending {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct CloseReport {
-    /// Whether everything was accepted, the stream ended in order, and every buffer released.
+    /// Whether everything was accepted, the stream ended in order (datagrams have no end), and every
+    /// buffer released.
     pub drained: bool,
     /// Whether the connection was aborted: the peer saw a reset.
     pub aborted: bool,
@@ -184,8 +185,7 @@ impl<K: Kernel> Core<K> {
         ending.unacked = self.unacked_data(ending);
         self.cut_short(OsError::from_raw(errno::ECANCELED));
         // If it fails the notes stay out, and what is in flight becomes Quarantined.
-        let _ = self.kernel.abort();
-        ending.aborted = true;
+        ending.aborted = self.kernel.abort().is_ok();
         ending.orderly = false;
         ending.phase = Phase::Unproven { since: self.kernel.now(), quarantined: false };
         let mut in_flight = lock(&self.in_flight);
