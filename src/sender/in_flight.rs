@@ -287,6 +287,7 @@ impl InFlight {
     /// Every id is released: the option memory says so.
     pub(super) fn release_all(&mut self) {
         let Self { tracker, done, .. } = self;
+        done.news = true;
         done.stats.released_calls += tracker.outstanding() as u64;
         done.uncharge(tracker.outstanding(), done.stats.in_flight_bytes);
         tracker.release_all(|lease| done.finish(lease, false));
@@ -359,7 +360,6 @@ impl Ages {
 impl Done {
     /// A lease has lost its last hold.
     fn finish(&mut self, lease: Lease, copied: bool) {
-        self.news = true;
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);
         // Without a payload only its former pages were waited for.
