@@ -52,7 +52,7 @@ fn doctor_after(
 }
 
 fn skipped(test: &str, why: &str) {
-    let _ = writeln!(io::stderr(), "skipped: {test}: {why}");
+    let _ = writeln!(io::stderr(), "SKIPPED {test}: {why}");
 }
 
 fn check(result: libc::c_int) -> io::Result<libc::c_int> {

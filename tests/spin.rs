@@ -244,7 +244,7 @@ fn waiting_for_packets_stuck_below_a_dead_connection_does_not_spin() {
         return must_succeed(again(way, NAME, "queue"));
     }
     raise_loopback();
-    let tc = "qdisc add dev lo root tbf rate 400kbit burst 20kb latency 30s";
+    let tc = "qdisc add dev lo root tbf rate 100kbit burst 20kb latency 30s";
     let made = Command::new("tc").args(tc.split(' ')).output();
     if !made.as_ref().is_ok_and(|made| made.status.success()) {
         return skip(NAME, &format!("no queue can be made: {made:?}"));
@@ -255,7 +255,9 @@ fn waiting_for_packets_stuck_below_a_dead_connection_does_not_spin() {
     for seed in 0..4 {
         sender.send(filled(pool.try_alloc(1).unwrap(), 16 << 10, seed)).unwrap();
     }
-    // The connection ends; packets in the queue keep their ids until they leave it.
+    // The first packet leaves at once, the next ones wait in the queue for about a second. The
+    // connection ends; packets in the queue keep their ids until they leave it.
+    thread::sleep(Duration::from_millis(150));
     disconnect(&duplicate(&sender));
     let waits = waits(|| {
         let early = sender.drain(Some(after(200)));

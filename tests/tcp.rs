@@ -8,7 +8,7 @@ use std::{
     os::fd::AsRawFd,
     sync::Arc,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
@@ -282,10 +282,12 @@ fn a_reset_that_no_call_ran_into_stays_in_so_error() {
 #[test]
 fn the_end_of_a_connection_is_told_to_a_send_that_waits_for_it() {
     let _turn = turn();
-    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = Sender::new(near).unwrap();
     let peer = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(100));
+        // Not before the send has begun.
+        far.read_exact(&mut [0; 10_000]).unwrap();
+        thread::sleep(Duration::from_millis(50));
         reset(far);
     });
     let (ticket, error) = match sender.send(pattern(4 << 20, 1)) {
@@ -346,7 +348,9 @@ fn released_payloads_come_back_in_order_with_their_contents() {
     let mut want = Vec::new();
     let mut bufs: Vec<_> = (0..8).map(|_| pool.try_alloc(1).unwrap()).collect();
     let (mut sent, mut back) = (0, 0);
+    let deadline = soon().unwrap();
     while back < 60 {
+        assert!(Instant::now() < deadline, "{back} of {sent} came back");
         while sent < 60
             && let Some(mut buf) = bufs.pop()
         {

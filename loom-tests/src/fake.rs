@@ -215,9 +215,9 @@ impl Kernel for FakeKernel {
         Some(Token::default())
     }
 
-    fn adopt(&self, sender: Arc<dyn Reclaim>) -> Token {
+    fn adopt(&self, sender: Arc<dyn Reclaim>) -> (Token, bool) {
         self.with(|state| state.adopted = Some(sender));
-        Token::default()
+        (Token::default(), true)
     }
 
     fn unwatch(&self, _: Token) {

@@ -8,7 +8,6 @@ use loom::sync::atomic;
 #[cfg(loom)]
 pub use loom::{future::block_on, sync::Mutex, thread};
 #[cfg(not(loom))]
-use std::sync::atomic;
 #[cfg(not(loom))]
 pub use std::{sync::Mutex, thread};
 
@@ -64,7 +63,7 @@ fn report(name: &str, executions: usize) {
 /// a thread that loads before it exchanges hides the exchange from the loads of others. To pass here
 /// before and after brings these orders back.
 #[derive(Clone, Debug, Default)]
-pub struct Turnstile(Arc<atomic::AtomicUsize>);
+pub struct Turnstile(Arc<AtomicUsize>);
 
 impl Turnstile {
     /// Passes.

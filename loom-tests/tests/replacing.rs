@@ -10,6 +10,7 @@ use std::sync::Arc;
 /// What a tracker has of a send.
 enum Entry {
     Quarantined(PinnedBuf),
+    #[expect(dead_code, reason = "held, and let go of, like a lease")]
     Replaced(Replaced),
     Released,
 }

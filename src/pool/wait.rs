@@ -11,6 +11,7 @@ use crate::{
     buf::PinnedBuf,
     error::AllocError,
     raw::{Joined, RawPool, SizeClass, SlotRef, WaitTicket},
+    reaper,
     sync::{Arc, Parker},
 };
 
@@ -74,6 +75,7 @@ impl<'a> Alloc<'a> {
         } else if let Some(buf) = self.claim(class, waker) {
             return Poll::Ready(Ok(buf));
         }
+        reaper::serve();
         let reclaimers = self.pool.reclaimers();
         for reclaim in &reclaimers {
             reclaim.drive();

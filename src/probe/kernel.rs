@@ -91,6 +91,7 @@ mod tests {
             ("7.0-rc3", version(7, 0, 0)),
             ("4.18.0.305.el8", version(4, 18, 0)),
             ("6.6.x", version(6, 6, 0)),
+            ("6.6.12_1", version(6, 6, 12)),
         ] {
             assert_eq!(KernelVersion::parse(release), Some(expected), "{release}");
         }

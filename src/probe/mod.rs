@@ -233,9 +233,11 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn what_is_here_is_found() {
         let environment = Environment::probe();
-        assert!(environment.kernel.is_some());
+        let since =
+            |major, minor| environment.kernel.unwrap() >= KernelVersion { major, minor, patch: 0 };
+        let PageAdvice { wipe_on_fork, populate_write, .. } = environment.page_advice;
+        assert!(wipe_on_fork >= since(4, 14) && populate_write >= since(5, 14));
         assert!(environment.optmem_max_bytes.is_some());
-        assert!(environment.page_advice.wipe_on_fork, "Linux 4.14");
         let interfaces = environment.interfaces.unwrap();
         assert!(interfaces.iter().any(|interface| interface.kind == InterfaceKind::Loopback));
         assert!(environment.taps.is_some() && environment.congestion_control.is_some());

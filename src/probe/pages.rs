@@ -342,7 +342,7 @@ mod tests {
         {
             assert_eq!(page_bytes(garbage), None, "{garbage}");
         }
-        assert_eq!(page_bytes("hugepages-18446744073709551615kB"), None);
+        assert_eq!(page_bytes("hugepages-18014398509481985kB"), None);
     }
 
     #[test]

@@ -253,7 +253,7 @@ impl Slot {
             "slot {} cannot be {what}: it is {} ({handles} handles, {leases} leases, \
              {quarantined} quarantined)",
             self.index,
-            self.state(),
+            Holders::unpack(word).state(),
         );
     }
 

@@ -18,7 +18,7 @@ use crate::{
     id::{NotificationId, Ticket},
     lease::{Lease, Payload},
     sync::Arc,
-    sys::{Foreign, Record, socket::IoVec},
+    sys::{Foreign, Record, epoll::EdgeWait, socket::IoVec},
     tracker::{CompletionTracker, LeaseKey, Released},
 };
 
@@ -37,6 +37,8 @@ pub(super) struct InFlight {
     /// Why everything goes by copy, if it does.
     pub(super) copy_reason: Option<CopyReason>,
     pub(super) events: VecDeque<Foreign>,
+    /// Threads that wait for news of this sender, which another thread may be the one to read.
+    pub(super) sleepers: Vec<Arc<EdgeWait>>,
     ages: Ages,
 }
 
@@ -49,6 +51,10 @@ pub(super) struct Done {
     /// Payloads to be dropped, once no lock is held.
     pub(super) settled: Vec<Payload>,
     pub(super) wakers: Vec<(Ticket, Waker)>,
+    /// Who waited for a slot in vain, to be woken once no lock is held.
+    pub(super) roused: Vec<Waker>,
+    /// Whether anything has changed that a sleeper may wait for.
+    pub(super) news: bool,
     hand_back: HandBack,
     budget: Arc<MemlockBudget>,
 }
@@ -78,12 +84,15 @@ impl InFlight {
                 returned: VecDeque::new(),
                 settled: Vec::new(),
                 wakers: Vec::new(),
+                roused: Vec::new(),
+                news: false,
                 hand_back,
                 budget,
             },
             in_call: false,
             copy_reason,
             events: VecDeque::new(),
+            sleepers: Vec::new(),
             ages: Ages::default(),
         }
     }
@@ -186,6 +195,7 @@ impl InFlight {
         match tracker.release(lo, hi, |lease| done.finish(lease, copied)) {
             Ok(Released { ids, bytes }) => {
                 let ids = ids.count();
+                done.news = true;
                 done.uncharge(ids as usize, bytes);
                 done.stats.released_calls += ids;
                 done.stats.deferred_copies += if copied { ids } else { 0 };
@@ -210,6 +220,7 @@ impl InFlight {
     fn poison(&mut self, poison: Poison) {
         if self.poisoned().is_none() {
             self.copy_reason = Some(CopyReason::Poisoned(poison));
+            self.done.news = true;
             self.quarantine();
         }
     }
@@ -217,7 +228,7 @@ impl InFlight {
     /// Marks every lease that the kernel was given as unproven.
     pub(super) fn quarantine(&mut self) {
         for lease in self.tracker.iter_mut().filter(|lease| lease.offered_bytes > 0) {
-            lease.quarantine();
+            self.done.roused.extend(lease.quarantine());
         }
     }
 
@@ -317,6 +328,7 @@ impl Ages {
 impl Done {
     /// A lease has lost its last hold.
     fn finish(&mut self, lease: Lease, copied: bool) {
+        self.news = true;
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);
         // Without a payload only its former pages were waited for.
@@ -335,6 +347,7 @@ impl Done {
 
     /// The connection failed after `accepted` bytes of a send.
     pub(super) fn truncate(&mut self, ticket: Ticket, accepted: usize, error: OsError) {
+        self.news = true;
         self.ledger.truncate(ticket.sequence, accepted, error);
         self.stats.truncated_sends += 1;
     }

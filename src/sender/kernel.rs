@@ -63,8 +63,9 @@ pub trait Kernel: Send + Sync + 'static {
     fn now(&self) -> Instant;
     /// Has the reaper thread drive the sender when the socket has news.
     fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<reaper::Token>;
-    /// Gives the sender to the reaper thread, which drives it to its end.
-    fn adopt(&self, sender: Arc<dyn Reclaim>) -> reaper::Token;
+    /// Gives the sender to the reaper, which drives it to its end; tells whether it has a thread
+    /// to do so.
+    fn adopt(&self, sender: Arc<dyn Reclaim>) -> (reaper::Token, bool);
     /// Ends `watch` or `adopt`.
     fn unwatch(&self, token: reaper::Token);
 }
@@ -145,7 +146,7 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
         reaper::watch(self.0.as_fd(), sender)
     }
 
-    fn adopt(&self, sender: Arc<dyn Reclaim>) -> reaper::Token {
+    fn adopt(&self, sender: Arc<dyn Reclaim>) -> (reaper::Token, bool) {
         reaper::adopt(self.0.as_fd(), sender)
     }
 

@@ -1,0 +1,128 @@
+//! Senders in two halves: one thread sends, another reaps, and either may go first.
+
+mod common;
+
+use std::{
+    io::Read,
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{
+    Buffers, STALLED, TIGHT, after, assert_all_home, corrupt, eventually, filled, pair, pair_at,
+    pattern, pool, reader, soon,
+};
+use pinbuf::{Fate, HandBack, Policy, Sender};
+
+const LEN: usize = 64 << 10;
+
+#[test]
+fn one_thread_sends_while_another_reaps() {
+    let (near, far) = pair();
+    let peer = reader(far, Duration::ZERO);
+    let pool = pool(LEN, 16);
+    let sender = Sender::builder().policy(Policy::Prefer).adopt(near).unwrap();
+    let (mut send, mut reap) = sender.split();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while reap.stats().released_calls < 500 && Instant::now() < deadline {
+                reap.reap().unwrap();
+                thread::yield_now();
+            }
+            assert_eq!(reap.stats().released_calls, 500);
+        });
+        for seed in 0..500 {
+            send.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)).unwrap();
+        }
+    });
+    drop(send);
+    drop(reap);
+    let got = peer.join().unwrap();
+    assert_eq!((got.len(), corrupt(&got, LEN)), (500 * LEN, vec![]));
+    assert_all_home(&pool);
+}
+
+#[test]
+fn the_reaping_half_sees_the_stream_to_its_end() {
+    let (near, far) = pair_at("127.0.0.1:0", Buffers { send: Some(50_000), receive: None });
+    let peer = reader(far, Duration::from_millis(100));
+    let pool = pool(1 << 20, 4);
+    let sender =
+        Sender::builder().policy(Policy::Prefer).hand_back(HandBack::Return).adopt(near).unwrap();
+    let (mut send, mut reap) = sender.split();
+    let ticket = send.try_send(filled(pool.try_alloc(1 << 20).unwrap(), 1 << 20, 0)).unwrap();
+    drop(send);
+    let fate = reap.wait(ticket, soon()).unwrap();
+    assert!(matches!(fate, Fate::Released { accepted, .. } if accepted == 1 << 20), "{fate:?}");
+    let returned = reap.next_returned().expect("handed back");
+    assert_eq!(returned.sequence, ticket.sequence());
+    let got = peer.join().unwrap();
+    assert_eq!((got.len(), corrupt(&got, 1 << 20)), (1 << 20, vec![]));
+    drop(returned);
+    drop(reap);
+    assert_all_home(&pool);
+}
+
+#[test]
+fn halves_dropped_in_either_order_leave_to_the_reaper() {
+    for send_first in [false, true] {
+        let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
+        let pool = pool(LEN, 8);
+        let sender = Sender::builder().policy(Policy::Prefer).adopt(near).unwrap();
+        let (mut send, reap) = sender.split();
+        for seed in 0..8 {
+            send.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
+        }
+        if send_first {
+            drop(send);
+            drop(reap);
+        } else {
+            drop(reap);
+            drop(send);
+        }
+        assert!(pool.stats().in_flight() > 0, "the kernel may still read");
+        far.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).unwrap();
+        assert_eq!((got.len(), corrupt(&got, LEN)), (8 * LEN, vec![]));
+        eventually("the reaper brings every slot home", || pool.stats().free() == 8);
+        assert_all_home(&pool);
+    }
+    assert!(pinbuf::wait_idle(after(20_000)), "{:?}", pinbuf::reaper_stats());
+}
+
+/// A peer that reads little at a time, so that the sender is held up all the while.
+fn slow_reader(mut far: std::net::TcpStream) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut got = Vec::new();
+        while Read::by_ref(&mut far).take(16 << 10).read_to_end(&mut got).unwrap() > 0 {
+            thread::sleep(Duration::from_micros(300));
+        }
+        got
+    })
+}
+
+#[test]
+fn a_half_that_waits_hears_of_what_the_other_half_reads() {
+    const LEN: usize = 32 << 10;
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let peer = slow_reader(far);
+    let sender = Sender::builder().policy(Policy::Prefer).max_in_flight_sends(4).adopt(near);
+    let (mut send, mut reap) = sender.unwrap().split();
+    let start = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while reap.stats().zero_copy_bytes < (100 * LEN) as u64 {
+                let _ = reap.drain(Some(after(100)));
+            }
+        });
+        for seed in 0..100 {
+            send.send(pattern(LEN, seed)).unwrap();
+        }
+    });
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?} for what takes a fraction of a second");
+    drop((send, reap));
+    assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
+}
