@@ -6,6 +6,7 @@ use std::{
     ops::{Deref, DerefMut},
     ptr::{self, NonNull},
     slice,
+    task::Waker,
 };
 
 use crate::{
@@ -307,7 +308,7 @@ impl Drop for PinnedBuf {
 #[cold]
 fn drop_unreleased(slot: SlotRef) {
     match slot.slot().state() {
-        SlotState::InFlight => slot.quarantine(),
+        SlotState::InFlight => slot.quarantine().into_iter().for_each(Waker::wake),
         SlotState::Quarantined => {}
         // Reports the wrong state, unless a panic is under way already.
         SlotState::Free | SlotState::Owned if panicking() => {}

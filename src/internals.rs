@@ -1,6 +1,8 @@
 //! What the models in `loom-tests` need beyond the public interface. Not covered by any promise of
 //! stability.
 
+use std::task::Waker;
+
 use crate::{buf::PinnedBuf, pool::Pool, shared::SharedBuf};
 
 pub use crate::{
@@ -42,7 +44,7 @@ pub trait Lease {
 
     /// The lease becomes a quarantined one.
     fn quarantine(&mut self) {
-        self.slot().quarantine();
+        self.slot().quarantine().into_iter().for_each(Waker::wake);
     }
 
     /// The quarantined lease becomes a handle.

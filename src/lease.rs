@@ -1,5 +1,7 @@
 //! What can be sent, and what the sender keeps of it while the kernel may read it.
 
+use std::{mem, task::Waker};
+
 use crate::{
     buf::PinnedBuf,
     mapped::MappedSlice,
@@ -194,14 +196,14 @@ impl Lease {
         self.payload.as_ref().and_then(Payload::pool).is_some_and(RawPool::has_waiters)
     }
 
-    /// The bytes can no longer be proven released by a note.
-    pub(crate) fn quarantine(&mut self) {
-        if !self.quarantined {
-            self.quarantined = true;
-            if let Some(slot) = self.payload.as_ref().and_then(Payload::slot) {
-                slot.quarantine();
-            }
+    /// The bytes can no longer be proven released by a note. Returns the wakers of those who have
+    /// nothing to wait for any more, to be woken with no lock held.
+    #[must_use]
+    pub(crate) fn quarantine(&mut self) -> Vec<Waker> {
+        if mem::replace(&mut self.quarantined, true) {
+            return Vec::new();
         }
+        self.payload.as_ref().and_then(Payload::slot).map(SlotRef::quarantine).unwrap_or_default()
     }
 
     /// Frees the memory of a quarantined lease early, if that is a pool's and nobody else holds it:
@@ -228,7 +230,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.quarantine();
-        std::mem::forget((self.payload.take(), self.replaced.take()));
+        let roused = self.quarantine();
+        mem::forget((self.payload.take(), self.replaced.take()));
+        roused.into_iter().for_each(Waker::wake);
     }
 }

@@ -37,6 +37,9 @@ pub struct ReaperStats {
     pub ended: u64,
 }
 
+/// Time after which a sender is looked at again when driving it panicked.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
 /// Who is driven.
 enum Sender {
     Watched(Weak<dyn Reclaim>),
@@ -48,7 +51,9 @@ enum Sender {
 struct State {
     last: u64,
     senders: HashMap<Token, Sender>,
-    /// When to drive whom although there is no news. May hold what is gone.
+    /// When to drive whom although there is no news: at most one time for each.
+    due: HashMap<Token, Instant>,
+    /// The same in order of time, and times that are no longer those of `due`.
     timers: BinaryHeap<Reverse<(Instant, Token)>>,
     /// Owned senders that no descriptor watches.
     unserved: Vec<Token>,
@@ -87,7 +92,7 @@ pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, boo
         state.unserved.push(token);
     }
     // Looked at once in any case: that sets its own timers.
-    state.timers.push(Reverse((Instant::now(), token)));
+    state.arm(token, Duration::ZERO);
     if let Some(watcher) = watcher {
         // Fails only for want of memory; then the next news of anybody does it.
         let _ = watcher.rouse();
@@ -100,6 +105,7 @@ pub(crate) fn unwatch(fd: BorrowedFd<'_>, token: Token) {
     let reaper = Reaper::get();
     let mut state = lock(&reaper.state);
     let sender = state.senders.remove(&token);
+    state.due.remove(&token);
     state.ended += u64::from(matches!(sender, Some(Sender::Owned(_))));
     if let Some(watcher) = reaper.watcher.get() {
         // Fails only if the descriptor is not in the set.
@@ -176,6 +182,15 @@ impl State {
         self.senders.insert(token, sender);
         token
     }
+
+    /// Has a sender driven after this time, or before, as it may be due already.
+    fn arm(&mut self, token: Token, after: Duration) {
+        let at = Instant::now() + after;
+        if self.senders.contains_key(&token) && self.due.get(&token).is_none_or(|due| at < *due) {
+            self.due.insert(token, at);
+            self.timers.push(Reverse((at, token)));
+        }
+    }
 }
 
 impl Reaper {
@@ -228,8 +243,12 @@ impl Reaper {
         while let Some(Reverse((at, token))) = state.timers.peek()
             && *at <= now
         {
-            tokens.push(token.0);
+            let (at, token) = (*at, *token);
             state.timers.pop();
+            if state.due.get(&token) == Some(&at) {
+                state.due.remove(&token);
+                tokens.push(token.0);
+            }
         }
     }
 
@@ -242,10 +261,72 @@ impl Reaper {
             None => None,
         };
         let Some(sender) = sender else { return };
-        // What it drops can panic, which must not end the thread that others count on.
-        let next = panic::catch_unwind(AssertUnwindSafe(|| sender.attend())).ok().flatten();
-        if let Some(next) = next {
-            lock(&self.state).timers.push(Reverse((Instant::now() + next, token)));
+        // What it drops can panic, which must not end the thread that others count on; and the last
+        // thing to be dropped may be the sender.
+        let next = panic::catch_unwind(AssertUnwindSafe(move || sender.attend()));
+        if let Some(next) = next.unwrap_or(Some(RETRY_AFTER)) {
+            lock(&self.state).arm(token, next);
         }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{
+        net::UdpSocket,
+        os::fd::AsFd,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    /// Counts how often it is driven, and wants to be driven again.
+    #[derive(Default)]
+    struct Counter {
+        driven: AtomicUsize,
+        panics: AtomicUsize,
+    }
+
+    impl Reclaim for Counter {
+        fn drive(&self) {}
+
+        fn attend(&self) -> Option<Duration> {
+            let driven = self.driven.fetch_add(1, Ordering::Relaxed);
+            assert!(driven >= self.panics.load(Ordering::Relaxed), "as a payload's drop may");
+            Some(Duration::from_millis(20))
+        }
+
+        fn watch(self: Arc<Self>) -> bool {
+            true
+        }
+    }
+
+    fn adopted(counter: &Arc<Counter>) -> (UdpSocket, Token) {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let (token, served) = adopt(socket.as_fd(), Arc::<Counter>::clone(counter));
+        assert!(served);
+        (socket, token)
+    }
+
+    #[test]
+    fn news_adds_no_timers() {
+        let counter = Arc::new(Counter::default());
+        let (socket, token) = adopted(&counter);
+        (0..200).for_each(|_| Reaper::get().attend(token));
+        let before = counter.driven.load(Ordering::Relaxed);
+        sleep(Duration::from_millis(200));
+        let driven = counter.driven.load(Ordering::Relaxed) - before;
+        unwatch(socket.as_fd(), token);
+        assert!((1..=30).contains(&driven), "every 20 ms, not {driven} times in 200 ms");
+    }
+
+    #[test]
+    fn a_panic_does_not_end_the_care() {
+        let counter = Arc::new(Counter::default());
+        counter.panics.store(3, Ordering::Relaxed);
+        let (socket, token) = adopted(&counter);
+        sleep(Duration::from_millis(600));
+        unwatch(socket.as_fd(), token);
+        assert!(counter.driven.load(Ordering::Relaxed) > 3);
     }
 }

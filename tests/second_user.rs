@@ -199,3 +199,25 @@ fn a_full_window_whose_notes_were_stolen_opens_again() {
     assert!(sender.close(soon().unwrap()).drained);
     assert_eq!(common::corrupt(&peer.join().unwrap(), LEN), []);
 }
+
+#[test]
+fn a_poisoned_sender_taken_apart_stays_poisoned_when_put_together() {
+    let (near, far) = pair();
+    let peer = reader(far, Duration::ZERO);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    // The kernel's ids are one ahead of the sender's from here on: a note would free the send behind
+    // the one it is about.
+    send_static(duplicate(&sender).as_fd(), &FOREIGN).unwrap();
+    eventually("the foreign note is read", || {
+        sender.reap().unwrap();
+        poison(&sender).is_some()
+    });
+    let reason = sender.capabilities().reason;
+    let (near, ids) = sender.into_parts().unwrap();
+    let mut sender = Sender::builder().resume(ids).adopt(near).unwrap();
+    assert_eq!(sender.capabilities().reason, reason);
+    sender.send(pattern(LEN, 0)).unwrap();
+    assert_eq!(sender.stats().zero_copy_calls, 0);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(peer.join().unwrap().len(), FOREIGN.len() + LEN);
+}

@@ -4,17 +4,18 @@
 mod common;
 
 use std::{
+    io::Write,
     net::TcpStream,
     task::{Context, Poll, Waker},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
     STALLED, TIGHT, after, assert_all_home, assert_same, block_on, census, corrupt, eventually,
     filled, pair, pair_at, pattern, pool, reader, soon,
 };
-use pinbuf::{AllocError, Fate, Pool, Sender, Ticket, WaitError};
+use pinbuf::{AllocError, Fate, Policy, Pool, SendError, Sender, Ticket, WaitError};
 
 const LEN: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(150);
@@ -274,4 +275,45 @@ fn a_full_window_opens_with_the_next_note() {
     assert!(sender.close(soon().unwrap()).drained);
     assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
     comes_home(&pool);
+}
+
+/// Fills a socket by other means, so that it takes nothing more at all.
+fn stuff(socket: &TcpStream) -> usize {
+    socket.set_nonblocking(true).unwrap();
+    let mut filled = 0;
+    while let Ok(written) = (&mut &*socket).write(&[7; 1 << 16]) {
+        filled += written;
+    }
+    filled
+}
+
+#[test]
+fn a_send_refused_as_a_whole_waits_for_room_and_no_longer() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = Sender::builder().policy(Policy::Never).adopt(near).unwrap();
+    let filled = stuff(sender.get_ref());
+    let peer = reader(far, Duration::from_millis(200));
+    let start = Instant::now();
+    sender.send(&[8; 1000][..]).unwrap();
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(800), "{took:?} for room that came after 200 ms");
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(peer.join().unwrap().len(), filled + 1000);
+}
+
+#[test]
+fn a_refused_sender_still_asks_for_room_when_others_have_driven_it() {
+    let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(16 << 10, 1);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    stuff(sender.get_ref());
+    let buf = filled(pool.try_alloc(1).unwrap(), 16 << 10, 0);
+    let Err(SendError::WouldBlock(buf)) = sender.try_send(buf) else { panic!("there is no room") };
+    assert!(sender.interest().writable);
+    pool.alloc_timeout(1, Duration::from_millis(5)).unwrap_err();
+    assert!(sender.interest().writable);
+    // Until the owner gives it up.
+    drop(buf);
+    sender.reap().unwrap();
+    assert!(!sender.interest().writable);
 }

@@ -1,6 +1,6 @@
 //! The pool behind its handles, and the name of one slot that is out.
 
-use std::{ops::Deref, ptr::NonNull};
+use std::{ops::Deref, ptr::NonNull, task::Waker};
 
 use super::{
     class::{Home, SizeClass},
@@ -312,13 +312,12 @@ impl SlotRef {
         unsafe { pool.as_ref() }
     }
 
-    /// Turns a lease into a quarantined one and tells waiters if that leaves them nothing to wait
-    /// for.
-    pub(crate) fn quarantine(&self) {
+    /// Turns a lease into a quarantined one. Returns the wakers of those who wait, if that leaves
+    /// them nothing to wait for; they are to be woken with no lock held.
+    #[must_use]
+    pub(crate) fn quarantine(&self) -> Vec<Waker> {
         self.slot().quarantine();
-        for waker in self.class().slot_quarantined() {
-            waker.wake();
-        }
+        self.class().slot_quarantined()
     }
 
     /// Turns a quarantined lease into a handle by giving the slot new pages, so that what the

@@ -51,9 +51,10 @@ pub enum HandBack {
     Return,
 }
 
-/// The id that a socket's next zero-copy call takes, from [`Sender::into_parts`].
+/// The id that a socket's next zero-copy call takes, from [`Sender::into_parts`], unless the ids
+/// are no longer known: then everything goes by copy, for the reason there was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ResumeIds(pub(super) NotificationId);
+pub struct ResumeIds(pub(super) Result<NotificationId, CopyReason>);
 
 /// Settings of a core.
 #[derive(Clone, Copy, Debug)]
@@ -108,12 +109,12 @@ impl Default for Config {
 pub struct SenderBuilder {
     policy: Policy,
     config: Config,
-    first: Option<NotificationId>,
+    first: Result<NotificationId, CopyReason>,
 }
 
 impl SenderBuilder {
     pub(super) fn new() -> Self {
-        Self { policy: Policy::default(), config: Config::default(), first: None }
+        Self { policy: Policy::default(), config: Config::default(), first: Ok(NotificationId(0)) }
     }
 
     /// When sends go without copy. Default: [`Policy::Auto`].
@@ -179,7 +180,7 @@ impl SenderBuilder {
 
     /// The socket was used by a sender before, which gave these ids when taken apart.
     pub fn resume(mut self, ids: ResumeIds) -> Self {
-        self.first = Some(ids.0);
+        self.first = ids.0;
         self
     }
 
@@ -207,7 +208,7 @@ impl SenderBuilder {
             });
         }
         let (transport, copy_reason) = match self.examine(&socket) {
-            Ok(found) => found,
+            Ok((transport, copy_reason)) => (transport, copy_reason.or(self.first.err())),
             Err(refusal) => return Err(refusal.into_error(socket)),
         };
         if let (Policy::Require, Some(reason)) = (self.policy, copy_reason) {

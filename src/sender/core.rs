@@ -6,7 +6,7 @@
 
 use std::{
     fmt, io, mem,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -25,7 +25,7 @@ use crate::{
     lease::{IntoPayload, Payload},
     raw::Reclaim,
     reaper,
-    sync::{Arc, AtomicUsize, Mutex, lock, try_lock},
+    sync::{Arc, AtomicUsize, Mutex, MutexGuard, lock, try_lock},
     sys::{Foreign, errno, socket::SendFlags},
 };
 
@@ -182,10 +182,12 @@ impl<K: Kernel> Core<K> {
         self.flush_rest(send).map_err(Stop::into_send_error)?;
         self.register(send, bufs);
         let (ticket, awaited) = self.enter(send, bufs);
+        let flushed = self.flush(send);
+        // Not before: with nothing in flight yet the reaper would let go of the sender again.
         if awaited || self.config.max_hold.is_some() {
             Arc::clone(self).watch();
         }
-        let Err(stop) = self.flush(send) else { return Ok(ticket) };
+        let Err(stop) = flushed else { return Ok(ticket) };
         let accepted = send.outbox.sending().map_or(0, |(_, accepted)| accepted);
         if accepted == 0 {
             let mut in_flight = lock(&self.in_flight);
@@ -268,8 +270,8 @@ impl<K: Kernel> Core<K> {
             } else {
                 self.send_copied(send, call)
             }?;
+            send.stuck = None;
         }
-        send.stuck = None;
         Ok(())
     }
 
@@ -378,6 +380,7 @@ impl<K: Kernel> Core<K> {
     ) -> Result<(), Stop> {
         let mut in_flight = lock(&self.in_flight);
         in_flight.route.accepted(accepted);
+        in_flight.done.news = true;
         let keys = send.outbox.keys();
         let covered = send.outbox.covered(accepted);
         match id {
@@ -436,6 +439,7 @@ impl<K: Kernel> Core<K> {
             send.stuck = Some(Stuck::Socket);
             return Stop::Stuck;
         }
+        send.stuck = None;
         let error = OsError::from(error);
         if errno::ends_connection(error.raw()) {
             Stop::Failed(*send.failed.get_or_insert(error))
@@ -451,19 +455,27 @@ impl<K: Kernel> Core<K> {
 
     /// Reads the notes, then sends what the socket now takes of the last send.
     pub fn step(&self) -> io::Result<Step> {
+        // Whoever holds the lock is sending.
+        self.step_with(try_lock).0
+    }
+
+    /// Returns also when to look again though there is no news.
+    fn step_with(
+        &self,
+        lock_send: impl FnOnce(&Mutex<Send>) -> Option<MutexGuard<'_, Send>>,
+    ) -> (io::Result<Step>, Option<Duration>) {
         self.check_hold();
         let read = lock(&self.in_flight).read_notes(&self.kernel);
-        let flushed = match try_lock(&self.send) {
+        let flushed = match lock_send(&self.send) {
             Some(mut send) => {
                 send.unread_calls = 0;
                 self.flush_rest(&mut send)
             }
-            // Whoever holds the lock is sending.
             None => Err(Stop::Stuck),
         };
         self.dispose();
         let next = self.advance_end();
-        Ok(Step { read: read?, flushed, next })
+        (read.map(|read| Step { read, flushed }), next)
     }
 
     /// As [`step`](Self::step), for a caller that wants to know what was read.
@@ -474,6 +486,7 @@ impl<K: Kernel> Core<K> {
 
     /// As [`step`](Self::step), for a caller that wants to know whether nothing is left to send.
     pub(super) fn flush_now(&self) -> Result<bool, OsError> {
+        self.forget_refused();
         match self.step().map_err(|error| OsError::from(&error))?.flushed {
             Ok(()) => Ok(true),
             Err(Stop::Stuck) => Ok(false),
@@ -484,21 +497,37 @@ impl<K: Kernel> Core<K> {
     /// Drops what was let go of and wakes who waited for it, with no lock held.
     pub(super) fn dispose(&self) {
         let mut in_flight = lock(&self.in_flight);
+        if mem::take(&mut in_flight.done.news) {
+            // Cannot fail for descriptors of our own; if it did, every wait ends by itself.
+            in_flight.sleepers.iter().for_each(|sleeper| _ = sleeper.rouse());
+        }
         let InFlight { done, .. } = &mut *in_flight;
-        if done.settled.is_empty() && done.wakers.is_empty() {
+        if done.settled.is_empty() && done.wakers.is_empty() && done.roused.is_empty() {
             return;
         }
         let mut settled = mem::take(&mut done.settled);
         let poisoned = in_flight.poisoned().is_some();
         let InFlight { done, .. } = &mut *in_flight;
         let resolved = |ticket: &Ticket| poisoned || done.ledger.fate(*ticket).is_some();
-        let woken: Vec<_> = done.wakers.extract_if(.., |(ticket, _)| resolved(ticket)).collect();
+        let mut woken = mem::take(&mut done.roused);
+        woken.extend(
+            done.wakers.extract_if(.., |(ticket, _)| resolved(ticket)).map(|(_, waker)| waker),
+        );
         drop(in_flight);
-        woken.into_iter().for_each(|(_, waker)| waker.wake());
+        woken.into_iter().for_each(Waker::wake);
         settled.clear();
         let mut in_flight = lock(&self.in_flight);
         if in_flight.done.settled.capacity() == 0 {
             in_flight.done.settled = settled;
+        }
+    }
+
+    /// The owner looks at what there is to do anew: if nothing is left, nothing is stuck. What
+    /// was refused is the owner's, and others who drive the sender do not know of it.
+    pub(super) fn forget_refused(&self) {
+        let mut send = lock(&self.send);
+        if send.outbox.is_empty() {
+            send.stuck = None;
         }
     }
 
@@ -547,17 +576,19 @@ impl<K: Kernel> Core<K> {
         ticket: Ticket,
     ) -> Poll<io::Result<Fate>> {
         self.step()?;
+        // Cloned, and the one it replaces dropped, with no lock held: that is user code.
+        let waker = cx.waker().clone();
         let sending = lock(&self.send).outbox.sending().map(|(ticket, _)| ticket);
         let mut in_flight = lock(&self.in_flight);
         if let Some(fate) = in_flight.fate(ticket, sending) {
             return Poll::Ready(Ok(fate));
         }
         let wakers = &mut in_flight.done.wakers;
-        match wakers.iter_mut().find(|(waiting, _)| *waiting == ticket) {
-            Some((_, waker)) => waker.clone_from(cx.waker()),
-            None => wakers.push((ticket, cx.waker().clone())),
-        }
+        let known = wakers.iter().position(|(waiting, _)| *waiting == ticket);
+        let replaced = known.map(|at| wakers.swap_remove(at));
+        wakers.push((ticket, waker));
         drop(in_flight);
+        drop(replaced);
         if !Arc::<Self>::clone(self).watch() {
             return Poll::Ready(Err(io::Error::other(
                 "no thread can be had to wait for the kernel; raise RLIMIT_NPROC, or wait with \
@@ -569,6 +600,11 @@ impl<K: Kernel> Core<K> {
 
     pub(super) fn connection_error(&self) -> Option<OsError> {
         lock(&self.send).failed
+    }
+
+    /// What cut a send short, if so.
+    pub(super) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
+        lock(&self.in_flight).done.ledger.truncation(ticket)
     }
 
     pub(super) fn next_event(&self) -> Option<Foreign> {
@@ -669,8 +705,16 @@ pub struct Step {
     /// What was read of the error queue.
     pub read: Read,
     flushed: Result<(), Stop>,
-    /// When to look again though there is no news.
-    next: Option<Duration>,
+}
+
+impl Step {
+    /// The error of a call for the rest of a send that says nothing about the connection.
+    pub(super) fn refused(&self) -> Option<OsError> {
+        match self.flushed {
+            Err(Stop::Refused(error)) => Some(error),
+            _ => None,
+        }
+    }
 }
 
 impl<K: Kernel> fmt::Debug for Core<K> {
@@ -685,8 +729,9 @@ impl<K: Kernel> Reclaim for Core<K> {
     }
 
     fn attend(&self) -> Option<Duration> {
-        // A failure shows in the sender's own calls.
-        let next = self.step().ok().and_then(|step| step.next);
+        // News comes once: if another thread is sending and was refused just before, the rest is
+        // this one's to send. A failure shows in the sender's own calls.
+        let (_, next) = self.step_with(|send| Some(lock(send)));
         if lock(&self.ending).is_some() {
             if self.is_over() {
                 self.finish();

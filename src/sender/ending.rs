@@ -219,9 +219,12 @@ impl<K: Kernel> Core<K> {
     pub fn leave(self: Arc<Self>) {
         // A failure to read notes leaves the end to the reaper too.
         let _ = self.step();
-        let idle = lock(&self.ending).is_none() && self.is_drained();
+        if lock(&self.ending).is_none() && self.is_drained() {
+            // No end is begun: somebody who waits for a slot may yet drive this once.
+            return self.finish();
+        }
         self.begin_end(true);
-        if idle || self.is_over() {
+        if self.is_over() {
             self.finish();
         } else {
             self.hand_over();

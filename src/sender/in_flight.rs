@@ -20,7 +20,7 @@ use crate::{
     id::{NotificationId, Ticket},
     lease::{Lease, Payload},
     sync::Arc,
-    sys::{Foreign, Record, socket::IoVec},
+    sys::{Foreign, Record, epoll::EdgeWait, socket::IoVec},
     tracker::{CompletionTracker, LeaseKey, Released},
 };
 
@@ -41,6 +41,8 @@ pub(super) struct InFlight {
     /// Whether zero copy is worth it.
     pub(super) route: Route,
     pub(super) events: VecDeque<Foreign>,
+    /// Threads that wait for news of this sender, which another thread may be the one to read.
+    pub(super) sleepers: Vec<Arc<EdgeWait>>,
     ages: Ages,
 }
 
@@ -53,6 +55,10 @@ pub(super) struct Done {
     /// Payloads to be dropped, once no lock is held.
     pub(super) settled: Vec<Payload>,
     pub(super) wakers: Vec<(Ticket, Waker)>,
+    /// Who waited for a slot in vain, to be woken once no lock is held.
+    pub(super) roused: Vec<Waker>,
+    /// Whether anything has changed that a sleeper may wait for.
+    pub(super) news: bool,
     hand_back: HandBack,
     budget: Arc<MemlockBudget>,
 }
@@ -90,6 +96,8 @@ impl InFlight {
                 returned: VecDeque::new(),
                 settled: Vec::new(),
                 wakers: Vec::new(),
+                roused: Vec::new(),
+                news: false,
                 hand_back: config.hand_back,
                 budget,
             },
@@ -97,6 +105,7 @@ impl InFlight {
             copy_reason,
             route: Route::new(config.observe_route && copy_reason.is_none()),
             events: VecDeque::new(),
+            sleepers: Vec::new(),
             ages: Ages::default(),
         }
     }
@@ -217,6 +226,7 @@ impl InFlight {
             Ok(Released { ids, bytes }) => {
                 route.note(ids, copied);
                 let ids = ids.count();
+                done.news = true;
                 done.uncharge(ids as usize, bytes);
                 done.stats.released_calls += ids;
                 done.stats.deferred_copies += if copied { ids } else { 0 };
@@ -241,6 +251,7 @@ impl InFlight {
     fn poison(&mut self, poison: Poison) {
         if self.poisoned().is_none() {
             self.copy_reason = Some(CopyReason::Poisoned(poison));
+            self.done.news = true;
             self.quarantine();
         }
     }
@@ -248,7 +259,7 @@ impl InFlight {
     /// Marks every lease that the kernel was given as unproven.
     pub(super) fn quarantine(&mut self) {
         for lease in self.tracker.iter_mut().filter(|lease| lease.offered_bytes > 0) {
-            lease.quarantine();
+            self.done.roused.extend(lease.quarantine());
         }
     }
 
@@ -348,6 +359,7 @@ impl Ages {
 impl Done {
     /// A lease has lost its last hold.
     fn finish(&mut self, lease: Lease, copied: bool) {
+        self.news = true;
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);
         // Without a payload only its former pages were waited for.
@@ -366,6 +378,7 @@ impl Done {
 
     /// The connection failed after `accepted` bytes of a send.
     pub(super) fn truncate(&mut self, ticket: Ticket, accepted: usize, error: OsError) {
+        self.news = true;
         self.ledger.truncate(ticket.sequence, accepted, error);
         self.stats.truncated_sends += 1;
     }

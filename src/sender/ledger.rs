@@ -105,6 +105,11 @@ impl Ledger {
         self.truncated.insert(sequence, Truncation { accepted, error });
     }
 
+    /// What cut a send short, if so.
+    pub(crate) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
+        self.truncated.get(&ticket.sequence).map(|truncation| truncation.error)
+    }
+
     /// Whether a send was made and has leases.
     pub(crate) fn is_open(&self, ticket: Ticket) -> bool {
         let open = match ticket.sequence.checked_sub(self.first) {

@@ -27,6 +27,8 @@ mod ledger;
 mod outbox;
 mod route;
 mod split;
+#[cfg(all(test, not(loom)))]
+mod tests;
 pub(crate) mod transport;
 mod wait;
 pub(crate) mod window;
@@ -295,6 +297,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// What `recvmsg(2)` reported.
     pub fn reap(&mut self) -> io::Result<Reaped> {
+        self.core().forget_refused();
         self.core().reap()
     }
 
@@ -415,7 +418,10 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
             return Err(self);
         }
         let mut core = self.core.take().expect("present until taken apart");
-        let ids = ResumeIds(core.next_id());
+        let ids = ResumeIds(match core.capabilities().reason {
+            Some(reason @ (CopyReason::Poisoned(_) | CopyReason::Ignored)) => Err(reason),
+            _ => Ok(core.next_id()),
+        });
         loop {
             // A thread that waits for a slot, or the reaper, may hold the core for a moment.
             match Core::into_kernel(core) {

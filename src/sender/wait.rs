@@ -2,8 +2,9 @@
 //!
 //! Three conditions make `poll(2)` return at once for ever: an unread note while waiting for room,
 //! an error condition after a reset that no call of ours clears, and room in the socket while
-//! waiting for a note. The first is met by reading the notes after every return, the second by
-//! waiting for edges instead of levels, the third by not asking for room.
+//! waiting for a note. So waits are for edges. What one thread waits for another may read: the other
+//! half of the sender, the reaper, a thread that waits for a slot. So each has a bell, which whoever
+//! brings news rings.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use crate::{
     error::{OsError, SendError, WaitError},
     id::Ticket,
     lease::{IntoPayload, Payload},
-    sync::Arc,
+    sync::{Arc, lock},
     sys::epoll::EdgeWait,
 };
 
@@ -27,14 +28,20 @@ const OVERDUE: Duration = Duration::from_secs(1);
 pub(super) struct Wait<'a, K: Kernel> {
     core: &'a Core<K>,
     deadline: Option<Instant>,
-    edges: Option<EdgeWait>,
+    /// Whether this is about a buffer that may have been refused as a whole.
+    sending: bool,
+    edges: Option<Arc<EdgeWait>>,
     /// Whether the last round ended with an error condition of the socket.
     error: bool,
 }
 
 impl<'a, K: Kernel> Wait<'a, K> {
     pub(super) fn new(core: &'a Core<K>, deadline: Option<Instant>) -> Self {
-        Self { core, deadline, edges: None, error: false }
+        Self { core, deadline, sending: false, edges: None, error: false }
+    }
+
+    fn to_send(core: &'a Core<K>) -> Self {
+        Self { core, deadline: None, sending: true, edges: None, error: false }
     }
 
     /// Drives the sender until `done` gives a result.
@@ -43,29 +50,52 @@ impl<'a, K: Kernel> Wait<'a, K> {
         mut done: impl FnMut(&Core<K>) -> Option<Result<T, WaitError>>,
     ) -> Result<T, WaitError> {
         loop {
-            let messages = self.core.step().map_err(|error| os(&error))?.read.messages;
+            let step = self.core.step().map_err(|error| os(&error))?;
+            if self.sending
+                && let Some(error) = step.refused()
+            {
+                self.core.cut_short(error);
+                self.core.dispose();
+            }
             if let Some(result) = done(self.core) {
                 return result;
             }
-            self.round(messages)?;
+            self.round(step.read.messages)?;
         }
     }
 
-    /// Drives the sender once, then waits once, without a deadline.
+    /// Drives the sender once, then waits once, without a deadline, if that brought no news.
     pub(super) fn step_and_round(&mut self) -> Result<(), OsError> {
-        let result = self.core.step().map_err(|error| os(&error));
-        match result.and_then(|step| self.round(step.read.messages)) {
+        if self.core.step().map_err(|error| OsError::from(&error))?.read.messages > 0 {
+            return Ok(());
+        }
+        match self.round(0) {
             Err(WaitError::Os(error)) => Err(error),
             _ => Ok(()),
         }
     }
 
+    /// Starts to wait for edges; whether it did just now. What came before is no news: look again.
+    fn listen(&mut self, messages: usize) -> Result<bool, WaitError> {
+        if self.edges.is_some() {
+            return Ok(false);
+        }
+        match self.core.kernel.edges(Interest { writable: true, released: true }) {
+            Ok(edges) => {
+                self.edges = edges.map(Arc::new);
+                lock(&self.core.in_flight).sleepers.extend(self.edges.clone());
+                Ok(self.edges.is_some())
+            }
+            // For want of descriptors; levels would end every wait at once.
+            Err(error) if self.error && messages == 0 => Err(os(&error)),
+            Err(_) => Ok(false),
+        }
+    }
+
     /// Waits once for what the sender is interested in; `messages` were read since the last round.
     pub(super) fn round(&mut self, messages: usize) -> Result<(), WaitError> {
-        let interest = self.core.interest();
-        if self.error && messages == 0 && self.edges.is_none() {
-            self.edges = self.core.kernel.edges(interest).map_err(|error| os(&error))?;
-        }
+        let mut interest = self.core.interest();
+        interest.writable &= self.sending || !self.core.is_flushed();
         let left = match self.deadline {
             None => OVERDUE,
             Some(deadline) => match deadline.checked_duration_since(self.core.kernel.now()) {
@@ -73,14 +103,23 @@ impl<'a, K: Kernel> Wait<'a, K> {
                 _ => return Err(WaitError::TimedOut),
             },
         };
-        let kernel = &self.core.kernel;
-        let ready = kernel.wait(interest, Some(left), self.edges.as_ref());
+        if self.listen(messages)? {
+            return Ok(());
+        }
+        let ready = self.core.kernel.wait(interest, Some(left), self.edges.as_deref());
         let ready = ready.map_err(|error| os(&error))?;
         self.error = ready.error || ready.hangup;
         if interest != Interest::default() && !ready.writable && !self.error {
             self.core.check_overdue();
         }
         Ok(())
+    }
+}
+
+impl<K: Kernel> Drop for Wait<'_, K> {
+    fn drop(&mut self) {
+        let Some(edges) = self.edges.take() else { return };
+        lock(&self.core.in_flight).sleepers.retain(|sleeper| !Arc::ptr_eq(sleeper, &edges));
     }
 }
 
@@ -114,7 +153,7 @@ impl<K: Kernel> Core<K> {
         self: &Arc<Self>,
         mut attempt: impl FnMut(&Arc<Self>) -> Result<Ticket, SendError<B>>,
     ) -> Result<Ticket, SendError<B>> {
-        let mut wait = Wait::new(self, None);
+        let mut wait = Wait::to_send(self);
         let ticket = loop {
             match attempt(self) {
                 Err(SendError::WouldBlock(buf)) => {
@@ -129,7 +168,7 @@ impl<K: Kernel> Core<K> {
             return Ok(ticket);
         }
         let flushed = wait.until(|core| core.is_flushed().then_some(Ok(())));
-        match (flushed, self.connection_error()) {
+        match (flushed, self.truncation(ticket)) {
             (Err(WaitError::Os(error)), _) | (Ok(()), Some(error)) => {
                 Err(SendError::Truncated { ticket, error })
             }

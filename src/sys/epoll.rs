@@ -16,21 +16,29 @@ use super::socket::{Ready, check, timeout_ms};
 #[derive(Debug)]
 pub struct EdgeWait {
     epoll: OwnedFd,
+    bell: Bell,
 }
 
 impl EdgeWait {
     /// Starts to watch `fd` for errors and hangups, and for room to write if wanted.
     pub(crate) fn new(fd: BorrowedFd<'_>, writable: bool) -> io::Result<Self> {
         let epoll = create()?;
-        add(&epoll, fd, if writable { libc::EPOLLOUT } else { 0 }, 0)?;
-        Ok(Self { epoll })
+        let bell = Bell::hang(&epoll)?;
+        add(&epoll, fd, if writable { libc::EPOLLOUT } else { 0 }, Bell::TOKEN + 1)?;
+        Ok(Self { epoll, bell })
+    }
+
+    /// Ends the wait of another thread, or its next one, with nothing ready.
+    pub(crate) fn rouse(&self) -> io::Result<()> {
+        self.bell.ring(&self.epoll)
     }
 
     /// Waits for news, or until the time is up; without `timeout`, for ever. The time counts in
     /// whole milliseconds, rounded up.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready> {
-        let mut events = [NO_EVENT; 1];
-        let Some(event) = wait(&self.epoll, &mut events, timeout)?.first() else {
+        let mut events = [NO_EVENT; 2];
+        let events = wait(&self.epoll, &mut events, timeout)?;
+        let Some(event) = events.iter().find(|event| event.u64 != Bell::TOKEN) else {
             return Ok(Ready::default());
         };
         let bits = event.events as i32;
@@ -48,30 +56,20 @@ impl EdgeWait {
 #[derive(Debug)]
 pub(crate) struct Watcher {
     epoll: OwnedFd,
-    /// Always ready, so that arming it anew is news: that is how one thread rouses another.
-    bell: OwnedFd,
+    bell: Bell,
 }
 
 impl Watcher {
-    /// The bell's token, which is never reported.
-    const BELL: u64 = 0;
-
     /// Watches nothing yet. Takes two file descriptors, closed on exec.
     pub(crate) fn new() -> io::Result<Self> {
-        // SAFETY: eventfd(2) takes no pointers.
-        let bell = check(unsafe { libc::eventfd(1, libc::EFD_CLOEXEC) })?;
-        // SAFETY: from_raw_fd needs an open fd that nobody else owns: it was just made.
-        let bell = unsafe { OwnedFd::from_raw_fd(bell) };
         let epoll = create()?;
-        add(&epoll, bell.as_fd(), libc::EPOLLIN, Self::BELL)?;
-        // That it was added is news too; nobody has rung yet.
-        wait(&epoll, &mut [NO_EVENT; 1], Some(Duration::ZERO))?;
+        let bell = Bell::hang(&epoll)?;
         Ok(Self { epoll, bell })
     }
 
     /// Ends the wait of another thread, or its next one.
     pub(crate) fn rouse(&self) -> io::Result<()> {
-        control(&self.epoll, libc::EPOLL_CTL_MOD, self.bell.as_fd(), libc::EPOLLIN, Self::BELL)
+        self.bell.ring(&self.epoll)
     }
 
     /// Reports `token` whenever the socket has news: a note, an error, a hangup, room to write.
@@ -100,8 +98,33 @@ impl Watcher {
         tokens.clear();
         let mut events = [NO_EVENT; 64];
         let news = wait(&self.epoll, &mut events, timeout)?.iter().map(|event| event.u64);
-        tokens.extend(news.filter(|token| *token != Self::BELL));
+        tokens.extend(news.filter(|token| *token != Bell::TOKEN));
         Ok(())
+    }
+}
+
+/// How one thread rouses another: a descriptor that is always ready, so that arming it anew is news.
+#[derive(Debug)]
+struct Bell(OwnedFd);
+
+impl Bell {
+    /// Its token; sockets have others.
+    const TOKEN: u64 = 0;
+
+    /// Adds a bell to a set that is still empty.
+    fn hang(epoll: &OwnedFd) -> io::Result<Self> {
+        // SAFETY: eventfd(2) takes no pointers.
+        let bell = check(unsafe { libc::eventfd(1, libc::EFD_CLOEXEC) })?;
+        // SAFETY: from_raw_fd needs an open fd that nobody else owns: it was just made.
+        let bell = unsafe { OwnedFd::from_raw_fd(bell) };
+        add(epoll, bell.as_fd(), libc::EPOLLIN, Self::TOKEN)?;
+        // That it was added is news too; nobody has rung yet.
+        wait(epoll, &mut [NO_EVENT; 1], Some(Duration::ZERO))?;
+        Ok(Self(bell))
+    }
+
+    fn ring(&self, epoll: &OwnedFd) -> io::Result<()> {
+        control(epoll, libc::EPOLL_CTL_MOD, self.0.as_fd(), libc::EPOLLIN, Self::TOKEN)
     }
 }
 
@@ -189,6 +212,19 @@ mod tests {
         let edges = EdgeWait::new(sender.as_fd(), true).unwrap();
         let both = Ready { writable: true, error: true, hangup: false };
         assert_eq!(edges.wait(SHORT).unwrap(), both);
+    }
+
+    #[test]
+    fn another_thread_ends_an_edge_wait_or_the_next_one() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        let edges = EdgeWait::new(sender.as_fd(), false).unwrap();
+        for _ in 0..2 {
+            edges.rouse().unwrap();
+            let start = Instant::now();
+            assert_eq!(edges.wait(Some(SOON)).unwrap(), Ready::default());
+            assert!(start.elapsed() < SOON);
+        }
+        assert_eq!(edges.wait(SHORT).unwrap(), Ready::default());
     }
 
     #[test]

@@ -93,6 +93,11 @@ pub(crate) mod epoll {
         pub(crate) fn wait(&self, _timeout: Option<Duration>) -> io::Result<Ready> {
             match self.0 {}
         }
+
+        /// Never called.
+        pub(crate) fn rouse(&self) -> io::Result<()> {
+            match self.0 {}
+        }
     }
 
     /// Waits on many sockets by edges. There is none of these.
