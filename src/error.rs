@@ -81,6 +81,8 @@ pub enum AllocError {
     },
     /// No slot became free before the time was up.
     TimedOut,
+    /// The pool belongs to the process that this one was forked from; build another one here.
+    Forked,
 }
 
 impl AllocError {
@@ -103,6 +105,10 @@ impl fmt::Display for AllocError {
                  size class of {largest} bytes; split the buffer or add a class",
             ),
             Self::TimedOut => f.write_str("no slot became free before the time was up"),
+            Self::Forked => f.write_str(
+                "the pool belongs to the process that this one was forked from; build another one \
+                 here",
+            ),
         }
     }
 }
@@ -343,6 +349,8 @@ pub enum SendError<B> {
         /// The buffer, untouched.
         buf: B,
     },
+    /// The sender belongs to the process that this one was forked from; open a connection here.
+    Forked(B),
 }
 
 impl<B> SendError<B> {
@@ -354,7 +362,7 @@ impl<B> SendError<B> {
     /// The buffer, unless a part of it was accepted.
     pub fn into_buf(self) -> Option<B> {
         match self {
-            Self::WouldBlock(buf) | Self::BadAddress(buf) => Some(buf),
+            Self::WouldBlock(buf) | Self::BadAddress(buf) | Self::Forked(buf) => Some(buf),
             Self::Connection { buf, .. } | Self::Dropped { buf, .. } | Self::Os { buf, .. } => {
                 Some(buf)
             }
@@ -371,6 +379,7 @@ impl<B> SendError<B> {
             Self::Truncated { ticket, error } => SendError::Truncated { ticket, error },
             Self::Dropped { error, buf } => SendError::Dropped { error, buf: form(buf) },
             Self::Os { error, buf } => SendError::Os { error, buf: form(buf) },
+            Self::Forked(buf) => SendError::Forked(form(buf)),
         }
     }
 }
@@ -398,6 +407,10 @@ impl<B> fmt::Display for SendError<B> {
                 f.write_str("a queue or a filter of this host dropped the datagram")
             }
             Self::Os { .. } => f.write_str("the system call failed"),
+            Self::Forked(_) => f.write_str(
+                "the sender belongs to the process that this one was forked from; open a \
+                 connection here",
+            ),
         }
     }
 }
@@ -409,7 +422,7 @@ impl<B: fmt::Debug> Error for SendError<B> {
             | Self::Truncated { error, .. }
             | Self::Dropped { error, .. }
             | Self::Os { error, .. } => Some(error),
-            Self::WouldBlock(_) | Self::BadAddress(_) => None,
+            Self::WouldBlock(_) | Self::BadAddress(_) | Self::Forked(_) => None,
         }
     }
 }
@@ -420,6 +433,7 @@ impl<B> From<SendError<B>> for io::Error {
         match error {
             SendError::WouldBlock(_) => io::ErrorKind::WouldBlock.into(),
             SendError::BadAddress(_) => io::Error::from_raw_os_error(libc_efault()),
+            SendError::Forked(_) => io::ErrorKind::PermissionDenied.into(),
             SendError::Connection { error, .. }
             | SendError::Truncated { error, .. }
             | SendError::Dropped { error, .. }
@@ -527,6 +541,9 @@ pub enum WaitError {
     Poisoned,
     /// The wait itself failed.
     Os(OsError),
+    /// The sender belongs to the process that this one was forked from, and only that one learns of
+    /// releases.
+    Forked,
 }
 
 impl fmt::Display for WaitError {
@@ -538,6 +555,10 @@ impl fmt::Display for WaitError {
                  Quarantined",
             ),
             Self::Os(_) => f.write_str("the wait itself failed"),
+            Self::Forked => f.write_str(
+                "the sender belongs to the process that this one was forked from, and only that \
+                 one learns of releases",
+            ),
         }
     }
 }
@@ -546,7 +567,7 @@ impl Error for WaitError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Os(error) => Some(error),
-            Self::TimedOut | Self::Poisoned => None,
+            Self::TimedOut | Self::Poisoned | Self::Forked => None,
         }
     }
 }

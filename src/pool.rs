@@ -20,11 +20,17 @@ pub use wait::Alloc;
 ///
 /// All memory is mapped, populated and accounted for when the pool is built: afterwards an
 /// allocation takes a free slot or says that there is none, and no page fault or out-of-memory
-/// follows. The memory is kept out of forked children (`MADV_DONTFORK`): a child that touches a
-/// buffer dies of a segmentation fault, and what the parent has in flight stays intact.
+/// follows.
 ///
 /// Clones are handles of the same pool. Dropping the last one while buffers are out, or in flight,
 /// is fine: the memory is unmapped when the last of them comes home.
+///
+/// # Fork
+///
+/// The memory is kept out of forked children (`MADV_DONTFORK`), so that what the parent has in
+/// flight stays intact. In a child the pool answers [`AllocError::Forked`], its buffers and itself
+/// can be dropped without effect, and to read or write one of its buffers ends in a segmentation
+/// fault. A child can build pools of its own.
 ///
 /// # Performance
 ///
@@ -244,10 +250,11 @@ impl Pool {
     #[inline]
     fn class(&self, capacity: usize) -> Result<&SizeClass, AllocError> {
         let classes = self.handle.classes();
-        classes.iter().find(|class| class.capacity() >= capacity).ok_or_else(|| {
+        let class = classes.iter().find(|class| class.capacity() >= capacity).ok_or_else(|| {
             let largest = classes.last().map_or(0, SizeClass::capacity);
             AllocError::TooLarge { requested: capacity, largest }
-        })
+        })?;
+        if class.is_forked() { Err(AllocError::Forked) } else { Ok(class) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! The reaper: one thread per process that drives senders whose buffers somebody waits for, and
 //! sees senders to their end that nobody owns any more.
 //!
-//! There is none until it is needed. It knows no sender, only [`Reclaim`]: that is why it lies
+//! There is none until it is needed, and a forked child has its own. It knows no sender, only [`Reclaim`]: that is why it lies
 //! below them. It waits by edges, so a socket whose error condition stays costs nothing.
 
 use std::{
@@ -15,7 +15,7 @@ use std::{
 use crate::{
     raw::Reclaim,
     sync::{Arc, Mutex, OnceLock, Weak, lock, sleep, spawn},
-    sys::epoll::Watcher,
+    sys::{epoll::Watcher, process::PerProcess},
 };
 
 /// Names one entry of the reaper; never used twice.
@@ -195,8 +195,8 @@ impl State {
 
 impl Reaper {
     fn get() -> &'static Arc<Self> {
-        static REAPER: OnceLock<Arc<Reaper>> = OnceLock::new();
-        REAPER.get_or_init(Arc::default)
+        static REAPER: PerProcess<Arc<Reaper>> = PerProcess::new();
+        REAPER.get(Arc::default)
     }
 
     /// The thread's watcher; starts the thread if it is not running.

@@ -138,12 +138,13 @@ pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
 }
 
 /// What models do not explore.
-mod unmodelled {
+pub(crate) mod unmodelled {
     #![allow(
         clippy::disallowed_methods,
         clippy::disallowed_types,
         reason = "loom's atomics cannot live in a static, and the reaper is no part of a model"
     )]
+    pub(crate) use std::sync::atomic::{AtomicPtr as StaticPtr, AtomicU64 as StaticU64};
     use std::sync::atomic::{AtomicU64, Ordering};
 
     /// A number that no other call in this process returns.

@@ -78,7 +78,7 @@ impl ClassStats {
         let mut stats = Self {
             capacity: class.capacity(),
             slots: class.slots().len(),
-            waiting: class.waiters().waiting(),
+            waiting: if class.is_forked() { 0 } else { class.waiters().waiting() },
             ..Self::default()
         };
         for slot in class.slots() {
@@ -158,7 +158,8 @@ impl Audit {
 fn audit_class(class: &SizeClass, offenders: &mut Vec<Offender>) {
     let slots = class.slots();
     let mut listed = vec![0_u32; slots.len()];
-    for index in class.free().iter(slots).chain(class.waiters().granted()) {
+    let granted = if class.is_forked() { Vec::new() } else { class.waiters().granted() };
+    for index in class.free().iter(slots).chain(granted) {
         listed[index as usize] += 1;
     }
     for (index, (slot, listed)) in slots.iter().zip(listed).enumerate() {

@@ -63,6 +63,7 @@ impl<'a> Alloc<'a> {
     /// that others do; only then sleep.
     fn advance(&mut self, waker: &Waker) -> Poll<Result<PinnedBuf, AllocError>> {
         let class = match self.class {
+            Ok(class) if class.is_forked() => return Poll::Ready(Err(AllocError::Forked)),
             Ok(class) => class,
             Err(error) => return Poll::Ready(Err(error)),
         };
@@ -140,6 +141,7 @@ impl Future for Alloc<'_> {
 impl Drop for Alloc<'_> {
     fn drop(&mut self) {
         if let (Ok(class), Some(ticket)) = (self.class, self.ticket)
+            && !class.is_forked()
             && let Some(index) = class.leave(ticket)
         {
             SlotRef::pass_on(class, index);

@@ -8,7 +8,7 @@ use super::{
     slot::{Slot, SlotState},
     waiters::{Joined, WaitTicket, Waiters},
 };
-use crate::sync::CachePadded;
+use crate::{sync::CachePadded, sys::process::Process};
 
 /// Equal slots in a row: their records, the free ones, and who waits for one.
 #[derive(Debug)]
@@ -19,6 +19,7 @@ pub(crate) struct SizeClass {
     capacity: usize,
     stride: usize,
     zero_on_recycle: bool,
+    process: Process,
     slots: Box<[Slot]>,
     /// On a cache line of its own: it is written by every alloc and recycle, the rest never.
     free: CachePadded<FreeList>,
@@ -47,7 +48,16 @@ impl SizeClass {
         let slots: Box<[Slot]> = (0..count as u32).map(Slot::new).collect();
         let free = CachePadded::new(FreeList::new(&slots));
         let waiters = Waiters::default();
-        Self { pool, memory, capacity, stride, zero_on_recycle, slots, free, waiters }
+        let process = Process::this();
+        Self { pool, memory, capacity, stride, zero_on_recycle, process, slots, free, waiters }
+    }
+
+    /// Whether the pool is that of the process which this one was forked from. Then its memory is
+    /// not here and its locks may be taken for ever: only records and free lists, of which this
+    /// process has a copy, may be touched, so that the drop of a buffer need not ask.
+    #[inline]
+    pub(crate) fn is_forked(&self) -> bool {
+        !self.process.is_this()
     }
 
     pub(crate) fn pool(&self) -> NonNull<RawPool> {

@@ -190,6 +190,11 @@ impl Deref for PoolHandle {
 
 impl Drop for PoolHandle {
     fn drop(&mut self) {
+        // In a forked child nothing of the pool's lies where it was, which may be somebody else's by
+        // now: unmapping it would be a mistake.
+        if self.classes.iter().any(SizeClass::is_forked) {
+            return;
+        }
         let at_home: usize = self.classes.iter().map(SizeClass::close).sum();
         // SAFETY: the handle's hold is given up with the handle; those of the slots at home became
         // ours when `close` took them off their lists.
@@ -317,7 +322,7 @@ impl SlotRef {
     #[must_use]
     pub(crate) fn quarantine(&self) -> Vec<Waker> {
         self.slot().quarantine();
-        self.class().slot_quarantined()
+        if self.class().is_forked() { Vec::new() } else { self.class().slot_quarantined() }
     }
 
     /// Turns a quarantined lease into a handle by giving the slot new pages, so that what the
@@ -378,7 +383,8 @@ impl SlotRef {
     fn go_home(self) {
         let class = self.class();
         let slot = class.slot(self.index);
-        if class.zero_on_recycle() {
+        // A forked child may put its copy of the record wherever it likes; the memory is not there.
+        if class.zero_on_recycle() && !class.is_forked() {
             slot.contents_written();
             // SAFETY: `capacity` bytes from `memory` are the slot's and mapped; the word says that
             // there is no handle and no lease, so nobody else accesses them.
@@ -393,6 +399,9 @@ impl SlotRef {
     /// Hands the slot, which is Free, to a waiter or gives it up with a closed pool.
     #[cold]
     pub(crate) fn recycle_diverted(self) {
+        if self.class().is_forked() {
+            return;
+        }
         let Self { class, index } = self;
         // SAFETY: the slot's own hold keeps the pool alive up to `home`.
         let pool = unsafe { class.as_ref() }.pool();

@@ -26,7 +26,7 @@ use crate::{
     raw::Reclaim,
     reaper,
     sync::{Arc, AtomicUsize, Mutex, MutexGuard, lock, try_lock},
-    sys::{Foreign, errno, socket::SendFlags},
+    sys::{Foreign, errno, process::Process, socket::SendFlags},
 };
 
 /// Option memory the kernel takes for one note until it is read, in bytes; the same on 6.1, 6.12
@@ -49,6 +49,7 @@ pub struct Core<K: Kernel> {
     /// The end, once it has begun.
     pub(super) ending: Mutex<Option<Ending>>,
     /// Handles: 1, or 2 while split.
+    process: Process,
     pub(super) owners: AtomicUsize,
 }
 
@@ -142,12 +143,22 @@ impl<K: Kernel> Core<K> {
             in_flight: Mutex::new(in_flight),
             watch: Mutex::new(Watch::Off),
             ending: Mutex::new(None),
+            process: Process::this(),
             owners: AtomicUsize::new(1),
         })
     }
 
+    /// Whether the sender is that of the process this one was forked from. Then its socket, the
+    /// notes above all, is that process's, and its locks may be taken for ever.
+    pub(super) fn is_forked(&self) -> bool {
+        !self.process.is_this()
+    }
+
     /// Sends one buffer, as far as the socket takes it.
     pub fn try_send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
+        if self.is_forked() {
+            return Err(SendError::Forked(buf));
+        }
         let mut send = lock(&self.send);
         let mut bufs = mem::take(&mut send.staging);
         bufs.push(buf.into_payload());
@@ -165,6 +176,9 @@ impl<K: Kernel> Core<K> {
         self: &Arc<Self>,
         bufs: &mut Vec<Payload>,
     ) -> Result<Ticket, SendError<()>> {
+        if self.is_forked() {
+            return Err(SendError::Forked(()));
+        }
         let result = self.offer(&mut lock(&self.send), bufs);
         self.dispose();
         result
@@ -379,8 +393,8 @@ impl<K: Kernel> Core<K> {
         accepted: usize,
     ) -> Result<(), Stop> {
         let mut in_flight = lock(&self.in_flight);
-        in_flight.route.accepted(accepted);
         in_flight.done.news = true;
+        in_flight.route.accepted(accepted);
         let keys = send.outbox.keys();
         let covered = send.outbox.covered(accepted);
         match id {
@@ -464,6 +478,9 @@ impl<K: Kernel> Core<K> {
         &self,
         lock_send: impl FnOnce(&Mutex<Send>) -> Option<MutexGuard<'_, Send>>,
     ) -> (io::Result<Step>, Option<Duration>) {
+        if self.is_forked() {
+            return (Err(io::Error::from_raw_os_error(errno::EPERM)), None);
+        }
         self.check_hold();
         let read = lock(&self.in_flight).read_notes(&self.kernel);
         let flushed = match lock_send(&self.send) {
@@ -532,6 +549,9 @@ impl<K: Kernel> Core<K> {
     }
 
     pub(super) fn interest(&self) -> Interest {
+        if self.is_forked() {
+            return Interest::default();
+        }
         let writable = lock(&self.send).stuck == Some(Stuck::Socket);
         let in_flight = lock(&self.in_flight);
         let released = in_flight.tracker.outstanding() > 0 && in_flight.poisoned().is_none();
@@ -565,6 +585,9 @@ impl<K: Kernel> Core<K> {
 
     /// The fate of a send, or `None` while it is open.
     pub fn fate(&self, ticket: Ticket) -> Option<Fate> {
+        if self.is_forked() {
+            return None;
+        }
         let sending = lock(&self.send).outbox.sending().map(|(ticket, _)| ticket);
         lock(&self.in_flight).fate(ticket, sending)
     }
@@ -599,6 +622,9 @@ impl<K: Kernel> Core<K> {
     }
 
     pub(super) fn connection_error(&self) -> Option<OsError> {
+        if self.is_forked() {
+            return None;
+        }
         lock(&self.send).failed
     }
 
@@ -608,15 +634,24 @@ impl<K: Kernel> Core<K> {
     }
 
     pub(super) fn next_event(&self) -> Option<Foreign> {
+        if self.is_forked() {
+            return None;
+        }
         lock(&self.in_flight).events.pop_front()
     }
 
     pub(super) fn next_returned(&self) -> Option<Returned> {
+        if self.is_forked() {
+            return None;
+        }
         lock(&self.in_flight).done.returned.pop_front()
     }
 
     /// Whether sends can go without copy, and if not, why.
     pub fn capabilities(&self) -> Capabilities {
+        if self.is_forked() {
+            return Capabilities { zero_copy: false, reason: None };
+        }
         let in_flight = lock(&self.in_flight);
         let route = in_flight.route.is_copied().then_some(CopyReason::Route);
         let reason = in_flight.copy_reason;
@@ -624,6 +659,9 @@ impl<K: Kernel> Core<K> {
     }
 
     pub(super) fn stats(&self) -> SenderStats {
+        if self.is_forked() {
+            return SenderStats::default();
+        }
         let window = {
             let send = lock(&self.send);
             (send.window.sends(), send.window.bytes())
@@ -679,6 +717,9 @@ impl<K: Kernel> Core<K> {
 
     /// How long the oldest call in flight has been there.
     pub(super) fn oldest(&self) -> Option<Duration> {
+        if self.is_forked() {
+            return None;
+        }
         lock(&self.in_flight).oldest(self.kernel.now())
     }
 
@@ -729,6 +770,9 @@ impl<K: Kernel> Reclaim for Core<K> {
     }
 
     fn attend(&self) -> Option<Duration> {
+        if self.is_forked() {
+            return None;
+        }
         // News comes once: if another thread is sending and was refused just before, the rest is
         // this one's to send. A failure shows in the sender's own calls.
         let (_, next) = self.step_with(|send| Some(lock(send)));

@@ -68,9 +68,25 @@ pub struct CloseReport {
     pub error: Option<OsError>,
 }
 
+impl CloseReport {
+    /// In a forked child nothing is ended.
+    fn of_forked() -> Self {
+        Self {
+            drained: false,
+            aborted: false,
+            unacked_bytes: None,
+            quarantined: 0,
+            error: Some(OsError::from_raw(errno::EPERM)),
+        }
+    }
+}
+
 impl<K: Kernel> Core<K> {
     /// Begins the end, unless it has begun. `lingers`: abort it when it makes no progress.
     pub(super) fn begin_end(&self, lingers: bool) {
+        if self.is_forked() {
+            return;
+        }
         let mut ending = lock(&self.ending);
         match &mut *ending {
             Some(ending) => ending.lingers |= lingers,
@@ -151,6 +167,9 @@ impl<K: Kernel> Core<K> {
     /// Breaks the connection: what is not accepted is let go of, and the kernel hands back every
     /// id except those of packets in a queue below.
     pub fn abort(&self) {
+        if self.is_forked() {
+            return;
+        }
         self.begin_end(true);
         let mut guard = lock(&self.ending);
         if let Some(ending) = guard.as_mut()
@@ -190,6 +209,9 @@ impl<K: Kernel> Core<K> {
 
     /// How the end went so far.
     pub(super) fn report(&self) -> CloseReport {
+        if self.is_forked() {
+            return CloseReport::of_forked();
+        }
         let error = self.connection_error().filter(|error| error.raw() != errno::ECANCELED);
         let ending = lock(&self.ending);
         let ending = ending.as_ref().expect("asked after the end has begun");
@@ -217,6 +239,10 @@ impl<K: Kernel> Core<K> {
     /// A sender with nothing to do is closed without an end of the stream of its own: other handles
     /// of the socket may want to go on.
     pub fn leave(self: Arc<Self>) {
+        // A child only closes its descriptor, with the core.
+        if self.is_forked() {
+            return;
+        }
         // A failure to read notes leaves the end to the reaper too.
         let _ = self.step();
         if lock(&self.ending).is_none() && self.is_drained() {

@@ -79,6 +79,14 @@ use crate::{
 /// The sender never changes `O_NONBLOCK`, timeouts or other options of the socket, except
 /// `SO_ZEROCOPY`, and never reads `SO_ERROR`.
 ///
+/// # Fork
+///
+/// A forked child inherits the descriptor, and no more: there every call fails with `Forked` (or
+/// `EPERM`, where the error is one of the system), and dropping or closing the sender closes the
+/// child's descriptor without a word to the peer or the kernel. What is in flight, its notes
+/// included, stays the parent's. Descriptors of senders that the parent's reaper owns stay open in
+/// the child until it ends or executes a program: all descriptors are close-on-exec.
+///
 /// # Datagrams
 ///
 /// Over UDP (IPv4 or IPv6, connected) every send is one datagram, a vectored one gathered from its

@@ -49,6 +49,9 @@ impl<'a, K: Kernel> Wait<'a, K> {
         mut self,
         mut done: impl FnMut(&Core<K>) -> Option<Result<T, WaitError>>,
     ) -> Result<T, WaitError> {
+        if self.core.is_forked() {
+            return Err(WaitError::Forked);
+        }
         loop {
             let step = self.core.step().map_err(|error| os(&error))?;
             if self.sending

@@ -1,8 +1,8 @@
 //! How much may be in flight: the window of one sender, the memlock budget of the process.
 
 use crate::{
-    sync::{Arc, AtomicUsize, OnceLock, Ordering},
-    sys::{limits, memory::page_bytes},
+    sync::{Arc, AtomicUsize, Ordering},
+    sys::{limits, memory::page_bytes, process::PerProcess},
 };
 
 /// What one call may cover under the smallest of budgets, in bytes: calls are cut before it is
@@ -24,12 +24,13 @@ pub struct MemlockBudget {
 impl MemlockBudget {
     /// The budget that all senders of this process share.
     pub(crate) fn of_process() -> Arc<Self> {
-        static BUDGET: OnceLock<Arc<MemlockBudget>> = OnceLock::new();
+        // A child has nothing in flight of what its parent charged.
+        static BUDGET: PerProcess<Arc<MemlockBudget>> = PerProcess::new();
         let new = || {
             let bytes = limits::memlock_bytes();
             Arc::new(Self::new(bytes.map(|bytes| (bytes / 2) as usize)))
         };
-        Arc::clone(BUDGET.get_or_init(new))
+        Arc::clone(BUDGET.get(new))
     }
 
     /// A budget of so many bytes, or without limit.

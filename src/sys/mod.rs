@@ -6,6 +6,7 @@
 pub(crate) mod errno;
 mod interface;
 pub(crate) mod memory;
+pub(crate) mod process;
 mod record;
 pub(crate) mod socket;
 

@@ -1,0 +1,356 @@
+//! What a forked child finds, and that nothing it does harms its parent.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::{
+    fs,
+    future::Future,
+    io::Read,
+    os::fd::{AsFd, AsRawFd},
+    panic::{self, AssertUnwindSafe},
+    process::Command,
+    sync::atomic::{AtomicBool, Ordering},
+    task::{Context, Poll, Waker},
+    thread,
+    time::{Duration, Instant},
+};
+
+use common::{
+    STALLED, after, assert_all_home, assert_same, census, filled, pair, pair_at, pattern, pool,
+    reader, soon,
+};
+use pinbuf::{
+    AllocError, Fate, Interest, Policy, Pool, SendError, Sender, SenderStats, WaitError,
+    reaper_stats, wait_idle,
+};
+
+const LEN: usize = 64 << 10;
+
+/// Forks. `None` is the child, which has to [`leave`] and is killed if it hangs.
+fn fork() -> Option<libc::pid_t> {
+    // SAFETY: fork(2). What the child may do is what these tests are about: besides that it
+    // allocates, which glibc and musl allow, and leaves by _exit(2).
+    match unsafe { libc::fork() } {
+        -1 => panic!("{}", std::io::Error::last_os_error()),
+        0 => {
+            // SAFETY: alarm(2) takes no pointers.
+            unsafe { libc::alarm(10) };
+            None
+        }
+        child => Some(child),
+    }
+}
+
+/// Runs the child's part and ends the child.
+fn leave(body: impl FnOnce()) -> ! {
+    let done = panic::catch_unwind(AssertUnwindSafe(body)).is_ok();
+    // SAFETY: _exit(2) ends the process.
+    unsafe { libc::_exit(i32::from(!done)) }
+}
+
+fn assert_left_well(child: libc::pid_t) {
+    let mut status = 0;
+    // SAFETY: waitpid(2) writes one int.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert!(!libc::WIFSIGNALED(status), "killed by signal {}", libc::WTERMSIG(status));
+    assert_eq!(libc::WEXITSTATUS(status), 0, "the child's part failed, see its output");
+}
+
+#[test]
+fn a_child_that_misuses_and_drops_everything_harms_nothing() {
+    let pool = Pool::builder().class(LEN, 6).class(4096, 1).zero_on_recycle(true).build().unwrap();
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+    let mut tickets = Vec::new();
+    for seed in 0..4 {
+        let buf = filled(pool.try_alloc(LEN).unwrap(), LEN, seed);
+        tickets.push(sender.send(buf).unwrap());
+    }
+    let owned = filled(pool.try_alloc(LEN).unwrap(), LEN, 4);
+    let shared = filled(pool.try_alloc(LEN).unwrap(), LEN, 5).freeze();
+    let _small = pool.try_alloc(1).unwrap();
+    {
+        let mut waiting = Box::pin(pool.alloc_async(1));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+
+        let Some(child) = fork() else {
+            leave(|| {
+                let again = waiting.as_mut().poll(&mut cx);
+                assert!(matches!(again, Poll::Ready(Err(AllocError::Forked))));
+                drop(waiting);
+                assert_eq!(pool.try_alloc(LEN).unwrap_err(), AllocError::Forked);
+                assert_eq!(pool.alloc(LEN).unwrap_err(), AllocError::Forked);
+                let timed = pool.alloc_timeout(1, Duration::from_secs(1));
+                assert_eq!(timed.unwrap_err(), AllocError::Forked);
+                drop(pool.stats());
+                drop(pool.audit());
+
+                let refused = sender.try_send(shared.clone());
+                assert!(matches!(refused, Err(SendError::Forked(_))));
+                let refused = sender.send(owned);
+                assert!(matches!(refused, Err(SendError::Forked(_))));
+                drop(refused);
+                let refused = sender.send_vectored(&mut vec![shared.into()]);
+                assert!(matches!(refused, Err(SendError::Forked(()))));
+                assert!(sender.reap().is_err() && sender.flush().is_err());
+                assert!(sender.poll_fate(&mut cx, tickets[0]).is_ready());
+                assert_eq!(sender.wait(tickets[0], None), Err(WaitError::Forked));
+                assert_eq!(sender.drain(None), Err(WaitError::Forked));
+                assert_eq!(sender.interest(), Interest::default());
+                assert_eq!(sender.stats(), SenderStats::default());
+                assert!(sender.fate(tickets[0]).is_none() && sender.connection_error().is_none());
+                assert!(sender.next_returned().is_none() && sender.next_event().is_none());
+                let mut sender = sender.into_parts().unwrap_err();
+                assert!(sender.reap().is_err());
+                let fd = sender.as_fd().as_raw_fd();
+                let report = sender.close(soon().unwrap());
+                assert!(!report.drained && !report.aborted && report.error.is_some());
+                // SAFETY: fcntl(2), F_GETFD, takes no pointer.
+                assert_eq!(unsafe { libc::fcntl(fd, libc::F_GETFD) }, -1, "closed, in the child");
+            })
+        };
+        assert_left_well(child);
+        assert!(waiting.as_mut().poll(&mut cx).is_pending(), "it keeps its place");
+    }
+
+    assert_eq!(census(&pool), [0, 3, 4, 0]);
+    assert_same(&owned, &pattern(LEN, 4));
+    assert_same(&shared, &pattern(LEN, 5));
+    let peer = reader(far, Duration::ZERO);
+    tickets.push(sender.send(owned).unwrap());
+    tickets.push(sender.send(shared).unwrap());
+    for ticket in tickets {
+        let fate = sender.wait(ticket, soon()).unwrap();
+        assert!(matches!(fate, Fate::Released { accepted: LEN, .. }), "{fate:?}");
+    }
+    assert!(sender.capabilities().zero_copy, "no note was stolen: {:?}", sender.capabilities());
+    assert!(sender.close(soon().unwrap()).drained);
+    let want: Vec<u8> = (0..6).flat_map(|seed| pattern(LEN, seed).to_vec()).collect();
+    assert_same(&peer.join().unwrap(), &want);
+}
+
+/// The pool's addresses are free in a child, and somebody else's soon.
+#[test]
+fn a_child_that_drops_a_pool_unmaps_nothing() {
+    for order in ["pool, fork, buffer", "fork, pool, buffer", "fork, buffer, pool"] {
+        let mut pool = Some(pool(LEN, 1));
+        let buf = filled(pool.as_ref().unwrap().try_alloc(1).unwrap(), LEN, 1);
+        if order.starts_with("pool") {
+            pool = None;
+        }
+        let Some(child) = fork() else {
+            leave(|| {
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+                let access = libc::PROT_READ | libc::PROT_WRITE;
+                let place = buf.as_ptr().cast_mut();
+                // SAFETY: mmap(2): MAP_FIXED_NOREPLACE takes nothing away from anybody.
+                let map = unsafe { libc::mmap(place.cast(), LEN, access, flags, -1, 0) };
+                assert_eq!(map, place.cast(), "the pool is not mapped here");
+                if order.ends_with("buffer") {
+                    drop((pool, buf));
+                } else {
+                    drop((buf, pool));
+                }
+                // SAFETY: it was mapped above.
+                unsafe { place.write_volatile(1) };
+            })
+        };
+        assert_left_well(child);
+        assert_same(&buf, &pattern(LEN, 1));
+        drop(buf);
+        pool.iter().for_each(assert_all_home);
+    }
+}
+
+#[test]
+fn notes_that_wait_to_be_read_are_left_to_the_parent() {
+    let pool = pool(LEN, 4);
+    let (near, mut far) = pair();
+    let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+    let ticket = sender.send(filled(pool.try_alloc(1).unwrap(), LEN, 1)).unwrap();
+    let mut got = vec![0; LEN];
+    far.read_exact(&mut got).unwrap();
+    common::eventually("the note is on the error queue", || sender.as_fd_has_error());
+    for way in 0..3 {
+        let Some(child) = fork() else {
+            leave(move || match way {
+                0 => drop(sender.reap()),
+                1 => drop(sender),
+                _ => drop(Some(sender.abort())),
+            })
+        };
+        assert_left_well(child);
+    }
+    assert!(sender.fate(ticket).is_none());
+    assert_eq!(sender.reap().unwrap().messages, 1);
+    assert!(sender.fate(ticket).is_some());
+    // The connection is as it was, in both directions.
+    let ticket = sender.send(filled(pool.try_alloc(1).unwrap(), LEN, 2)).unwrap();
+    far.read_exact(&mut got).unwrap();
+    assert_same(&got, &pattern(LEN, 2));
+    sender.wait(ticket, soon()).unwrap();
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_all_home(&pool);
+}
+
+trait HasError {
+    fn as_fd_has_error(&self) -> bool;
+}
+
+impl<T: AsFd> HasError for T {
+    fn as_fd_has_error(&self) -> bool {
+        let mut fd = libc::pollfd { fd: self.as_fd().as_raw_fd(), events: 0, revents: 0 };
+        // SAFETY: poll(2) reads and writes one `pollfd`, which outlives the call.
+        let ready = unsafe { libc::poll(&raw mut fd, 1, 0) };
+        ready == 1 && fd.revents & libc::POLLERR != 0
+    }
+}
+
+#[test]
+fn the_halves_of_a_sender_only_close_in_a_child() {
+    let pool = pool(LEN, 4);
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+    let (mut sending, mut reaping) = sender.split();
+    let ticket = sending.send(filled(pool.try_alloc(1).unwrap(), LEN, 1)).unwrap();
+    let Some(child) = fork() else {
+        leave(move || {
+            let fd = sending.as_fd().as_raw_fd();
+            assert!(sending.flush().is_err());
+            assert_eq!(reaping.wait(ticket, None), Err(WaitError::Forked));
+            drop(sending);
+            drop(reaping);
+            // SAFETY: fcntl(2), F_GETFD, takes no pointer.
+            assert_eq!(unsafe { libc::fcntl(fd, libc::F_GETFD) }, -1);
+        })
+    };
+    assert_left_well(child);
+    let peer = reader(far, Duration::ZERO);
+    sending.send(filled(pool.try_alloc(1).unwrap(), LEN, 2)).unwrap();
+    reaping.wait(ticket, soon()).unwrap();
+    drop((sending, reaping));
+    assert_same(&peer.join().unwrap(), &[pattern(LEN, 1), pattern(LEN, 2)].concat());
+    common::eventually("all is released", || pool.stats().free() == 4);
+}
+
+#[test]
+fn a_child_has_a_library_of_its_own() {
+    // The parent's reaper runs, and has something to do.
+    let pool = pool(LEN, 4);
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+    (0..4).for_each(|_| {
+        let buf = filled(pool.try_alloc(1).unwrap(), LEN, 1);
+        sender.send(buf).map(drop).unwrap();
+    });
+    drop(sender);
+    let owned = reaper_stats().owned;
+    assert!(owned > 0);
+
+    let Some(child) = fork() else {
+        leave(|| {
+            assert_eq!(reaper_stats().owned, 0);
+            assert_eq!(pool.try_alloc(1).unwrap_err(), AllocError::Forked);
+            let pool = Pool::new(LEN, 4).unwrap();
+            let (near, far) = pair();
+            let peer = reader(far, Duration::from_millis(20));
+            let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+            (0..20).for_each(|seed| {
+                sender.send(filled(pool.alloc(1).unwrap(), LEN, seed)).map(drop).unwrap();
+            });
+            assert!(sender.stats().zero_copy_calls >= 20);
+            drop(sender);
+            assert!(wait_idle(after(5000)));
+            assert_eq!(peer.join().unwrap().len(), 20 * LEN);
+            assert_all_home(&pool);
+        })
+    };
+    assert_left_well(child);
+    assert_same(&reader(far, Duration::ZERO).join().unwrap(), &pattern(LEN, 1).repeat(4));
+    common::eventually("the reaper has let go", || pool.stats().free() == 4);
+}
+
+/// Other threads are in the middle of everything when the process forks: they wait for slots and,
+/// meanwhile, drive the sender that has one.
+#[test]
+fn a_child_never_waits_for_a_lock_that_nobody_holds() {
+    let pool = pool(LEN, 2);
+    let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+    sender.send(filled(pool.try_alloc(1).unwrap(), LEN, 1)).unwrap();
+    let over = AtomicBool::new(false);
+    let sender = thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    drop(pool.alloc_timeout(1, Duration::from_micros(50)));
+                }
+            });
+        }
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let mut children = Vec::new();
+        for turn in 0.. {
+            if Instant::now() > deadline {
+                break;
+            }
+            let mut cx = Context::from_waker(Waker::noop());
+            let mut waiting = Box::pin(pool.alloc_async(1));
+            let first = waiting.as_mut().poll(&mut cx);
+            let Some(child) = fork() else {
+                leave(|| {
+                    drop(first);
+                    drop((pool.stats(), pool.audit()));
+                    assert_eq!(pool.alloc(1).unwrap_err(), AllocError::Forked);
+                    drop(waiting);
+                    let _ = (sender.stats(), sender.interest(), sender.capabilities());
+                    let _ = (sender.connection_error(), sender.oldest_in_flight());
+                    match turn % 3 {
+                        0 => drop(Some(sender.abort())),
+                        1 => drop(Some(sender.close(Instant::now()))),
+                        _ => drop(sender),
+                    }
+                })
+            };
+            children.push(child);
+        }
+        over.store(true, Ordering::Relaxed);
+        children.into_iter().for_each(assert_left_well);
+        sender
+    });
+    sender.abort();
+    common::eventually("all is released", || pool.stats().free() == 2);
+}
+
+#[test]
+fn no_descriptor_survives_an_exec() {
+    let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+    let socket = fs::read_link(format!("/proc/self/fd/{}", near.as_raw_fd())).unwrap();
+    let pool = pool(LEN, 1);
+    let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+    let ticket = sender.send(filled(pool.try_alloc(1).unwrap(), LEN, 1)).unwrap();
+    // Starts the reaper.
+    let polled = sender.poll_fate(&mut Context::from_waker(Waker::noop()), ticket);
+    let links = |listing: &str| -> Vec<String> {
+        listing
+            .lines()
+            .filter_map(|line| line.split_once(" -> "))
+            .map(|(_, to)| to.into())
+            .collect()
+    };
+    let list = |pid: &str| {
+        let output = Command::new("ls").args(["-l", &format!("/proc/{pid}/fd")]).output().unwrap();
+        links(&String::from_utf8(output.stdout).unwrap())
+    };
+    let own = list(&std::process::id().to_string());
+    let socket = socket.to_str().unwrap();
+    assert!(own.iter().any(|link| link == socket), "{own:?}");
+    assert!(polled.is_ready() || own.iter().any(|link| link.contains("eventpoll")), "{own:?}");
+    let childs = list("self");
+    assert!(childs.iter().any(|link| link.contains("pipe")), "{childs:?}");
+    let ours = ["eventpoll", "eventfd", socket];
+    assert!(!childs.iter().any(|link| ours.iter().any(|our| link.contains(our))), "{childs:?}");
+    sender.abort();
+}
