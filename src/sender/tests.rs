@@ -224,7 +224,7 @@ fn an_idle_sender_that_is_left_does_not_end_the_stream_whoever_still_drives_it()
     let script = Script::default();
     let sender = script.sender(Config::default());
     let waiter = Arc::clone(&sender);
-    sender.leave();
+    sender.leave(false);
     waiter.drive();
     assert!(!script.with(|state| state.shut_down), "the socket may have other handles");
 }
