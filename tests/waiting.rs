@@ -305,7 +305,7 @@ fn a_send_refused_as_a_whole_waits_for_room_and_no_longer() {
 fn a_refused_sender_still_asks_for_room_when_others_have_driven_it() {
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(16 << 10, 1);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     stuff(sender.get_ref());
     let buf = filled(pool.try_alloc(1).unwrap(), 16 << 10, 0);
     let Err(SendError::WouldBlock(buf)) = sender.try_send(buf) else { panic!("there is no room") };
