@@ -360,8 +360,16 @@ pub enum SendError<B> {
         /// The first error the connection reported.
         error: OsError,
     },
+    /// A queue or a filter of this host dropped the datagram (`ENOBUFS`, `EPERM`); the buffer is
+    /// untouched. Whether to send it again is up to the protocol, as with one lost on the way.
+    Dropped {
+        /// What the system call reported.
+        error: OsError,
+        /// The buffer, untouched.
+        buf: B,
+    },
     /// The system call failed in a way that says nothing about the connection; the buffer is
-    /// untouched.
+    /// untouched. On a datagram socket also what became of an earlier one, such as `ECONNREFUSED`.
     Os {
         /// What the system call reported.
         error: OsError,
@@ -382,7 +390,9 @@ impl<B> SendError<B> {
     pub fn into_buf(self) -> Option<B> {
         match self {
             Self::WouldBlock(buf) | Self::BadAddress(buf) | Self::Forked(buf) => Some(buf),
-            Self::Connection { buf, .. } | Self::Os { buf, .. } => Some(buf),
+            Self::Connection { buf, .. } | Self::Dropped { buf, .. } | Self::Os { buf, .. } => {
+                Some(buf)
+            }
             Self::Truncated { .. } => None,
         }
     }
@@ -394,6 +404,7 @@ impl<B> SendError<B> {
             Self::Connection { error, buf } => SendError::Connection { error, buf: form(buf) },
             Self::BadAddress(buf) => SendError::BadAddress(form(buf)),
             Self::Truncated { ticket, error } => SendError::Truncated { ticket, error },
+            Self::Dropped { error, buf } => SendError::Dropped { error, buf: form(buf) },
             Self::Os { error, buf } => SendError::Os { error, buf: form(buf) },
             Self::Forked(buf) => SendError::Forked(form(buf)),
         }
@@ -419,6 +430,9 @@ impl<B> fmt::Display for SendError<B> {
                 "the connection failed after a part of send {} was accepted",
                 ticket.sequence()
             ),
+            Self::Dropped { .. } => {
+                f.write_str("a queue or a filter of this host dropped the datagram")
+            }
             Self::Os { .. } => f.write_str("the system call failed"),
             Self::Forked(_) => f.write_str(
                 "the sender belongs to the process that this one was forked from; open a \
@@ -433,6 +447,7 @@ impl<B: fmt::Debug> Error for SendError<B> {
         match self {
             Self::Connection { error, .. }
             | Self::Truncated { error, .. }
+            | Self::Dropped { error, .. }
             | Self::Os { error, .. } => Some(error),
             Self::WouldBlock(_) | Self::BadAddress(_) | Self::Forked(_) => None,
         }
@@ -448,6 +463,7 @@ impl<B> From<SendError<B>> for io::Error {
             SendError::Forked(_) => io::ErrorKind::PermissionDenied.into(),
             SendError::Connection { error, .. }
             | SendError::Truncated { error, .. }
+            | SendError::Dropped { error, .. }
             | SendError::Os { error, .. } => error.into(),
         }
     }
@@ -458,7 +474,9 @@ const fn libc_efault() -> i32 {
     14
 }
 
-/// Why all sends of a sender go by copy.
+/// Why the large sends of a sender go by copy.
+///
+/// All reasons but `Route` are for good.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum CopyReason {
@@ -471,6 +489,10 @@ pub enum CopyReason {
     KindOfSocket,
     /// The kernel took the option and then ignored the flag.
     Ignored,
+    /// The kernel copies on this route anyway (loopback, a virtual Ethernet pair, a network card
+    /// without scatter-gather, a packet capture); the sender looks again from time to time. Only
+    /// with policy `Auto`.
+    Route,
     /// The error queue said something that cannot be about sends of ours; see
     /// [`Poison`].
     Poisoned(Poison),
@@ -483,12 +505,15 @@ impl fmt::Display for CopyReason {
             Self::Refused(error) => write!(
                 f,
                 "the kernel refused SO_ZEROCOPY on this socket ({error}); it needs Linux 4.14 or \
-                 newer and a TCP socket",
+                 newer and a TCP or UDP socket",
             ),
             Self::KindOfSocket => f.write_str(
-                "the socket is of a kind whose completions cannot be told apart exactly; use TCP",
+                "the socket is of a kind whose completions cannot be told apart exactly; use TCP or UDP",
             ),
             Self::Ignored => f.write_str("the kernel took the option and then ignored the flag"),
+            Self::Route => f.write_str(
+                "the kernel copies on this route anyway; the sender looks again from time to time",
+            ),
             Self::Poisoned(poison) => fmt::Display::fmt(poison, f),
         }
     }
@@ -512,6 +537,9 @@ pub enum Poison {
     /// A message of the error queue did not fit into 512 bytes of control room and was cut
     /// (`MSG_CTRUNC`).
     Truncated,
+    /// The error queue could not be read to its end after a datagram was refused: a note that is
+    /// still there may be about an id that was given out again.
+    Unread,
     /// The socket's option memory reads 0 while ids are in flight and no note is unread: a note
     /// of ours was taken by somebody else.
     NoteStolen,
@@ -526,6 +554,7 @@ impl fmt::Display for Poison {
                  with MSG_ZEROCOPY on this socket",
             ),
             Self::Truncated => f.write_str("a message of the error queue was cut"),
+            Self::Unread => f.write_str("the error queue could not be read to its end"),
             Self::NoteStolen => f.write_str("a note of ours was read by somebody else"),
         }
     }
@@ -585,8 +614,6 @@ pub enum AdoptError<S> {
     Listener(S),
     /// The socket is not connected; connect it first.
     NotConnected(S),
-    /// The kind of socket is not supported; use a connected stream socket.
-    Unsupported(S),
     /// Zero copy was required and cannot be had; see `reason`, or use policy `Prefer`.
     ZeroCopyUnavailable {
         /// Why zero copy cannot be had.
@@ -617,7 +644,6 @@ impl<S> AdoptError<S> {
             Self::SocketInUse(socket)
             | Self::Listener(socket)
             | Self::NotConnected(socket)
-            | Self::Unsupported(socket)
             | Self::ZeroCopyUnavailable { socket, .. }
             | Self::InvalidSetting { socket, .. }
             | Self::Os { socket, .. } => socket,
@@ -636,9 +662,6 @@ impl<S> fmt::Display for AdoptError<S> {
                 f.write_str("the socket is a listener; take over an accepted connection instead")
             }
             Self::NotConnected(_) => f.write_str("the socket is not connected; connect it first"),
-            Self::Unsupported(_) => {
-                f.write_str("the kind of socket is not supported; use a connected stream socket")
-            }
             Self::ZeroCopyUnavailable { reason, .. } => {
                 write!(f, "zero copy was required and cannot be had: {reason}")
             }

@@ -41,7 +41,7 @@ pub use raw::{RegionReport, SlotState};
 pub use reaper::{ReaperStats, reaper_stats, wait_idle};
 pub use sender::{
     Capabilities, CloseReport, Fate, HandBack, Interest, Policy, ReapHalf, Reaped, ResumeIds,
-    Returned, SendHalf, Sender, SenderBuilder, SenderStats,
+    Returned, RouteMode, RouteStats, SendHalf, Sender, SenderBuilder, SenderStats,
 };
 pub use shared::SharedBuf;
 pub use sys::{Foreign, Timestamps};

@@ -6,7 +6,7 @@ use std::{
     net::{TcpListener, TcpStream, UdpSocket},
     os::{
         fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
-        unix::net::UnixStream,
+        unix::net::{UnixDatagram, UnixStream},
     },
     time::Duration,
 };
@@ -46,11 +46,34 @@ fn an_unconnected_socket_is_refused() {
 }
 
 #[test]
-fn a_datagram_socket_is_refused() {
+fn an_unconnected_datagram_socket_is_refused() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    socket.connect(socket.local_addr().unwrap()).unwrap();
     let error = Sender::new(socket).unwrap_err();
-    assert!(matches!(error, AdoptError::Unsupported(_)), "{error}");
+    assert!(matches!(error, AdoptError::NotConnected(_)), "{error}");
+    let socket = error.into_socket();
+    socket.connect(socket.local_addr().unwrap()).unwrap();
+    assert!(Sender::new(socket).unwrap().capabilities().zero_copy);
+}
+
+#[test]
+fn datagrams_that_are_not_udp_go_by_copy_and_it_says_so() {
+    let (near, far) = UnixDatagram::pair().unwrap();
+    let near = match Sender::builder().policy(Policy::Require).adopt(near) {
+        Err(AdoptError::ZeroCopyUnavailable { reason: CopyReason::KindOfSocket, socket }) => socket,
+        other => panic!("{other:?}"),
+    };
+    let mut sender = Sender::new(near).unwrap();
+    assert_eq!(sender.capabilities().reason, Some(CopyReason::KindOfSocket));
+    for len in [0, 100, 60_000] {
+        let data = pattern(len, 1);
+        let ticket = sender.send(data.clone()).unwrap();
+        let fate = Fate::Released { accepted: len, copied: Some(len > 0) };
+        assert_eq!(sender.wait(ticket, soon()), Ok(fate));
+        let mut got = vec![0; 1 << 16];
+        let received = far.recv(&mut got).unwrap();
+        common::assert_same(&got[..received], &data);
+    }
+    assert!(sender.close(soon().unwrap()).drained);
 }
 
 #[test]

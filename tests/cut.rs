@@ -14,7 +14,7 @@ use common::{
     turn,
 };
 use libc::c_int;
-use pinbuf::{Fate, Payload, Sender};
+use pinbuf::{Fate, Payload};
 
 thread_local! {
     /// Bytes that the coming calls of this thread may send; 0: the socket is full.
@@ -66,7 +66,7 @@ fn a_send_cut_anywhere_keeps_every_buffer_that_was_begun() {
     for end in ends.flat_map(|end| [end - 1, end, end + 1]).filter(|end| *end <= whole) {
         let (near, far) = pair_at("127.0.0.1:0", STALLED);
         let pool = pool(LEN, COUNT);
-        let mut sender = Sender::new(near).unwrap();
+        let mut sender = common::zero_copy().adopt(near).unwrap();
         // The peer takes no more after this.
         sender.send(pattern(256 << 10, 1)).unwrap();
         let full = |seed| Payload::from(filled(pool.try_alloc(1).unwrap(), LEN, seed));
@@ -97,7 +97,7 @@ fn a_socket_that_is_full_at_once_gives_every_buffer_back() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, COUNT);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let full = |seed| Payload::from(filled(pool.try_alloc(1).unwrap(), LEN, seed));
     let mut bufs: Vec<_> = (0..COUNT).map(full).collect();
     for _ in 0..3 {

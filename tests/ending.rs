@@ -54,7 +54,7 @@ fn accounted_for(pool: &Pool) -> usize {
 fn close_ends_the_stream_in_order() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(LEN, 8);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let peer = reader(far, Duration::from_millis(50));
     for seed in 0..20 {
         let buf = filled(pool.alloc(LEN).unwrap(), LEN, seed);
@@ -73,7 +73,7 @@ fn close_ends_the_stream_in_order() {
 fn a_dropped_sender_with_nothing_in_flight_closes_its_socket() {
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.send(pattern(1 << 20, 1)).unwrap();
     sender.wait(ticket, soon()).unwrap();
     drop(sender);
@@ -84,7 +84,7 @@ fn a_dropped_sender_with_nothing_in_flight_closes_its_socket() {
 fn a_dropped_sender_frees_nothing_that_the_peer_has_yet_to_get() {
     let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 12);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     send_some(&mut sender, &pool, 12);
     drop(sender);
     assert!(accounted_for(&pool) > 4);
@@ -104,7 +104,7 @@ fn a_panic_in_the_senders_thread_frees_nothing_either() {
     let pool = pool(LEN, 12);
     let panicked = thread::scope(|scope| {
         let sending = scope.spawn(|| {
-            let mut sender = Sender::new(near).unwrap();
+            let mut sender = common::zero_copy().adopt(near).unwrap();
             send_some(&mut sender, &pool, 12);
             let _owned = pool.try_alloc(1);
             std::panic::resume_unwind(Box::new("on purpose"));
@@ -125,7 +125,7 @@ fn a_panic_in_the_senders_thread_frees_nothing_either() {
 fn memory_outlives_pool_and_sender_while_the_kernel_may_read_it() {
     let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 12);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     send_some(&mut sender, &pool, 12);
     drop(pool);
     drop(sender);
@@ -183,7 +183,7 @@ fn a_part_sent_without_copy_never_ends_in_order() {
         let (near, far) = pair_at("127.0.0.1:0", TIGHT);
         let pool = pool(4 << 20, 1);
         let linger = Duration::from_millis(50);
-        let mut sender = Sender::builder().linger(linger).adopt(near).unwrap();
+        let mut sender = common::zero_copy().linger(linger).adopt(near).unwrap();
         sender.try_send(filled(pool.try_alloc(1).unwrap(), 4 << 20, 1)).unwrap();
         assert!(!sender.flush().unwrap());
         if close {
@@ -206,7 +206,7 @@ fn a_part_sent_without_copy_never_ends_in_order() {
 fn close_ends_by_its_deadline_when_the_peer_stalls() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 12);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     send_some(&mut sender, &pool, 12);
     let begun = Instant::now();
     let report = sender.close(after(200));
@@ -228,7 +228,7 @@ fn close_ends_by_its_deadline_when_the_peer_stalls() {
 fn close_of_a_dead_connection_does_not_wait_for_its_deadline() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 12);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     send_some(&mut sender, &pool, 12);
     reset(far);
     let begun = Instant::now();
@@ -242,7 +242,7 @@ fn close_of_a_dead_connection_does_not_wait_for_its_deadline() {
 fn a_deadline_in_the_past_still_reads_what_is_there() {
     let (near, far) = pair();
     let pool = pool(LEN, 4);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let peer = reader(far, Duration::ZERO);
     send_some(&mut sender, &pool, 4);
     eventually("the kernel let go", || {
@@ -266,7 +266,7 @@ fn an_owner_that_panics_when_dropped_takes_nothing_else_along() {
     }
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 4);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let bomb = Arc::new(Bomb(pattern(LEN, 2).to_vec()));
     let start = bomb.0.as_ptr();
     let owner: Arc<dyn Any + Send + Sync> = bomb;
@@ -305,7 +305,7 @@ fn payloads_that_nobody_fetched_end_with_the_sender() {
     let (near, far) = pair_at("127.0.0.1:0", Buffers::default());
     let pool = pool(LEN, 4);
     let shared = pattern(LEN, 4);
-    let mut sender = Sender::builder().hand_back(HandBack::Return).adopt(near).unwrap();
+    let mut sender = common::zero_copy().hand_back(HandBack::Return).adopt(near).unwrap();
     let peer = reader(far, Duration::ZERO);
     send_some(&mut sender, &pool, 4);
     sender.send(Payload::from(Arc::clone(&shared))).unwrap();

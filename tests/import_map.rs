@@ -78,7 +78,10 @@ fn collect(source: &Path, folder: &Path, files: &mut Vec<(String, String)>) {
         let path = entry.expect("the source can be listed").path();
         if path.is_dir() {
             collect(source, &path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+        } else if path.extension().is_some_and(|extension| extension == "rs")
+            // A module's tests in a file of their own, compiled for tests only.
+            && path.file_name().is_some_and(|name| name != "tests.rs")
+        {
             let text = fs::read_to_string(&path).expect("the source can be read");
             let name = path.strip_prefix(source).expect("the path is below").to_string_lossy();
             files.push((name.into_owned(), text));
@@ -297,7 +300,7 @@ fn without_tests<'a>(tokens: &[Token<'a>]) -> Vec<Token<'a>> {
         let words: Vec<_> = tokens[at..end].iter().map(|token| token.text).collect();
         let only_tests = words.contains(&"cfg")
             && words.contains(&"test")
-            && !words.contains(&"not")
+            && words.windows(3).all(|three| three[0] != "not" || three[2] == "loom")
             && !words.contains(&"any");
         if only_tests {
             at = item(tokens, end);

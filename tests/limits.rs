@@ -86,7 +86,7 @@ fn a_memlock_limit_lowered_behind_the_senders_back_makes_sends_copy() {
     }
     let _ = become_ordinary();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
-    let sender = Sender::new(near).unwrap();
+    let sender = common::zero_copy().adopt(near).unwrap();
     assert!(limit_memlock(64 << 10) || limit_memlock(0));
     let stats = messages_arrive(sender, far, 32 << 10, 200);
     assert!(stats.no_bufs_memlock > 0, "{stats:?}");
@@ -112,7 +112,7 @@ fn another_process_of_the_user_that_takes_all_of_memlock_makes_sends_copy() {
     let refused = refused.take(1000).find_map(Result::err).expect("a limit of 512 KiB");
     assert_eq!(refused.raw_os_error(), Some(libc::ENOBUFS));
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
-    let stats = messages_arrive(Sender::new(near).unwrap(), far, 32 << 10, 100);
+    let stats = messages_arrive(common::zero_copy().adopt(near).unwrap(), far, 32 << 10, 100);
     assert!(stats.no_bufs_memlock > 0, "{stats:?}");
     assert_eq!(stats.zero_copy_calls, 0, "{stats:?}");
     drop(hogs_peer);
@@ -133,7 +133,7 @@ fn a_small_memlock_limit_costs_neither_bytes_nor_many_calls() {
         return skip(NAME, &format!("RLIMIT_MEMLOCK is below {bytes} bytes"));
     }
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
-    let stats = messages_arrive(Sender::new(near).unwrap(), far, 128 << 10, 60);
+    let stats = messages_arrive(common::zero_copy().adopt(near).unwrap(), far, 128 << 10, 60);
     let calls = stats.zero_copy_calls + stats.copied_calls;
     // No call need be smaller than 16 KiB, but for the ones cut by a full socket.
     assert!(calls < 60 * 8 * 2, "{calls} calls for 60 messages of 128 KiB: {stats:?}");
@@ -153,7 +153,7 @@ fn a_large_buffer_accepted_in_many_parts_stays_within_the_memlock_budget() {
         return skip(NAME, "RLIMIT_MEMLOCK is below 8 MiB");
     }
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let peer = reader(far, Duration::from_millis(100));
     let data = pattern(16 << 20, 1);
     let ticket = sender.send(data.clone()).unwrap();
@@ -190,7 +190,7 @@ fn little_option_memory_makes_some_sends_copy() {
     let setting = fs::read_to_string("/proc/sys/net/core/optmem_max").unwrap();
     assert_eq!(setting.trim(), "4096");
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
-    let stats = messages_arrive(Sender::new(near).unwrap(), far, 256 << 10, 100);
+    let stats = messages_arrive(common::zero_copy().adopt(near).unwrap(), far, 256 << 10, 100);
     assert!(stats.no_bufs_optmem > 0, "{stats:?}");
     assert!(stats.zero_copy_calls > 0 && stats.copied_calls > 0, "{stats:?}");
 }
@@ -201,7 +201,7 @@ fn option_memory_for_not_one_note_makes_all_sends_copy() {
         return;
     }
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
-    let stats = messages_arrive(Sender::new(near).unwrap(), far, 64 << 10, 60);
+    let stats = messages_arrive(common::zero_copy().adopt(near).unwrap(), far, 64 << 10, 60);
     assert_eq!(stats.zero_copy_calls, 0, "{stats:?}");
     assert!(stats.no_bufs_optmem > 0, "{stats:?}");
 }
@@ -215,7 +215,7 @@ fn unread_notes_do_not_use_up_the_option_memory() {
     // is read, and 24 would fill the option memory.
     let (near, far) = common::pair();
     let peer = reader(far, Duration::ZERO);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     for seed in 0..2000 {
         sender.send(pattern(if seed % 2 == 0 { 16 << 10 } else { 100 }, seed)).unwrap();
     }

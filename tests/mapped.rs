@@ -11,7 +11,7 @@ use std::{
 
 use common::{TIGHT, assert_same, pair, pair_at, pattern, reader, soon};
 use memmap2::{MmapOptions, MmapRaw};
-use pinbuf::{Fate, MappedSlice, Payload, SendError, Sender};
+use pinbuf::{Fate, MappedSlice, Payload, SendError};
 
 /// A file that is gone when the test is over, and a mapping of it.
 fn mapped_file(name: &str, contents: &[u8]) -> (File, Arc<MmapRaw>) {
@@ -30,7 +30,7 @@ fn a_mapped_file_arrives_in_whatever_pieces_it_is_cut() {
     let (_file, map) = mapped_file("pieces", &data);
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let peer = reader(far, Duration::ZERO);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let whole = MappedSlice::new(Arc::clone(&map), 0..1 << 20).unwrap();
     let (head, rest) = whole.split_at(12_345);
     let (body, tail) = rest.split_at(700_001);
@@ -49,7 +49,7 @@ fn a_truncated_file_is_a_bad_address_and_the_connection_goes_on() {
     let (file, map) = mapped_file("truncated", &pattern(256 << 10, 1));
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     file.set_len(0).unwrap();
     // Without copy and by copy.
     for len in [256 << 10, 100] {
@@ -76,7 +76,7 @@ fn a_file_truncated_in_the_middle_of_a_send_ends_the_connection() {
     let (file, map) = mapped_file("middle", &data);
     let (near, far) = pair();
     let peer = std::thread::spawn(move || read_until_reset(far));
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     file.set_len(512 << 10).unwrap();
     let slice = MappedSlice::new(Arc::clone(&map), 0..1 << 20).unwrap();
     let (ticket, error) = match sender.send(slice) {

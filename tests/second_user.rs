@@ -30,7 +30,7 @@ fn a_note_for_an_id_never_given_out_poisons() {
     let (near, far) = pair();
     let pool = pool(LEN, 4);
     let peer = reader(far, Duration::ZERO);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let first = send(&mut sender, &pool, 0);
     assert!(sender.wait(first, soon()).is_ok());
     send_static(duplicate(&sender).as_fd(), &FOREIGN).unwrap();
@@ -58,7 +58,7 @@ fn a_note_for_an_id_never_given_out_poisons() {
 fn what_is_in_flight_when_a_foreign_note_shows_is_quarantined_until_the_gauge_reads_0() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 4);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     // The peer takes this one at once, so that its note, id 0, is there although it reads
     // nothing; ours are then 1, 2 and 3, and the sender takes them for 0, 1 and 2.
     send_static(duplicate(&sender).as_fd(), &FOREIGN[..100]).unwrap();
@@ -71,7 +71,7 @@ fn what_is_in_flight_when_a_foreign_note_shows_is_quarantined_until_the_gauge_re
         drop(far);
         pair_at("127.0.0.1:0", STALLED)
     };
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let tickets: Vec<_> = (0..4).map(|seed| send(&mut sender, &pool, seed)).collect();
     // A foreign send behind ours: its id is the next one, 4.
     send_static(duplicate(&sender).as_fd(), &FOREIGN).unwrap();
@@ -115,7 +115,7 @@ fn a_poisoned_sender_recycles_nothing_early() {
         read_error_queue(near.as_fd());
         optmem(&near) == 0
     });
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     // Of its first send, which goes out at once, the note names id 10: not one of ours.
     let mut buf = pool.try_alloc(LEN).unwrap();
     buf.extend_from_slice(&pattern(16 << 10, 9));
@@ -158,7 +158,7 @@ fn a_poisoned_sender_recycles_nothing_early() {
 fn a_note_read_by_somebody_else_is_missed_and_made_up_for() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 4);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let tickets: Vec<_> = (0..4).map(|seed| send(&mut sender, &pool, seed)).collect();
     let thief = duplicate(&sender);
     let peer = reader(far, Duration::ZERO);
@@ -181,7 +181,7 @@ fn a_note_read_by_somebody_else_is_missed_and_made_up_for() {
 fn a_full_window_whose_notes_were_stolen_opens_again() {
     let (near, far) = pair();
     let pool = pool(LEN, 4);
-    let mut sender = Sender::builder().max_in_flight_sends(2).adopt(near).unwrap();
+    let mut sender = common::zero_copy().max_in_flight_sends(2).adopt(near).unwrap();
     let thief = duplicate(&sender);
     let peer = reader(far, Duration::ZERO);
     for seed in 0..20 {
@@ -204,7 +204,7 @@ fn a_full_window_whose_notes_were_stolen_opens_again() {
 fn a_poisoned_sender_taken_apart_stays_poisoned_when_put_together() {
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     // The kernel's ids are one ahead of the sender's from here on: a note would free the send behind
     // the one it is about.
     send_static(duplicate(&sender).as_fd(), &FOREIGN).unwrap();

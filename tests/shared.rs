@@ -95,7 +95,7 @@ fn what_is_refused_comes_back_as_it_went_in() {
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 1);
     let shared = filled(pool.try_alloc(1).unwrap(), LEN, 7).freeze();
-    let mut sender = Sender::builder().adopt(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let mut accepted = 0;
     let back = loop {
         match sender.try_send(shared.clone()) {

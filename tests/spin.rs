@@ -133,7 +133,7 @@ fn fitful(mut far: TcpStream, first: usize) -> thread::JoinHandle<Vec<u8>> {
 #[test]
 fn waits_are_counted() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.send(pattern(1 << 20, 1)).unwrap();
     let waits = waits(|| assert!(sender.wait(ticket, Some(after(20))).is_err()));
     assert!(waits > 0, "the library's calls are not those of this binary");
@@ -143,7 +143,7 @@ fn waits_are_counted() {
 #[test]
 fn waiting_for_room_does_not_spin_on_notes() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let peer = fitful(far, 300_000);
     let data = pattern(1 << 20, 1);
     let waits = waits(|| {
@@ -159,7 +159,7 @@ fn waiting_for_room_does_not_spin_on_notes() {
 #[test]
 fn a_loop_over_interest_does_not_spin() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
-    let mut sender = Sender::builder().max_in_flight_sends(2).adopt(near).unwrap();
+    let mut sender = common::zero_copy().max_in_flight_sends(2).adopt(near).unwrap();
     let peer = fitful(far, 300_000);
     let mut rounds = 0;
     for seed in 0..30 {
@@ -187,7 +187,7 @@ fn a_loop_over_interest_does_not_spin() {
 #[test]
 fn waiting_for_the_window_does_not_spin_on_room() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
-    let mut sender = Sender::builder().max_in_flight_sends(1).adopt(near).unwrap();
+    let mut sender = common::zero_copy().max_in_flight_sends(1).adopt(near).unwrap();
     let data = pattern(256 << 10, 1);
     let ticket = sender.send(data.clone()).unwrap();
     assert_eq!(sender.fate(ticket), None, "the window is full, the socket is not");
@@ -204,7 +204,7 @@ fn waiting_for_the_window_does_not_spin_on_room() {
 #[test]
 fn waiting_for_a_release_does_not_spin_on_room() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.send(pattern(1 << 20, 1)).unwrap();
     let peer = reader(far, PAUSE);
     let waits = waits(|| {
@@ -220,7 +220,7 @@ fn waiting_for_a_release_does_not_spin_on_room() {
 fn waiting_behind_a_hangup_does_not_spin() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(256 << 10, 2);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.send(filled(pool.try_alloc(1).unwrap(), 256 << 10, 1)).unwrap();
     reset(far);
     // The notes of a reset come at once; make them late. All the while the socket hangs up.
@@ -251,7 +251,7 @@ fn waiting_for_packets_stuck_below_a_dead_connection_does_not_spin() {
     }
     let (near, _far) = pair();
     let pool = pool(16 << 10, 4);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     for seed in 0..4 {
         sender.send(filled(pool.try_alloc(1).unwrap(), 16 << 10, seed)).unwrap();
     }
@@ -279,12 +279,35 @@ fn disconnect(socket: &impl AsFd) {
 }
 
 #[test]
+fn a_half_that_waits_sleeps_through_what_the_other_half_sends() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let (mut send, mut reap) = Sender::new(near).unwrap().split();
+    let held = send.send(pattern(256 << 10, 1)).unwrap();
+    let sends = thread::spawn(move || {
+        let deadline = after(150);
+        let mut count = 0;
+        while Instant::now() < deadline {
+            count += usize::from(send.try_send(&[7; 10][..]).is_ok());
+            thread::sleep(Duration::from_micros(20));
+        }
+        (send, count)
+    });
+    let waits = waits(|| {
+        assert_eq!(reap.wait(held, Some(after(200))), Err(WaitError::TimedOut));
+    });
+    let (_send, count) = sends.join().unwrap();
+    assert!(count > 100, "{count}");
+    assert!(waits < count / 4, "{waits} for {count} sends");
+    drop(far);
+}
+
+#[test]
 fn the_reaper_does_not_spin() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let (dead_near, dead_far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(256 << 10, 2);
-    let mut sender = Sender::new(near).unwrap();
-    let mut dead = Sender::new(dead_near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    let mut dead = common::zero_copy().adopt(dead_near).unwrap();
     let send = |sender: &mut Sender<TcpStream>, seed| {
         sender.send(filled(pool.alloc(1).unwrap(), 256 << 10, seed)).unwrap()
     };

@@ -14,7 +14,7 @@ use std::{
 use common::{
     Buffers, STALLED, TIGHT, after, assert_all_home, assert_same, census, eventually, filled,
     mapped_pair, option, pair, pair_at, pattern, pool, reader, reset, set_option, soon, take_error,
-    turn,
+    turn, zero_copy,
 };
 use pinbuf::{Fate, HandBack, IntoPayload, Payload, Policy, SendError, Sender, Ticket, WaitError};
 
@@ -49,7 +49,7 @@ fn everything_arrives_in_order_whatever_way_it_went() {
     for (near, far) in pairs {
         let lens = [1, 100, 5000, 16384, 70_000, 1 << 20, 1_500_001, 17, 0, 65536];
         let peer = reader(far, Duration::ZERO);
-        let mut sender = Sender::new(near).unwrap();
+        let mut sender = zero_copy().adopt(near).unwrap();
         assert!(sender.capabilities().zero_copy);
         let mut want = Vec::new();
         let mut tickets = Vec::new();
@@ -80,7 +80,7 @@ fn every_kind_of_payload_is_let_go_of_after_its_release() {
     static CONSTANT: [u8; 40_000] = [7; 40_000];
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = zero_copy().adopt(near).unwrap();
     let shared = pattern(50_000, 1);
     let map = Arc::new(memmap2::MmapRaw::from(
         memmap2::MmapOptions::new().len(65536).map_anon().unwrap(),
@@ -134,7 +134,7 @@ fn vectored_sends_accepted_in_parts_arrive_byte_for_byte() {
     let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pinbuf::Pool::builder().class(64, 64).class(4096, 128).class(60_000, 8).build();
     let pool = pool.unwrap();
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = zero_copy().adopt(near).unwrap();
     // A peer that reads in fits, so that calls end anywhere in a buffer.
     let peer = thread::spawn(move || {
         let (mut got, mut piece) = (Vec::new(), vec![0; 70_001]);
@@ -177,7 +177,7 @@ fn a_buffer_accepted_in_part_is_kept_until_its_last_part_is_released() {
     let _turn = turn();
     let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(2 << 20, 1);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = zero_copy().adopt(near).unwrap();
     let buf = filled(pool.alloc(2 << 20).unwrap(), 2 << 20, 1);
     let want = buf.to_vec();
     let ticket = sender.try_send(buf).unwrap();
@@ -213,7 +213,7 @@ fn a_reset_resolves_every_send_in_flight() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 200);
-    let mut sender = Sender::builder().max_in_flight_bytes(1 << 30).adopt(near).unwrap();
+    let mut sender = zero_copy().max_in_flight_bytes(1 << 30).adopt(near).unwrap();
     let (mut tickets, last) = send_until_full(&mut sender, |seed| {
         filled(pool.try_alloc(64 << 10).unwrap(), 64 << 10, seed)
     });
@@ -261,7 +261,7 @@ fn a_reset_that_no_call_ran_into_stays_in_so_error() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 4);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = zero_copy().adopt(near).unwrap();
     let send = |seed| sender.send(filled(pool.try_alloc(1).unwrap(), 64 << 10, seed)).unwrap();
     let tickets: Vec<_> = (0..4).map(send).collect();
     assert!(sender.stats().in_flight_calls > 0);
@@ -283,7 +283,7 @@ fn a_reset_that_no_call_ran_into_stays_in_so_error() {
 fn the_end_of_a_connection_is_told_to_a_send_that_waits_for_it() {
     let _turn = turn();
     let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = zero_copy().adopt(near).unwrap();
     let peer = thread::spawn(move || {
         // Not before the send has begun.
         far.read_exact(&mut [0; 10_000]).unwrap();
@@ -313,7 +313,7 @@ fn a_peer_that_never_reads_costs_time_and_nothing_else() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 200);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = zero_copy().adopt(near).unwrap();
     let (tickets, refused) =
         send_until_full(&mut sender, |seed| filled(pool.alloc(64 << 10).unwrap(), 64 << 10, seed));
     assert_same(&refused, &pattern(64 << 10, tickets.len()));
@@ -343,7 +343,7 @@ fn released_payloads_come_back_in_order_with_their_contents() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(32 << 10, 8);
-    let mut sender = Sender::builder().hand_back(HandBack::Return).adopt(near).unwrap();
+    let mut sender = zero_copy().hand_back(HandBack::Return).adopt(near).unwrap();
     let peer = reader(far, Duration::from_millis(50));
     let mut want = Vec::new();
     let mut bufs: Vec<_> = (0..8).map(|_| pool.try_alloc(1).unwrap()).collect();
@@ -386,7 +386,7 @@ fn what_is_refused_comes_back_untouched_and_once() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 8);
-    let mut sender = Sender::builder().hand_back(HandBack::Return).adopt(near).unwrap();
+    let mut sender = zero_copy().hand_back(HandBack::Return).adopt(near).unwrap();
     let (tickets, _) = send_until_full(&mut sender, |seed| pattern(64 << 10, seed));
     let mut bufs: Vec<Payload> = (0..3)
         .map(|seed| filled(pool.try_alloc(1).unwrap(), 10_000 * seed, seed).into())
@@ -421,7 +421,7 @@ fn an_empty_buffer_in_front_comes_back_with_the_others() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 3);
-    let mut sender = Sender::builder().max_in_flight_sends(1).adopt(near).unwrap();
+    let mut sender = zero_copy().max_in_flight_sends(1).adopt(near).unwrap();
     sender.send(pattern(256 << 10, 0)).unwrap();
     let lens = [0, 32 << 10, 0];
     let full = |len| Payload::from(filled(pool.try_alloc(1).unwrap(), len, 1));
@@ -491,7 +491,7 @@ fn the_users_options_and_flags_stay_as_they_were() {
         near.set_write_timeout(Some(Duration::from_millis(20))).unwrap();
         set_option(&near, libc::SOL_SOCKET, libc::SO_KEEPALIVE, &1_i32);
         let before = all(&near);
-        let mut sender = Sender::new(near).unwrap();
+        let mut sender = zero_copy().adopt(near).unwrap();
         let peer = reader(far, Duration::from_millis(100));
         // Longer than the user's write timeout, which is about calls of theirs.
         let ticket = sender.send(pattern(1 << 20, 3)).unwrap();
@@ -508,7 +508,7 @@ fn a_sender_taken_apart_can_be_put_together_again() {
     let _turn = turn();
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = zero_copy().adopt(near).unwrap();
     let mut want = Vec::new();
     for round in 0..3 {
         for _ in 0..5 {
@@ -520,7 +520,7 @@ fn a_sender_taken_apart_can_be_put_together_again() {
         let (near, ids) = sender.into_parts().unwrap();
         (&near).write_all(b"plain").unwrap();
         want.extend_from_slice(b"plain");
-        sender = Sender::builder().resume(ids).adopt(near).unwrap();
+        sender = zero_copy().resume(ids).adopt(near).unwrap();
     }
     let ticket = sender.send(pattern(20_000, 9)).unwrap();
     want.extend_from_slice(&pattern(20_000, 9));
@@ -534,7 +534,7 @@ fn a_sender_taken_apart_can_be_put_together_again() {
 fn a_sender_with_something_in_flight_is_not_taken_apart() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = zero_copy().adopt(near).unwrap();
     sender.send(pattern(256 << 10, 1)).unwrap();
     let mut sender = sender.into_parts().unwrap_err();
     let peer = reader(far, Duration::ZERO);
@@ -553,7 +553,7 @@ fn time_stamps_on_the_error_queue_reach_the_caller() {
         | libc::SOF_TIMESTAMPING_OPT_TSONLY;
     set_option(&near, libc::SOL_SOCKET, libc::SO_TIMESTAMPING, &flags);
     let peer = reader(far, Duration::ZERO);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = zero_copy().adopt(near).unwrap();
     for seed in 0..10 {
         let ticket = sender.send(pattern(40_000, seed)).unwrap();
         assert_released(&mut sender, ticket);

@@ -37,7 +37,7 @@ fn one_thread_with_one_slot_goes_on_and_on() {
     for buffers in [STALLED, TIGHT] {
         let (near, far) = pair_at("127.0.0.1:0", buffers);
         let pool = pool(LEN, 1);
-        let mut sender = Sender::new(near).unwrap();
+        let mut sender = common::zero_copy().adopt(near).unwrap();
         let peer = reader(far, PAUSE);
         for seed in 0..50 {
             let buf = pool.alloc(LEN).unwrap();
@@ -55,7 +55,7 @@ fn one_task_with_one_slot_goes_on_and_on() {
     for buffers in [STALLED, TIGHT] {
         let (near, far) = pair_at("127.0.0.1:0", buffers);
         let pool = pool(LEN, 1);
-        let mut sender = Sender::new(near).unwrap();
+        let mut sender = common::zero_copy().adopt(near).unwrap();
         let peer = reader(far, PAUSE);
         let mut polls = 0;
         for seed in 0..50 {
@@ -78,8 +78,8 @@ fn a_waiter_is_served_by_senders_that_nobody_else_drives() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let (other_near, other_far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 8);
-    let mut sender = Sender::new(near).unwrap();
-    let mut other = Sender::new(other_near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    let mut other = common::zero_copy().adopt(other_near).unwrap();
     for seed in 0..4 {
         sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
         other.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
@@ -110,7 +110,7 @@ fn a_waiter_is_served_by_senders_that_nobody_else_drives() {
 fn a_task_is_woken_by_the_reaper_and_not_by_being_polled_again() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(1 << 20, 1);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     sender.send(filled(pool.alloc(1).unwrap(), 1 << 20, 0)).unwrap();
     assert_eq!(census(&pool), [0, 0, 1, 0]);
     let peer = reader(far, PAUSE);
@@ -126,7 +126,7 @@ fn a_task_is_woken_by_the_reaper_and_not_by_being_polled_again() {
 fn a_rest_that_nobody_flushes_is_flushed_for_a_waiter() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(4 << 20, 1);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.try_send(filled(pool.alloc(1).unwrap(), 4 << 20, 0)).unwrap();
     assert!(!sender.flush().unwrap(), "accepted in part");
     let peer = reader(far, PAUSE);
@@ -142,7 +142,7 @@ fn a_rest_that_nobody_flushes_is_flushed_for_a_waiter() {
 fn a_fate_is_awaited_without_a_runtime() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 8);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let tickets = fill_up(&mut sender, &pool);
     let last = *tickets.last().unwrap();
     let mut cx = Context::from_waker(Waker::noop());
@@ -163,7 +163,7 @@ fn a_fate_is_awaited_without_a_runtime() {
 fn a_fate_that_a_reset_decides_wakes_too() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(4 << 20, 1);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.try_send(filled(pool.alloc(1).unwrap(), 4 << 20, 0)).unwrap();
     let peer = thread::spawn(move || {
         thread::sleep(PAUSE);
@@ -187,7 +187,7 @@ fn many_threads_share_few_slots() {
                 scope.spawn(move || {
                     let buffers = [STALLED, TIGHT, common::Buffers::default()][worker % 3];
                     let (near, far) = pair_at("127.0.0.1:0", buffers);
-                    let mut sender = Sender::new(near).unwrap();
+                    let mut sender = common::zero_copy().adopt(near).unwrap();
                     let peer = reader(far, Duration::from_millis(20 * worker as u64));
                     for seed in 0..MESSAGES {
                         let buf = match (worker + seed) % 3 {
@@ -225,7 +225,7 @@ impl TrySendOrWait for Sender<TcpStream> {
 fn a_waiter_that_gives_up_leaves_nothing_behind() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(1 << 20, 1);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.send(filled(pool.alloc(1).unwrap(), 1 << 20, 0)).unwrap();
     let timed_out = pool.alloc_timeout(1, Duration::from_millis(30)).unwrap_err();
     assert_eq!(timed_out, AllocError::TimedOut);
@@ -250,7 +250,7 @@ fn a_waiter_that_gives_up_leaves_nothing_behind() {
 fn a_pool_dropped_before_its_sender_keeps_its_memory_until_the_release() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 8);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     let tickets = fill_up(&mut sender, &pool);
     drop(pool);
     let peer = reader(far, PAUSE);
@@ -265,7 +265,7 @@ fn a_pool_dropped_before_its_sender_keeps_its_memory_until_the_release() {
 fn a_full_window_opens_with_the_next_note() {
     let (near, far) = pair();
     let pool = pool(LEN, 2);
-    let builder = Sender::builder().max_in_flight_sends(1).max_in_flight_bytes(1);
+    let builder = common::zero_copy().max_in_flight_sends(1).max_in_flight_bytes(1);
     let mut sender = builder.adopt(near).unwrap();
     let peer = reader(far, PAUSE);
     for seed in 0..40 {
@@ -305,7 +305,7 @@ fn a_send_refused_as_a_whole_waits_for_room_and_no_longer() {
 fn a_refused_sender_still_asks_for_room_when_others_have_driven_it() {
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(16 << 10, 1);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = common::zero_copy().adopt(near).unwrap();
     stuff(sender.get_ref());
     let buf = filled(pool.try_alloc(1).unwrap(), 16 << 10, 0);
     let Err(SendError::WouldBlock(buf)) = sender.try_send(buf) else { panic!("there is no room") };

@@ -354,10 +354,7 @@ impl SlotRef {
     #[must_use]
     pub(crate) fn quarantine(&self) -> Vec<Waker> {
         self.slot().quarantine();
-        if self.class().is_forked() {
-            return Vec::new();
-        }
-        self.class().slot_quarantined()
+        if self.class().is_forked() { Vec::new() } else { self.class().slot_quarantined() }
     }
 
     /// Turns a quarantined lease into a handle by giving the slot new pages, so that what the

@@ -1,21 +1,35 @@
 //! Settings of a sender, and what is checked before a socket is taken over.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
 
-use super::{Sender, core::Core, kernel::Socket, window::MemlockBudget};
+use super::{Sender, core::Core, kernel::Socket, transport::Transport, window::MemlockBudget};
 use crate::{
     error::{AdoptError, CopyReason, OsError},
     id::NotificationId,
-    sys::{errno, limits, socket},
+    sys::{
+        errno, limits,
+        socket::{self, Kind},
+    },
 };
 
 /// When sends go without copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Policy {
-    /// Whenever they are large enough and the kernel accepts it, also on a route where the kernel
-    /// copies in the end (loopback, a virtual Ethernet pair).
+    /// Where that pays: as `Prefer`, but a route on which the kernel copies in the end (loopback, a
+    /// virtual Ethernet pair, a network card without scatter-gather) is noticed and left, and
+    /// looked at again from time to time.
+    ///
+    /// The first large call of a sender finds out; until its note is read, which takes a round
+    /// trip, the others go by copy. [`SenderStats::route`](super::SenderStats::route) tells what
+    /// was found.
     #[default]
+    Auto,
+    /// Whenever they are large enough and the kernel accepts it, also on a route where the kernel
+    /// copies in the end.
     Prefer,
     /// As `Prefer`, but a socket that has no zero copy is refused. A kernel short of memory
     /// (`ENOBUFS`) still makes single calls go by copy; [`SenderStats`](super::SenderStats) counts
@@ -53,6 +67,8 @@ pub struct Config {
     pub max_in_flight_sends: usize,
     /// [`SenderBuilder::hand_back`]
     pub hand_back: HandBack,
+    /// [`Policy::Auto`]
+    pub observe_route: bool,
     /// [`SenderBuilder::linger`]
     pub linger: Duration,
     /// [`SenderBuilder::max_hold`]
@@ -66,6 +82,7 @@ impl Default for Config {
             max_in_flight_bytes: 64 << 20,
             max_in_flight_sends: 4096,
             hand_back: HandBack::Recycle,
+            observe_route: false,
             linger: Duration::from_secs(30),
             max_hold: None,
         }
@@ -100,7 +117,7 @@ impl SenderBuilder {
         Self { policy: Policy::default(), config: Config::default(), first: Ok(NotificationId(0)) }
     }
 
-    /// When sends go without copy. Default: [`Policy::Prefer`].
+    /// When sends go without copy. Default: [`Policy::Auto`].
     pub fn policy(mut self, policy: Policy) -> Self {
         self.policy = policy;
         self
@@ -152,6 +169,8 @@ impl SenderBuilder {
     /// is aborted: the peer sees a reset, further sends fail with `ETIMEDOUT`, and the memory comes
     /// back. Default: no limit.
     ///
+    /// Streams only: a datagram waits for this host alone.
+    ///
     /// Without this a peer that is gone holds memory for as long as TCP retransmits, about a
     /// quarter of an hour, and one that never reads for ever.
     pub fn max_hold(mut self, limit: Duration) -> Self {
@@ -165,7 +184,7 @@ impl SenderBuilder {
         self
     }
 
-    /// Takes over a connected stream socket that has never sent with `MSG_ZEROCOPY`, or one that
+    /// Takes over a connected socket that has never sent with `MSG_ZEROCOPY`, or one that
     /// [resumes](Self::resume).
     ///
     /// # Errors
@@ -188,8 +207,8 @@ impl SenderBuilder {
                 socket,
             });
         }
-        let copy_reason = match self.examine(&socket) {
-            Ok(copy_reason) => copy_reason.or(self.first.err()),
+        let (transport, copy_reason) = match self.examine(&socket) {
+            Ok((transport, copy_reason)) => (transport, copy_reason.or(self.first.err())),
             Err(refusal) => return Err(refusal.into_error(socket)),
         };
         if let (Policy::Require, Some(reason)) = (self.policy, copy_reason) {
@@ -198,20 +217,25 @@ impl SenderBuilder {
         let optmem_max = limits::optmem_max().unwrap_or(DEFAULT_OPTMEM_MAX);
         let first = self.first.unwrap_or_default();
         let budget = MemlockBudget::of_process();
-        let kernel = Socket(socket);
-        let core = Core::new(kernel, self.config, copy_reason, budget, optmem_max, first);
+        let kernel = Socket(socket, transport);
+        let config = Config { observe_route: self.policy == Policy::Auto, ..self.config };
+        let core = Core::new(kernel, config, copy_reason, budget, optmem_max, first);
         Ok(Sender { core: Some(core) })
     }
 
     /// Checks the socket and switches zero copy on; tells why there is none, if so.
-    fn examine(&self, socket: &impl AsFd) -> Result<Option<CopyReason>, Refusal> {
+    fn examine(&self, socket: &impl AsFd) -> Result<(Transport, Option<CopyReason>), Refusal> {
         let fd = socket.as_fd();
         let kind = socket::kind(fd)?;
-        match kind {
-            socket::Kind::Listener => return Err(Refusal::Listener),
-            socket::Kind::Datagram => return Err(Refusal::Unsupported),
-            socket::Kind::Tcp | socket::Kind::OtherStream => {}
-        }
+        let transport = match kind {
+            Kind::Listener => return Err(Refusal::Listener),
+            Kind::Tcp | Kind::OtherStream => Transport::Stream,
+            Kind::Udp | Kind::OtherDatagram => Transport::Datagram,
+        };
+        Ok((transport, self.enable(fd, kind)?))
+    }
+
+    fn enable(&self, fd: BorrowedFd<'_>, kind: Kind) -> Result<Option<CopyReason>, Refusal> {
         if !socket::is_connected(fd)? {
             return Err(Refusal::NotConnected);
         }
@@ -219,7 +243,7 @@ impl SenderBuilder {
         if self.policy == Policy::Never {
             return Ok(Some(CopyReason::Policy));
         }
-        if kind != socket::Kind::Tcp {
+        if !matches!(kind, Kind::Tcp | Kind::Udp) {
             return Ok(Some(CopyReason::KindOfSocket));
         }
         match socket::optmem(fd) {
@@ -245,7 +269,6 @@ enum Refusal {
     InUse,
     Listener,
     NotConnected,
-    Unsupported,
     Os(OsError),
 }
 
@@ -261,7 +284,6 @@ impl Refusal {
             Self::InUse => AdoptError::SocketInUse(socket),
             Self::Listener => AdoptError::Listener(socket),
             Self::NotConnected => AdoptError::NotConnected(socket),
-            Self::Unsupported => AdoptError::Unsupported(socket),
             Self::Os(error) => AdoptError::Os { error, socket },
         }
     }

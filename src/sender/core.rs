@@ -33,9 +33,6 @@ use crate::{
 /// and 6.18.
 const OPTMEM_PER_NOTE: u32 = 832;
 
-/// Largest call, in bytes.
-const MAX_CALL_BYTES: usize = 1 << 20;
-
 /// Zero-copy calls after which the error queue is read at the latest.
 const MAX_UNREAD_CALLS: usize = 32;
 
@@ -98,6 +95,8 @@ enum Stop {
     Failed(OsError),
     /// The front of the outbox was refused; the connection is as it was.
     Refused(OsError),
+    /// A datagram was accepted, and dropped below the socket.
+    Dropped(OsError),
 }
 
 impl Stop {
@@ -108,6 +107,7 @@ impl Stop {
             Self::Failed(error) => SendError::Connection { error, buf: () },
             Self::Refused(error) if error.raw() == errno::EFAULT => SendError::BadAddress(()),
             Self::Refused(error) => SendError::Os { error, buf: () },
+            Self::Dropped(error) => SendError::Dropped { error, buf: () },
         }
     }
 }
@@ -124,8 +124,7 @@ impl<K: Kernel> Core<K> {
         first: NotificationId,
     ) -> Arc<Self> {
         let (bytes, sends) = (config.max_in_flight_bytes, config.max_in_flight_sends);
-        let in_flight =
-            InFlight::new(sends, first, copy_reason, config.hand_back, Arc::clone(&budget));
+        let in_flight = InFlight::new(&config, first, copy_reason, Arc::clone(&budget));
         Arc::new(Self {
             kernel,
             config,
@@ -216,7 +215,7 @@ impl<K: Kernel> Core<K> {
         }
         match self.give_up(send, stop) {
             Stop::Failed(error) => Err(SendError::Truncated { ticket, error }),
-            Stop::Stuck | Stop::Refused(_) => Ok(ticket),
+            Stop::Stuck | Stop::Refused(_) | Stop::Dropped(_) => Ok(ticket),
         }
     }
 
@@ -246,15 +245,22 @@ impl<K: Kernel> Core<K> {
             send.outbox.push(key, memory);
             awaited |= in_flight.tracker.get(key).is_awaited();
         }
-        let zero_copy = in_flight.copy_reason.is_none();
+        let zero_copy = in_flight.copy_reason.is_none()
+            && in_flight.route.concerns(in_flight.tracker.outstanding());
         let ticket = Ticket { sequence, len };
-        send.outbox.start(ticket, zero_copy.then_some(self.config.threshold_bytes));
+        let threshold_bytes = zero_copy.then_some(self.config.threshold_bytes);
+        send.outbox.start(ticket, threshold_bytes, self.kernel.transport());
         (ticket, awaited)
     }
 
     /// Sends what is left of the last send.
     fn flush_rest(&self, send: &mut Send) -> Result<(), Stop> {
-        self.flush(send).map_err(|stop| self.give_up(send, stop))
+        let before = send.outbox.sending();
+        let flushed = self.flush(send);
+        if send.outbox.sending() != before {
+            lock(&self.in_flight).done.news = true;
+        }
+        flushed.map_err(|stop| self.give_up(send, stop))
     }
 
     /// If a stream cannot go on after a part of a send was accepted, that send is cut short and
@@ -263,7 +269,7 @@ impl<K: Kernel> Core<K> {
         let error = match stop {
             Stop::Failed(error) => error,
             Stop::Refused(error) if error.raw() == errno::EFAULT => error,
-            Stop::Stuck | Stop::Refused(_) => return stop,
+            Stop::Stuck | Stop::Refused(_) | Stop::Dropped(_) => return stop,
         };
         send.failed = Some(error);
         self.truncate(send, error);
@@ -280,8 +286,8 @@ impl<K: Kernel> Core<K> {
 
     /// Sends what the outbox holds, until it is empty or something stops it.
     fn flush(&self, send: &mut Send) -> Result<(), Stop> {
-        let max_bytes = self.budget.max_call_bytes().min(MAX_CALL_BYTES);
-        while let Some(call) = send.outbox.next_call(max_bytes) {
+        let limits = self.kernel.transport().call_limits(&self.budget);
+        while let Some(call) = send.outbox.next_call(limits) {
             if call.zero_copy {
                 self.send_zero_copy(send, call)
             } else {
@@ -295,10 +301,10 @@ impl<K: Kernel> Core<K> {
     fn send_copied(&self, send: &mut Send, call: Call) -> Result<(), Stop> {
         let flags = SendFlags { zerocopy: false, more: call.more };
         let accepted = match call.bytes {
-            0 => 0,
+            0 if !self.kernel.transport().sends_nothing() => 0,
             _ => match self.kernel.send(send.outbox.memory(), flags) {
                 Ok(accepted) => accepted,
-                Err(error) => return Err(Self::stopped(send, &error)),
+                Err(error) => return Err(self.stopped(send, &error)),
             },
         };
         self.accepted(send, call, None, accepted)
@@ -324,14 +330,19 @@ impl<K: Kernel> Core<K> {
                 Err(error) => error,
             };
             let mut in_flight = lock(&self.in_flight);
-            in_flight.cancel_call(id, send.outbox.keys(), send.outbox.memory());
-            if error.raw_os_error() != Some(errno::ENOBUFS) {
-                return Err(Self::stopped(send, &error));
+            let failed = in_flight.fail_call(&self.kernel, id, &send.outbox);
+            if failed.took_id || error.raw_os_error() != Some(errno::ENOBUFS) {
+                drop(in_flight);
+                return match error.raw_os_error() {
+                    // More parts of pages than a packet can have: 17.
+                    Some(errno::EMSGSIZE) if !failed.took_id => self.send_copied(send, call),
+                    _ => Err(self.stopped(send, &error)),
+                };
             }
             self.count_no_bufs(&mut in_flight);
             send.unread_calls = 0;
-            let freed = in_flight.read_notes(&self.kernel).is_ok_and(|read| read.ids > 0);
-            if !freed || retried {
+            let read = in_flight.read_notes(&self.kernel).unwrap_or_default();
+            if failed.freed + read.ids == 0 || retried {
                 let stats = &in_flight.done.stats;
                 send.window.shrink(in_flight.tracker.outstanding(), stats.in_flight_bytes);
                 drop(in_flight);
@@ -346,18 +357,23 @@ impl<K: Kernel> Core<K> {
         let (keys, memory) = (send.outbox.keys(), send.outbox.memory());
         let mut in_flight = lock(&self.in_flight);
         let unread_limit = (self.optmem_max / OPTMEM_PER_NOTE / 2) as usize;
-        if send.unread_calls >= unread_limit.clamp(1, MAX_UNREAD_CALLS) {
+        let outstanding = in_flight.tracker.outstanding();
+        if send.unread_calls >= unread_limit.clamp(1, MAX_UNREAD_CALLS)
+            || in_flight.route.wants_notes(outstanding)
+        {
             send.unread_calls = 0;
             let _ = in_flight.read_notes(&self.kernel);
         }
         // A full window is looked at again after reading the notes, and once more after asking
         // whether a note went astray.
         for attempt in 0.. {
-            if in_flight.copy_reason.is_some() {
-                return Err(Admission::Copy);
-            }
             let (sends, bytes) =
                 (in_flight.tracker.outstanding(), in_flight.done.stats.in_flight_bytes);
+            if in_flight.copy_reason.is_some()
+                || !in_flight.route.admits(sends, || self.kernel.now())
+            {
+                return Err(Admission::Copy);
+            }
             let admission = send.window.admit(&self.budget, call.bytes, sends, bytes);
             match (admission, attempt) {
                 (Admission::ZeroCopy, _) => break,
@@ -386,7 +402,7 @@ impl<K: Kernel> Core<K> {
         accepted: usize,
     ) -> Result<(), Stop> {
         let mut in_flight = lock(&self.in_flight);
-        in_flight.done.news = true;
+        in_flight.route.accepted(accepted);
         let keys = send.outbox.keys();
         let covered = send.outbox.covered(accepted);
         match id {
@@ -404,7 +420,8 @@ impl<K: Kernel> Core<K> {
                 for key in &keys[..covered] {
                     in_flight.tracker.get_mut(*key).copied = true;
                 }
-                in_flight.done.stats.copied_calls += u64::from(call.bytes > 0);
+                let made = call.bytes > 0 || self.kernel.transport().sends_nothing();
+                in_flight.done.stats.copied_calls += u64::from(made);
                 in_flight.done.stats.copied_bytes += accepted as u64;
             }
         }
@@ -439,7 +456,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// What a failed call means.
-    fn stopped(send: &mut Send, error: &io::Error) -> Stop {
+    fn stopped(&self, send: &mut Send, error: &io::Error) -> Stop {
         if error.kind() == io::ErrorKind::WouldBlock {
             send.stuck = Some(Stuck::Socket);
             return Stop::Stuck;
@@ -448,6 +465,9 @@ impl<K: Kernel> Core<K> {
         let error = OsError::from(error);
         if errno::ends_connection(error.raw()) {
             Stop::Failed(*send.failed.get_or_insert(error))
+        } else if self.kernel.transport().is_drop(error.raw()) {
+            lock(&self.in_flight).done.stats.dropped_sends += 1;
+            Stop::Dropped(error)
         } else {
             Stop::Refused(error)
         }
@@ -495,7 +515,7 @@ impl<K: Kernel> Core<K> {
         match self.step().map_err(|error| OsError::from(&error))?.flushed {
             Ok(()) => Ok(true),
             Err(Stop::Stuck) => Ok(false),
-            Err(Stop::Failed(error) | Stop::Refused(error)) => Err(error),
+            Err(Stop::Failed(error) | Stop::Refused(error) | Stop::Dropped(error)) => Err(error),
         }
     }
 
@@ -530,9 +550,6 @@ impl<K: Kernel> Core<K> {
     /// The owner looks at what there is to do anew: if nothing is left, nothing is stuck. What
     /// was refused is the owner's, and others who drive the sender do not know of it.
     pub(super) fn forget_refused(&self) {
-        if self.is_forked() {
-            return;
-        }
         let mut send = lock(&self.send);
         if send.outbox.is_empty() {
             send.stuck = None;
@@ -643,8 +660,10 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return Capabilities { zero_copy: false, reason: None };
         }
-        let reason = lock(&self.in_flight).copy_reason;
-        Capabilities { zero_copy: reason.is_none(), reason }
+        let in_flight = lock(&self.in_flight);
+        let route = in_flight.route.is_copied().then_some(CopyReason::Route);
+        let reason = in_flight.copy_reason;
+        Capabilities { zero_copy: reason.is_none(), reason: reason.or(route) }
     }
 
     pub(super) fn stats(&self) -> SenderStats {
@@ -661,6 +680,7 @@ impl<K: Kernel> Core<K> {
             leases: in_flight.tracker.leases(),
             window_sends: window.0,
             window_bytes: window.1,
+            route: in_flight.route.stats(),
             ..in_flight.done.stats
         }
     }
@@ -692,6 +712,9 @@ impl<K: Kernel> Core<K> {
     /// Aborts the connection if something is in flight for longer than it may be.
     fn check_hold(&self) {
         let Some(limit) = self.config.max_hold else { return };
+        if !self.kernel.transport().has_end() {
+            return;
+        }
         let held = lock(&self.in_flight).oldest(self.kernel.now());
         if held.is_some_and(|held| held > limit) && self.connection_error().is_none() {
             self.cut_short(OsError::from_raw(errno::ETIMEDOUT));

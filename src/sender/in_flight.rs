@@ -8,9 +8,11 @@ use std::{
 };
 
 use super::{
-    HandBack, Returned, SenderStats,
+    Config, HandBack, Returned, SenderStats,
     kernel::Kernel,
     ledger::{Fate, Ledger},
+    outbox::Outbox,
+    route::Route,
     window::MemlockBudget,
 };
 use crate::{
@@ -35,8 +37,10 @@ pub(super) struct InFlight {
     pub(super) done: Done,
     /// Whether a zero-copy call is under way, so that option memory reading 0 proves nothing.
     pub(super) in_call: bool,
-    /// Why everything goes by copy, if it does.
+    /// Why everything goes by copy, for good, if it does.
     pub(super) copy_reason: Option<CopyReason>,
+    /// Whether zero copy is worth it.
+    pub(super) route: Route,
     pub(super) events: VecDeque<Foreign>,
     /// Threads that wait for news of this sender, which another thread may be the one to read.
     pub(super) sleepers: Vec<Arc<EdgeWait>>,
@@ -69,18 +73,28 @@ pub struct Read {
     pub messages: usize,
     /// Ids released.
     pub ids: u64,
+    /// Whether the queue was seen empty.
+    pub drained: bool,
+}
+
+/// What a call that failed has left behind.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FailedCall {
+    /// The kernel used the id, and has released it.
+    pub(super) took_id: bool,
+    /// Other ids found released.
+    pub(super) freed: u64,
 }
 
 impl InFlight {
     pub(super) fn new(
-        window: usize,
+        config: &Config,
         first: NotificationId,
         copy_reason: Option<CopyReason>,
-        hand_back: HandBack,
         budget: Arc<MemlockBudget>,
     ) -> Self {
         Self {
-            tracker: CompletionTracker::new(window, first),
+            tracker: CompletionTracker::new(config.max_in_flight_sends, first),
             done: Done {
                 ledger: Ledger::default(),
                 stats: SenderStats::default(),
@@ -89,12 +103,13 @@ impl InFlight {
                 wakers: Vec::new(),
                 roused: Vec::new(),
                 news: false,
-                hand_back,
+                hand_back: config.hand_back,
                 budget,
                 held: Vec::new(),
             },
             in_call: false,
             copy_reason,
+            route: Route::new(config.observe_route && copy_reason.is_none()),
             events: VecDeque::new(),
             sleepers: Vec::new(),
             ages: Ages::default(),
@@ -152,6 +167,7 @@ impl InFlight {
             self.tracker.issue(keys, u32::try_from(bytes).expect("calls are cut below 4 GiB"))?;
         self.ages.issued(id, self.tracker.oldest().unwrap_or(id), now);
         self.in_call = true;
+        self.route.began(id);
         for (key, part) in keys.iter().zip(memory) {
             self.tracker.get_mut(*key).offered_bytes += part.len();
         }
@@ -159,21 +175,53 @@ impl InFlight {
         Some(id)
     }
 
-    /// The call of `id` failed: the kernel did not use it.
-    pub(super) fn cancel_call(&mut self, id: NotificationId, keys: &[LeaseKey], memory: &[IoVec]) {
+    /// The call of `id`, the one last cut from the outbox, failed. Takes the id back unless the
+    /// kernel used it.
+    pub(super) fn fail_call(
+        &mut self,
+        kernel: &impl Kernel,
+        id: NotificationId,
+        outbox: &Outbox,
+    ) -> FailedCall {
+        self.route.cancelled(id);
+        let may_have_taken = kernel.transport().failures_take_ids();
+        // Under the lock: the id must not be taken back while its note is on the queue, or the
+        // next call would be released by it.
+        let read = match may_have_taken {
+            true => self.read_to_the_end(kernel),
+            false => Read::default(),
+        };
         self.in_call = false;
         if !self.tracker.cancel(id) {
-            return;
+            self.done.stats.zero_copy_calls += u64::from(may_have_taken);
+            return FailedCall { took_id: may_have_taken, freed: read.ids.saturating_sub(1) };
         }
         let mut bytes = 0;
-        for (key, part) in keys.iter().zip(memory) {
+        for (key, part) in outbox.keys().iter().zip(outbox.memory()) {
             self.tracker.get_mut(*key).offered_bytes -= part.len();
             bytes += part.len();
         }
         self.done.uncharge(1, bytes);
+        FailedCall { took_id: false, freed: read.ids }
     }
 
-    /// Reads the error queue until it is empty.
+    /// Reads the error queue until it is empty. If that cannot be done, no note that is still there
+    /// can be trusted to be about the id it names.
+    fn read_to_the_end(&mut self, kernel: &impl Kernel) -> Read {
+        let mut all = Read::default();
+        while !all.drained {
+            let Ok(read) = self.read_notes(kernel) else {
+                self.poison(Poison::Unread);
+                break;
+            };
+            all.messages += read.messages;
+            all.ids += read.ids;
+            all.drained = read.drained;
+        }
+        all
+    }
+
+    /// Reads the error queue until it is empty, or for a good while.
     pub(super) fn read_notes(&mut self, kernel: &impl Kernel) -> io::Result<Read> {
         let mut read = Read::default();
         for _ in 0..MAX_BATCHES {
@@ -182,6 +230,7 @@ impl InFlight {
             if batch.truncated {
                 self.poison(Poison::Truncated);
             }
+            read.drained = batch.drained;
             if batch.drained {
                 break;
             }
@@ -209,9 +258,10 @@ impl InFlight {
         if self.poisoned().is_some() {
             return 0;
         }
-        let Self { tracker, done, .. } = self;
+        let Self { tracker, done, route, .. } = self;
         match tracker.release(lo, hi, |lease| done.finish(lease, copied)) {
             Ok(Released { ids, bytes }) => {
+                route.note(ids, copied);
                 let ids = ids.count();
                 done.news = true;
                 done.uncharge(ids as usize, bytes);
@@ -277,6 +327,7 @@ impl InFlight {
     /// Every id is released: the option memory says so.
     pub(super) fn release_all(&mut self) {
         let Self { tracker, done, .. } = self;
+        done.news = true;
         done.stats.released_calls += tracker.outstanding() as u64;
         done.uncharge(tracker.outstanding(), done.stats.in_flight_bytes);
         tracker.release_all(|lease| done.finish(lease, false));
@@ -383,7 +434,6 @@ impl Done {
 
     /// A lease has lost its last hold.
     fn finish(&mut self, lease: Lease, copied: bool) {
-        self.news = true;
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);
         // Without a payload only its former pages were waited for.

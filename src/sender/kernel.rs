@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::transport::Transport;
 use crate::{
     raw::Reclaim,
     reaper,
@@ -33,6 +34,10 @@ pub struct Interest {
 
 /// What the sender asks of the kernel about one socket. Simulations and models implement it too.
 pub trait Kernel: Send + Sync + 'static {
+    /// What it makes of the sends it is given.
+    fn transport(&self) -> Transport {
+        Transport::Stream
+    }
     /// Sends once, without blocking.
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize>;
     /// Reads one batch of the error queue, without blocking.
@@ -48,9 +53,10 @@ pub trait Kernel: Send + Sync + 'static {
     fn edges(&self, interest: Interest) -> io::Result<Option<EdgeWait>>;
     /// Bytes of option memory the socket has in use: 832 for each note unread or to come.
     fn optmem(&self) -> io::Result<u32>;
-    /// Bytes accepted and not yet acknowledged by the peer.
+    /// Bytes accepted and not yet acknowledged by the peer, where the transport knows that.
     fn unacked(&self) -> io::Result<usize>;
-    /// Ends the stream in order: the peer reads all that was accepted, then its end.
+    /// Ends the stream in order: the peer reads all that was accepted, then its end. Nothing on a
+    /// transport without an end.
     fn shutdown_write(&self) -> io::Result<()>;
     /// Breaks the connection: the peer sees a reset, and every id is released except those of
     /// packets in a queue below.
@@ -72,9 +78,17 @@ pub trait Kernel: Send + Sync + 'static {
 
 /// A real socket.
 #[derive(Debug)]
-pub(crate) struct Socket<S>(pub(super) S);
+pub(crate) struct Socket<S>(pub(super) S, pub(super) Transport);
+
+fn no_end<T>() -> io::Result<T> {
+    Err(io::ErrorKind::Unsupported.into())
+}
 
 impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
+    fn transport(&self) -> Transport {
+        self.1
+    }
+
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
         // SAFETY: every range comes from the payload of a lease that the tracker holds, which
         // keeps it mapped, and its bytes untouched by owners of ours, until the kernel has
@@ -112,14 +126,24 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
     }
 
     fn unacked(&self) -> io::Result<usize> {
-        socket::unsent(self.0.as_fd())
+        match self.1.has_end() {
+            true => socket::unsent(self.0.as_fd()),
+            // It is what waits in the queues, of whatever size the kernel accounts it with.
+            false => no_end(),
+        }
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
-        socket::shutdown_write(self.0.as_fd())
+        match self.1.has_end() {
+            true => socket::shutdown_write(self.0.as_fd()),
+            false => Ok(()),
+        }
     }
 
     fn abort(&self) -> io::Result<()> {
+        if !self.1.has_end() {
+            return no_end();
+        }
         let fd = self.0.as_fd();
         socket::abort(fd).or_else(|_| {
             // The close, at least, must not look like the orderly end of a whole stream.

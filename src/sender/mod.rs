@@ -8,6 +8,8 @@
 //! | `in_flight` | what the kernel was given: notes, releases, poison |
 //! | `ledger` | what became of every send |
 //! | `window` | how much may be in flight |
+//! | `transport` | the rules in which streams and datagrams differ |
+//! | `route` | whether zero copy is worth it |
 //! | `ending` | flush, drain, abort, and who sees to it |
 //! | `split` | the halves for two threads |
 //! | `wait` | waiting without spinning |
@@ -16,14 +18,18 @@
 mod builder;
 pub(crate) mod core;
 mod ending;
+#[cfg(test)]
+mod fake;
 mod in_flight;
 #[allow(unsafe_code)]
 pub(crate) mod kernel;
 mod ledger;
 mod outbox;
+mod route;
 mod split;
 #[cfg(all(test, not(loom)))]
 mod tests;
+pub(crate) mod transport;
 mod wait;
 pub(crate) mod window;
 
@@ -39,6 +45,7 @@ pub use self::{
     ending::CloseReport,
     kernel::Interest,
     ledger::Fate,
+    route::{RouteMode, RouteStats},
     split::{ReapHalf, SendHalf},
 };
 use self::{core::Core, kernel::Socket};
@@ -50,7 +57,7 @@ use crate::{
     sys::Foreign,
 };
 
-/// Sends memory over one connected stream socket, without copying it where that pays.
+/// Sends memory over one connected socket, without copying it where that pays.
 ///
 /// A buffer given to `send` belongs to the sender until the kernel has released every byte of it:
 /// after the send is acknowledged by the peer, or the connection has failed. Then it is recycled,
@@ -58,7 +65,8 @@ use crate::{
 /// be asked for at any time.
 ///
 /// Sends of less than 16 KiB ([`SenderBuilder::threshold_bytes`]) go by copy, since that is
-/// cheaper, and are released at once. Both kinds keep their order on the stream.
+/// cheaper, and are released at once; so do all sends while the kernel would copy on this route
+/// anyway ([`Policy::Auto`]). Both kinds keep their order.
 ///
 /// # The socket
 ///
@@ -78,6 +86,24 @@ use crate::{
 /// child's descriptor without a word to the peer or the kernel. What is in flight, its notes
 /// included, stays the parent's. Descriptors of senders that the parent's reaper owns stay open in
 /// the child until it ends or executes a program: all descriptors are close-on-exec.
+///
+/// # Datagrams
+///
+/// Over UDP (IPv4 or IPv6, connected) every send is one datagram, a vectored one gathered from its
+/// buffers. It goes by copy as a whole or without as a whole, and is never cut: with the socket
+/// option `UDP_SEGMENT` the kernel makes many packets of it. An error concerns that datagram only;
+/// the buffer comes back, and the sender goes on:
+/// - [`SendError::Dropped`]: a queue or filter of this host dropped it, which the kernel says for
+///   queues only if `IP_RECVERR` is on. Otherwise it counts as accepted.
+/// - [`SendError::Os`] with `EMSGSIZE`: it is longer than the route or the protocol takes.
+/// - [`SendError::Os`] with `ECONNREFUSED` and the like: an ICMP message about an earlier datagram.
+///   With `IP_RECVERR` it comes from [`next_event`](Self::next_event), and this error only if the
+///   error queue was not read before.
+///
+/// There is no orderly end and no abort: `close` and `abort` wait for the queues of this host.
+///
+/// Other sockets (Unix, MPTCP, vsock, UDP-Lite) are sent to by copy, with the reason in
+/// [`capabilities`](Self::capabilities).
 ///
 /// # The end
 ///
@@ -121,9 +147,11 @@ pub struct Sender<S: AsFd + Send + Sync + 'static = OwnedFd> {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// Whether large sends go without copy.
+    /// Whether large sends can go without copy: `false` if something stands in the way for good.
+    /// Stays `true` while [`Policy::Auto`] copies because of the route.
     pub zero_copy: bool,
-    /// Why not.
+    /// Why large sends go by copy now: for good, or because of the route
+    /// ([`CopyReason::Route`]). `None` while they go without, or `Auto` is still trying.
     pub reason: Option<CopyReason>,
 }
 
@@ -150,6 +178,8 @@ pub struct SenderStats {
     pub no_bufs_optmem: u64,
     /// Times the kernel refused a zero-copy call for locked memory (`RLIMIT_MEMLOCK`).
     pub no_bufs_memlock: u64,
+    /// Datagrams dropped on this host ([`SendError::Dropped`]).
+    pub dropped_sends: u64,
     /// Sends cut short by the end of the connection.
     pub truncated_sends: u64,
     /// Foreign messages of the error queue that nobody fetched with
@@ -161,6 +191,8 @@ pub struct SenderStats {
     pub in_flight_bytes: usize,
     /// Payloads now in the sender's custody.
     pub leases: usize,
+    /// What the route does, and what the sender made of it.
+    pub route: RouteStats,
     /// Zero-copy calls that may now be in flight at once.
     pub window_sends: usize,
     /// Bytes that may now be in flight at once.
@@ -194,7 +226,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// # Errors
     ///
     /// [`AdoptError`], with the socket: it is in use by another zero-copy sender, a listener, not
-    /// connected, not a stream, or a system call failed. That the kernel has no zero copy for it
+    /// connected, or a system call failed. That the kernel has no zero copy for it
     /// is no error: everything goes by copy then, and [`capabilities`](Self::capabilities) says
     /// why.
     pub fn new(socket: S) -> Result<Self, AdoptError<S>> {
@@ -350,7 +382,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
 
     fn end(core: Arc<Core<Socket<S>>>) -> CloseReport {
         let report = core.report();
-        core.leave();
+        core.leave(false);
         report
     }
 
@@ -401,7 +433,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         loop {
             // A thread that waits for a slot, or the reaper, may hold the core for a moment.
             match Core::into_kernel(core) {
-                Ok(Socket(socket)) => return Ok((socket, ids)),
+                Ok(Socket(socket, _)) => return Ok((socket, ids)),
                 Err(back) => core = back,
             }
             yield_now();
@@ -432,7 +464,7 @@ impl Sender<OwnedFd> {
 impl<S: AsFd + Send + Sync + 'static> Drop for Sender<S> {
     fn drop(&mut self) {
         if let Some(core) = self.core.take() {
-            core.leave();
+            core.leave(false);
         }
     }
 }

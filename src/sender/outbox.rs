@@ -3,13 +3,14 @@
 
 use std::collections::VecDeque;
 
+use super::transport::{CallLimits, Transport};
 use crate::{id::Ticket, sys::socket::IoVec, tracker::LeaseKey};
 
 /// Elements below this size always go by copy: a page reference costs more than they do.
 const MIN_ZERO_COPY_ELEMENT: usize = 4096;
 
-/// Elements one call may have: `IOV_MAX`.
-const MAX_CALL_ELEMENTS: usize = 1024;
+/// No datagram is longer: the kernel refuses it, and for that it need not count its pages.
+const MAX_DATAGRAM_BYTES: usize = u16::MAX as usize;
 
 /// One payload of a send.
 #[derive(Debug)]
@@ -56,12 +57,24 @@ impl Outbox {
     }
 
     /// Starts the send of the elements pushed, deciding for each whether it goes without copy:
-    /// a run of neighbours of at least 4 KiB does so when together they reach the threshold.
-    pub(super) fn start(&mut self, ticket: Ticket, threshold_bytes: Option<usize>) {
+    /// a run of neighbours of at least 4 KiB does so when together they reach the threshold. A
+    /// datagram goes one way as a whole: without copy if it is of that size on average.
+    pub(super) fn start(
+        &mut self,
+        ticket: Ticket,
+        threshold_bytes: Option<usize>,
+        transport: Transport,
+    ) {
         self.ticket = (!self.is_empty()).then_some(ticket);
         self.accepted = 0;
         let Some(threshold_bytes) = threshold_bytes else { return };
         let elements = self.elements.make_contiguous();
+        if transport == Transport::Datagram {
+            let fewest = threshold_bytes.max(elements.len() * MIN_ZERO_COPY_ELEMENT);
+            let large = (fewest..=MAX_DATAGRAM_BYTES).contains(&ticket.len);
+            elements.iter_mut().for_each(|element| element.zero_copy = large);
+            return;
+        }
         let large = |element: &Element| element.memory.len() >= MIN_ZERO_COPY_ELEMENT;
         for run in elements.chunk_by_mut(|left, right| large(left) == large(right)) {
             let bytes: usize = run.iter().map(|element| element.memory.len()).sum();
@@ -70,11 +83,11 @@ impl Outbox {
         }
     }
 
-    /// Cuts the next call: neighbours that go the same way, up to 1024 of them and `max_bytes`.
+    /// Cuts the next call: neighbours that go the same way, up to these limits.
     ///
     /// The rest of an element of which a part went without copy goes alone, so that only the last
     /// lease of a run ever has further ids (what the tracker asks for).
-    pub(super) fn next_call(&mut self, max_bytes: usize) -> Option<Call> {
+    pub(super) fn next_call(&mut self, limits: CallLimits) -> Option<Call> {
         self.memory.clear();
         self.keys.clear();
         let elements = self.elements.iter();
@@ -87,12 +100,12 @@ impl Outbox {
         let zero_copy = front.zero_copy;
         let mut bytes = 0;
         let mut whole = true;
-        for element in self.elements.iter().take(MAX_CALL_ELEMENTS) {
-            if element.zero_copy != zero_copy || bytes == max_bytes {
+        for element in self.elements.iter().take(limits.elements) {
+            if element.zero_copy != zero_copy || bytes == limits.bytes {
                 break;
             }
             let rest = element.memory.len() - element.sent;
-            let part = rest.min(max_bytes - bytes);
+            let part = rest.min(limits.bytes - bytes);
             self.memory.push(element.memory.part(element.sent, part));
             self.keys.push(element.key);
             bytes += part;
@@ -156,25 +169,33 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sender::window::MemlockBudget;
     use crate::{id::NotificationId, tracker::CompletionTracker};
 
     /// An outbox of elements of these lengths, started at a threshold of 16 KiB.
-    fn outbox(lens: &[usize]) -> Outbox {
+    fn outbox(lens: &[usize], transport: Transport) -> Outbox {
         let mut tracker = CompletionTracker::new(16, NotificationId(0));
         let mut outbox = Outbox::default();
         for len in lens {
             outbox.push(tracker.insert(()), IoVec::new(std::ptr::null(), *len));
         }
         let ticket = Ticket { sequence: 0, len: lens.iter().sum() };
-        outbox.start(ticket, Some(16384));
+        outbox.start(ticket, Some(16384), transport);
         outbox
+    }
+
+    fn limits(bytes: usize) -> CallLimits {
+        CallLimits { elements: 1024, bytes }
     }
 
     /// Sends everything in calls of at most `max_bytes`; per call: elements, bytes, zero copy, more.
     fn calls(lens: &[usize], max_bytes: usize) -> Vec<(usize, usize, bool, bool)> {
-        let mut outbox = outbox(lens);
+        all_calls(outbox(lens, Transport::Stream), limits(max_bytes))
+    }
+
+    fn all_calls(mut outbox: Outbox, limits: CallLimits) -> Vec<(usize, usize, bool, bool)> {
         let mut calls = Vec::new();
-        while let Some(call) = outbox.next_call(max_bytes) {
+        while let Some(call) = outbox.next_call(limits) {
             calls.push((outbox.keys().len(), call.bytes, call.zero_copy, call.more));
             outbox.advance(call.bytes, |_| ());
         }
@@ -214,8 +235,8 @@ mod tests {
 
     #[test]
     fn empty_elements_in_front_wait_for_what_follows_them() {
-        let mut outbox = outbox(&[0, 0, 20_000, 0]);
-        assert_eq!(outbox.next_call(1 << 20).unwrap().bytes, 20_000);
+        let mut outbox = outbox(&[0, 0, 20_000, 0], Transport::Stream);
+        assert_eq!(outbox.next_call(limits(1 << 20)).unwrap().bytes, 20_000);
         assert!(!outbox.is_empty());
         assert_eq!(outbox.take().count(), 4, "refused: all come back");
         assert!(outbox.is_empty());
@@ -228,9 +249,23 @@ mod tests {
     }
 
     #[test]
+    fn a_datagram_is_one_call_and_goes_one_way() {
+        let datagram = Transport::Datagram;
+        let limits = datagram.call_limits(&MemlockBudget::new(Some(4096)));
+        let calls = |lens: &[usize]| all_calls(outbox(lens, datagram), limits);
+        assert_eq!(calls(&[16383]), [(1, 16383, false, false)]);
+        assert_eq!(calls(&[16384]), [(1, 16384, true, false)]);
+        assert_eq!(calls(&[64, 60_000, 64]), [(3, 60_128, true, false)]);
+        assert_eq!(calls(&[1000; 60]), [(60, 60_000, false, false)]);
+        assert_eq!(calls(&[0]), [(0, 0, false, false)]);
+        assert_eq!(calls(&[4096; 15]), [(15, 61_440, true, false)]);
+        assert_eq!(calls(&vec![4096; 2000]), [(2000, 4096 * 2000, false, false)]);
+    }
+
+    #[test]
     fn covered_counts_the_elements_touched() {
-        let mut outbox = outbox(&[20_000, 20_000, 20_000]);
-        outbox.next_call(1 << 20);
+        let mut outbox = outbox(&[20_000, 20_000, 20_000], Transport::Stream);
+        outbox.next_call(limits(1 << 20));
         let covered = [1, 20_000, 20_001, 60_000].map(|bytes| outbox.covered(bytes));
         assert_eq!(covered, [1, 1, 2, 3]);
     }

@@ -1,6 +1,6 @@
 //! The error numbers that callers tell apart.
 
-pub(crate) use libc::{ECANCELED, EFAULT, ENOBUFS, EOPNOTSUPP, EPERM, ETIMEDOUT};
+pub(crate) use libc::{ECANCELED, EFAULT, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPERM, ETIMEDOUT};
 
 /// Whether a failed send means that the connection is over.
 pub(crate) fn ends_connection(errno: i32) -> bool {

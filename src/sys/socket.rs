@@ -17,8 +17,10 @@ pub(crate) enum Kind {
     Tcp,
     /// Listening, of whatever family.
     Listener,
-    /// Keeps message boundaries: UDP, UDP-Lite, raw, seqpacket.
-    Datagram,
+    /// UDP over IPv4 or IPv6.
+    Udp,
+    /// Keeps message boundaries and is not UDP: Unix, UDP-Lite, raw, seqpacket.
+    OtherDatagram,
     /// A byte stream that is not TCP: Unix, vsock, MPTCP, SCTP.
     OtherStream,
 }
@@ -28,27 +30,30 @@ pub(crate) fn kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {
     let stream = option(fd, libc::SO_TYPE)? == libc::SOCK_STREAM;
     if option(fd, libc::SO_ACCEPTCONN)? != 0 {
         Ok(Kind::Listener)
-    } else if !stream {
-        Ok(Kind::Datagram)
-    } else if is_tcp(fd)? {
-        Ok(Kind::Tcp)
     } else {
-        Ok(Kind::OtherStream)
+        Ok(match (stream, is_internet(fd, stream)?) {
+            (true, true) => Kind::Tcp,
+            (true, false) => Kind::OtherStream,
+            (false, true) => Kind::Udp,
+            (false, false) => Kind::OtherDatagram,
+        })
     }
 }
 
-/// Whether a stream socket is TCP. MPTCP answers `SO_PROTOCOL` with a number of its own.
+/// Whether a stream socket is TCP, and another one UDP. MPTCP answers `SO_PROTOCOL` with a number
+/// of its own.
 #[cfg(target_os = "linux")]
-fn is_tcp(fd: BorrowedFd<'_>) -> io::Result<bool> {
+fn is_internet(fd: BorrowedFd<'_>, stream: bool) -> io::Result<bool> {
     let domain = option(fd, libc::SO_DOMAIN)?;
-    let protocol = option(fd, libc::SO_PROTOCOL)?;
-    Ok(matches!(domain, libc::AF_INET | libc::AF_INET6) && protocol == libc::IPPROTO_TCP)
+    let protocol = if stream { libc::IPPROTO_TCP } else { libc::IPPROTO_UDP };
+    Ok(matches!(domain, libc::AF_INET | libc::AF_INET6)
+        && option(fd, libc::SO_PROTOCOL)? == protocol)
 }
 
-/// Whether a stream socket is TCP, taking every stream over IP for it: not every Unix tells the
-/// protocol, and without zero copy nothing rests on it.
+/// Whether a stream socket is TCP, and another one UDP, taking all that is over IP for them: not
+/// every Unix tells the protocol, and without zero copy nothing rests on it.
 #[cfg(not(target_os = "linux"))]
-fn is_tcp(fd: BorrowedFd<'_>) -> io::Result<bool> {
+fn is_internet(fd: BorrowedFd<'_>, _stream: bool) -> io::Result<bool> {
     let family = address_family(fd, libc::getsockname)?;
     Ok(matches!(family, libc::AF_INET | libc::AF_INET6))
 }
@@ -391,7 +396,7 @@ mod tests {
         net::{TcpStream, UdpSocket},
         os::{
             fd::{AsFd, FromRawFd, OwnedFd},
-            unix::net::{UnixListener, UnixStream},
+            unix::net::{UnixDatagram, UnixListener, UnixStream},
         },
         time::Instant,
     };
@@ -425,6 +430,7 @@ mod tests {
         let (tcp6, _peer6) = testing::connect(testing::listen("[::1]:0"), "::1");
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         let (unix, _other) = UnixStream::pair().unwrap();
+        let unix_datagram = UnixDatagram::unbound().unwrap();
         let path = std::env::temp_dir().join(format!("pinbuf-kinds-{}", std::process::id()));
         let unix_listener = UnixListener::bind(&path);
         std::fs::remove_file(&path).unwrap();
@@ -433,7 +439,8 @@ mod tests {
             (tcp6.as_fd(), Kind::Tcp),
             (listener.as_fd(), Kind::Listener),
             (unix_listener.unwrap().as_fd(), Kind::Listener),
-            (udp.as_fd(), Kind::Datagram),
+            (udp.as_fd(), Kind::Udp),
+            (unix_datagram.as_fd(), Kind::OtherDatagram),
             (unix.as_fd(), Kind::OtherStream),
         ] {
             assert_eq!(kind(fd).unwrap(), expected);

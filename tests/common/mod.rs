@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinbuf::{Backing, Pages, PinnedBuf, Pool};
+use pinbuf::{Backing, Pages, PinnedBuf, Policy, Pool, Sender, SenderBuilder};
 
 /// Says by name that a test cannot run here. `PINBUF_SKIPS` names a file in which they are
 /// collected, so that a run can tell how much it did not test.
@@ -48,6 +48,11 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within 30 s: {what}");
         thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// Settings of a sender that goes without copy on loopback too, where every route copies.
+pub(crate) fn zero_copy() -> SenderBuilder {
+    Sender::builder().policy(Policy::Prefer)
 }
 
 /// Tests that look at which way their bytes went take turns: senders share the memlock budget of

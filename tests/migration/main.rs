@@ -292,15 +292,16 @@ fn a_relay_that_changes_nothing_is_not_noticed() {
 #[cfg(all(target_os = "linux", target_endian = "little"))]
 #[test]
 fn code_6_when_nothing_says_that_the_kernel_has_let_go() {
-    let process = match start_with(&["--memory=8M", "--json"], lab::without_notes) {
-        Ok(process) => process,
-        Err(e) => {
-            println!(
-                "SKIPPED code_6_when_nothing_says_that_the_kernel_has_let_go: no seccomp: {e}"
-            );
-            return;
-        }
-    };
+    let process =
+        match start_with(&["--memory=8M", "--json", "--zerocopy=prefer"], lab::without_notes) {
+            Ok(process) => process,
+            Err(e) => {
+                println!(
+                    "SKIPPED code_6_when_nothing_says_that_the_kernel_has_let_go: no seccomp: {e}"
+                );
+                return;
+            }
+        };
     let done = process.wait(STUCK);
     done.expect(6);
     assert!(done.stderr.contains("unaccounted for"), "{}", done.stderr);

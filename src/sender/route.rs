@@ -1,0 +1,661 @@
+//! Whether zero copy is worth it on this route: the judgement of [`Policy::Auto`].
+//!
+//! Some routes end in a copy whatever the sender does (loopback, a virtual Ethernet pair, a card
+//! without scatter-gather, an open packet capture), and then zero copy costs half as much again as
+//! copying. The kernel says so in the note, but notes merge, and a merged note carries the flag of
+//! its first part only. So the flags of ordinary traffic are no more than a hint.
+//!
+//! # Evidence
+//!
+//! Evidence is the note of a *probe*: a zero-copy call made while no id is outstanding, after which
+//! every call goes by copy until its note is read. That note is about the probe and nothing else:
+//!
+//! - A note merges only with the unread note before it. There is none: an id whose note is unread
+//!   is outstanding.
+//! - TCP lets a call join the note of the call queued before it. There is none: that id would be
+//!   outstanding. And no call joins the probe, as none is made with the flag until its note is
+//!   read.
+//!
+//! Nothing waits for a probe: what is sent meanwhile is copied, which is what costs too little to
+//! matter. The other way, to look for notes that happen to name one id, finds none under load.
+//!
+//! # Modes
+//!
+//! ```text
+//!   Trying --one that is true--> ZeroCopy --three copied, on suspicion--> Copied
+//!      `-------three copied in a row---------------------------------------^  |
+//!                                ^-------three true in a row, far apart-------'
+//! ```
+//!
+//! `ZeroCopy` probes on suspicion only: when copied flags outweigh the others by four. `Copied`
+//! probes once per interval of bytes *and* time, which doubles with every failure and every leave,
+//! from 4 MiB and 20 ms to 4 GiB and 20 s; only a stay of 4 GiB in zero copy is forgiven. So a
+//! route that keeps changing makes the sender change about ten times for 4 GiB sent, at worst.
+
+use std::time::{Duration, Instant};
+
+use crate::id::{IdRange, NotificationId};
+
+#[cfg(doc)]
+use super::Policy;
+
+/// Pieces of evidence in a row that make the sender leave zero copy.
+const LEAVE_AFTER: u32 = 3;
+
+/// Pieces of evidence in a row that make it return.
+const RETURN_AFTER: u32 = 3;
+
+/// By how many notes the copied ones must outweigh the others before zero copy is suspected.
+const SUSPECT_AFTER: u32 = 4;
+
+/// The first interval between probes on a copied route; the next ones double.
+const INTERVAL_BYTES: u64 = 4 << 20;
+const INTERVAL_TIME: Duration = Duration::from_millis(20);
+
+/// How often an interval doubles.
+const MAX_LEVEL: u32 = 10;
+
+/// How large sends go on the present route.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum RouteMode {
+    /// Without copy wherever the kernel accepts it: the policy is not `Auto`.
+    #[default]
+    Ignored,
+    /// By copy, but for single calls that find out what the route does. The mode of a sender that
+    /// has not sent much.
+    Trying,
+    /// Without copy: the kernel does not copy on this route.
+    ZeroCopy,
+    /// By copy: the kernel copies on this route anyway. Single calls see whether that has changed,
+    /// at ever longer intervals.
+    Copied,
+}
+
+/// What [`Policy::Auto`](crate::Policy::Auto) found out about the route, and what it did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct RouteStats {
+    /// How large sends go now.
+    pub mode: RouteMode,
+    /// Zero-copy calls made to find out what the route does.
+    pub probes: u64,
+    /// Times that zero copy was given up because the kernel copied.
+    pub leaves: u64,
+    /// Times that it was taken up again.
+    pub returns: u64,
+}
+
+/// The judgement of one sender. Pure: knows bytes, ids and the time it is told.
+#[derive(Debug, Default)]
+pub(super) struct Route {
+    stats: RouteStats,
+    /// The id of a probe whose note is not read.
+    probe: Option<NotificationId>,
+    /// Evidence in a row against the present mode.
+    streak: u32,
+    /// By how many notes the copied ones outweigh the others, in zero copy.
+    suspicion: u32,
+    /// Doublings of the interval.
+    level: u32,
+    /// Bytes accepted since the mode changed or, on a copied route, since the last evidence.
+    bytes: u64,
+    /// When the last probe was let through.
+    probed_at: Option<Instant>,
+    /// Calls that asked while ids were outstanding, since the last probe or leave.
+    waited: u32,
+}
+
+impl Route {
+    /// For [`Policy::Auto`] if `observed`; otherwise every call is let through.
+    pub(super) fn new(observed: bool) -> Self {
+        let mode = if observed { RouteMode::Trying } else { RouteMode::Ignored };
+        Self { stats: RouteStats { mode, ..RouteStats::default() }, ..Self::default() }
+    }
+
+    pub(super) fn stats(&self) -> RouteStats {
+        self.stats
+    }
+
+    /// Whether sends go by copy because the kernel copies anyway.
+    pub(super) fn is_copied(&self) -> bool {
+        self.stats.mode == RouteMode::Copied
+    }
+
+    /// Whether a send needs to ask for each of its calls: `false` where all of them go by copy and
+    /// nothing of before is left to be read. `outstanding` ids are in flight or unread.
+    pub(super) fn concerns(&self, outstanding: usize) -> bool {
+        !self.is_copied() || outstanding > 0 || self.bytes >= self.interval().0
+    }
+
+    /// Whether the error queue should be read before a call asks to be let through: while calls
+    /// go by copy, nobody else may. The calls after which it is double, so that a note is read
+    /// after at most twice its time, and hardly a read is in vain.
+    pub(super) fn wants_notes(&mut self, outstanding: usize) -> bool {
+        if outstanding == 0 || !self.is_exclusive() {
+            return false;
+        }
+        self.waited = self.waited.saturating_add(1);
+        self.waited.is_power_of_two()
+    }
+
+    /// Whether a call may go without copy. If so, [`began`](Self::began) is to follow, with no
+    /// note in between, or the call is not made.
+    pub(super) fn admits(&mut self, outstanding: usize, now: impl FnOnce() -> Instant) -> bool {
+        if !self.is_exclusive() {
+            return true;
+        }
+        if outstanding > 0 || !self.concerns(outstanding) {
+            return false;
+        }
+        let now = now();
+        let waited = self.probed_at.map(|probed_at| now.saturating_duration_since(probed_at));
+        let due = !self.is_copied() || waited.is_none_or(|waited| waited >= self.interval().1);
+        if due {
+            self.probed_at = Some(now);
+        }
+        due
+    }
+
+    /// A call that was let through has this id.
+    pub(super) fn began(&mut self, id: NotificationId) {
+        if self.is_exclusive() {
+            debug_assert!(self.probe.is_none(), "probes go alone");
+            self.probe = Some(id);
+            self.waited = 0;
+            self.stats.probes += 1;
+        }
+    }
+
+    /// The call of `id` failed. Its note, should there be one, says nothing about the route.
+    pub(super) fn cancelled(&mut self, id: NotificationId) {
+        if self.probe == Some(id) {
+            self.probe = None;
+        }
+    }
+
+    /// The kernel accepted so many bytes, in whichever way.
+    pub(super) fn accepted(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    /// A note released these ids, with the flag of the first.
+    pub(super) fn note(&mut self, ids: IdRange, copied: bool) {
+        if self.probe.is_some_and(|probe| (ids.start..ids.end).contains(&probe)) {
+            self.probe = None;
+            // A probe's note has no other ids; if it has, it is no evidence.
+            if ids.count() == 1 {
+                self.evidence(copied);
+            }
+        } else if self.stats.mode == RouteMode::ZeroCopy && !self.is_exclusive() {
+            self.suspicion =
+                if copied { self.suspicion + 1 } else { self.suspicion.saturating_sub(1) };
+            self.waited = 0;
+        }
+    }
+
+    /// A probe came back.
+    fn evidence(&mut self, copied: bool) {
+        let against = copied != self.is_copied();
+        self.streak = if against { self.streak + 1 } else { 0 };
+        match self.stats.mode {
+            RouteMode::Ignored => {}
+            RouteMode::Trying if !copied => self.change(RouteMode::ZeroCopy),
+            RouteMode::Trying | RouteMode::ZeroCopy if self.streak == LEAVE_AFTER => {
+                self.stats.leaves += 1;
+                let stayed = self.bytes >= INTERVAL_BYTES << MAX_LEVEL;
+                let tried = self.stats.mode == RouteMode::Trying;
+                self.level = if tried || stayed { 0 } else { (self.level + 1).min(MAX_LEVEL) };
+                self.change(RouteMode::Copied);
+            }
+            RouteMode::Trying => {}
+            RouteMode::ZeroCopy => {
+                if !copied {
+                    self.suspicion = 0;
+                }
+            }
+            RouteMode::Copied if self.streak == RETURN_AFTER => {
+                self.stats.returns += 1;
+                self.change(RouteMode::ZeroCopy);
+            }
+            RouteMode::Copied => {
+                self.bytes = 0;
+                if copied {
+                    self.level = (self.level + 1).min(MAX_LEVEL);
+                }
+            }
+        }
+    }
+
+    fn change(&mut self, mode: RouteMode) {
+        self.stats.mode = mode;
+        self.streak = 0;
+        self.suspicion = 0;
+        self.bytes = 0;
+        self.waited = 0;
+    }
+
+    /// Whether only probes go without copy now, each alone.
+    fn is_exclusive(&self) -> bool {
+        match self.stats.mode {
+            RouteMode::Ignored => false,
+            RouteMode::Trying | RouteMode::Copied => true,
+            RouteMode::ZeroCopy => self.suspicion >= SUSPECT_AFTER,
+        }
+    }
+
+    /// What lies between two probes on a copied route. Short once one came back true: two more
+    /// decide.
+    fn interval(&self) -> (u64, Duration) {
+        let level = if self.streak > 0 { 0 } else { self.level };
+        (INTERVAL_BYTES << level, INTERVAL_TIME * (1 << level))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::{collection::vec, prelude::*};
+
+    use super::*;
+    use crate::{
+        lease::Payload,
+        sender::{
+            Config,
+            fake::{Answer, FakeKernel, Seen},
+            transport::Transport,
+        },
+    };
+
+    const MIB: usize = 1 << 20;
+
+    /// A socket whose notes merge as the kernel's do, under a route.
+    struct Socket {
+        route: Route,
+        now: Instant,
+        next: u64,
+        /// Groups of ids under one note, and whether all of each was copied: `(lo, hi, copied)`.
+        unsent: VecDeque<(u64, u64, bool)>,
+        error_queue: VecDeque<(u64, u64, bool)>,
+        /// What became of each id.
+        truth: Vec<bool>,
+        zero_copy_bytes: u64,
+        unread_calls: u32,
+        changes: u64,
+    }
+
+    impl Socket {
+        fn new() -> Self {
+            Self {
+                route: Route::new(true),
+                now: Instant::now(),
+                next: 0,
+                unsent: VecDeque::new(),
+                error_queue: VecDeque::new(),
+                truth: Vec::new(),
+                zero_copy_bytes: 0,
+                unread_calls: 0,
+                changes: 0,
+            }
+        }
+
+        /// As `tracker.outstanding()`: not released, or not read.
+        fn outstanding(&self) -> usize {
+            let ids = |(lo, hi, _): &(u64, u64, bool)| (hi - lo + 1) as usize;
+            self.unsent.iter().chain(&self.error_queue).map(ids).sum()
+        }
+
+        fn mode(&self) -> RouteMode {
+            self.route.stats.mode
+        }
+
+        /// One call, as the sender makes it; `joins` the group queued before it if there is one.
+        /// Returns whether it went without copy.
+        fn call(&mut self, bytes: usize, copies: bool, joins: bool) -> bool {
+            let mut admitted = false;
+            let outstanding = self.outstanding();
+            if self.route.concerns(outstanding) {
+                if self.route.wants_notes(outstanding) || self.unread_calls == 32 {
+                    self.read();
+                }
+                let (outstanding, now) = (self.outstanding(), self.now);
+                admitted = self.route.admits(outstanding, || now);
+            } else {
+                assert!(
+                    !self.route.admits(outstanding, || self.now),
+                    "not concerned, not admitted"
+                );
+            }
+            if admitted {
+                let probing = self.route.is_exclusive();
+                assert!(self.route.probe.is_none(), "a probe is alone");
+                assert!(!probing || self.outstanding() == 0, "a probe is alone");
+                self.route.began(NotificationId(self.next));
+                match self.unsent.back_mut() {
+                    // The group counts as copied if any of it was.
+                    Some((_, hi, copied)) if joins => {
+                        (*hi, *copied) = (self.next, *copied | copies);
+                    }
+                    _ => self.unsent.push_back((self.next, self.next, copies)),
+                }
+                self.truth.push(copies);
+                self.next += 1;
+                self.zero_copy_bytes += bytes as u64;
+            }
+            self.unread_calls += u32::from(admitted);
+            self.route.accepted(bytes);
+            admitted
+        }
+
+        /// The kernel lets go of the oldest group, or of the one behind it.
+        fn release(&mut self, out_of_order: bool) {
+            let at = usize::from(out_of_order && self.unsent.len() > 1);
+            let Some((lo, hi, copied)) = self.unsent.remove(at) else { return };
+            match self.error_queue.back_mut() {
+                Some((_, tail, _)) if *tail + 1 == lo => *tail = hi,
+                _ => self.error_queue.push_back((lo, hi, copied)),
+            }
+        }
+
+        fn read(&mut self) {
+            self.unread_calls = 0;
+            while let Some((lo, hi, copied)) = self.error_queue.pop_front() {
+                let ids = IdRange { start: NotificationId(lo), end: NotificationId(hi + 1) };
+                if let Some(probe) = self.route.probe {
+                    assert_eq!((lo, hi), (probe.0, probe.0), "the probe's note names it alone");
+                    assert_eq!(copied, self.truth[lo as usize], "and its flag is the probe's");
+                }
+                let mode = self.mode();
+                self.route.note(ids, copied);
+                self.changes += u64::from(self.mode() != mode);
+            }
+        }
+
+        /// A call whose note is there when the next one is made, as on loopback.
+        fn paced_call(&mut self, copies: bool) -> bool {
+            let zero_copy = self.call(MIB, copies, false);
+            self.release(false);
+            self.now += Duration::from_millis(10);
+            zero_copy
+        }
+
+        fn paced_calls(&mut self, count: usize, copies: bool) -> usize {
+            (0..count).filter(|_| self.paced_call(copies)).count()
+        }
+    }
+
+    const NOT_COPIED: bool = false;
+    const COPIED: bool = true;
+
+    #[test]
+    fn one_call_opens_a_route_that_does_not_copy() {
+        let mut socket = Socket::new();
+        assert!(socket.call(MIB, NOT_COPIED, false));
+        assert!(!socket.call(MIB, NOT_COPIED, false), "alone until its note is read");
+        socket.release(false);
+        assert!(socket.call(MIB, NOT_COPIED, false));
+        assert_eq!(socket.mode(), RouteMode::ZeroCopy);
+        assert_eq!(socket.paced_calls(10_000, NOT_COPIED), 10_000);
+        let RouteStats { probes, leaves, returns, .. } = socket.route.stats();
+        assert_eq!((probes, leaves, returns), (1, 0, 0));
+    }
+
+    #[test]
+    fn three_calls_close_a_route_that_copies_and_further_ones_are_rare() {
+        let mut socket = Socket::new();
+        assert_eq!(socket.paced_calls(4, COPIED), 3);
+        assert!(socket.route.is_copied());
+        // 64 GiB: ten probes on the way to the longest interval, then one for every 4 GiB.
+        let probes = socket.paced_calls(64 << 10, COPIED);
+        assert!((20..=27).contains(&probes), "{probes}");
+        assert_eq!(socket.route.stats().leaves, 1);
+    }
+
+    #[test]
+    fn a_probe_on_a_copied_route_waits_for_bytes_and_for_time() {
+        let mut socket = Socket::new();
+        socket.paced_calls(4, COPIED);
+        socket.now += Duration::from_secs(3600);
+        assert!(!socket.call(INTERVAL_BYTES as usize - MIB - 1, COPIED, false));
+        assert!(!socket.call(1, COPIED, false), "a byte was missing");
+        assert!(socket.call(1, COPIED, false));
+        socket.release(false);
+        socket.read();
+        socket.call(2 * INTERVAL_BYTES as usize, COPIED, false);
+        socket.now += 2 * INTERVAL_TIME - Duration::from_nanos(1);
+        assert!(!socket.call(1, COPIED, false));
+        socket.now += Duration::from_nanos(1);
+        assert!(socket.call(1, COPIED, false));
+    }
+
+    #[test]
+    fn the_way_back_takes_three_probes() {
+        let mut socket = Socket::new();
+        socket.paced_calls(4, COPIED);
+        socket.paced_calls(10_000, COPIED);
+        let before = socket.route.stats();
+        while socket.route.streak == 0 {
+            socket.paced_call(NOT_COPIED);
+        }
+        assert!(!socket.paced_call(NOT_COPIED), "the next probe takes a while");
+        for _ in 0..20 {
+            socket.paced_call(NOT_COPIED);
+        }
+        assert!(!socket.route.is_copied(), "but not as long as the first");
+        assert_eq!(socket.route.level, MAX_LEVEL);
+        let after = socket.route.stats();
+        assert_eq!(after.probes - before.probes, u64::from(RETURN_AFTER));
+        assert_eq!((after.mode, after.returns), (RouteMode::ZeroCopy, 1));
+        assert_eq!(socket.paced_calls(100, NOT_COPIED), 100);
+    }
+
+    #[test]
+    fn a_copied_probe_undoes_the_way_back() {
+        let mut socket = Socket::new();
+        socket.paced_calls(4, COPIED);
+        for copies in [false, false, true, false, false, true].repeat(20) {
+            while !socket.paced_call(copies) {}
+            socket.read();
+        }
+        assert_eq!(socket.route.stats().returns, 0);
+    }
+
+    #[test]
+    fn flags_of_ordinary_traffic_raise_suspicion_and_probes_decide() {
+        let mut socket = Socket::new();
+        socket.paced_calls(2, NOT_COPIED);
+        socket.read();
+        // Merged notes whose first part happens to be copied, on a route that does not copy.
+        for _ in 0..SUSPECT_AFTER {
+            assert!(socket.call(MIB, COPIED, false));
+            assert!(socket.call(MIB, NOT_COPIED, true));
+            socket.release(false);
+            socket.read();
+        }
+        assert!(socket.route.is_exclusive());
+        socket.paced_calls(2, NOT_COPIED);
+        assert!(!socket.route.is_exclusive(), "cleared by one probe");
+        assert_eq!(socket.route.stats().leaves, 0);
+        // The same, and it does.
+        socket.read();
+        for _ in 0..SUSPECT_AFTER + LEAVE_AFTER {
+            assert!(socket.call(MIB, COPIED, false));
+            socket.release(false);
+            socket.read();
+        }
+        assert_eq!((socket.mode(), socket.route.stats().leaves), (RouteMode::Copied, 1));
+    }
+
+    #[test]
+    fn a_minority_of_copied_notes_raises_no_suspicion() {
+        let mut socket = Socket::new();
+        socket.paced_calls(2, NOT_COPIED);
+        for call in 0..1000 {
+            assert!(socket.paced_call(call % 3 == 0));
+            socket.read();
+        }
+        assert_eq!(socket.route.stats().probes, 1);
+    }
+
+    #[test]
+    fn a_failed_call_is_no_evidence() {
+        let mut socket = Socket::new();
+        for _ in 0..2 * LEAVE_AFTER {
+            assert!(socket.route.admits(0, Instant::now));
+            let id = NotificationId(socket.next);
+            socket.route.began(id);
+            socket.route.cancelled(id);
+            // UDP: it had been used after all, and its note is there.
+            socket.route.note(IdRange { start: id, end: NotificationId(id.0 + 1) }, false);
+        }
+        assert_eq!(socket.mode(), RouteMode::Trying);
+    }
+
+    #[test]
+    fn a_policy_that_ignores_routes_lets_everything_through() {
+        let mut route = Route::new(false);
+        for id in 0..1000 {
+            assert!(route.concerns(7) && !route.wants_notes(7));
+            assert!(route.admits(7, || unreachable!("asks for no time")));
+            route.began(NotificationId(id));
+            let ids = IdRange { start: NotificationId(id), end: NotificationId(id + 1) };
+            route.note(ids, true);
+        }
+        assert_eq!(route.stats(), RouteStats::default());
+    }
+
+    #[test]
+    fn the_first_sixteen_without_copy_and_then_copied_is_left_and_does_not_flap() {
+        // What a card without scatter-gather was seen to do (virtio-net on 6.12).
+        let mut socket = Socket::new();
+        let mut true_ones = 16;
+        let mut zero_copy = 0;
+        for _ in 0..64 << 10 {
+            let copies = true_ones == 0;
+            if socket.paced_call(copies) {
+                zero_copy += 1;
+                true_ones -= usize::from(!copies);
+            }
+        }
+        assert!(socket.route.is_copied());
+        assert_eq!(socket.route.stats().leaves, 1);
+        assert!(zero_copy < 200, "{zero_copy}");
+    }
+
+    proptest! {
+        /// Whatever is queued, merged, held back or out of order: the note of a probe names it
+        /// alone, nobody else's note is taken for it, and it has no company.
+        #[test]
+        fn a_probe_is_always_alone(
+            steps in vec((0..10_u8, any::<bool>(), any::<bool>()), 1..2000),
+            bytes in 1_usize..8 << 20,
+        ) {
+            let mut socket = Socket::new();
+            for (step, copies, other) in steps {
+                match step {
+                    0..6 => { socket.call(bytes, copies, other); }
+                    6..8 => socket.release(other),
+                    8 => socket.read(),
+                    _ => socket.now += Duration::from_millis(u64::from(copies) * 30 + 1),
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(16))]
+
+        /// However the route changes its mind, and if it always does what makes the sender change.
+        #[test]
+        fn changes_of_mode_are_few(flips in vec(0_u32..20_000, 1..10)) {
+            let mut socket = Socket::new();
+            let mut calls = 0_u64;
+            for (copies, count) in flips.into_iter().enumerate() {
+                for _ in 0..count {
+                    let opponent = !socket.route.is_copied();
+                    socket.paced_call(if count % 2 == 0 { opponent } else { copies % 2 == 0 });
+                }
+                calls += u64::from(count);
+            }
+            let intervals = calls * MIB as u64 / (INTERVAL_BYTES << MAX_LEVEL);
+            let limit = 2 * (1 + u64::from(MAX_LEVEL)) * (1 + intervals);
+            prop_assert!(socket.changes <= limit, "{} > {limit}", socket.changes);
+        }
+    }
+
+    static BYTES: [u8; MIB] = [7; MIB];
+
+    /// Which of the calls since this was last asked went without copy.
+    fn zero_copy_calls(kernel: &FakeKernel) -> Vec<usize> {
+        let calls = kernel.seen().into_iter().enumerate();
+        calls.filter(|(_, call)| call.zero_copy).map(|(at, _)| at).collect()
+    }
+
+    #[test]
+    fn a_sender_that_nobody_reaps_finds_out_and_looks_again() {
+        let kernel = FakeKernel::new(Transport::Stream, Answer::Note(COPIED));
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        for _ in 0..100 {
+            sender.try_send(&BYTES[..64 << 10]).unwrap();
+        }
+        assert_eq!(zero_copy_calls(&kernel), [0, 1, 2]);
+        kernel.pass(INTERVAL_TIME);
+        for _ in 0..3 {
+            sender.try_send(&BYTES[..64 << 10]).unwrap();
+        }
+        assert_eq!(zero_copy_calls(&kernel), [0], "more than 4 MiB and 20 ms later");
+        assert_eq!(sender.stats().in_flight_calls, 0, "and its note was read");
+    }
+
+    #[test]
+    fn a_send_on_a_copied_route_is_not_cut_into_runs() {
+        let kernel = FakeKernel::new(Transport::Stream, Answer::Note(COPIED));
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        for _ in 0..4 {
+            sender.try_send(&BYTES[..64 << 10]).unwrap();
+        }
+        kernel.seen();
+        let mut bufs: Vec<_> = [64, 60_000, 64].map(|len| Payload::from(&BYTES[..len])).into();
+        sender.try_send_vectored(&mut bufs).unwrap();
+        assert_eq!(kernel.seen(), [Seen { elements: 3, bytes: 60_128, zero_copy: false }]);
+    }
+
+    #[test]
+    fn a_probe_that_the_socket_has_no_room_for_is_made_again() {
+        const EAGAIN: i32 = 11;
+        let kernel = FakeKernel::new(Transport::Stream, Answer::Note(NOT_COPIED));
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        kernel.will([Answer::Fail(EAGAIN)]);
+        let refused = sender.try_send(&BYTES[..64 << 10]).unwrap_err();
+        assert!(refused.is_backpressure());
+        for _ in 0..10 {
+            sender.try_send(&BYTES[..64 << 10]).unwrap();
+        }
+        assert_eq!(zero_copy_calls(&kernel), (0..11).collect::<Vec<_>>());
+        assert_eq!(sender.stats().route.mode, RouteMode::ZeroCopy);
+    }
+
+    #[test]
+    fn a_datagram_that_was_dropped_says_nothing_about_the_route() {
+        const EPERM: i32 = 1;
+        let kernel = FakeKernel::new(Transport::Datagram, Answer::FailWithNote(EPERM));
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        for _ in 0..10 {
+            sender.try_send(&BYTES[..20_000]).unwrap_err();
+        }
+        assert_eq!(sender.stats().route.mode, RouteMode::Trying);
+    }
+
+    #[test]
+    fn who_sees_the_mode_and_does_the_opposite_wastes_little() {
+        let mut socket = Socket::new();
+        let calls = 64_u64 << 10;
+        for _ in 0..calls {
+            let copies = !socket.route.is_copied();
+            socket.paced_call(copies);
+        }
+        assert!(socket.route.stats().returns <= 30, "{:?}", socket.route.stats());
+        assert!(socket.zero_copy_bytes * 10 < calls * MIB as u64, "{}", socket.zero_copy_bytes);
+    }
+}

@@ -1,0 +1,252 @@
+//! The rules in which transports differ.
+//!
+//! | | stream | datagram |
+//! |---|---|---|
+//! | a send is | cut into calls | one call, all of it by copy or none |
+//! | an empty send is | nothing | a datagram |
+//! | a call that fails | takes no id | may take one; then its note is on the queue already |
+//! | `ENOBUFS`, `EPERM` | a limit | the same, or the datagram was dropped below the socket |
+//! | `EMSGSIZE` without copy | – | more than 17 parts of pages: goes by copy |
+//! | the end | shut down, aborted | the peer knows of none |
+
+use super::window::MemlockBudget;
+use crate::sys::errno;
+
+/// Elements one call may have: `IOV_MAX`.
+const MAX_CALL_ELEMENTS: usize = 1024;
+
+/// Largest call of a stream, in bytes.
+const MAX_CALL_BYTES: usize = 1 << 20;
+
+/// What a socket makes of the sends it is given.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Transport {
+    /// A row of bytes.
+    Stream,
+    /// Each send on its own.
+    Datagram,
+}
+
+/// How much one call may cover.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct CallLimits {
+    pub(super) elements: usize,
+    pub(super) bytes: usize,
+}
+
+impl Transport {
+    /// What one call may cover. A datagram is never cut: what is too large the kernel refuses.
+    pub(super) fn call_limits(self, budget: &MemlockBudget) -> CallLimits {
+        match self {
+            Self::Stream => CallLimits {
+                elements: MAX_CALL_ELEMENTS,
+                bytes: budget.max_call_bytes().min(MAX_CALL_BYTES),
+            },
+            Self::Datagram => CallLimits { elements: usize::MAX, bytes: usize::MAX },
+        }
+    }
+
+    /// Whether a call of no bytes means something. It always goes by copy, since with the flag it
+    /// would take an id.
+    pub(super) fn sends_nothing(self) -> bool {
+        self == Self::Datagram
+    }
+
+    /// Whether a call that failed may have taken its id: where the layer that frees the packet is
+    /// the one that reports the failure. The note is on the error queue before the call returns.
+    pub(super) fn failures_take_ids(self) -> bool {
+        self == Self::Datagram
+    }
+
+    /// Whether this error means that the datagram was dropped on this host: a queue was full, or a
+    /// filter refused it.
+    pub(super) fn is_drop(self, errno: i32) -> bool {
+        self == Self::Datagram && matches!(errno, errno::ENOBUFS | errno::EPERM)
+    }
+
+    /// Whether what was sent can be taken back by ending a connection.
+    pub(super) fn has_end(self) -> bool {
+        self == Self::Stream
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        error::SendError,
+        lease::Payload,
+        sender::{
+            Config, Fate,
+            core::Core,
+            fake::{Answer, FakeKernel, Seen},
+        },
+        sync::Arc,
+    };
+
+    static BYTES: [u8; 1 << 20] = [7; 1 << 20];
+    const LEN: usize = 20_000;
+
+    fn datagrams() -> (FakeKernel, Arc<Core<FakeKernel>>) {
+        let kernel = FakeKernel::new(Transport::Datagram, Answer::Take);
+        let sender = kernel.sender(Config::default());
+        (kernel, sender)
+    }
+
+    fn call(elements: usize, bytes: usize, zero_copy: bool) -> Seen {
+        Seen { elements, bytes, zero_copy }
+    }
+
+    #[test]
+    fn a_datagram_dropped_below_the_socket_comes_back_and_its_id_stays_used() {
+        let (kernel, sender) = datagrams();
+        for (round, errno) in [errno::ENOBUFS, errno::EPERM].into_iter().enumerate() {
+            kernel.will([Answer::FailWithNote(errno)]);
+            match sender.try_send(&BYTES[..LEN]) {
+                Err(SendError::Dropped { error, buf }) => {
+                    assert_eq!((error.raw(), buf.len()), (errno, LEN));
+                }
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(kernel.seen(), [call(1, LEN, true)], "it is not sent again");
+            let ticket = sender.try_send(&BYTES[..LEN]).unwrap();
+            assert_eq!(ticket.sequence(), round as u64, "no ticket was used");
+            assert_eq!(kernel.seen(), [call(1, LEN, true)]);
+            sender.step().unwrap();
+            assert_eq!(sender.fate(ticket), None, "the note of the other id does not release it");
+            kernel.release();
+            sender.step().unwrap();
+            assert_eq!(
+                sender.fate(ticket),
+                Some(Fate::Released { accepted: LEN, copied: Some(false) })
+            );
+        }
+        let stats = sender.stats();
+        assert_eq!((stats.dropped_sends, stats.no_bufs_optmem, stats.no_bufs_memlock), (2, 0, 0));
+        assert_eq!((stats.zero_copy_calls, stats.released_calls, stats.in_flight_bytes), (4, 4, 0));
+        assert!(sender.capabilities().zero_copy);
+    }
+
+    #[test]
+    fn other_failures_that_took_the_id_say_what_they_are() {
+        const EINVAL: i32 = 22;
+        let (kernel, sender) = datagrams();
+        kernel.will([Answer::FailWithNote(EINVAL), Answer::FailWithNote(errno::EMSGSIZE)]);
+        for errno in [EINVAL, errno::EMSGSIZE] {
+            match sender.try_send(&BYTES[..LEN]) {
+                Err(SendError::Os { error, .. }) => assert_eq!(error.raw(), errno),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(kernel.seen().len(), 2);
+        sender.try_send(&BYTES[..LEN]).unwrap();
+        kernel.release();
+        sender.step().unwrap();
+        assert_eq!(sender.stats().released_calls, 3);
+    }
+
+    #[test]
+    fn a_limit_makes_a_datagram_go_by_copy() {
+        let (kernel, sender) = datagrams();
+        kernel.will([Answer::Fail(errno::ENOBUFS)]);
+        let ticket = sender.try_send(&BYTES[..LEN]).unwrap();
+        assert_eq!(kernel.seen(), [call(1, LEN, true), call(1, LEN, false)]);
+        let fate = Some(Fate::Released { accepted: LEN, copied: Some(true) });
+        assert_eq!(sender.fate(ticket), fate);
+        // With notes to be read, the call is tried once more before that.
+        kernel.will([Answer::Note(false), Answer::Fail(errno::ENOBUFS)]);
+        sender.try_send(&BYTES[..LEN]).unwrap();
+        sender.try_send(&BYTES[..LEN]).unwrap();
+        let zero_copy = call(1, LEN, true);
+        assert_eq!(kernel.seen(), [zero_copy, zero_copy, zero_copy]);
+        assert_eq!(sender.stats().dropped_sends, 0);
+    }
+
+    #[test]
+    fn a_copied_datagram_can_be_dropped_too() {
+        let (kernel, sender) = datagrams();
+        kernel.will([Answer::Fail(errno::ENOBUFS)]);
+        let error = sender.try_send(&BYTES[..100]).unwrap_err();
+        assert!(matches!(error, SendError::Dropped { .. }), "{error:?}");
+        assert_eq!(kernel.seen(), [call(1, 100, false)]);
+    }
+
+    #[test]
+    fn too_many_parts_of_pages_go_by_copy_once() {
+        let (kernel, sender) = datagrams();
+        kernel.will([Answer::Fail(errno::EMSGSIZE)]);
+        sender.try_send(&BYTES[..LEN]).unwrap();
+        assert_eq!(kernel.seen(), [call(1, LEN, true), call(1, LEN, false)]);
+        kernel.will([Answer::Fail(errno::EMSGSIZE), Answer::Fail(errno::EMSGSIZE)]);
+        match sender.try_send(&BYTES[..LEN]) {
+            Err(SendError::Os { error, .. }) => assert_eq!(error.raw(), errno::EMSGSIZE),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(kernel.seen().len(), 2);
+        assert_eq!(sender.stats().in_flight_bytes, 0);
+    }
+
+    #[test]
+    fn what_became_of_an_earlier_datagram_does_not_end_the_sender() {
+        const ECONNREFUSED: i32 = 111;
+        let (kernel, sender) = datagrams();
+        for len in [100, LEN] {
+            kernel.will([Answer::Fail(ECONNREFUSED)]);
+            match sender.try_send(&BYTES[..len]) {
+                Err(SendError::Os { error, buf }) => {
+                    assert_eq!((error.raw(), buf.len()), (ECONNREFUSED, len));
+                }
+                other => panic!("{other:?}"),
+            }
+            sender.try_send(&BYTES[..len]).unwrap();
+        }
+        assert_eq!(sender.connection_error(), None);
+    }
+
+    #[test]
+    fn an_empty_datagram_goes_by_copy_and_an_empty_stream_send_not_at_all() {
+        for (transport, seen) in
+            [(Transport::Datagram, vec![call(0, 0, false)]), (Transport::Stream, vec![])]
+        {
+            let kernel = FakeKernel::new(transport, Answer::Take);
+            let sender = kernel.sender(Config { threshold_bytes: 0, ..Config::default() });
+            sender.try_send(&BYTES[..0]).unwrap();
+            assert_eq!(kernel.seen(), seen);
+        }
+    }
+
+    #[test]
+    fn a_datagram_is_gathered_into_one_call_whatever_the_limits() {
+        // A stream would send a quarter of this budget at once, and 1024 elements.
+        let kernel = FakeKernel::new(Transport::Datagram, Answer::Take);
+        let sender = kernel.sender_within(Some(128 << 10), Config::default());
+        let mut bufs: Vec<_> = [64, 60_000, 4096].map(|len| Payload::from(&BYTES[..len])).into();
+        sender.try_send_vectored(&mut bufs).unwrap();
+        let mut bufs: Vec<_> = (0..1025).map(|_| Payload::from(&BYTES[..1])).collect();
+        sender.try_send_vectored(&mut bufs).unwrap();
+        assert_eq!(kernel.seen(), [call(3, 64_160, true), call(1025, 1025, false)]);
+    }
+
+    #[test]
+    fn a_datagram_held_for_long_is_waited_for() {
+        let kernel = FakeKernel::new(Transport::Datagram, Answer::Take);
+        let max_hold = Some(Duration::from_secs(1));
+        let sender = kernel.sender(Config { max_hold, ..Config::default() });
+        sender.try_send(&BYTES[..LEN]).unwrap();
+        kernel.pass(Duration::from_secs(10));
+        sender.step().unwrap();
+        assert_eq!(sender.connection_error(), None);
+        assert_eq!(sender.stats().in_flight_calls, 1);
+    }
+
+    #[test]
+    fn a_stream_drops_nothing() {
+        let kernel = FakeKernel::new(Transport::Stream, Answer::Take);
+        let sender = kernel.sender(Config::default());
+        kernel.will([Answer::Fail(errno::EPERM)]);
+        let error = sender.try_send(&BYTES[..LEN]).unwrap_err();
+        assert!(matches!(error, SendError::Os { .. }), "{error:?}");
+    }
+}

@@ -1,0 +1,100 @@
+//! Policy `Auto` over real routes.
+
+mod common;
+
+use std::{io::Read, net::TcpStream, thread};
+
+use common::{STALLED, pair, pair_at, soon};
+use pinbuf::{CopyReason, Fate, Payload, Policy, RouteMode, Sender};
+
+const LEN: usize = 64 << 10;
+
+fn swallow(mut far: TcpStream) -> thread::JoinHandle<u64> {
+    thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()).unwrap())
+}
+
+fn bytes(len: usize) -> &'static [u8] {
+    vec![7; len].leak()
+}
+
+#[test]
+fn a_route_that_copies_is_left_and_the_stream_goes_on_by_copy() {
+    let (near, far) = pair();
+    let peer = swallow(far);
+    let mut sender = Sender::new(near).unwrap();
+    let capabilities = sender.capabilities();
+    assert!(capabilities.zero_copy && capabilities.reason.is_none(), "{capabilities:?}");
+    assert_eq!(sender.stats().route.mode, RouteMode::Trying);
+    // Pipelined: nobody waits, nobody reaps.
+    let sends = 2000;
+    let data = bytes(LEN);
+    for _ in 0..sends {
+        sender.send(data).unwrap();
+    }
+    let stats = sender.stats();
+    assert_eq!((stats.route.mode, stats.route.leaves), (RouteMode::Copied, 1), "{stats:?}");
+    assert_eq!(stats.zero_copy_calls, stats.route.probes);
+    assert!((3..=10).contains(&stats.route.probes), "{stats:?}");
+    let capabilities = sender.capabilities();
+    assert!(capabilities.zero_copy, "it could, but the route copies");
+    assert_eq!(capabilities.reason, Some(CopyReason::Route));
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(peer.join().unwrap(), sends * LEN as u64);
+}
+
+#[test]
+fn one_large_send_finds_out_with_its_own_calls() {
+    let (near, far) = pair();
+    let peer = swallow(far);
+    let mut sender = Sender::new(near).unwrap();
+    let ticket = sender.send(bytes(64 << 20)).unwrap();
+    assert_eq!(sender.stats().route.mode, RouteMode::Copied);
+    let fate = sender.wait(ticket, soon()).unwrap();
+    assert_eq!(fate, Fate::Released { accepted: 64 << 20, copied: Some(true) });
+    let stats = sender.stats();
+    assert!(stats.zero_copy_bytes <= 16 << 20, "{stats:?}");
+    drop(sender);
+    assert_eq!(peer.join().unwrap(), 64 << 20);
+}
+
+#[test]
+fn a_peer_that_reads_nothing_holds_up_the_probe_and_nothing_else() {
+    let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = Sender::new(near).unwrap();
+    let (mut sent, data) = (0, bytes(LEN));
+    // Until nothing more goes in.
+    while let Ok(ticket) = sender.try_send(data) {
+        sent += ticket.len();
+    }
+    let stats = sender.stats();
+    assert_eq!((stats.zero_copy_calls, stats.route.mode), (1, RouteMode::Trying), "{stats:?}");
+    assert!(stats.copied_calls > 10, "{stats:?}");
+    let reader = thread::spawn(move || {
+        let mut got = Vec::new();
+        far.read_to_end(&mut got).unwrap();
+        got
+    });
+    sender.drain(soon()).unwrap();
+    assert!(sender.close(soon().unwrap()).drained);
+    let got = reader.join().unwrap();
+    assert!(got.len() == sent && got.iter().all(|byte| *byte == 7));
+}
+
+#[test]
+fn prefer_and_require_ignore_the_route() {
+    for policy in [Policy::Prefer, Policy::Require] {
+        let (near, far) = pair();
+        let peer = swallow(far);
+        let mut sender = Sender::builder().policy(policy).adopt(near).unwrap();
+        for _ in 0..200 {
+            let mut bufs = vec![Payload::from(bytes(LEN))];
+            sender.send_vectored(&mut bufs).unwrap();
+        }
+        let stats = sender.stats();
+        assert!(stats.zero_copy_calls >= 150, "{stats:?}");
+        assert_eq!((stats.route.mode, stats.route.probes), (RouteMode::Ignored, 0));
+        assert_eq!(sender.capabilities().reason, None);
+        assert!(sender.close(soon().unwrap()).drained);
+        assert_eq!(peer.join().unwrap(), 200 * LEN as u64);
+    }
+}
