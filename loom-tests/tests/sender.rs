@@ -185,7 +185,6 @@ fn halves_that_leave_at_once_end_the_sender_once() {
         let kernel = FakeKernel::default();
         let sender = kernel.sender();
         sender.try_send(filled(&pool, 1)).unwrap();
-        assert!(kernel.deliver());
         sender.share();
         let sending_half = {
             let sender = Arc::clone(&sender);
@@ -193,6 +192,7 @@ fn halves_that_leave_at_once_end_the_sender_once() {
         };
         sender.leave(false);
         sending_half.join().unwrap();
+        assert!(kernel.deliver());
         kernel.attend();
         assert!(!kernel.has_orphan(), "it is over");
         assert_eq!(pool.stats().free(), 1);

@@ -513,7 +513,7 @@ impl<K: Kernel> Core<K> {
     pub(super) fn flush_now(&self) -> Result<bool, OsError> {
         self.forget_refused();
         match self.step().map_err(|error| OsError::from(&error))?.flushed {
-            Ok(()) => Ok(true),
+            Ok(()) => self.connection_error().map_or(Ok(true), Err),
             Err(Stop::Stuck) => Ok(false),
             Err(Stop::Failed(error) | Stop::Refused(error) | Stop::Dropped(error)) => Err(error),
         }
