@@ -510,6 +510,9 @@ pub enum Poison {
     /// A message of the error queue did not fit into 512 bytes of control room and was cut
     /// (`MSG_CTRUNC`).
     Truncated,
+    /// The error queue could not be read to its end after a datagram was refused: a note that is
+    /// still there may be about an id that was given out again.
+    Unread,
     /// The socket's option memory reads 0 while ids are in flight and no note is unread: a note
     /// of ours was taken by somebody else.
     NoteStolen,
@@ -524,6 +527,7 @@ impl fmt::Display for Poison {
                  with MSG_ZEROCOPY on this socket",
             ),
             Self::Truncated => f.write_str("a message of the error queue was cut"),
+            Self::Unread => f.write_str("the error queue could not be read to its end"),
             Self::NoteStolen => f.write_str("a note of ours was read by somebody else"),
         }
     }

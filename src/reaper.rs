@@ -272,13 +272,10 @@ impl Reaper {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::{
-        net::UdpSocket,
-        os::fd::AsFd,
-        sync::atomic::{AtomicUsize, Ordering},
-    };
+    use std::{net::UdpSocket, os::fd::AsFd};
 
     use super::*;
+    use crate::sync::{AtomicUsize, Ordering};
 
     /// Counts how often it is driven, and wants to be driven again.
     #[derive(Default)]

@@ -300,7 +300,7 @@ fn without_tests<'a>(tokens: &[Token<'a>]) -> Vec<Token<'a>> {
         let words: Vec<_> = tokens[at..end].iter().map(|token| token.text).collect();
         let only_tests = words.contains(&"cfg")
             && words.contains(&"test")
-            && !words.contains(&"not")
+            && words.windows(3).all(|three| three[0] != "not" || three[2] == "loom")
             && !words.contains(&"any");
         if only_tests {
             at = item(tokens, end);

@@ -279,6 +279,29 @@ fn disconnect(socket: &impl AsFd) {
 }
 
 #[test]
+fn a_half_that_waits_sleeps_through_what_the_other_half_sends() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let (mut send, mut reap) = Sender::new(near).unwrap().split();
+    let held = send.send(pattern(256 << 10, 1)).unwrap();
+    let sends = thread::spawn(move || {
+        let deadline = after(150);
+        let mut count = 0;
+        while Instant::now() < deadline {
+            count += usize::from(send.try_send(&[7; 10][..]).is_ok());
+            thread::sleep(Duration::from_micros(20));
+        }
+        (send, count)
+    });
+    let waits = waits(|| {
+        assert_eq!(reap.wait(held, Some(after(200))), Err(WaitError::TimedOut));
+    });
+    let (_send, count) = sends.join().unwrap();
+    assert!(count > 100, "{count}");
+    assert!(waits < count / 4, "{waits} for {count} sends");
+    drop(far);
+}
+
+#[test]
 fn the_reaper_does_not_spin() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let (dead_near, dead_far) = pair_at("127.0.0.1:0", STALLED);

@@ -182,13 +182,19 @@ impl Channel {
         self.sent
     }
 
-    /// Ends the stream, waits until the kernel has let go of everything, and adds up.
-    pub(crate) fn close(mut self, deadline: Instant) -> ZeroCopyReport {
-        // Only to read the counts after the last note; what is amiss here, `close` tells too.
-        let _ = self.sender.drain(Some(deadline));
+    /// Ends the stream in order, waits until the kernel has let go of everything, and adds up.
+    /// Without a deadline the migration is off: the connection is aborted.
+    pub(crate) fn close(mut self, deadline: Option<Instant>) -> ZeroCopyReport {
+        if deadline.is_some() {
+            // Only to read the counts after the last note; what is amiss here, `close` tells too.
+            let _ = self.sender.drain(deadline);
+        }
         let stats = self.sender.stats();
         let capabilities = self.sender.capabilities();
-        let closed = self.sender.close(deadline);
+        let closed = match deadline {
+            Some(deadline) => self.sender.close(deadline),
+            None => self.sender.abort(),
+        };
         ZeroCopyReport {
             policy: self.settings.zerocopy.name(),
             available: capabilities.zero_copy,

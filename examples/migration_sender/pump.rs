@@ -26,8 +26,11 @@ use crate::{
 
 /// How often an idle channel says that it is alive.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(1);
-/// How long closing a channel may take after all went well, and after a failure.
-const CLOSE_PATIENCE: [Duration; 2] = [Duration::from_secs(10), Duration::from_secs(1)];
+/// How long closing a channel may take after all went well.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the reason for giving up may take to the destination.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What [`Shared::round`] says after the last round.
 pub(crate) const VERIFYING: u32 = u32::MAX;
@@ -182,7 +185,12 @@ impl Pump {
     /// Obeys until the coordinator hangs up, then closes the channel in order.
     pub(crate) fn run(mut self, commands: &Receiver<Command>) -> ZeroCopyReport {
         let outcome = self.obey(commands);
-        let patience = CLOSE_PATIENCE[usize::from(outcome.is_err())];
+        // Channel 0 takes the reason for giving up to the destination; the others just end.
+        let deadline = match (&outcome, self.number) {
+            (Ok(()), _) => Some(Instant::now() + CLOSE_PATIENCE),
+            (Err(_), 0) => Some(Instant::now() + GOODBYE_PATIENCE),
+            (Err(_), _) => None,
+        };
         let failure = match outcome {
             Ok(()) => None,
             Err(Halt::Send(failure)) => Some(self.shared.explain(self.number, failure)),
@@ -198,7 +206,7 @@ impl Pump {
         if let Some(failure) = failure {
             let _ = self.events.send(Event::Failed(failure));
         }
-        self.channel.close(Instant::now() + patience)
+        self.channel.close(deadline)
     }
 
     fn obey(&mut self, commands: &Receiver<Command>) -> Result<(), Halt> {

@@ -147,7 +147,7 @@ fn a_sender_left_in_flight_ends_in_the_reapers_care() {
                 kernel.attend();
             })
         };
-        sender.leave();
+        sender.leave(false);
         network.join().unwrap();
         kernel.attend();
         assert!(!kernel.has_orphan(), "it is over");
@@ -167,13 +167,34 @@ fn an_abort_keeps_what_a_packet_in_a_queue_still_carries() {
             thread::spawn(move || assert!(kernel.deliver()))
         };
         sender.abort();
-        sender.leave();
+        sender.leave(false);
         if pool.stats().free() == 1 {
             drop(filled(&pool, 2));
         }
         network.join().unwrap();
         kernel.attend();
         assert!(!kernel.has_orphan());
+        assert_eq!(pool.stats().free(), 1);
+    });
+}
+
+#[test]
+fn halves_that_leave_at_once_end_the_sender_once() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender();
+        sender.try_send(filled(&pool, 1)).unwrap();
+        assert!(kernel.deliver());
+        sender.share();
+        let sending_half = {
+            let sender = Arc::clone(&sender);
+            thread::spawn(move || sender.leave(true))
+        };
+        sender.leave(false);
+        sending_half.join().unwrap();
+        kernel.attend();
+        assert!(!kernel.has_orphan(), "it is over");
         assert_eq!(pool.stats().free(), 1);
     });
 }

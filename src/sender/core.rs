@@ -251,7 +251,12 @@ impl<K: Kernel> Core<K> {
 
     /// Sends what is left of the last send.
     fn flush_rest(&self, send: &mut Send) -> Result<(), Stop> {
-        self.flush(send).map_err(|stop| self.give_up(send, stop))
+        let before = send.outbox.sending();
+        let flushed = self.flush(send);
+        if send.outbox.sending() != before {
+            lock(&self.in_flight).done.news = true;
+        }
+        flushed.map_err(|stop| self.give_up(send, stop))
     }
 
     /// If a stream cannot go on after a part of a send was accepted, that send is cut short and
@@ -393,7 +398,6 @@ impl<K: Kernel> Core<K> {
         accepted: usize,
     ) -> Result<(), Stop> {
         let mut in_flight = lock(&self.in_flight);
-        in_flight.done.news = true;
         in_flight.route.accepted(accepted);
         let keys = send.outbox.keys();
         let covered = send.outbox.covered(accepted);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use super::{core::Core, in_flight::InFlight, kernel::Kernel};
 use crate::{
     error::OsError,
-    sync::{Arc, lock},
+    sync::{Arc, Ordering, lock},
     sys::errno,
 };
 
@@ -234,13 +234,32 @@ impl<K: Kernel> Core<K> {
         self.retire();
     }
 
-    /// The last owner lets go: what has not ended is the reaper's from here on.
+    /// There are two owners from here on.
+    pub fn share(&self) {
+        // Relaxed: only this thread owns the core; the owners reach others by other means.
+        self.owners.store(2, Ordering::Relaxed);
+    }
+
+    /// An owner lets go; `begin_end`: without this one there is no end but the last. What has not
+    /// ended when the last one goes is the reaper's.
     ///
     /// A sender with nothing to do is closed without an end of the stream of its own: other handles
     /// of the socket may want to go on.
-    pub fn leave(self: Arc<Self>) {
+    pub fn leave(self: Arc<Self>, begin_end: bool) {
         // A child only closes its descriptor, with the core.
         if self.is_forked() {
+            return;
+        }
+        if begin_end {
+            self.begin_end(true);
+        }
+        // AcqRel: Release and Acquire partner with the other owner's, so that the last one sees the
+        // end begun, and all that the other did.
+        if self.owners.fetch_sub(1, Ordering::AcqRel) > 1 {
+            if begin_end {
+                // A failure shows in the other owner's calls.
+                let _ = self.step();
+            }
             return;
         }
         // A failure to read notes leaves the end to the reaper too.

@@ -70,6 +70,8 @@ pub struct Read {
     pub messages: usize,
     /// Ids released.
     pub ids: u64,
+    /// Whether the queue was seen empty.
+    pub drained: bool,
 }
 
 /// What a call that failed has left behind.
@@ -168,7 +170,7 @@ impl InFlight {
         // Under the lock: the id must not be taken back while its note is on the queue, or the
         // next call would be released by it.
         let read = match may_have_taken {
-            true => self.read_notes(kernel).unwrap_or_default(),
+            true => self.read_to_the_end(kernel),
             false => Read::default(),
         };
         self.in_call = false;
@@ -185,7 +187,23 @@ impl InFlight {
         FailedCall { took_id: false, freed: read.ids }
     }
 
-    /// Reads the error queue until it is empty.
+    /// Reads the error queue until it is empty. If that cannot be done, no note that is still there
+    /// can be trusted to be about the id it names.
+    fn read_to_the_end(&mut self, kernel: &impl Kernel) -> Read {
+        let mut all = Read::default();
+        while !all.drained {
+            let Ok(read) = self.read_notes(kernel) else {
+                self.poison(Poison::Unread);
+                break;
+            };
+            all.messages += read.messages;
+            all.ids += read.ids;
+            all.drained = read.drained;
+        }
+        all
+    }
+
+    /// Reads the error queue until it is empty, or for a good while.
     pub(super) fn read_notes(&mut self, kernel: &impl Kernel) -> io::Result<Read> {
         let mut read = Read::default();
         for _ in 0..MAX_BATCHES {
@@ -194,6 +212,7 @@ impl InFlight {
             if batch.truncated {
                 self.poison(Poison::Truncated);
             }
+            read.drained = batch.drained;
             if batch.drained {
                 break;
             }
@@ -287,6 +306,7 @@ impl InFlight {
     /// Every id is released: the option memory says so.
     pub(super) fn release_all(&mut self) {
         let Self { tracker, done, .. } = self;
+        done.news = true;
         done.stats.released_calls += tracker.outstanding() as u64;
         done.uncharge(tracker.outstanding(), done.stats.in_flight_bytes);
         tracker.release_all(|lease| done.finish(lease, false));
@@ -359,7 +379,6 @@ impl Ages {
 impl Done {
     /// A lease has lost its last hold.
     fn finish(&mut self, lease: Lease, copied: bool) {
-        self.news = true;
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);
         // Without a payload only its former pages were waited for.

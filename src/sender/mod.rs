@@ -385,7 +385,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
 
     fn end(core: Arc<Core<Socket<S>>>) -> CloseReport {
         let report = core.report();
-        core.leave();
+        core.leave(false);
         report
     }
 
@@ -467,7 +467,7 @@ impl Sender<OwnedFd> {
 impl<S: AsFd + Send + Sync + 'static> Drop for Sender<S> {
     fn drop(&mut self) {
         if let Some(core) = self.core.take() {
-            core.leave();
+            core.leave(false);
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::{
     error::{OsError, SendError, WaitError},
     id::Ticket,
     lease::{IntoPayload, Payload},
-    sync::{Arc, Ordering},
+    sync::Arc,
     sys::Foreign,
 };
 
@@ -53,8 +53,7 @@ pub struct ReapHalf<S: AsFd + Send + Sync + 'static>(Half<S>);
 pub(super) fn halves<S: AsFd + Send + Sync + 'static>(
     core: Arc<Core<Socket<S>>>,
 ) -> (SendHalf<S>, ReapHalf<S>) {
-    // Relaxed: only this thread owns the core; the halves reach others by other means.
-    core.owners.store(2, Ordering::Relaxed);
+    core.share();
     (SendHalf(Half(Some(Arc::clone(&core)))), ReapHalf(Half(Some(core))))
 }
 
@@ -69,19 +68,9 @@ impl<S: AsFd + Send + Sync + 'static> Half<S> {
         self.0.as_ref().expect("present until dropped")
     }
 
-    /// Gives up this half's share; the last one leaves.
     fn leave(&mut self, begin_end: bool) {
-        let Some(core) = self.0.take() else { return };
-        if begin_end {
-            core.begin_end(true);
-        }
-        // AcqRel: Release and Acquire partner with the other half's, so that the last one sees the
-        // end begun.
-        if core.owners.fetch_sub(1, Ordering::AcqRel) == 1 {
-            core.leave();
-        } else if begin_end {
-            // A failure shows in the other half's calls.
-            let _ = core.step();
+        if let Some(core) = self.0.take() {
+            core.leave(begin_end);
         }
     }
 }

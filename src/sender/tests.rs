@@ -17,6 +17,7 @@ use super::{
     Config,
     core::Core,
     kernel::{Interest, Kernel},
+    transport::Transport,
     window::MemlockBudget,
 };
 use crate::{
@@ -40,6 +41,11 @@ struct State {
     /// Zero-copy calls taken.
     calls: u32,
     shut_down: bool,
+    /// A socket for datagrams, whose calls that fail use their ids, with notes.
+    datagrams: bool,
+    /// So many reads of the error queue fail, or tell of more.
+    unreadable: usize,
+    unfinished: usize,
     /// Zero-copy calls taken before the sender was watched.
     watched_after: Option<u32>,
     /// Happens during the next call.
@@ -73,6 +79,13 @@ impl Script {
 }
 
 impl Kernel for Script {
+    fn transport(&self) -> Transport {
+        match self.with(|state| state.datagrams) {
+            true => Transport::Datagram,
+            false => Transport::Stream,
+        }
+    }
+
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
         if let Some(meanwhile) = self.with(|state| state.meanwhile.take()) {
             meanwhile();
@@ -80,13 +93,28 @@ impl Kernel for Script {
         self.with(|state| {
             let offered = memory.iter().map(IoVec::len).sum();
             let taken = state.answers.pop_front().unwrap_or(Ok(offered));
-            let taken = taken.map_err(io::Error::from_raw_os_error)?;
-            state.calls += u32::from(flags.zerocopy);
-            Ok(taken.min(offered))
+            let id = state.calls;
+            state.calls += u32::from(flags.zerocopy && (taken.is_ok() || state.datagrams));
+            if state.calls > id && taken.is_err() {
+                state.notes.push(Record::Released { lo: id, hi: id, copied: false });
+            }
+            Ok(taken.map_err(io::Error::from_raw_os_error)?.min(offered))
         })
     }
 
     fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
+        if self
+            .with(|state| state.unreadable.checked_sub(1).map(|left| state.unreadable = left))
+            .is_some()
+        {
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        if self
+            .with(|state| state.unfinished.checked_sub(1).map(|left| state.unfinished = left))
+            .is_some()
+        {
+            return Ok(Batch { messages: 32, truncated: false, drained: false });
+        }
         let notes = self.with(|state| std::mem::take(&mut state.notes));
         let messages = notes.len();
         notes.into_iter().for_each(on_record);
@@ -224,7 +252,7 @@ fn an_idle_sender_that_is_left_does_not_end_the_stream_whoever_still_drives_it()
     let script = Script::default();
     let sender = script.sender(Config::default());
     let waiter = Arc::clone(&sender);
-    sender.leave();
+    sender.leave(false);
     waiter.drive();
     assert!(!script.with(|state| state.shut_down), "the socket may have other handles");
 }
@@ -278,4 +306,25 @@ fn a_blocking_send_whose_rest_is_refused_ends() {
         let fate = sender.fate(ticket);
         assert!(matches!(fate, Some(Fate::Truncated { accepted: 1000, .. })), "{fate:?}");
     });
+}
+
+#[test]
+fn the_id_of_a_failed_datagram_is_not_given_out_while_its_note_may_be_unread() {
+    const EPERM: i32 = 1;
+    for (unreadable, unfinished) in [(1, 0), (0, 1000)] {
+        let pool = pool();
+        let script = Script::new([Err(EPERM)]);
+        script.with(|state| state.datagrams = true);
+        let sender = script.sender(Config::default());
+        script.with(|state| (state.unreadable, state.unfinished) = (unreadable, unfinished));
+        let Err(SendError::Dropped { buf, .. }) = sender.try_send(filled(&pool)) else {
+            panic!("it was dropped");
+        };
+        sender.try_send(buf).unwrap();
+        let zero_copy = sender.stats().zero_copy_bytes > 0;
+        assert_eq!(zero_copy, unreadable == 0, "after an error everything goes by copy");
+        script.with(|state| (state.unreadable, state.unfinished) = (0, 0));
+        sender.step().unwrap();
+        assert_eq!(pool.stats().free(), usize::from(!zero_copy), "no note has come for it");
+    }
 }

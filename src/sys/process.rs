@@ -72,12 +72,14 @@ fn cookie() -> &'static StaticU64 {
 /// A page that a forked child finds wiped.
 #[cfg(all(target_os = "linux", not(any(loom, miri))))]
 fn wiped_on_fork() -> Option<*mut StaticU64> {
-    let page = memmap2::MmapOptions::new().len(super::memory::page_bytes()).map_anon().ok()?;
+    use super::memory::{Advice, page_bytes};
+
+    let page = memmap2::MmapOptions::new().len(page_bytes()).map_anon().ok()?;
     let page = memmap2::MmapRaw::from(page);
     let start = page.as_mut_ptr();
     // SAFETY: madvise(2), MADV_WIPEONFORK: the range is a live private anonymous mapping of ours; it
     // changes what a child finds there, and nothing here.
-    if unsafe { libc::madvise(start.cast(), page.len(), libc::MADV_WIPEONFORK) } != 0 {
+    if unsafe { libc::madvise(start.cast(), page.len(), Advice::WipeOnFork as libc::c_int) } != 0 {
         return None;
     }
     // Never unmapped.
