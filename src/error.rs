@@ -137,6 +137,9 @@ pub enum Refusal {
     TooSmall,
     /// Rounded up to whole pages, the pool does not fit into the address space.
     AddressSpace,
+    /// Such pages are only taken populated, since a lack would end the process with SIGBUS; leave
+    /// `populate` on to have them.
+    Unpopulated,
 }
 
 impl fmt::Display for Refusal {
@@ -148,6 +151,10 @@ impl fmt::Display for Refusal {
             Self::AddressSpace => {
                 f.write_str("rounded up to whole pages, the pool does not fit the address space")
             }
+            Self::Unpopulated => f.write_str(
+                "such pages are only taken populated, since a lack would end the process with \
+                 SIGBUS",
+            ),
         }
     }
 }
@@ -214,6 +221,17 @@ pub enum BuildError {
         /// What base pages, the last resort, were refused for.
         refusal: Refusal,
     },
+    /// The NUMA node has no memory for the pool; use one listed in
+    /// `/sys/devices/system/node/has_memory`.
+    NumaNode {
+        /// The node asked for.
+        node: usize,
+        /// Why it cannot be used. EINVAL: there is no such node, or it has no memory, or the
+        /// process may not use it.
+        refusal: Refusal,
+    },
+    /// A quota of no slots would let no sender send; give it at least 1, or none.
+    NoQuota,
     /// The memory cannot be locked; raise RLIMIT_MEMLOCK, build a smaller pool, or turn `mlock`
     /// off.
     Lock {
@@ -263,6 +281,14 @@ impl fmt::Display for BuildError {
             Self::OutOfMemory { bytes, refusal } => {
                 write!(f, "{bytes} bytes of memory cannot be had ({refusal}); build a smaller pool")
             }
+            Self::NumaNode { node, refusal } => write!(
+                f,
+                "NUMA node {node} has no memory for the pool ({refusal}); use one listed in \
+                 /sys/devices/system/node/has_memory",
+            ),
+            Self::NoQuota => f.write_str(
+                "a quota of no slots would let no sender send; give it at least 1, or none",
+            ),
             Self::Lock { bytes, error } => write!(
                 f,
                 "{bytes} bytes cannot be locked ({error}); raise RLIMIT_MEMLOCK, build a smaller \
@@ -281,6 +307,7 @@ impl Error for BuildError {
         match self {
             Self::Unavailable { refusal: Refusal::Os(error), .. }
             | Self::OutOfMemory { refusal: Refusal::Os(error), .. }
+            | Self::NumaNode { refusal: Refusal::Os(error), .. }
             | Self::Lock { error, .. }
             | Self::DontDump(error) => Some(error),
             _ => None,

@@ -6,7 +6,7 @@ use crate::{
     backing::Backing,
     buf::PinnedBuf,
     error::{AllocError, BuildError},
-    raw::{Options, PoolHandle, RawPool, RegionReport, SizeClass, SlotRef},
+    raw::{Options, PoolHandle, RawPool, RegionReport, SizeClass},
     sync::Arc,
 };
 
@@ -83,8 +83,8 @@ impl Pool {
 
     /// Takes a buffer of at least `capacity` bytes, if one is free now.
     ///
-    /// It comes from the smallest size class that fits; an empty class does not borrow from a
-    /// larger one. While somebody waits for a slot of the class this finds none.
+    /// It comes from the smallest size class that fits; an empty class borrows from a larger one only
+    /// with [`PoolBuilder::fallback`]. While somebody waits for a slot of a class, it is empty.
     ///
     /// # Errors
     ///
@@ -103,8 +103,7 @@ impl Pool {
     #[inline]
     pub fn try_alloc(&self, capacity: usize) -> Result<PinnedBuf, AllocError> {
         let class = self.class(capacity)?;
-        let index = class.pop().ok_or(AllocError::Exhausted)?;
-        Ok(PinnedBuf::new(SlotRef::claim(class, index)))
+        self.raw().take(class).map(PinnedBuf::new).ok_or(AllocError::Exhausted)
     }
 
     /// Takes a buffer of at least `capacity` bytes, waiting until one is free.
@@ -313,6 +312,69 @@ impl PoolBuilder {
         self
     }
 
+    /// Takes all memory from this NUMA node, which should be that of the network card. Default: from
+    /// wherever the kernel does. Linux only.
+    ///
+    /// A node without enough memory is an error, of hugetlb pages only the end of that rung; see
+    /// [`RegionReport::numa_node`].
+    pub fn numa_node(mut self, node: usize) -> Self {
+        self.options.supply.numa_node = Some(node);
+        self
+    }
+
+    /// Whether all memory is there when the pool is built. Default: yes.
+    ///
+    /// Without it a pool of any size is built at once and takes memory as its slots are written for
+    /// the first time. What that gives up: each first write faults, a lack of memory ends the
+    /// process (or another one) instead of being an error here, hugetlb pages are not used, and
+    /// that there are transparent huge pages is a wish. [`mlock`](Self::mlock) locks pages as they
+    /// come.
+    ///
+    /// ```
+    /// use pinbuf::{Backing, Pages, Pool};
+    ///
+    /// let pool = Pool::builder()
+    ///     .class(1 << 20, 4096)
+    ///     .backing(Backing::Prefer(Pages::Thp))
+    ///     .populate(false)
+    ///     .build()?; // 4 GiB, of which none is there yet.
+    /// assert!(!pool.regions()[0].populated);
+    /// # Ok::<(), pinbuf::BuildError>(())
+    /// ```
+    pub fn populate(mut self, populate: bool) -> Self {
+        self.options.supply.populate = populate;
+        self
+    }
+
+    /// Whether an empty class borrows from larger ones, the next larger first. Default: no.
+    ///
+    /// Every call looks so once. Who then waits, waits for a slot of the class that fits best, and
+    /// does not take a larger one that comes home meanwhile.
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::builder().class(4096, 1).class(65536, 1).fallback(true).build()?;
+    /// let small = pool.try_alloc(100)?;
+    /// let large = pool.try_alloc(100)?;
+    /// assert_eq!((small.capacity(), large.capacity()), (4096, 65536));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn fallback(mut self, fallback: bool) -> Self {
+        self.options.fallback = fallback;
+        self
+    }
+
+    /// How many slots each sender may have in flight, so that one with a slow peer does not take
+    /// them all. Default: no limit.
+    ///
+    /// A send beyond it is refused with [`WouldBlock`](crate::SendError::WouldBlock) until enough is
+    /// released. Not refused are a single send that has more slots than that, while the sender has
+    /// none of the pool in flight, and a sender that copies everything. A frozen buffer counts once
+    /// for every send of it.
+    pub fn sender_quota(mut self, slots: usize) -> Self {
+        self.options.sender_quota = Some(slots);
+        self
+    }
+
     /// Overwrites a slot with zeros when it is recycled, so that no later user and no stray read
     /// finds what was in it. Default: no.
     ///
@@ -332,7 +394,8 @@ impl PoolBuilder {
     ///
     /// # Performance
     ///
-    /// Populating takes some 0.05 to 0.3 seconds per GiB, least with huge pages.
+    /// Populating takes some 0.05 to 0.3 seconds per GiB, least with huge pages; see
+    /// [`populate`](Self::populate).
     ///
     /// ```
     /// use pinbuf::{BuildError, Pool};

@@ -68,6 +68,9 @@ impl<'a> Alloc<'a> {
             Err(error) => return Poll::Ready(Err(error)),
         };
         if self.ticket.is_none() {
+            if let Some(slot) = self.pool.take(class) {
+                return Poll::Ready(Ok(PinnedBuf::new(slot)));
+            }
             match class.join(waker.clone()) {
                 Joined::Slot(index) => return Poll::Ready(Ok(hand_out(class, index))),
                 Joined::Queued(ticket) => self.ticket = Some(ticket),

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::OsError,
-    sys::memory::{self, Advice, Mapping},
+    sys::memory::{self, Advice, Mapping, Supply},
 };
 
 /// The reserve of huge pages of one size (`/sys/kernel/mm/hugepages`).
@@ -156,7 +156,7 @@ fn page_bytes(name: &str) -> Option<u64> {
 /// Whether one reserved huge page of the usual size can be had; it is given back at once.
 pub(super) fn try_huge_page() -> Result<(), OsError> {
     let bytes = memory::huge_page_bytes();
-    Mapping::huge_tlb(bytes, bytes).map(drop).map_err(|error| OsError::from(&error))
+    Mapping::huge_tlb(bytes, bytes, None).map(drop).map_err(|error| OsError::from(&error))
 }
 
 /// Transparent huge pages: what pools take where none are reserved.
@@ -182,7 +182,7 @@ impl TransparentHugePages {
             chosen(&text).map(str::to_owned)
         };
         let page_bytes = memory::huge_page_bytes();
-        let usable = Mapping::thp(page_bytes, page_bytes).map(drop);
+        let usable = Mapping::thp(page_bytes, page_bytes, Supply::default()).map(drop);
         Self {
             mode: setting("enabled"),
             defrag: setting("defrag"),

@@ -14,7 +14,7 @@ use crate::{
     backing::Backing,
     error::BuildError,
     sync::{Arc, AtomicUsize, Mutex, Ordering, Weak, lock, unique_id},
-    sys::memory,
+    sys::memory::{self, Supply},
 };
 
 /// What a pool is built from.
@@ -26,6 +26,9 @@ pub(crate) struct Options {
     pub(crate) dont_dump: bool,
     pub(crate) mlock: bool,
     pub(crate) zero_on_recycle: bool,
+    pub(crate) supply: Supply,
+    pub(crate) fallback: bool,
+    pub(crate) sender_quota: Option<usize>,
 }
 
 /// A pool. Lives in a box of its own until its last hold is given up.
@@ -44,6 +47,8 @@ pub struct RawPool {
     classes: Box<[SizeClass]>,
     reclaim: Mutex<Vec<Weak<dyn Reclaim>>>,
     replaced: ReplacedBytes,
+    fallback: bool,
+    sender_quota: Option<usize>,
     /// Dropped last: the classes point into it.
     region: Region,
 }
@@ -87,6 +92,28 @@ impl RawPool {
 
     pub(crate) fn classes(&self) -> &[SizeClass] {
         &self.classes
+    }
+
+    /// Hands out a free slot of `class`, or, where that is chosen, of the next larger one that has
+    /// one.
+    #[inline]
+    pub(crate) fn take(&self, class: &SizeClass) -> Option<SlotRef> {
+        match class.pop() {
+            Some(index) => Some(SlotRef::claim(class, index)),
+            None if self.fallback => self.take_larger(class),
+            None => None,
+        }
+    }
+
+    #[cold]
+    fn take_larger(&self, than: &SizeClass) -> Option<SlotRef> {
+        let mut larger = self.classes.iter().filter(|class| class.capacity() > than.capacity());
+        larger.find_map(|class| Some(SlotRef::claim(class, class.pop()?)))
+    }
+
+    /// How many slots one sender may have in flight.
+    pub fn sender_quota(&self) -> Option<usize> {
+        self.sender_quota
     }
 
     pub(crate) fn region(&self) -> &Region {
@@ -143,13 +170,16 @@ unsafe impl Sync for PoolHandle {}
 impl PoolHandle {
     pub(crate) fn build(mut options: Options) -> Result<Self, BuildError> {
         options.classes.sort_unstable();
+        if options.sender_quota == Some(0) {
+            return Err(BuildError::NoQuota);
+        }
         let layout = Layout::of(&options.classes)?;
-        let region = Region::map(layout.bytes, options.backing)?;
+        let region = Region::map(layout.bytes, options.backing, options.supply)?;
         if options.dont_dump {
             region.dont_dump()?;
         }
         if options.mlock {
-            region.lock()?;
+            region.lock(options.supply)?;
         }
         let pool = NonNull::from(Box::leak(Box::<RawPool>::new_uninit())).cast::<RawPool>();
         let classes: Box<[SizeClass]> = options
@@ -170,6 +200,8 @@ impl PoolHandle {
             classes,
             reclaim: Mutex::default(),
             replaced: ReplacedBytes::new(region.report().bytes),
+            fallback: options.fallback,
+            sender_quota: options.sender_quota,
             region,
         };
         // SAFETY: the pointer is to a box of a RawPool's layout, unused so far.

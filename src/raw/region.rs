@@ -5,7 +5,7 @@ use std::{fmt, io, ptr::NonNull};
 use crate::{
     backing::{Backing, Pages},
     error::{BuildError, OsError, Refusal},
-    sys::memory::{self, Mapping},
+    sys::memory::{self, Mapping, Supply},
 };
 
 /// What backs a region of a pool's memory, and why nothing better does.
@@ -26,6 +26,11 @@ pub struct RegionReport {
     pub page_bytes: usize,
     /// Length of the region in bytes, a multiple of `page_bytes`.
     pub bytes: usize,
+    /// Whether every page was there when the pool was built. If not, transparent huge pages are what
+    /// the kernel was asked for, and not confirmed.
+    pub populated: bool,
+    /// The NUMA node that all pages come from, if one was chosen.
+    pub numa_node: Option<usize>,
     /// The better kinds that were tried, best first, and what ended each.
     pub refused: Vec<(Pages, Refusal)>,
 }
@@ -33,6 +38,12 @@ pub struct RegionReport {
 impl fmt::Display for RegionReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes on {}", self.bytes, self.pages)?;
+        if let Some(node) = self.numa_node {
+            write!(f, " of NUMA node {node}")?;
+        }
+        if !self.populated {
+            f.write_str(", not populated")?;
+        }
         for (pages, refusal) in &self.refused {
             write!(f, "; no {pages}: {refusal}")?;
         }
@@ -40,7 +51,7 @@ impl fmt::Display for RegionReport {
     }
 }
 
-/// A populated mapping that no child process inherits.
+/// A mapping that no child process inherits.
 #[derive(Debug)]
 pub(crate) struct Region {
     mapping: Mapping,
@@ -49,7 +60,12 @@ pub(crate) struct Region {
 
 impl Region {
     /// Maps at least `bytes` bytes on the best pages that `backing` allows.
-    pub(crate) fn map(bytes: usize, backing: Backing) -> Result<Self, BuildError> {
+    pub(crate) fn map(bytes: usize, backing: Backing, supply: Supply) -> Result<Self, BuildError> {
+        if let Some(node) = supply.numa_node {
+            // Apart from the ladder: no kind of pages is to be had there, so none is to blame.
+            let one_page = Mapping::base(memory::page_bytes(), supply);
+            one_page.map_err(|error| BuildError::NumaNode { node, refusal: refusal(&error) })?;
+        }
         let usual = Pages::HugeTlb { page_bytes: memory::huge_page_bytes() };
         let (best, required) = match backing {
             Backing::Auto => (usual, false),
@@ -60,10 +76,12 @@ impl Region {
         let mut pages = best;
         loop {
             let page_bytes = page_bytes(pages)?;
-            match Self::rung(pages, page_bytes, bytes, required) {
+            match Self::rung(pages, page_bytes, bytes, required, supply) {
                 Ok(mapping) => {
                     let bytes = mapping.len();
-                    let report = RegionReport { pages, page_bytes, bytes, refused };
+                    let Supply { populate: populated, numa_node } = supply;
+                    let report =
+                        RegionReport { pages, page_bytes, bytes, populated, numa_node, refused };
                     return Ok(Self { mapping, report });
                 }
                 Err(refusal) => {
@@ -85,6 +103,7 @@ impl Region {
         page_bytes: usize,
         bytes: usize,
         required: bool,
+        supply: Supply,
     ) -> Result<Mapping, Refusal> {
         if pages != Pages::Base && bytes < page_bytes / 2 && !required {
             return Err(Refusal::TooSmall);
@@ -94,9 +113,10 @@ impl Region {
             .filter(|&len| isize::try_from(len).is_ok())
             .ok_or(Refusal::AddressSpace)?;
         match pages {
-            Pages::HugeTlb { .. } => Mapping::huge_tlb(len, page_bytes),
-            Pages::Thp => Mapping::thp(len, page_bytes),
-            Pages::Base => Mapping::base(len),
+            Pages::HugeTlb { .. } if !supply.populate => return Err(Refusal::Unpopulated),
+            Pages::HugeTlb { .. } => Mapping::huge_tlb(len, page_bytes, supply.numa_node),
+            Pages::Thp => Mapping::thp(len, page_bytes, supply),
+            Pages::Base => Mapping::base(len, supply),
         }
         .map_err(|error| refusal(&error))
     }
@@ -107,10 +127,10 @@ impl Region {
     }
 
     /// Locks the memory into RAM.
-    pub(crate) fn lock(&self) -> Result<(), BuildError> {
+    pub(crate) fn lock(&self, supply: Supply) -> Result<(), BuildError> {
         let bytes = self.mapping.len();
         self.mapping
-            .lock()
+            .lock(supply)
             .map_err(|error| BuildError::Lock { bytes, error: OsError::from(&error) })
     }
 

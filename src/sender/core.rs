@@ -194,6 +194,10 @@ impl<K: Kernel> Core<K> {
             return Err(SendError::Connection { error, buf: () });
         }
         self.flush_rest(send).map_err(Stop::into_send_error)?;
+        if !lock(&self.in_flight).quotas_allow(bufs, &self.kernel) {
+            send.stuck = Some(Stuck::Window);
+            return Err(SendError::WouldBlock(()));
+        }
         self.register(send, bufs);
         let (ticket, awaited) = self.enter(send, bufs);
         let flushed = self.flush(send);

@@ -19,6 +19,7 @@ use crate::{
     error::{CopyReason, OsError, Poison},
     id::{NotificationId, Ticket},
     lease::{Lease, Payload},
+    raw::RawPool,
     sync::Arc,
     sys::{Foreign, Record, epoll::EdgeWait, socket::IoVec},
     tracker::{CompletionTracker, LeaseKey, Released},
@@ -61,6 +62,8 @@ pub(super) struct Done {
     pub(super) news: bool,
     hand_back: HandBack,
     budget: Arc<MemlockBudget>,
+    /// Leases on slots of each pool that has a quota.
+    pub(super) held: Vec<(u64, usize)>,
 }
 
 /// What one reading of the error queue brought.
@@ -102,6 +105,7 @@ impl InFlight {
                 news: false,
                 hand_back: config.hand_back,
                 budget,
+                held: Vec::new(),
             },
             in_call: false,
             copy_reason,
@@ -118,9 +122,21 @@ impl InFlight {
             // Room for every lease that can come back, so that no note is lost for want of it.
             self.done.returned.reserve(self.tracker.leases() + 1);
         }
+        self.done.hold(&payload);
         let lease = Lease::new(payload, ticket);
         let memory = lease.io_vec();
         (self.tracker.insert(lease), memory)
+    }
+
+    /// Whether the quotas of their pools let all of `bufs` in; reads the notes if not. Who copies
+    /// has nothing in flight for long, and a poisoned sender could wait for ever.
+    pub(super) fn quotas_allow(&mut self, bufs: &[Payload], kernel: &impl Kernel) -> bool {
+        if self.copy_reason.is_some() || self.done.quotas_allow(bufs) {
+            return true;
+        }
+        // A failure shows when the owner reaps.
+        let _ = self.read_notes(kernel);
+        self.copy_reason.is_some() || self.done.quotas_allow(bufs)
     }
 
     /// Ends the sender's hold on a lease that the kernel has wholly accepted, or that will not be
@@ -134,7 +150,9 @@ impl InFlight {
     /// Gives back a lease of which the kernel accepted nothing.
     pub(super) fn withdraw(&mut self, key: LeaseKey) -> Payload {
         let lease = self.tracker.settle(key).expect("no id covers what was not accepted");
-        lease.release().expect("only what was accepted is ever quarantined")
+        let payload = lease.release().expect("only what was accepted is ever quarantined");
+        self.done.let_go(&payload);
+        payload
     }
 
     /// Gives out the id of a call that is about to be made, and charges its leases for it.
@@ -286,7 +304,10 @@ impl InFlight {
     /// kernel may still read. The caller sees to it that nothing is left to send.
     pub(super) fn replace_pages(&mut self) {
         let Self { tracker, done, .. } = self;
-        done.settled.extend(tracker.iter_mut().filter_map(Lease::replace_pages));
+        for payload in tracker.iter_mut().filter_map(Lease::replace_pages) {
+            done.let_go(&payload);
+            done.settled.push(payload);
+        }
     }
 
     /// Asks the option memory of the socket: reading 0, while no call is under way, means that
@@ -377,12 +398,47 @@ impl Ages {
 }
 
 impl Done {
+    /// Counts a lease against the quota of the payload's pool.
+    fn hold(&mut self, payload: &Payload) {
+        if let Some(held) = self.held_of(payload) {
+            *held += 1;
+        }
+    }
+
+    /// Ends [`hold`](Self::hold).
+    fn let_go(&mut self, payload: &Payload) {
+        if let Some(held) = self.held_of(payload) {
+            *held -= 1;
+        }
+    }
+
+    fn held_of(&mut self, payload: &Payload) -> Option<&mut usize> {
+        let pool = payload.pool().filter(|pool| pool.sender_quota().is_some())?;
+        let known = self.held.iter().position(|(id, _)| *id == pool.id());
+        let at = known.unwrap_or_else(|| {
+            self.held.push((pool.id(), 0));
+            self.held.len() - 1
+        });
+        Some(&mut self.held[at].1)
+    }
+
+    /// Whether the quotas of their pools let all of `bufs` in. A pool of which nothing is held lets
+    /// any number in, so that no quota can stop a sender.
+    fn quotas_allow(&self, bufs: &[Payload]) -> bool {
+        self.held.iter().filter(|(_, held)| *held > 0).all(|(id, held)| {
+            let mut of_pool = bufs.iter().filter_map(Payload::pool).filter(|pool| pool.id() == *id);
+            let quota = of_pool.next().and_then(RawPool::sender_quota);
+            quota.is_none_or(|quota| held + 1 + of_pool.count() <= quota)
+        })
+    }
+
     /// A lease has lost its last hold.
     fn finish(&mut self, lease: Lease, copied: bool) {
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);
         // Without a payload only its former pages were waited for.
         let Some(payload) = lease.release() else { return };
+        self.let_go(&payload);
         match self.hand_back {
             HandBack::Recycle => self.settled.push(payload),
             HandBack::Return => self.returned.push_back(Returned { sequence: ticket, payload }),

@@ -25,6 +25,13 @@ pub(crate) fn huge_page_bytes() -> usize {
         .unwrap_or(2 << 20)
 }
 
+/// Whether transparent huge pages are switched off for everybody.
+#[cfg(all(target_os = "linux", not(any(loom, miri))))]
+fn thp_is_off() -> bool {
+    std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
+        .is_ok_and(|modes| modes.contains("[never]"))
+}
+
 /// What the kernel may be asked to do for a range of memory, as far as not every kernel can. Not
 /// every libc has these; the values are the same on every architecture.
 #[repr(i32)]
@@ -49,9 +56,25 @@ fn knows_number(advice: libc::c_int) -> bool {
     unsafe { libc::madvise(std::ptr::null_mut(), 0, advice) == 0 }
 }
 
+/// When the pages of a mapping come, and from where.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Supply {
+    /// At once, so that a lack is an error of the constructor; else each at its first touch, where a
+    /// lack ends the process, and without a claim on memory before.
+    pub(crate) populate: bool,
+    /// From this NUMA node only.
+    pub(crate) numa_node: Option<usize>,
+}
+
+impl Default for Supply {
+    fn default() -> Self {
+        Self { populate: true, numa_node: None }
+    }
+}
+
 #[cfg(not(any(loom, miri)))]
 mod imp {
-    use super::{NonNull, io, page_bytes};
+    use super::{NonNull, Supply, io, page_bytes};
     use memmap2::{MmapOptions, MmapRaw};
 
     /// Writable zeroed memory, unmapped on drop.
@@ -65,12 +88,28 @@ mod imp {
 
     impl Mapping {
         /// Base pages.
-        pub(crate) fn base(len: usize) -> io::Result<Self> {
-            let map = MmapRaw::from(MmapOptions::new().len(len).map_anon()?);
-            let mapping = Self { map, offset: 0, len };
-            mapping.dont_fork()?;
-            mapping.populate()?;
+        pub(crate) fn base(len: usize, supply: Supply) -> io::Result<Self> {
+            let mapping = Self { map: Self::room(len, supply)?, offset: 0, len };
+            mapping.prepare(supply)?;
+            if supply.populate {
+                mapping.populate()?;
+            }
             Ok(mapping)
+        }
+
+        /// Addresses for memory of `len` bytes.
+        fn room(len: usize, supply: Supply) -> io::Result<MmapRaw> {
+            let mut options = MmapOptions::new();
+            if !supply.populate {
+                options.no_reserve_swap();
+            }
+            Ok(options.len(len).map_anon()?.into())
+        }
+
+        /// What comes before the first page.
+        fn prepare(&self, supply: Supply) -> io::Result<()> {
+            self.dont_fork()?;
+            supply.numa_node.map_or(Ok(()), |node| self.bind(node))
         }
 
         pub(crate) fn start(&self) -> NonNull<u8> {
@@ -80,12 +119,6 @@ mod imp {
 
         pub(crate) fn len(&self) -> usize {
             self.len
-        }
-
-        /// Locks the memory into RAM (`mlock`).
-        pub(crate) fn lock(&self) -> io::Result<()> {
-            // SAFETY: mlock(2) reads and writes no memory; the range is one live mapping of ours.
-            check(unsafe { libc::mlock(self.start().as_ptr().cast_const().cast(), self.len) })
         }
 
         /// Writes to every page. Never used on hugetlb memory, where a lack shows as SIGBUS.
@@ -109,14 +142,18 @@ mod imp {
         ///
         /// Without MADV_POPULATE_WRITE (Linux 5.14) there is no way to populate that cannot end in
         /// SIGBUS, so this fails there.
-        pub(crate) fn huge_tlb(len: usize, page_bytes: usize) -> io::Result<Self> {
+        pub(crate) fn huge_tlb(
+            len: usize,
+            page_bytes: usize,
+            numa_node: Option<usize>,
+        ) -> io::Result<Self> {
             let bits = page_bytes.trailing_zeros() as u8;
             // memmap2 unmaps the length it was asked for, and the kernel refuses to unmap a part
             // of a huge page.
             debug_assert_eq!(len % page_bytes, 0);
             let map = MmapRaw::from(MmapOptions::new().len(len).huge(Some(bits)).map_anon()?);
             let mapping = Self { map, offset: 0, len };
-            mapping.dont_fork()?;
+            mapping.prepare(Supply { populate: true, numa_node })?;
             mapping.advise(memmap2::Advice::PopulateWrite)?;
             Ok(mapping)
         }
@@ -125,19 +162,58 @@ mod imp {
         /// multiple of it.
         ///
         /// Where the kernel cannot confirm the collapse (before Linux 6.1, MADV_COLLAPSE is
-        /// EINVAL) this fails.
-        pub(crate) fn thp(len: usize, page_bytes: usize) -> io::Result<Self> {
+        /// EINVAL) this fails. Without populating there is nothing to collapse yet: the kernel takes
+        /// huge pages at the first touch as far as it has some.
+        pub(crate) fn thp(len: usize, page_bytes: usize, supply: Supply) -> io::Result<Self> {
             // A mapping starts at a base page, so this is enough to find an aligned start inside.
             let slack = page_bytes - super::page_bytes();
             let room = len.checked_add(slack).ok_or(io::ErrorKind::OutOfMemory)?;
-            let map = MmapRaw::from(MmapOptions::new().len(room).map_anon()?);
+            let map = Self::room(room, supply)?;
             let offset = map.as_ptr().align_offset(page_bytes);
             let mapping = Self { map, offset, len };
-            mapping.dont_fork()?;
+            mapping.prepare(supply)?;
             mapping.advise(memmap2::Advice::HugePage)?;
-            mapping.populate()?;
-            mapping.collapse()?;
+            if supply.populate {
+                mapping.populate()?;
+                mapping.collapse()?;
+            } else if super::thp_is_off() {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
             Ok(mapping)
+        }
+
+        /// Locks the memory into RAM; what is not there yet, when it comes.
+        pub(crate) fn lock(&self, supply: Supply) -> io::Result<()> {
+            let start = self.start().as_ptr().cast_const().cast();
+            let flags = if supply.populate { 0 } else { libc::MLOCK_ONFAULT };
+            // SAFETY: mlock2(2) reads and writes no memory; the range is one live mapping of ours.
+            check(unsafe { libc::mlock2(start, self.len, flags as _) })
+        }
+
+        /// Has all pages to come taken from one NUMA node. EINVAL: there is no such node, or it has
+        /// no memory. ENOSYS: the kernel knows no nodes.
+        fn bind(&self, node: usize) -> io::Result<()> {
+            const WORD: usize = libc::c_ulong::BITS as usize;
+            let mut nodes = [0 as libc::c_ulong; 1024 / WORD];
+            let word =
+                nodes.get_mut(node / WORD).ok_or(io::Error::from_raw_os_error(libc::EINVAL))?;
+            *word = 1 << (node % WORD);
+            let start = self.start().as_ptr();
+            let most = nodes.len() * WORD + 1;
+            // SAFETY: mbind(2): the range is one live mapping of ours, of which it changes where pages
+            // come from; it reads `most - 1` bits from the mask, which has that many.
+            let result = unsafe {
+                libc::syscall(
+                    libc::SYS_mbind,
+                    start,
+                    self.len,
+                    libc::MPOL_BIND,
+                    nodes.as_ptr(),
+                    most,
+                    0,
+                )
+            };
+            check(result as libc::c_int)
         }
 
         /// Keeps the memory out of core dumps.
@@ -209,12 +285,26 @@ mod imp {
 
     #[cfg(not(target_os = "linux"))]
     impl Mapping {
-        pub(crate) fn huge_tlb(_len: usize, _page_bytes: usize) -> io::Result<Self> {
+        pub(crate) fn huge_tlb(
+            _len: usize,
+            _page_bytes: usize,
+            _numa_node: Option<usize>,
+        ) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
         }
 
-        pub(crate) fn thp(_len: usize, _page_bytes: usize) -> io::Result<Self> {
+        pub(crate) fn thp(_len: usize, _page_bytes: usize, _supply: Supply) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn bind(&self, _node: usize) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        /// Locks the memory into RAM (`mlock`), where all of it comes at once then.
+        pub(crate) fn lock(&self, _supply: Supply) -> io::Result<()> {
+            // SAFETY: mlock(2) reads and writes no memory; the range is one live mapping of ours.
+            check(unsafe { libc::mlock(self.start().as_ptr().cast_const().cast(), self.len) })
         }
 
         pub(crate) fn dont_dump(&self) -> io::Result<()> {
@@ -244,7 +334,7 @@ mod imp {
 /// Heap memory for models and interpreters, which know no mappings.
 #[cfg(any(loom, miri))]
 mod imp {
-    use super::{NonNull, io, page_bytes};
+    use super::{NonNull, Supply, io, page_bytes};
     use std::alloc::{Layout, alloc_zeroed, dealloc};
 
     #[derive(Debug)]
@@ -254,7 +344,7 @@ mod imp {
     }
 
     impl Mapping {
-        pub(crate) fn base(len: usize) -> io::Result<Self> {
+        pub(crate) fn base(len: usize, _supply: Supply) -> io::Result<Self> {
             let layout = Layout::from_size_align(len.max(1), page_bytes())
                 .map_err(|_| io::ErrorKind::OutOfMemory)?;
             // SAFETY: the layout's size is not 0.
@@ -263,11 +353,15 @@ mod imp {
             Ok(Self { start, layout })
         }
 
-        pub(crate) fn huge_tlb(_len: usize, _page_bytes: usize) -> io::Result<Self> {
+        pub(crate) fn huge_tlb(
+            _len: usize,
+            _page_bytes: usize,
+            _numa_node: Option<usize>,
+        ) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
         }
 
-        pub(crate) fn thp(_len: usize, _page_bytes: usize) -> io::Result<Self> {
+        pub(crate) fn thp(_len: usize, _page_bytes: usize, _supply: Supply) -> io::Result<Self> {
             Err(io::ErrorKind::Unsupported.into())
         }
 
@@ -279,7 +373,7 @@ mod imp {
             self.layout.size()
         }
 
-        pub(crate) fn lock(&self) -> io::Result<()> {
+        pub(crate) fn lock(&self, _supply: Supply) -> io::Result<()> {
             Ok(())
         }
 
@@ -321,7 +415,7 @@ mod tests {
     fn an_advice_is_known_exactly_if_it_can_be_given() {
         const UNKNOWN: libc::c_int = 9999;
         for advice in [18, 23, 25, UNKNOWN] {
-            let mapping = Mapping::base(page_bytes()).unwrap();
+            let mapping = Mapping::base(page_bytes(), Supply::default()).unwrap();
             // SAFETY: madvise(2): none of these loses contents; the range is a mapping of ours.
             let given =
                 unsafe { libc::madvise(mapping.start().as_ptr().cast(), mapping.len(), advice) };
@@ -334,14 +428,14 @@ mod tests {
         }
         assert!(knows(Advice::WipeOnFork), "Linux 4.14");
         let huge = huge_page_bytes();
-        assert!(knows(Advice::Collapse) || Mapping::thp(huge, huge).is_err());
+        assert!(knows(Advice::Collapse) || Mapping::thp(huge, huge, Supply::default()).is_err());
     }
 
     #[cfg(all(target_os = "linux", not(any(loom, miri))))]
     #[test]
     fn transparent_huge_pages_are_aligned_and_confirmed_by_the_kernel() {
         let huge = huge_page_bytes();
-        let Ok(mapping) = Mapping::thp(2 * huge, huge) else {
+        let Ok(mapping) = Mapping::thp(2 * huge, huge, Supply::default()) else {
             return; // Counted by tests/pool.rs, where the region's report names the reason.
         };
         let start = mapping.start().as_ptr() as usize;
