@@ -40,8 +40,9 @@ pub use probe::Environment;
 pub use raw::{RegionReport, SlotState};
 pub use reaper::{ReaperStats, reaper_stats, wait_idle};
 pub use sender::{
-    Capabilities, CloseReport, Fate, HandBack, Interest, Policy, ReapHalf, Reaped, ResumeIds,
-    Returned, RouteMode, RouteStats, SendHalf, Sender, SenderBuilder, SenderStats,
+    Calibration, Capabilities, CloseReport, Fate, HandBack, Interest, Policy, ReapHalf, Reaped,
+    ResumeIds, Returned, RouteMode, RouteStats, SendCost, SendHalf, Sender, SenderBuilder,
+    SenderStats, calibrate_threshold,
 };
 pub use shared::SharedBuf;
 pub use sys::{Foreign, Timestamps};

@@ -127,7 +127,8 @@ impl SenderBuilder {
     /// without copy. Default: 16 KiB.
     ///
     /// Below it copying is cheaper. Data that the CPU's caches hold copies fast, so that 32 KiB can
-    /// be right there; cold data gains from 4 KiB on.
+    /// be right there; cold data gains from 4 KiB on. [`calibrate_threshold`](crate::calibrate_threshold)
+    /// measures.
     pub fn threshold_bytes(mut self, bytes: usize) -> Self {
         self.config.threshold_bytes = bytes;
         self

@@ -10,12 +10,14 @@
 //! | `window` | how much may be in flight |
 //! | `transport` | the rules in which streams and datagrams differ |
 //! | `route` | whether zero copy is worth it |
+//! | `calibrate` | from which size on it is, measured |
 //! | `ending` | flush, drain, abort, and who sees to it |
 //! | `split` | the halves for two threads |
 //! | `wait` | waiting without spinning |
 //! | `kernel` | the one seam to the kernel |
 
 mod builder;
+mod calibrate;
 pub(crate) mod core;
 mod ending;
 #[cfg(test)]
@@ -42,6 +44,7 @@ use std::{
 
 pub use self::{
     builder::{Config, HandBack, Policy, ResumeIds, SenderBuilder},
+    calibrate::{Calibration, SendCost, calibrate_threshold},
     ending::CloseReport,
     kernel::Interest,
     ledger::Fate,

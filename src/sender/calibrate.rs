@@ -1,0 +1,194 @@
+//! From which size on zero copy pays on this machine.
+
+use std::{
+    io,
+    net::{Ipv4Addr, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use memmap2::{MmapMut, MmapRaw};
+
+use super::{Policy, Sender, SenderBuilder};
+use crate::{error::SendError, mapped::MappedSlice, sync::Arc};
+
+/// Sizes that are tried: those of a datagram.
+const SIZES: [usize; 5] = [4 << 10, 8 << 10, 16 << 10, 32 << 10, 60 << 10];
+
+/// Memory that is sent in turn: more than the caches next to the CPU hold.
+const MEMORY: usize = 8 << 20;
+
+/// Sends that are timed at once. Notes are read as often as in a busy sender.
+const BATCH: usize = 32;
+
+/// No round begins later.
+const LIMIT: Duration = Duration::from_millis(70);
+
+/// What [`calibrate_threshold`] found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Calibration {
+    /// The smallest size tried from which on zero copy was cheaper; 64 KiB if it was at none.
+    pub threshold_bytes: usize,
+    /// What a send cost at each size, smallest first.
+    pub costs: Vec<SendCost>,
+}
+
+/// What a send of one size cost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct SendCost {
+    /// Length of the send.
+    pub bytes: usize,
+    /// By copy.
+    pub copied: Duration,
+    /// Without copy, its note included.
+    pub zero_copy: Duration,
+}
+
+/// Measures from which size on zero copy pays on this machine, for
+/// [`SenderBuilder::threshold_bytes`]. Takes less than 100 ms and sends nothing out of the host.
+///
+/// It times both ways of sending UDP datagrams to a multicast group with a time to live of 0: the
+/// kernel builds the packet and frees it before any device sees it, so nothing is copied behind
+/// our back, as it would be on loopback proper. That is the cost that differs: copying against
+/// referencing pages, keeping a lease, posting and reading a note. The best of several rounds
+/// counts.
+///
+/// What it does not see: the network card; TCP, whose notes cost more, so that for TCP the next
+/// larger size is the safe choice; huge pages, which make zero copy cheaper still; and whether your
+/// data is in the CPU's caches. It sends 8 MiB in turn, so it measures cold data, for which zero
+/// copy pays early; data just written is copied faster, and twice the size can be right.
+///
+/// # Errors
+///
+/// What the system refused, or [`io::ErrorKind::Unsupported`] where some of it was copied after
+/// all: there is no zero copy, locked memory is short, or loopback has a packet capture open.
+///
+/// ```
+/// let threshold_bytes = match pinbuf::calibrate_threshold() {
+///     Ok(found) => found.threshold_bytes,
+///     Err(_) => 16 * 1024,
+/// };
+/// let builder = pinbuf::Sender::builder().threshold_bytes(threshold_bytes);
+/// # let _ = builder;
+/// ```
+pub fn calibrate_threshold() -> io::Result<Calibration> {
+    let start = Instant::now();
+    let mut memory = MmapMut::map_anon(MEMORY)?;
+    memory.fill(1);
+    let memory = Arc::new(MmapRaw::from(memory));
+    let mut copying = Side::new(SenderBuilder::new().policy(Policy::Never), &memory)?;
+    let without = SenderBuilder::new().policy(Policy::Prefer).threshold_bytes(1);
+    let mut without = Side::new(without, &memory)?;
+    let never = SendCost { bytes: 0, copied: Duration::MAX, zero_copy: Duration::MAX };
+    let mut costs = SIZES.map(|bytes| SendCost { bytes, ..never });
+    // The first round warms everything up; the last one is short of time.
+    for round in 0.. {
+        if round > 1 && start.elapsed() > LIMIT {
+            break;
+        }
+        for cost in &mut costs {
+            let (copied, zero_copy) = (copying.batch(cost.bytes)?, without.batch(cost.bytes)?);
+            if round > 0 {
+                cost.copied = cost.copied.min(copied);
+                cost.zero_copy = cost.zero_copy.min(zero_copy);
+            }
+        }
+    }
+    let stats = without.sender.stats();
+    if stats.deferred_copies > 0 || stats.copied_calls > 0 {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
+    Ok(Calibration { threshold_bytes: threshold(&costs), costs: costs.into() })
+}
+
+/// The smallest size from which on zero copy is cheaper at every size.
+fn threshold(costs: &[SendCost]) -> usize {
+    let pays = |cost: &&SendCost| cost.zero_copy < cost.copied;
+    costs.iter().rev().take_while(pays).last().map_or(64 << 10, |cost| cost.bytes)
+}
+
+/// One of the two ways.
+struct Side {
+    sender: Sender<UdpSocket>,
+    memory: Arc<MmapRaw>,
+    offset: usize,
+}
+
+impl Side {
+    fn new(builder: SenderBuilder, memory: &Arc<MmapRaw>) -> io::Result<Self> {
+        // The address also makes the loopback device the one that the group is reached by.
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        socket.set_multicast_ttl_v4(0)?;
+        socket.set_multicast_loop_v4(false)?;
+        socket.connect((Ipv4Addr::new(239, 255, 255, 250), 9))?;
+        Ok(Self { sender: builder.adopt(socket)?, memory: Arc::clone(memory), offset: 0 })
+    }
+
+    /// What a send of `bytes` costs, on average over a batch.
+    fn batch(&mut self, bytes: usize) -> io::Result<Duration> {
+        let start = Instant::now();
+        for _ in 0..BATCH {
+            if self.offset + bytes > MEMORY {
+                self.offset = 0;
+            }
+            let range = self.offset..self.offset + bytes;
+            let slice = MappedSlice::new(Arc::clone(&self.memory), range)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+            match self.sender.try_send(slice) {
+                Ok(_) => {}
+                Err(SendError::WouldBlock(_)) => _ = self.sender.reap()?,
+                Err(error) => return Err(error.into()),
+            }
+            self.offset += bytes;
+        }
+        self.sender.reap()?;
+        Ok(start.elapsed() / BATCH as u32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn costs(pairs: &[(u64, u64)]) -> Vec<SendCost> {
+        let cost = |(bytes, (copied, zero_copy)): (&usize, &(u64, u64))| SendCost {
+            bytes: *bytes,
+            copied: Duration::from_nanos(*copied),
+            zero_copy: Duration::from_nanos(*zero_copy),
+        };
+        SIZES.iter().zip(pairs).map(cost).collect()
+    }
+
+    #[test]
+    fn the_threshold_is_where_zero_copy_begins_to_pay_for_good() {
+        let threshold = |pairs| threshold(&costs(pairs));
+        assert_eq!(threshold(&[(5, 9), (9, 9), (9, 8), (20, 9), (40, 10)]), 16 << 10);
+        assert_eq!(threshold(&[(9, 5), (5, 9), (5, 9), (20, 9), (40, 10)]), 32 << 10);
+        assert_eq!(threshold(&[(9, 5), (9, 5), (9, 5), (9, 5), (9, 5)]), 4 << 10);
+        assert_eq!(threshold(&[(9, 5), (9, 5), (9, 5), (9, 5), (5, 9)]), 64 << 10);
+    }
+
+    #[test]
+    fn it_is_soon_done_and_more_bytes_cost_more_by_copy_than_without() {
+        // Other tests run beside this one, so it may take several tries, and some time.
+        let mut tries = (0..20).map(|_| {
+            let start = Instant::now();
+            let found = calibrate_threshold();
+            assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+            found
+        });
+        let plausible = |found: io::Result<Calibration>| match found {
+            Ok(Calibration { costs, .. }) => {
+                let (first, last) = (costs[0], costs[SIZES.len() - 1]);
+                assert!(first.copied > Duration::ZERO && last.copied < Duration::from_secs(1));
+                last.copied.saturating_sub(first.copied)
+                    > last.zero_copy.saturating_sub(first.zero_copy)
+            }
+            // A packet capture, or other tests have all the locked memory.
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => false,
+            Err(error) => panic!("{error}"),
+        };
+        assert!(tries.any(plausible));
+    }
+}
