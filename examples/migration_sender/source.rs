@@ -83,8 +83,7 @@ pub(crate) fn migrate(plan: &Plan<'_>, memory: GuestMemory) -> (Report, Result<(
     let audit = buffers.audit();
     report.pool = Some(audit);
     if outcome.is_ok() && !audit.is_accounted() {
-        let why =
-            format!("buffers are unaccounted for at the end: {audit:?}");
+        let why = format!("buffers are unaccounted for at the end: {audit:?}");
         outcome = Err(Failure::new(Code::Unaccounted, why));
     }
     match &outcome {
