@@ -4,6 +4,7 @@ mod common;
 
 use std::{
     fs,
+    io::Read,
     task::{Context, Waker},
     thread,
     time::{Duration, Instant},
@@ -246,6 +247,37 @@ mod quota {
         let want = [0, 1, 2, 3, 3, 4, 5, 6].map(|seed| pattern(LEN, seed).to_vec()).concat();
         assert_same(&peer.join().unwrap(), &want);
         assert_all_home(&pool);
+    }
+
+    #[test]
+    fn a_send_counts_with_all_its_slots() {
+        let pool = quota(3);
+        let (near, far) = pair_at("127.0.0.1:0", STALLED);
+        let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+        sender.try_send(buf(&pool, 0)).unwrap();
+        let mut bufs: Vec<Payload> = (1..4).map(|seed| buf(&pool, seed).into()).collect();
+        let refused = sender.try_send_vectored(&mut bufs);
+        assert!(matches!(refused, Err(SendError::WouldBlock(()))));
+        let last = bufs.pop().unwrap();
+        sender.try_send_vectored(&mut bufs).unwrap();
+        assert!(matches!(sender.try_send(last), Err(SendError::WouldBlock(_))));
+        let peer = reader(far, Duration::ZERO);
+        assert!(sender.close(soon().unwrap()).drained);
+        assert_eq!(peer.join().unwrap().len(), 3 * LEN);
+        assert_all_home(&pool);
+    }
+
+    #[test]
+    fn released_slots_make_room_without_a_reap() {
+        let pool = quota(1);
+        let (near, mut far) = common::pair();
+        let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+        let mut got = vec![0; LEN];
+        for seed in 0..5 {
+            sender.try_send(buf(&pool, seed)).unwrap();
+            far.read_exact(&mut got).unwrap();
+            common::eventually("the note is there", || common::has_error(&sender));
+        }
     }
 
     #[test]
