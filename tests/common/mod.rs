@@ -351,6 +351,15 @@ pub(crate) fn network_namespace() -> Option<&'static [&'static str]> {
 
 /// Switches the loopback device of this namespace on.
 pub(crate) fn raise_loopback() {
+    switch_loopback(libc::IFF_UP | libc::IFF_RUNNING);
+}
+
+/// Switches the loopback device of this namespace off: whatever is sent is lost.
+pub(crate) fn lower_loopback() {
+    switch_loopback(0);
+}
+
+fn switch_loopback(flags: i32) {
     // SAFETY: socket(2) takes no pointers.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     assert!(fd >= 0, "{}", io::Error::last_os_error());
@@ -359,7 +368,7 @@ pub(crate) fn raise_loopback() {
     // SAFETY: all zero bytes are a value of a union of integers.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     request.ifr_name[..2].copy_from_slice(&[b'l' as _, b'o' as _]);
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as _;
+    request.ifr_ifru.ifru_flags = flags as _;
     // SAFETY: netdevice(7): SIOCSIFFLAGS reads one `ifreq`, which outlives the call.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
