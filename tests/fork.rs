@@ -173,7 +173,7 @@ fn notes_that_wait_to_be_read_are_left_to_the_parent() {
     let ticket = sender.send(filled(pool.try_alloc(1).unwrap(), LEN, 1)).unwrap();
     let mut got = vec![0; LEN];
     far.read_exact(&mut got).unwrap();
-    common::eventually("the note is on the error queue", || sender.as_fd_has_error());
+    common::eventually("the note is on the error queue", || common::has_error(&sender));
     for way in 0..3 {
         let Some(child) = fork() else {
             leave(move || match way {
@@ -194,19 +194,6 @@ fn notes_that_wait_to_be_read_are_left_to_the_parent() {
     sender.wait(ticket, soon()).unwrap();
     assert!(sender.close(soon().unwrap()).drained);
     assert_all_home(&pool);
-}
-
-trait HasError {
-    fn as_fd_has_error(&self) -> bool;
-}
-
-impl<T: AsFd> HasError for T {
-    fn as_fd_has_error(&self) -> bool {
-        let mut fd = libc::pollfd { fd: self.as_fd().as_raw_fd(), events: 0, revents: 0 };
-        // SAFETY: poll(2) reads and writes one `pollfd`, which outlives the call.
-        let ready = unsafe { libc::poll(&raw mut fd, 1, 0) };
-        ready == 1 && fd.revents & libc::POLLERR != 0
-    }
 }
 
 #[test]

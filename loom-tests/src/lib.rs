@@ -4,10 +4,11 @@
 //! ordinary test, repeated, with whatever interleavings the machine happens to produce.
 
 #[cfg(loom)]
-use loom::sync::atomic;
+use loom::sync::atomic::AtomicUsize as Passes;
 #[cfg(loom)]
 pub use loom::{future::block_on, sync::Mutex, thread};
 #[cfg(not(loom))]
+use std::sync::atomic::AtomicUsize as Passes;
 #[cfg(not(loom))]
 pub use std::{sync::Mutex, thread};
 
@@ -63,7 +64,7 @@ fn report(name: &str, executions: usize) {
 /// a thread that loads before it exchanges hides the exchange from the loads of others. To pass here
 /// before and after brings these orders back.
 #[derive(Clone, Debug, Default)]
-pub struct Turnstile(Arc<AtomicUsize>);
+pub struct Turnstile(Arc<Passes>);
 
 impl Turnstile {
     /// Passes.

@@ -550,6 +550,9 @@ impl<K: Kernel> Core<K> {
     /// The owner looks at what there is to do anew: if nothing is left, nothing is stuck. What
     /// was refused is the owner's, and others who drive the sender do not know of it.
     pub(super) fn forget_refused(&self) {
+        if self.is_forked() {
+            return;
+        }
         let mut send = lock(&self.send);
         if send.outbox.is_empty() {
             send.stuck = None;

@@ -150,6 +150,14 @@ pub(crate) fn optmem(socket: &impl AsFd) -> u32 {
     info[6]
 }
 
+/// Whether something is on the error queue, without reading it.
+pub(crate) fn has_error(socket: &impl AsFd) -> bool {
+    let mut fd = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: poll(2) reads and writes one `pollfd`, which outlives the call.
+    let ready = unsafe { libc::poll(&raw mut fd, 1, 0) };
+    ready == 1 && fd.revents & libc::POLLERR != 0
+}
+
 /// Closes the socket with a reset.
 pub(crate) fn reset(socket: TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
