@@ -284,11 +284,12 @@ fn the_end_of_a_connection_is_told_to_a_send_that_waits_for_it() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = Sender::new(near).unwrap();
+    let message = pattern(4 << 20, 1);
     let peer = thread::spawn(move || {
         thread::sleep(Duration::from_millis(100));
         reset(far);
     });
-    let (ticket, error) = match sender.send(pattern(4 << 20, 1)) {
+    let (ticket, error) = match sender.send(message) {
         Err(SendError::Truncated { ticket, error }) => (ticket, error),
         other => panic!("{other:?}"),
     };
