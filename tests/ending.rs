@@ -246,7 +246,8 @@ fn a_deadline_in_the_past_still_reads_what_is_there() {
     let peer = reader(far, Duration::ZERO);
     send_some(&mut sender, &pool, 4);
     eventually("the kernel let go", || {
-        sender.stats().leases == 0 || common::optmem(&sender) <= 832
+        // One note for all of them: 832 bytes, 896 on some kernels.
+        sender.stats().leases == 0 || common::optmem(&sender) < 2 * 832
     });
     thread::sleep(Duration::from_millis(50));
     let report = sender.close(Instant::now());

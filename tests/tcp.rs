@@ -284,13 +284,14 @@ fn the_end_of_a_connection_is_told_to_a_send_that_waits_for_it() {
     let _turn = turn();
     let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = zero_copy().adopt(near).unwrap();
+    let message = pattern(4 << 20, 1);
     let peer = thread::spawn(move || {
         // Not before the send has begun.
         far.read_exact(&mut [0; 10_000]).unwrap();
         thread::sleep(Duration::from_millis(50));
         reset(far);
     });
-    let (ticket, error) = match sender.send(pattern(4 << 20, 1)) {
+    let (ticket, error) = match sender.send(message) {
         Err(SendError::Truncated { ticket, error }) => (ticket, error),
         other => panic!("{other:?}"),
     };

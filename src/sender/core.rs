@@ -29,8 +29,8 @@ use crate::{
     sys::{Foreign, errno, process::Process, socket::SendFlags},
 };
 
-/// Option memory the kernel takes for one note until it is read, in bytes; the same on 6.1, 6.12
-/// and 6.18.
+/// Option memory the kernel takes for one note until it is read, in bytes: on 6.1 and 6.18. On
+/// Debian's 6.12 it is 896; nothing but estimates and a statistic rests on the number.
 const OPTMEM_PER_NOTE: u32 = 832;
 
 /// Zero-copy calls after which the error queue is read at the latest.

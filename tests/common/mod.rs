@@ -130,7 +130,7 @@ pub(crate) fn take_error(socket: &impl AsFd) -> i32 {
     option(socket, libc::SOL_SOCKET, libc::SO_ERROR)
 }
 
-/// Bytes of option memory the socket holds: 832 for each note to come or unread.
+/// Bytes of option memory the socket holds: 832 or 896 for each note to come or unread.
 pub(crate) fn optmem(socket: &impl AsFd) -> u32 {
     let mut info = [0_u32; 9];
     let mut len = size_of_val(&info) as libc::socklen_t;
