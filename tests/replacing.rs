@@ -2,7 +2,10 @@
 
 mod common;
 
-use std::{fs, os::fd::AsFd};
+use std::{
+    fs,
+    os::fd::{AsFd, AsRawFd},
+};
 
 use common::{
     Buffers, assert_all_home, assert_same, census, enable_zerocopy, fill, filled, pair_at, pattern,
@@ -158,6 +161,10 @@ fn no_pages_are_replaced_that_somebody_else_holds_or_shares() {
 fn hugetlb_pages_are_not_replaced() {
     const NAME: &str = "hugetlb_pages_are_not_replaced";
     const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
+    // Whoever else runs this test has to wait, or what it finds and puts back is not the truth.
+    let reserve = fs::File::open(RESERVE).unwrap();
+    // SAFETY: flock(2) takes no pointers.
+    assert_eq!(unsafe { libc::flock(reserve.as_raw_fd(), libc::LOCK_EX) }, 0);
     let before: usize = fs::read_to_string(RESERVE).unwrap().trim().parse().unwrap();
     if fs::write(RESERVE, (before + 6).to_string()).is_err() {
         return skip(NAME, "the reserve of huge pages cannot be changed");
