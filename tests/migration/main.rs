@@ -307,9 +307,8 @@ fn code_6_when_nothing_says_that_the_kernel_has_let_go() {
     assert!(done.stderr.contains("unaccounted for"), "{}", done.stderr);
     let json = done.json();
     assert_eq!(json["verify"]["digest_match"], true, "the migration itself went well");
-    let (pool, zerocopy) = (&json["pool"], &json["zerocopy"]);
-    let held = pool["in_flight"].as_u64().max(pool["quarantined"].as_u64());
-    assert!(held > Some(0) && zerocopy["unreleased"].as_u64() >= held, "{pool} {zerocopy}");
+    // Slots may be Free all the same, on new pages.
+    assert!(json["zerocopy"]["unreleased"].as_u64() > Some(0), "{json}");
 }
 
 /// A filter of system calls answers EOPNOTSUPP to SO_ZEROCOPY, as a kernel without it does.
