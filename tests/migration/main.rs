@@ -292,8 +292,9 @@ fn a_relay_that_changes_nothing_is_not_noticed() {
 #[cfg(all(target_os = "linux", target_endian = "little"))]
 #[test]
 fn code_6_when_nothing_says_that_the_kernel_has_let_go() {
+    // Little enough for the memlock budget of an ordinary user: more would wait for notes.
     let process =
-        match start_with(&["--memory=8M", "--json", "--zerocopy=prefer"], lab::without_notes) {
+        match start_with(&["--memory=2M", "--json", "--zerocopy=prefer"], lab::without_notes) {
             Ok(process) => process,
             Err(e) => {
                 println!(
