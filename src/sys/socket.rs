@@ -105,7 +105,7 @@ pub(crate) fn enable_zerocopy(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// Bytes of option memory the socket holds.
 ///
-/// Every zero-copy send holds 832 until it is released and its note is read, so 0 proves that
+/// Every zero-copy send holds some 832 until it is released and its note is read, so 0 proves that
 /// none is left; other users of option memory can only make it larger.
 #[cfg(target_os = "linux")]
 pub(crate) fn optmem(fd: BorrowedFd<'_>) -> io::Result<u32> {
