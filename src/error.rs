@@ -335,6 +335,14 @@ impl Error for RangeError {}
 
 /// Why a buffer, or the rest of one, was not sent. The buffer comes back where nothing of it was
 /// accepted.
+///
+/// ```
+/// use pinbuf::SendError;
+///
+/// let error = SendError::WouldBlock("the buffer");
+/// assert!(error.is_backpressure());
+/// assert_eq!(error.into_buf(), Some("the buffer"));
+/// ```
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SendError<B> {

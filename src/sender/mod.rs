@@ -280,6 +280,25 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// # Errors
     ///
     /// As [`try_send_vectored`](Self::try_send_vectored), but never [`SendError::WouldBlock`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::net::{TcpListener, TcpStream};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let _peer = listener.accept()?;
+    /// let mut sender = pinbuf::Sender::new(socket)?;
+    /// let pages: std::sync::Arc<[u8]> = vec![7; 32 * 1024].into();
+    /// // The header goes by copy, the pages may go without; together they are one send.
+    /// let mut bufs = vec![pinbuf::Payload::from(&b"header"[..]), pages.into()];
+    /// let ticket = sender.send_vectored(&mut bufs)?;
+    /// assert!(bufs.is_empty());
+    /// assert_eq!(ticket.len(), 6 + 32 * 1024);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn send_vectored(&mut self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
         self.core().send_vectored(bufs)
     }
@@ -313,6 +332,28 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     }
 
     /// The next payload handed back, in order of release; see [`HandBack::Return`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::net::{TcpListener, TcpStream};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let _peer = listener.accept()?;
+    /// let pool = pinbuf::Pool::new(64 * 1024, 1)?;
+    /// let builder = pinbuf::Sender::builder().hand_back(pinbuf::HandBack::Return);
+    /// let mut sender = builder.adopt(socket)?;
+    /// let mut buf = pool.alloc(64 * 1024)?;
+    /// buf.resize(64 * 1024, 7);
+    /// let ticket = sender.send(buf)?;
+    /// sender.wait(ticket, None)?;
+    /// let returned = sender.next_returned().expect("released");
+    /// assert_eq!(returned.sequence, ticket.sequence());
+    /// assert_eq!(returned.payload.len(), 64 * 1024);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn next_returned(&mut self) -> Option<Returned> {
         self.core().next_returned()
     }
@@ -377,6 +418,27 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// packet in a queue below TCP still carries stays untouched in the reaper's care.
     ///
     /// This ends the connection for every handle of the socket.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::net::{TcpListener, TcpStream};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let _peer = listener.accept()?;
+    /// let pool = pinbuf::Pool::new(64 * 1024, 1)?;
+    /// let mut sender = pinbuf::Sender::new(socket)?;
+    /// let mut buf = pool.alloc(64 * 1024)?;
+    /// buf.resize(64 * 1024, 7);
+    /// sender.send(buf)?;
+    /// let report = sender.abort();
+    /// assert!(!report.drained);
+    /// // The slot is back, though the peer has read nothing.
+    /// let _buf = pool.alloc_timeout(64 * 1024, std::time::Duration::from_secs(10))?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn abort(mut self) -> CloseReport {
         let core = self.core.take().expect("present until taken apart");
         core.abort();
