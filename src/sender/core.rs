@@ -4,18 +4,13 @@
 //! of payloads, wakers) or while a thread waits: what a step lets go of is collected and disposed
 //! of after the locks are free.
 
-use std::{
-    fmt, io, mem,
-    task::{Context, Poll, Waker},
-    time::Duration,
-};
+use std::{fmt, io, mem};
 
 use super::{
-    Capabilities, Config, Reaped, Returned, SenderStats,
+    Config,
     ending::Ending,
-    in_flight::{InFlight, Read},
-    kernel::{Interest, Kernel},
-    ledger::Fate,
+    in_flight::InFlight,
+    kernel::Kernel,
     outbox::{Call, Outbox},
     window::{Admission, MemlockBudget, Window},
 };
@@ -25,8 +20,8 @@ use crate::{
     lease::{IntoPayload, Payload},
     raw::Reclaim,
     reaper,
-    sync::{Arc, AtomicUsize, Mutex, MutexGuard, lock, try_lock},
-    sys::{Foreign, errno, process::Process, socket::SendFlags},
+    sync::{Arc, AtomicUsize, Mutex, lock},
+    sys::{errno, process::Process, socket::SendFlags},
 };
 
 /// Option memory the kernel takes for one note until it is read, in bytes: on 6.1 and 6.18. On
@@ -42,37 +37,38 @@ pub struct Core<K: Kernel> {
     pub(super) config: Config,
     budget: Arc<MemlockBudget>,
     optmem_max: u32,
-    send: Mutex<Send>,
+    pub(super) send: Mutex<Send>,
     pub(super) in_flight: Mutex<InFlight>,
     /// The reaper's attention, for as long as it is of use to somebody.
-    watch: Mutex<Watch>,
+    pub(super) watch: Mutex<Watch>,
     /// The end, once it has begun.
     pub(super) ending: Mutex<Option<Ending>>,
-    /// Handles: 1, or 2 while split.
+    /// The process that the sender belongs to.
     process: Process,
+    /// Handles: 1, or 2 while split.
     pub(super) owners: AtomicUsize,
 }
 
 /// What is to be sent.
-struct Send {
-    outbox: Outbox,
-    window: Window,
+pub(super) struct Send {
+    pub(super) outbox: Outbox,
+    pub(super) window: Window,
     /// The first error of a connection that is over.
-    failed: Option<OsError>,
+    pub(super) failed: Option<OsError>,
     /// Why the last attempt stopped.
-    stuck: Option<Stuck>,
+    pub(super) stuck: Option<Stuck>,
     /// Whether the kernel has been seen to honour the flag.
-    verified: bool,
+    pub(super) verified: bool,
     /// Zero-copy calls since the error queue was last read.
-    unread_calls: usize,
+    pub(super) unread_calls: usize,
     /// Pools that know this sender.
-    pools: Vec<u64>,
+    pub(super) pools: Vec<u64>,
     /// Room for the payloads of a send on their way in.
-    staging: Vec<Payload>,
+    pub(super) staging: Vec<Payload>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Watch {
+pub(super) enum Watch {
     Off,
     On(reaper::Token),
     /// In the care of a reaper that has no thread.
@@ -82,14 +78,14 @@ enum Watch {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stuck {
+pub(super) enum Stuck {
     Socket,
     Window,
 }
 
 /// Why a flush ended with the outbox not empty.
 #[derive(Clone, Copy, Debug)]
-enum Stop {
+pub(super) enum Stop {
     Stuck,
     /// The connection is over.
     Failed(OsError),
@@ -254,7 +250,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Sends what is left of the last send.
-    fn flush_rest(&self, send: &mut Send) -> Result<(), Stop> {
+    pub(super) fn flush_rest(&self, send: &mut Send) -> Result<(), Stop> {
         let before = send.outbox.sending();
         let flushed = self.flush(send);
         if send.outbox.sending() != before {
@@ -277,7 +273,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Lets go of everything that is not accepted.
-    fn truncate(&self, send: &mut Send, error: OsError) {
+    pub(super) fn truncate(&self, send: &mut Send, error: OsError) {
         let Some((ticket, accepted)) = send.outbox.sending() else { return };
         let mut in_flight = lock(&self.in_flight);
         in_flight.done.truncate(ticket, accepted, error);
@@ -472,348 +468,10 @@ impl<K: Kernel> Core<K> {
             Stop::Refused(error)
         }
     }
-
-    // Driving: what anybody may do for a sender.
-
-    /// Reads the notes, then sends what the socket now takes of the last send.
-    pub fn step(&self) -> io::Result<Step> {
-        // Whoever holds the lock is sending.
-        self.step_with(try_lock).0
-    }
-
-    /// Returns also when to look again though there is no news.
-    fn step_with(
-        &self,
-        lock_send: impl FnOnce(&Mutex<Send>) -> Option<MutexGuard<'_, Send>>,
-    ) -> (io::Result<Step>, Option<Duration>) {
-        if self.is_forked() {
-            return (Err(io::Error::from_raw_os_error(errno::EPERM)), None);
-        }
-        self.check_hold();
-        let read = lock(&self.in_flight).read_notes(&self.kernel);
-        let flushed = match lock_send(&self.send) {
-            Some(mut send) => {
-                send.unread_calls = 0;
-                self.flush_rest(&mut send)
-            }
-            None => Err(Stop::Stuck),
-        };
-        self.dispose();
-        let next = self.advance_end();
-        (read.map(|read| Step { read, flushed }), next)
-    }
-
-    /// As [`step`](Self::step), for a caller that wants to know what was read.
-    pub(super) fn reap(&self) -> io::Result<Reaped> {
-        let read = self.step()?.read;
-        Ok(Reaped { messages: read.messages, calls: read.ids })
-    }
-
-    /// As [`step`](Self::step), for a caller that wants to know whether nothing is left to send.
-    pub(super) fn flush_now(&self) -> Result<bool, OsError> {
-        self.forget_refused();
-        match self.step().map_err(|error| OsError::from(&error))?.flushed {
-            Ok(()) => self.connection_error().map_or(Ok(true), Err),
-            Err(Stop::Stuck) => Ok(false),
-            Err(Stop::Failed(error) | Stop::Refused(error) | Stop::Dropped(error)) => Err(error),
-        }
-    }
-
-    /// Drops what was let go of and wakes who waited for it, with no lock held.
-    pub(super) fn dispose(&self) {
-        let mut in_flight = lock(&self.in_flight);
-        if mem::take(&mut in_flight.done.news) {
-            // Cannot fail for descriptors of our own; if it did, every wait ends by itself.
-            in_flight.sleepers.iter().for_each(|sleeper| _ = sleeper.rouse());
-        }
-        let InFlight { done, .. } = &mut *in_flight;
-        if done.settled.is_empty() && done.wakers.is_empty() && done.roused.is_empty() {
-            return;
-        }
-        let mut settled = mem::take(&mut done.settled);
-        let poisoned = in_flight.poisoned().is_some();
-        let InFlight { done, .. } = &mut *in_flight;
-        let resolved = |ticket: &Ticket| poisoned || done.ledger.fate(*ticket).is_some();
-        let mut woken = mem::take(&mut done.roused);
-        woken.extend(
-            done.wakers.extract_if(.., |(ticket, _)| resolved(ticket)).map(|(_, waker)| waker),
-        );
-        drop(in_flight);
-        woken.into_iter().for_each(Waker::wake);
-        settled.clear();
-        let mut in_flight = lock(&self.in_flight);
-        if in_flight.done.settled.capacity() == 0 {
-            in_flight.done.settled = settled;
-        }
-    }
-
-    /// The owner looks at what there is to do anew: if nothing is left, nothing is stuck. What
-    /// was refused is the owner's, and others who drive the sender do not know of it.
-    pub(super) fn forget_refused(&self) {
-        if self.is_forked() {
-            return;
-        }
-        let mut send = lock(&self.send);
-        if send.outbox.is_empty() {
-            send.stuck = None;
-        }
-    }
-
-    pub(super) fn interest(&self) -> Interest {
-        if self.is_forked() {
-            return Interest::default();
-        }
-        let writable = lock(&self.send).stuck == Some(Stuck::Socket);
-        let in_flight = lock(&self.in_flight);
-        let released = in_flight.tracker.outstanding() > 0 && in_flight.poisoned().is_none();
-        Interest { writable, released }
-    }
-
-    /// Whether everything is accepted.
-    pub(super) fn is_flushed(&self) -> bool {
-        lock(&self.send).outbox.is_empty()
-    }
-
-    /// Whether a send was given up after a part of it was accepted.
-    pub(super) fn has_cut_short(&self) -> bool {
-        lock(&self.in_flight).done.stats.truncated_sends > 0
-    }
-
-    /// Whether everything is accepted and released.
-    pub(super) fn is_drained(&self) -> bool {
-        self.is_flushed() && lock(&self.in_flight).tracker.outstanding() == 0
-    }
-
-    pub(super) fn is_poisoned(&self) -> bool {
-        lock(&self.in_flight).poisoned().is_some()
-    }
-
-    /// Asks the option memory whether all is released though no note said so.
-    pub fn check_overdue(&self) {
-        lock(&self.in_flight).prove(&self.kernel);
-        self.dispose();
-    }
-
-    /// The fate of a send, or `None` while it is open.
-    pub fn fate(&self, ticket: Ticket) -> Option<Fate> {
-        if self.is_forked() {
-            return None;
-        }
-        let sending = lock(&self.send).outbox.sending().map(|(ticket, _)| ticket);
-        lock(&self.in_flight).fate(ticket, sending)
-    }
-
-    /// The fate of a send, with a wake-up for when it has one.
-    pub(super) fn poll_fate(
-        self: &Arc<Self>,
-        cx: &mut Context<'_>,
-        ticket: Ticket,
-    ) -> Poll<io::Result<Fate>> {
-        self.step()?;
-        // Cloned, and the one it replaces dropped, with no lock held: that is user code.
-        let waker = cx.waker().clone();
-        let sending = lock(&self.send).outbox.sending().map(|(ticket, _)| ticket);
-        let mut in_flight = lock(&self.in_flight);
-        if let Some(fate) = in_flight.fate(ticket, sending) {
-            return Poll::Ready(Ok(fate));
-        }
-        let wakers = &mut in_flight.done.wakers;
-        let known = wakers.iter().position(|(waiting, _)| *waiting == ticket);
-        let replaced = known.map(|at| wakers.swap_remove(at));
-        wakers.push((ticket, waker));
-        drop(in_flight);
-        drop(replaced);
-        if !Arc::<Self>::clone(self).watch() {
-            return Poll::Ready(Err(io::Error::other(
-                "no thread can be had to wait for the kernel; raise RLIMIT_NPROC, or wait with \
-                 `wait`",
-            )));
-        }
-        Poll::Pending
-    }
-
-    pub(super) fn connection_error(&self) -> Option<OsError> {
-        if self.is_forked() {
-            return None;
-        }
-        lock(&self.send).failed
-    }
-
-    /// What cut a send short, if so.
-    pub(super) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
-        lock(&self.in_flight).done.ledger.truncation(ticket)
-    }
-
-    pub(super) fn next_event(&self) -> Option<Foreign> {
-        if self.is_forked() {
-            return None;
-        }
-        lock(&self.in_flight).events.pop_front()
-    }
-
-    pub(super) fn next_returned(&self) -> Option<Returned> {
-        if self.is_forked() {
-            return None;
-        }
-        lock(&self.in_flight).done.returned.pop_front()
-    }
-
-    /// Whether sends can go without copy, and if not, why.
-    pub fn capabilities(&self) -> Capabilities {
-        if self.is_forked() {
-            return Capabilities { zero_copy: false, reason: None };
-        }
-        let in_flight = lock(&self.in_flight);
-        let route = in_flight.route.is_copied().then_some(CopyReason::Route);
-        let reason = in_flight.copy_reason;
-        Capabilities { zero_copy: reason.is_none(), reason: reason.or(route) }
-    }
-
-    pub(super) fn stats(&self) -> SenderStats {
-        if self.is_forked() {
-            return SenderStats::default();
-        }
-        let window = {
-            let send = lock(&self.send);
-            (send.window.sends(), send.window.bytes())
-        };
-        let in_flight = lock(&self.in_flight);
-        SenderStats {
-            in_flight_calls: in_flight.tracker.outstanding(),
-            leases: in_flight.tracker.leases(),
-            window_sends: window.0,
-            window_bytes: window.1,
-            route: in_flight.route.stats(),
-            ..in_flight.done.stats
-        }
-    }
-
-    /// The id that the socket's next zero-copy call takes.
-    pub(super) fn next_id(&self) -> NotificationId {
-        lock(&self.in_flight).tracker.next_id()
-    }
-
-    fn unwatch(&self, watch: &mut Watch, then: Watch) {
-        if let Watch::On(token) | Watch::Unserved(token) = mem::replace(watch, then) {
-            self.kernel.unwatch(token);
-        }
-    }
-
-    /// The kernel's side alone, unless somebody else holds the core at this moment.
-    pub(super) fn into_kernel(self: Arc<Self>) -> Result<K, Arc<Self>> {
-        self.retire();
-        Arc::try_unwrap(self).map(|core| core.kernel)
-    }
-
-    /// Lets go of what is not accepted, and lets nothing more in.
-    pub(super) fn cut_short(&self, error: OsError) {
-        let mut send = lock(&self.send);
-        let error = *send.failed.get_or_insert(error);
-        self.truncate(&mut send, error);
-    }
-
-    /// Aborts the connection if something is in flight for longer than it may be.
-    fn check_hold(&self) {
-        let Some(limit) = self.config.max_hold else { return };
-        if !self.kernel.transport().has_end() {
-            return;
-        }
-        let held = lock(&self.in_flight).oldest(self.kernel.now());
-        if held.is_some_and(|held| held > limit) && self.connection_error().is_none() {
-            self.cut_short(OsError::from_raw(errno::ETIMEDOUT));
-            // If it fails, what is in flight stays there.
-            let _ = self.kernel.abort();
-        }
-    }
-
-    /// How long the oldest call in flight has been there.
-    pub(super) fn oldest(&self) -> Option<Duration> {
-        if self.is_forked() {
-            return None;
-        }
-        lock(&self.in_flight).oldest(self.kernel.now())
-    }
-
-    /// Gives the sender to the reaper.
-    pub(super) fn hand_over(self: Arc<Self>) {
-        let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(&self);
-        // With a linger time the close at the end would block the reaper.
-        let _ = self.kernel.linger_off();
-        let mut watch = lock(&self.watch);
-        self.unwatch(&mut watch, Watch::Off);
-        let (token, served) = self.kernel.adopt(sender);
-        *watch = if served { Watch::On(token) } else { Watch::Unserved(token) };
-    }
-
-    /// Nobody drives the sender from here on.
-    pub(super) fn retire(&self) {
-        self.unwatch(&mut lock(&self.watch), Watch::Over);
-    }
-}
-
-/// What one [`Core::step`] did.
-#[derive(Debug)]
-pub struct Step {
-    /// What was read of the error queue.
-    pub read: Read,
-    flushed: Result<(), Stop>,
-}
-
-impl Step {
-    /// The error of a call for the rest of a send that says nothing about the connection.
-    pub(super) fn refused(&self) -> Option<OsError> {
-        match self.flushed {
-            Err(Stop::Refused(error)) => Some(error),
-            _ => None,
-        }
-    }
 }
 
 impl<K: Kernel> fmt::Debug for Core<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Core").field("stats", &self.stats()).finish_non_exhaustive()
-    }
-}
-
-impl<K: Kernel> Reclaim for Core<K> {
-    fn drive(&self) {
-        self.attend();
-    }
-
-    fn attend(&self) -> Option<Duration> {
-        if self.is_forked() {
-            return None;
-        }
-        // News comes once: if another thread is sending and was refused just before, the rest is
-        // this one's to send. A failure shows in the sender's own calls.
-        let (_, next) = self.step_with(|send| Some(lock(send)));
-        if lock(&self.ending).is_some() {
-            if self.is_over() {
-                self.finish();
-            }
-            return next;
-        }
-        let mut watch = lock(&self.watch);
-        let mut in_flight = lock(&self.in_flight);
-        if let Some(limit) = self.config.max_hold
-            && in_flight.tracker.outstanding() > 0
-        {
-            return Some(limit / 4);
-        }
-        if matches!(*watch, Watch::On(_)) && !in_flight.is_awaited() {
-            drop(in_flight);
-            self.unwatch(&mut watch, Watch::Off);
-        }
-        None
-    }
-
-    fn watch(self: Arc<Self>) -> bool {
-        let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(&self);
-        let mut watch = lock(&self.watch);
-        if *watch == Watch::Off {
-            let token = self.kernel.watch(Arc::downgrade(&sender));
-            *watch = token.map_or(Watch::Off, Watch::On);
-        }
-        matches!(*watch, Watch::On(_) | Watch::Over)
     }
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `builder` | settings, and what is checked before a socket is taken over |
 //! | `core` | the machine: two locks, the send path |
+//! | `drive` | reading notes, flushing, waking: what anybody may do for a sender |
 //! | `outbox` | the send that the socket has not wholly taken, cut into calls |
 //! | `in_flight` | what the kernel was given: notes, releases, poison |
 //! | `ledger` | what became of every send |
@@ -19,6 +20,7 @@
 mod builder;
 mod calibrate;
 pub(crate) mod core;
+mod drive;
 mod ending;
 #[cfg(test)]
 mod fake;
