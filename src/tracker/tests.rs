@@ -1,0 +1,416 @@
+//! Single orders of events, then random ones against a model without any cleverness.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn tracker(window: usize, first: u64) -> CompletionTracker<u64> {
+    CompletionTracker::new(window, NotificationId(first))
+}
+
+fn send(tracker: &mut CompletionTracker<u64>, lease: u64) -> NotificationId {
+    let key = tracker.insert(lease);
+    let id = tracker.issue(&[key], 1).expect("room");
+    assert_eq!(tracker.settle(key), None);
+    id
+}
+
+fn release(tracker: &mut CompletionTracker<u64>, lo: u64, hi: u64) -> Result<Vec<u64>, UnknownIds> {
+    let mut released = Vec::new();
+    let Released { ids, bytes } =
+        tracker.release(lo as u32, hi as u32, |lease| released.push(lease))?;
+    assert_eq!(bytes as u64, ids.count(), "each call of these tests has one byte");
+    Ok(released)
+}
+
+#[test]
+fn releases_the_ids_named_and_not_the_oldest() {
+    let mut tracker = tracker(8, 0);
+    for lease in 0..4 {
+        send(&mut tracker, lease);
+    }
+    assert_eq!(release(&mut tracker, 2, 3), Ok(vec![2, 3]));
+    assert_eq!(tracker.oldest(), Some(NotificationId(0)));
+    assert_eq!(release(&mut tracker, 0, 0), Ok(vec![0]));
+    assert_eq!(release(&mut tracker, 1, 1), Ok(vec![1]));
+    assert_eq!((tracker.outstanding(), tracker.leases()), (0, 0));
+}
+
+#[test]
+fn a_lease_over_several_ids_ends_with_the_last_of_them_in_any_order() {
+    let mut tracker = tracker(8, 0);
+    let key = tracker.insert(7);
+    for _ in 0..3 {
+        tracker.issue(&[key], 1).unwrap();
+    }
+    assert_eq!(release(&mut tracker, 2, 2), Ok(vec![]));
+    assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]));
+    assert_eq!(tracker.settle(key), None);
+    assert_eq!(release(&mut tracker, 1, 1), Ok(vec![7]));
+}
+
+#[test]
+fn the_senders_hold_outlives_every_id() {
+    let mut tracker = tracker(8, 0);
+    let key = tracker.insert(7);
+    tracker.issue(&[key], 1).unwrap();
+    assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]), "the rest is not yet accepted");
+    assert_eq!(tracker.settle(key), Some(7));
+}
+
+#[test]
+fn a_vectored_send_accepted_in_part_keeps_its_boundary_lease() {
+    let mut tracker = tracker(8, 0);
+    let keys: Vec<_> = (0..4).map(|lease| tracker.insert(lease)).collect();
+    let first = tracker.issue(&keys, 1).unwrap();
+    tracker.trim(first, 3);
+    assert_eq!(tracker.settle(keys[0]), None);
+    assert_eq!(tracker.settle(keys[1]), None);
+    let rest = tracker.issue(&[keys[2]], 1).unwrap();
+    assert_eq!(tracker.settle(keys[2]), None);
+    tracker.issue(&[keys[3]], 1).unwrap();
+    assert_eq!(tracker.settle(keys[3]), None);
+    assert_eq!(release(&mut tracker, rest.0, rest.0 + 1), Ok(vec![3]));
+    assert_eq!(release(&mut tracker, first.0, first.0), Ok(vec![0, 1, 2]));
+}
+
+#[test]
+fn an_id_released_before_its_call_returned_frees_nothing_unaccepted() {
+    let mut tracker = tracker(8, 0);
+    let keys: Vec<_> = (0..3).map(|lease| tracker.insert(lease)).collect();
+    let id = tracker.issue(&keys, 1).unwrap();
+    assert_eq!(release(&mut tracker, id.0, id.0), Ok(vec![]));
+    tracker.trim(id, 1);
+    assert_eq!(tracker.settle(keys[0]), Some(0));
+    let id = tracker.issue(&keys[1..], 1).unwrap();
+    assert_eq!(tracker.settle(keys[1]), None);
+    assert_eq!(tracker.settle(keys[2]), None);
+    assert_eq!(release(&mut tracker, id.0, id.0), Ok(vec![1, 2]));
+}
+
+#[test]
+fn a_cancelled_id_is_given_out_again() {
+    let mut tracker = tracker(8, 0);
+    let key = tracker.insert(1);
+    let id = tracker.issue(&[key], 1).unwrap();
+    assert!(tracker.cancel(id));
+    assert_eq!(tracker.issue(&[key], 1), Some(id));
+    assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]));
+    assert!(!tracker.cancel(id), "a note proved the id used");
+    assert_eq!(tracker.next_id(), NotificationId(1));
+}
+
+#[test]
+fn a_note_with_one_foreign_id_releases_nothing() {
+    let mut tracker = tracker(8, 0);
+    for lease in 0..4 {
+        send(&mut tracker, lease);
+    }
+    assert_eq!(release(&mut tracker, 1, 1), Ok(vec![1]));
+    for (lo, hi) in [(0, 1), (1, 1), (1, 2), (3, 4), (4, 4), (3, 2)] {
+        assert_eq!(release(&mut tracker, lo, hi), Err(UnknownIds), "{lo}..={hi}");
+    }
+    assert_eq!(release(&mut tracker, 2, 3), Ok(vec![2, 3]));
+    assert_eq!(release(&mut tracker, 0, 0), Ok(vec![0]));
+}
+
+#[test]
+fn a_straggler_costs_no_ring_however_many_ids_follow() {
+    let mut tracker = tracker(16, u64::from(u32::MAX) - 5);
+    let oldest = send(&mut tracker, 999);
+    for lease in 0..100_000 {
+        let id = send(&mut tracker, lease);
+        assert_eq!(release(&mut tracker, id.0, id.0), Ok(vec![lease]));
+    }
+    assert_eq!(tracker.footprint(), (MIN_RING, 1));
+    assert_eq!(tracker.oldest(), Some(oldest));
+    assert_eq!(release(&mut tracker, oldest.0, oldest.0), Ok(vec![999]));
+    assert_eq!(tracker.footprint(), (MIN_RING, 0));
+}
+
+#[test]
+fn a_full_side_list_refuses_ids_until_a_straggler_is_released() {
+    let mut tracker = tracker(4, 0);
+    let mut stuck = Vec::new();
+    let refused = (0..10_000).find(|lease| {
+        let key = tracker.insert(*lease);
+        let Some(id) = tracker.issue(&[key], 1) else {
+            assert_eq!(tracker.settle(key), Some(*lease));
+            return true;
+        };
+        assert_eq!(tracker.settle(key), None);
+        if lease % 16 == 0 {
+            stuck.push(id);
+        } else {
+            release(&mut tracker, id.0, id.0).unwrap();
+        }
+        false
+    });
+    assert!(refused.is_some(), "the side list is bounded");
+    assert_eq!(tracker.footprint(), (MIN_RING, 4));
+    release(&mut tracker, stuck[0].0, stuck[0].0).unwrap();
+    send(&mut tracker, 1);
+}
+
+#[test]
+fn release_all_leaves_what_the_sender_still_holds() {
+    let mut tracker = tracker(4, 0);
+    send(&mut tracker, 1);
+    let key = tracker.insert(2);
+    tracker.issue(&[key], 1).unwrap();
+    let mut released = Vec::new();
+    tracker.release_all(|lease| released.push(lease));
+    assert_eq!((released, tracker.leases()), (vec![1], 1));
+    assert_eq!(tracker.settle(key), Some(2));
+}
+
+#[test]
+fn no_id_is_given_out_that_a_note_could_take_for_a_straggler() {
+    let mut tracker = tracker(4, 0);
+    let straggler = send(&mut tracker, 1);
+    for _ in 0..MIN_RING {
+        let id = send(&mut tracker, 2);
+        release(&mut tracker, id.0, id.0).unwrap();
+    }
+    assert_eq!(tracker.footprint().1, 1, "the straggler is on the side list");
+    // As after nearly 2^32 more calls, all of them released.
+    let next = u64::from(u32::MAX) - 1;
+    (tracker.ring_base, tracker.next) = (next, next);
+    let last = send(&mut tracker, 3);
+    let key = tracker.insert(4);
+    assert_eq!(tracker.issue(&[key], 1), None);
+    assert_eq!(release(&mut tracker, last.0, last.0), Ok(vec![3]));
+    assert_eq!(tracker.issue(&[key], 1), None, "the straggler is as old as before");
+    assert_eq!(release(&mut tracker, straggler.0, straggler.0), Ok(vec![1]));
+    assert_eq!(tracker.issue(&[key], 1), Some(NotificationId(last.0 + 1)));
+}
+
+/// The same bookkeeping without any cleverness.
+#[derive(Default)]
+struct Model {
+    /// Leases and bytes of each id.
+    outstanding: BTreeMap<u64, (Vec<u64>, u32)>,
+    /// Leases that the sender holds, with their keys, in order. Of the first a part may be sent.
+    unsettled: VecDeque<(u64, LeaseKey)>,
+    part_sent: bool,
+    entered: u64,
+    next: u64,
+}
+
+impl Model {
+    fn held(&self, lease: u64) -> bool {
+        self.unsettled.iter().any(|(held, _)| *held == lease)
+            || self.outstanding.values().any(|(run, _)| run.contains(&lease))
+    }
+
+    fn leases(&self) -> BTreeSet<u64> {
+        let covered = self.outstanding.values().flat_map(|(run, _)| run).copied();
+        covered.chain(self.unsettled.iter().map(|(lease, _)| *lease)).collect()
+    }
+
+    /// The ids of a note, if all of them are outstanding.
+    fn named(&self, lo: u32, hi: u32) -> Option<Vec<u64>> {
+        let wanted = u64::from(hi.wrapping_sub(lo)) + 1;
+        let start = self.outstanding.keys().find(|id| **id as u32 == lo)?;
+        let ids: Vec<_> = self.outstanding.range(start..).map(|(id, _)| *id).collect();
+        let whole = ids.iter().zip(*start..).take_while(|(id, want)| *id == want).count();
+        (whole as u64 >= wanted).then(|| ids[..wanted as usize].to_vec())
+    }
+
+    /// Takes the ids out; the leases that lose their last hold, each once.
+    fn release(&mut self, ids: impl IntoIterator<Item = u64>) -> (Vec<u64>, usize) {
+        let gone: Vec<_> = ids.into_iter().filter_map(|id| self.outstanding.remove(&id)).collect();
+        let bytes = gone.iter().map(|(_, bytes)| *bytes as usize).sum();
+        let leases: BTreeSet<_> = gone.into_iter().flat_map(|(run, _)| run).collect();
+        (leases.into_iter().filter(|lease| !self.held(*lease)).collect(), bytes)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// So many buffers join what is to be sent.
+    Enter(usize),
+    /// A call for at most `run` of what is to be sent, of which `whole` are accepted wholly and
+    /// perhaps a part of the next. The note may come before the call returns.
+    Call { run: usize, bytes: u32, whole: usize, part: bool, early: bool },
+    /// A call that fails, perhaps after having used its id, whose note has then come.
+    Fail { run: usize, used: bool },
+    /// What is to be sent is given up.
+    Withdraw,
+    /// A note for a span of ids, most often outstanding ones.
+    Note { at: usize, len: u64 },
+    /// The last good note once more.
+    Again,
+    /// A note for arbitrary ids.
+    Forged { lo: u32, len: u32 },
+    /// Everything is released.
+    All,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        20 => (1..5_usize).prop_map(Step::Enter),
+        40 => (1..5_usize, 0..9_u32, 0..5_usize, any::<bool>(), any::<bool>()).prop_map(
+            |(run, bytes, whole, part, early)| Step::Call { run, bytes, whole, part, early },
+        ),
+        10 => (1..5_usize, any::<bool>()).prop_map(|(run, used)| Step::Fail { run, used }),
+        2 => Just(Step::Withdraw),
+        50 => (0..64_usize, 1..6_u64).prop_map(|(at, len)| Step::Note { at, len }),
+        5 => Just(Step::Again),
+        10 => (any::<u32>(), 0..100_u32).prop_map(|(lo, len)| Step::Forged { lo, len }),
+        1 => Just(Step::All),
+    ]
+}
+
+/// Few calls are released, so that the ring grows and stragglers pile up.
+fn laggard_step() -> impl Strategy<Value = Step> {
+    let call = Step::Call { run: 1, bytes: 1, whole: 1, part: false, early: false };
+    prop_oneof![
+        10 => Just(Step::Enter(1)),
+        10 => Just(call),
+        9 => (0..64_usize, 1..2_u64).prop_map(|(at, len)| Step::Note { at: at + 1, len }),
+        1 => step(),
+    ]
+}
+
+/// Near the places where a counter of 32 bits wraps, and the one where it has not begun.
+fn first_id() -> impl Strategy<Value = u64> {
+    (prop_oneof![Just(1_u64), Just(2), Just(1 << 20)], 0..80_u64)
+        .prop_map(|(wraps, before)| (wraps << 32) - before)
+        .boxed()
+        .prop_union((0..3_u64).boxed())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 256, failure_persistence: None, ..Default::default()
+    })]
+
+    #[test]
+    fn agrees_with_the_naive_model(
+        first in first_id(),
+        window in prop_oneof![Just(1_usize), Just(4), Just(64)],
+        steps in prop_oneof![
+            prop::collection::vec(step(), 1..200),
+            prop::collection::vec(laggard_step(), 1..500),
+        ],
+    ) {
+        let mut tracker = tracker(window, first);
+        let mut model = Model { next: first, ..Model::default() };
+        let mut last_note = None;
+        for step in steps {
+            match step {
+                Step::Enter(count) => {
+                    for lease in model.entered..model.entered + count as u64 {
+                        let key = tracker.insert(lease);
+                        prop_assert_eq!(tracker.get(key), &lease);
+                        model.unsettled.push_back((lease, key));
+                    }
+                    model.entered += count as u64;
+                }
+                Step::Call { run, bytes, whole, part, early } => {
+                    // The rest of what was sent in part goes alone.
+                    let run = if model.part_sent { 1 } else { run.min(model.unsettled.len()) };
+                    let (names, keys): (Vec<_>, Vec<_>) =
+                        model.unsettled.iter().take(run).copied().unzip();
+                    if run == 0 { continue }
+                    let Some(id) = tracker.issue(&keys, bytes) else {
+                        let most = window.min(MAX_STRAGGLERS);
+                        prop_assert_eq!(tracker.footprint().1, most, "only then");
+                        continue;
+                    };
+                    prop_assert_eq!(id.0, model.next);
+                    model.next += 1;
+                    let whole = whole.min(run);
+                    let covered = (whole + usize::from(part)).clamp(1, run);
+                    model.outstanding.insert(id.0, (names[..covered].to_vec(), bytes));
+                    if early {
+                        // All of the run is still the sender's.
+                        prop_assert_eq!(model.release([id.0]), (vec![], bytes as usize));
+                        let got = tracker.release(id.0 as u32, id.0 as u32, |_| unreachable!());
+                        prop_assert_eq!(got.map(|released| released.bytes), Ok(bytes as usize));
+                    }
+                    tracker.trim(id, covered);
+                    for (name, key) in model.unsettled.drain(..whole).collect::<Vec<_>>() {
+                        let gone = tracker.settle(key);
+                        prop_assert_eq!(gone, (!model.held(name)).then_some(name));
+                    }
+                    model.part_sent = covered > whole;
+                }
+                Step::Fail { run, used } => {
+                    let run = if model.part_sent { 1 } else { run.min(model.unsettled.len()) };
+                    let keys: Vec<_> =
+                        model.unsettled.iter().take(run).map(|(_, key)| *key).collect();
+                    if run == 0 { continue }
+                    let Some(id) = tracker.issue(&keys, 7) else { continue };
+                    if used {
+                        let got = tracker.release(id.0 as u32, id.0 as u32, |_| unreachable!());
+                        prop_assert!(got.is_ok());
+                        model.next += 1;
+                    }
+                    prop_assert_eq!(tracker.cancel(id), !used);
+                }
+                Step::Withdraw => {
+                    model.part_sent = false;
+                    for (name, key) in std::mem::take(&mut model.unsettled) {
+                        let gone = tracker.settle(key);
+                        prop_assert_eq!(gone, (!model.held(name)).then_some(name));
+                    }
+                }
+                Step::Note { at, len } => {
+                    let Some(lo) = model.outstanding.keys().nth(at).copied() else { continue };
+                    let note = (lo as u32, (lo + len - 1) as u32);
+                    if check_note(&mut tracker, &mut model, note)? {
+                        last_note = Some(note);
+                    }
+                }
+                Step::Again => {
+                    let Some(note) = last_note else { continue };
+                    prop_assert!(!check_note(&mut tracker, &mut model, note)?, "it is released");
+                }
+                Step::Forged { lo, len } => {
+                    _ = check_note(&mut tracker, &mut model, (lo, lo.wrapping_add(len)))?;
+                }
+                Step::All => {
+                    let ids: Vec<_> = model.outstanding.keys().copied().collect();
+                    let (want, _) = model.release(ids);
+                    let mut got = Vec::new();
+                    tracker.release_all(|lease| got.push(lease));
+                    got.sort_unstable();
+                    prop_assert_eq!(got, want);
+                }
+            }
+            prop_assert_eq!(tracker.next_id().0, model.next);
+            prop_assert_eq!(tracker.outstanding(), model.outstanding.len());
+            let oldest = tracker.oldest().map(|id| id.0);
+            prop_assert_eq!(oldest, model.outstanding.keys().next().copied());
+            let (ring, stragglers) = tracker.footprint();
+            prop_assert!(ring <= (4 * window).max(MIN_RING) && stragglers <= window);
+            let leases: BTreeSet<_> = tracker.iter_mut().map(|lease| *lease).collect();
+            prop_assert_eq!(&leases, &model.leases());
+            prop_assert_eq!(tracker.leases(), leases.len());
+        }
+    }
+}
+
+/// Has both read a note; whether they took it.
+fn check_note(
+    tracker: &mut CompletionTracker<u64>,
+    model: &mut Model,
+    (lo, hi): (u32, u32),
+) -> Result<bool, TestCaseError> {
+    let mut got = Vec::new();
+    let result = tracker.release(lo, hi, |lease| got.push(lease));
+    let Some(ids) = model.named(lo, hi) else {
+        prop_assert_eq!(result, Err(UnknownIds));
+        prop_assert_eq!(got, Vec::<u64>::new());
+        return Ok(false);
+    };
+    let Released { ids: range, bytes } = result.expect("all of them are outstanding");
+    prop_assert_eq!((range.start.0, range.count()), (ids[0], ids.len() as u64));
+    got.sort_unstable();
+    prop_assert_eq!((got, bytes), model.release(ids));
+    Ok(true)
+}
