@@ -17,6 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub(crate) mod namespace;
+
 use pinbuf::{Backing, Pages, PinnedBuf, Policy, Pool, Sender, SenderBuilder};
 
 /// Says by name that a test cannot run here. `PINBUF_SKIPS` names a file in which they are

@@ -1,0 +1,61 @@
+//! Network namespaces of our own, and the programs that furnish them.
+
+use std::{
+    any::type_name_of_val,
+    ffi::{OsStr, OsString},
+    os::unix::process::CommandExt,
+    process::Command,
+};
+
+use super::{again, must_succeed, network_namespace, plays, skip};
+
+/// Runs a program in the namespace of the calling thread; its words, separated by blanks.
+pub(crate) fn run(words: &str) -> Result<(), String> {
+    let mut parts = words.split_whitespace();
+    let mut command = Command::new(parts.next().unwrap());
+    // The second: a lock that an ordinary user can have.
+    command.args(parts).env("PATH", path()).env("XTABLES_LOCKFILE", "/dev/null");
+    match command.output() {
+        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) => Err(format!("{words}: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => Err(format!("{words}: {error}")),
+    }
+}
+
+fn path() -> OsString {
+    // Where distributions keep these programs, and ordinary users do not look.
+    [std::env::var_os("PATH").unwrap_or_default().as_os_str(), OsStr::new("/usr/sbin:/sbin")]
+        .join(OsStr::new(":"))
+}
+
+/// Runs the calling test, of which `body` is a closure, in a process and a network namespace of
+/// its own: nothing of them is left when it ends, however it ends. An error of `body` means that
+/// something which the test needs cannot be had here.
+pub(crate) fn in_a_namespace<F: FnOnce() -> Result<(), String>>(body: F) {
+    // The crate, the modules and the test, the closure.
+    let name = type_name_of_val(&body).trim_end_matches("::{{closure}}");
+    let test = name.split_once("::").expect("a closure of a function").1;
+    if plays(test) {
+        if let Err(error) = body() {
+            skip(test, &error);
+        }
+    } else if let Some(way) = network_namespace() {
+        must_succeed(again(way, test, test));
+    } else {
+        skip(test, "no network namespace can be had");
+    }
+}
+
+/// Has this program go on in a network namespace of its own: runs it again from the start there,
+/// where this returns at once.
+pub(crate) fn enter() -> Result<(), String> {
+    const INSIDE: &str = "PINBUF_INSIDE_NAMESPACE";
+    if std::env::var_os(INSIDE).is_some() {
+        return Ok(());
+    }
+    let way = network_namespace().ok_or("no network namespace can be had")?;
+    let exe = std::env::current_exe().map_err(|error| error.to_string())?;
+    let mut command = Command::new(way[0]);
+    command.args(&way[1..]).arg(exe).args(std::env::args_os().skip(1)).env(INSIDE, "1");
+    Err(command.exec().to_string())
+}

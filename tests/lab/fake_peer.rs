@@ -1,0 +1,175 @@
+//! A TCP peer that is not there: a connection to an address behind a device that drops every packet,
+//! and forged answers.
+//!
+//! So what is acknowledged is known to the byte, nothing depends on time, and the kernel never
+//! copies: all notes are true zero copy. Needs a network namespace of our own and the device kind
+//! `ifb`.
+
+#![allow(dead_code, reason = "each program uses a part of it")]
+
+use std::{
+    io,
+    net::{Ipv4Addr, TcpStream},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    ptr,
+};
+
+use crate::common::{namespace::run, raise_loopback, set_option};
+
+/// The device behind which the peer would be.
+pub(crate) const DEVICE: &str = "ifb0";
+const NEAR: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 1);
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 2);
+const FAR_PORT: u16 = 9;
+/// Where the numbers of our bytes and of theirs begin.
+const NEAR_START: u32 = 0x1000_0000;
+const FAR_START: u32 = 0x2000_0000;
+/// The window it offers, and the shift it is sent with.
+const WINDOW: u32 = 8 << 20;
+const SHIFT: u32 = 8;
+
+const FLAG_RST: u8 = 4;
+const FLAG_ACK: u8 = 16;
+
+/// From linux/sockios.h.
+const SIOCOUTQNSD: libc::Ioctl = 0x894B;
+
+/// Makes the device, in this network namespace, once.
+pub(crate) fn furnish() -> Result<(), String> {
+    raise_loopback();
+    run(&format!("ip link add {DEVICE} type ifb"))?;
+    run(&format!("ip address add {NEAR}/24 dev {DEVICE}"))?;
+    run(&format!("ip link set {DEVICE} up"))
+}
+
+/// The far end of one connection.
+pub(crate) struct FakePeer {
+    raw: OwnedFd,
+    port: u16,
+    acked: u64,
+}
+
+impl FakePeer {
+    /// The end that sends, in a [furnished](furnish) namespace, and the one that is not there.
+    pub(crate) fn connect() -> (TcpStream, Self) {
+        let near = socket(libc::SOCK_STREAM, 0);
+        let set = |name, value: i32| set_option(&near, libc::IPPROTO_TCP, name, &value);
+        set(libc::TCP_REPAIR, 1);
+        name(&near, libc::bind, (NEAR, 0));
+        for (queue, start) in [(2, NEAR_START), (1, FAR_START)] {
+            set(libc::TCP_REPAIR_QUEUE, queue);
+            set(libc::TCP_QUEUE_SEQ, start.cast_signed());
+        }
+        name(&near, libc::connect, (FAR, FAR_PORT));
+        // From linux/tcp.h, `struct tcp_repair_opt`: segment size, shifts of both windows, selective
+        // acknowledgements.
+        for option in [[2, 1460], [3, SHIFT | SHIFT << 16], [4, 0_u32]] {
+            set_option(&near, libc::IPPROTO_TCP, libc::TCP_REPAIR_OPTIONS, &option);
+        }
+        // `struct tcp_repair_window`.
+        let window = [FAR_START, WINDOW, WINDOW, 1 << 16, FAR_START];
+        set_option(&near, libc::IPPROTO_TCP, libc::TCP_REPAIR_WINDOW, &window);
+        // Without this the segment size that was set counts for nothing.
+        set_option(&near, libc::IPPROTO_IP, libc::IP_OPTIONS, &[0_u8; 0]);
+        // Over, and without a probe.
+        set(libc::TCP_REPAIR, -1);
+        set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno");
+        set(libc::TCP_NODELAY, 1);
+        let near = TcpStream::from(near);
+        let port = near.local_addr().unwrap().port();
+        (near, Self { raw: socket(libc::SOCK_RAW, libc::IPPROTO_RAW), port, acked: 0 })
+    }
+
+    /// Acknowledges the first `bytes` of the stream. They must have been sent.
+    pub(crate) fn ack(&mut self, bytes: u64) {
+        self.acked = bytes;
+        self.answer(FLAG_ACK, WINDOW);
+    }
+
+    /// Acknowledges all that was sent, and says up to which byte of the stream that is.
+    pub(crate) fn ack_sent(&mut self, near: &impl AsFd) -> u64 {
+        let on_its_way = queued(near, libc::TIOCOUTQ) - queued(near, SIOCOUTQNSD);
+        self.ack(self.acked + on_its_way);
+        self.acked
+    }
+
+    /// Takes no more, and acknowledges nothing new.
+    pub(crate) fn close_window(&self) {
+        self.answer(FLAG_ACK, 0);
+    }
+
+    /// Ends the connection.
+    pub(crate) fn reset(&self) {
+        self.answer(FLAG_RST | FLAG_ACK, 0);
+    }
+
+    fn answer(&self, flags: u8, window: u32) {
+        let mut segment = [0; 20];
+        segment[0..2].copy_from_slice(&FAR_PORT.to_be_bytes());
+        segment[2..4].copy_from_slice(&self.port.to_be_bytes());
+        segment[4..8].copy_from_slice(&FAR_START.to_be_bytes());
+        let acked = NEAR_START.wrapping_add(self.acked as u32);
+        segment[8..12].copy_from_slice(&acked.to_be_bytes());
+        // Five words of header.
+        segment[12] = 5 << 4;
+        segment[13] = flags;
+        segment[14..16].copy_from_slice(&((window >> SHIFT) as u16).to_be_bytes());
+        let pseudo = [FAR.octets(), NEAR.octets(), [0, libc::IPPROTO_TCP as u8, 0, 20]].concat();
+        let sum = checksum(&[&pseudo[..], &segment].concat());
+        segment[16..18].copy_from_slice(&sum.to_be_bytes());
+        // Version and length, lifetime, protocol; the kernel adds identification and checksum.
+        let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, libc::IPPROTO_TCP as u8, 0, 0];
+        packet.extend(FAR.octets().into_iter().chain(NEAR.octets()).chain(segment));
+        let (fd, to) = (self.raw.as_raw_fd(), address((NEAR, 0)));
+        let len = size_of_val(&to) as libc::socklen_t;
+        let (start, to) = (packet.as_ptr().cast(), (&raw const to).cast());
+        // SAFETY: sendto(2) reads the packet and the address, which outlive the call.
+        let sent = unsafe { libc::sendto(fd, start, packet.len(), 0, to, len) };
+        assert_eq!(sent, 40, "{}", io::Error::last_os_error());
+    }
+}
+
+/// Bytes that `near` has not had acknowledged, or (`SIOCOUTQNSD`) not even sent.
+fn queued(near: &impl AsFd, request: libc::Ioctl) -> u64 {
+    let mut bytes = 0_i32;
+    // SAFETY: tcp(7): both requests write one int, which outlives the call.
+    let done = unsafe { libc::ioctl(near.as_fd().as_raw_fd(), request, ptr::from_mut(&mut bytes)) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    bytes as u64
+}
+
+/// RFC 1071.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
+    let sum: u32 = words.sum();
+    let sum = (sum & 0xFFFF) + (sum >> 16);
+    !((sum + (sum >> 16)) as u16)
+}
+
+fn socket(kind: i32, protocol: i32) -> OwnedFd {
+    // SAFETY: socket(2) takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_INET, kind | libc::SOCK_CLOEXEC, protocol) };
+    assert!(fd >= 0, "{}", io::Error::last_os_error());
+    // SAFETY: it was just made and nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn address((host, port): (Ipv4Addr, u16)) -> libc::sockaddr_in {
+    libc::sockaddr_in {
+        sin_family: libc::AF_INET as _,
+        sin_port: port.to_be(),
+        sin_addr: libc::in_addr { s_addr: u32::from(host).to_be() },
+        sin_zero: [0; 8],
+    }
+}
+
+type Name = unsafe extern "C" fn(i32, *const libc::sockaddr, libc::socklen_t) -> i32;
+
+/// bind(2) or connect(2).
+fn name(socket: &OwnedFd, call: Name, to: (Ipv4Addr, u16)) {
+    let to = address(to);
+    let len = size_of_val(&to) as libc::socklen_t;
+    // SAFETY: both read `len` bytes of the address, which outlives the call.
+    let done = unsafe { call(socket.as_raw_fd(), (&raw const to).cast(), len) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+}
