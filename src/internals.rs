@@ -1,5 +1,5 @@
-//! What the models in `loom-tests` need beyond the public interface. Not covered by any promise of
-//! stability.
+//! What the models in `loom-tests` and the simulation in `tests/simulation` need beyond the public
+//! interface. Not covered by any promise of stability.
 
 use std::task::Waker;
 
@@ -12,6 +12,7 @@ pub use crate::{
         Config,
         core::Core,
         kernel::{Interest, Kernel},
+        transport::Transport,
         window::MemlockBudget,
     },
     sys::{
@@ -25,6 +26,14 @@ pub use crate::{
 /// The machinery behind a pool.
 pub fn raw(pool: &Pool) -> &RawPool {
     pool.raw()
+}
+
+/// Where the memory of each slot of a pool begins, and the slot's state.
+pub fn slots(pool: &RawPool) -> impl Iterator<Item = (*const u8, SlotState)> + '_ {
+    pool.classes().iter().flat_map(|class| {
+        let places = (0_u32..).map(|index| class.memory(index).cast_const());
+        places.zip(class.slots().iter().map(Slot::state))
+    })
 }
 
 /// What a sender does with a buffer and its slot.

@@ -52,13 +52,13 @@ impl<K: Kernel> Core<K> {
     }
 
     /// As [`step`](Self::step), for a caller that wants to know what was read.
-    pub(super) fn reap(&self) -> io::Result<Reaped> {
+    pub fn reap(&self) -> io::Result<Reaped> {
         let read = self.step()?.read;
         Ok(Reaped { messages: read.messages, calls: read.ids })
     }
 
     /// As [`step`](Self::step), for a caller that wants to know whether nothing is left to send.
-    pub(super) fn flush_now(&self) -> Result<bool, OsError> {
+    pub fn flush_now(&self) -> Result<bool, OsError> {
         self.forget_refused();
         match self.step().map_err(|error| OsError::from(&error))?.flushed {
             Ok(()) => self.connection_error().map_or(Ok(true), Err),
@@ -97,7 +97,7 @@ impl<K: Kernel> Core<K> {
 
     /// The owner looks at what there is to do anew: if nothing is left, nothing is stuck. What
     /// was refused is the owner's, and others who drive the sender do not know of it.
-    pub(super) fn forget_refused(&self) {
+    pub fn forget_refused(&self) {
         if self.is_forked() {
             return;
         }
@@ -107,7 +107,8 @@ impl<K: Kernel> Core<K> {
         }
     }
 
-    pub(super) fn interest(&self) -> Interest {
+    /// What its owner should wait for.
+    pub fn interest(&self) -> Interest {
         if self.is_forked() {
             return Interest::default();
         }
@@ -128,11 +129,12 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Whether everything is accepted and released.
-    pub(super) fn is_drained(&self) -> bool {
+    pub fn is_drained(&self) -> bool {
         self.is_flushed() && lock(&self.in_flight).tracker.outstanding() == 0
     }
 
-    pub(super) fn is_poisoned(&self) -> bool {
+    /// Whether notes prove nothing any more.
+    pub fn is_poisoned(&self) -> bool {
         lock(&self.in_flight).poisoned().is_some()
     }
 
@@ -152,7 +154,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// The fate of a send, with a wake-up for when it has one.
-    pub(super) fn poll_fate(
+    pub fn poll_fate(
         self: &Arc<Self>,
         cx: &mut Context<'_>,
         ticket: Ticket,
@@ -180,7 +182,8 @@ impl<K: Kernel> Core<K> {
         Poll::Pending
     }
 
-    pub(super) fn connection_error(&self) -> Option<OsError> {
+    /// The first error of a connection that is over.
+    pub fn connection_error(&self) -> Option<OsError> {
         if self.is_forked() {
             return None;
         }
@@ -192,14 +195,16 @@ impl<K: Kernel> Core<K> {
         lock(&self.in_flight).done.ledger.truncation(ticket)
     }
 
-    pub(super) fn next_event(&self) -> Option<Foreign> {
+    /// The next foreign message of the error queue.
+    pub fn next_event(&self) -> Option<Foreign> {
         if self.is_forked() {
             return None;
         }
         lock(&self.in_flight).events.pop_front()
     }
 
-    pub(super) fn next_returned(&self) -> Option<Returned> {
+    /// The next payload handed back.
+    pub fn next_returned(&self) -> Option<Returned> {
         if self.is_forked() {
             return None;
         }
@@ -217,7 +222,8 @@ impl<K: Kernel> Core<K> {
         Capabilities { zero_copy: reason.is_none(), reason: reason.or(route) }
     }
 
-    pub(super) fn stats(&self) -> SenderStats {
+    /// Counters and state.
+    pub fn stats(&self) -> SenderStats {
         if self.is_forked() {
             return SenderStats::default();
         }
@@ -237,7 +243,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// The id that the socket's next zero-copy call takes.
-    pub(super) fn next_id(&self) -> NotificationId {
+    pub fn next_id(&self) -> NotificationId {
         lock(&self.in_flight).tracker.next_id()
     }
 
@@ -248,7 +254,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// The kernel's side alone, unless somebody else holds the core at this moment.
-    pub(super) fn into_kernel(self: Arc<Self>) -> Result<K, Arc<Self>> {
+    pub fn into_kernel(self: Arc<Self>) -> Result<K, Arc<Self>> {
         self.retire();
         Arc::try_unwrap(self).map(|core| core.kernel)
     }
@@ -275,7 +281,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// How long the oldest call in flight has been there.
-    pub(super) fn oldest(&self) -> Option<Duration> {
+    pub fn oldest(&self) -> Option<Duration> {
         if self.is_forked() {
             return None;
         }

@@ -164,6 +164,22 @@ impl<K: Kernel> Core<K> {
         }
     }
 
+    /// Flushes, shuts down and drains; aborts what is left at the deadline.
+    pub fn close(self: Arc<Self>, deadline: Instant) -> CloseReport {
+        self.begin_end(false);
+        if self.wait_over(deadline).is_err() {
+            self.abort();
+        }
+        self.end()
+    }
+
+    /// The only owner lets go, after the end has begun.
+    pub fn end(self: Arc<Self>) -> CloseReport {
+        let report = self.report();
+        self.leave(false);
+        report
+    }
+
     /// Breaks the connection: what is not accepted is let go of, and the kernel hands back every
     /// id except those of packets in a queue below.
     pub fn abort(&self) {

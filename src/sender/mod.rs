@@ -407,12 +407,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// rest, shuts down the writing side, drains. At the deadline what is left is
     /// [aborted](Self::abort).
     pub fn close(mut self, deadline: Instant) -> CloseReport {
-        let core = self.core.take().expect("present until taken apart");
-        core.begin_end(false);
-        if core.wait_over(deadline).is_err() {
-            core.abort();
-        }
-        Self::end(core)
+        self.core.take().expect("present until taken apart").close(deadline)
     }
 
     /// Ends the connection at once: the peer sees a reset, unsent data and received data not yet
@@ -444,13 +439,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     pub fn abort(mut self) -> CloseReport {
         let core = self.core.take().expect("present until taken apart");
         core.abort();
-        Self::end(core)
-    }
-
-    fn end(core: Arc<Core<Socket<S>>>) -> CloseReport {
-        let report = core.report();
-        core.leave(false);
-        report
+        core.end()
     }
 
     /// Counters and state.

@@ -129,7 +129,7 @@ impl<K: Kernel> Drop for Wait<'_, K> {
 /// The calls that block.
 impl<K: Kernel> Core<K> {
     /// Sends a buffer and waits until all of it is accepted.
-    pub(super) fn send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
+    pub fn send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
         let mut back = Some(buf);
         self.send_with(|core| {
             let buf = back.take().expect("given back when it would block");
@@ -145,7 +145,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Sends several buffers as one send and waits until all of them are accepted.
-    pub(super) fn send_vectored(
+    pub fn send_vectored(
         self: &Arc<Self>,
         bufs: &mut Vec<Payload>,
     ) -> Result<Ticket, SendError<()>> {
@@ -179,11 +179,8 @@ impl<K: Kernel> Core<K> {
         }
     }
 
-    pub(super) fn wait(
-        &self,
-        ticket: Ticket,
-        deadline: Option<Instant>,
-    ) -> Result<Fate, WaitError> {
+    /// Waits until a send has its fate.
+    pub fn wait(&self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
         Wait::new(self, deadline).until(|core| {
             Some(match core.fate(ticket)? {
                 Fate::Quarantined => Err(WaitError::Poisoned),
@@ -192,7 +189,8 @@ impl<K: Kernel> Core<K> {
         })
     }
 
-    pub(super) fn drain(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
+    /// Waits until everything is accepted and released.
+    pub fn drain(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
         Wait::new(self, deadline).until(|core| {
             if core.is_drained() {
                 Some(Ok(()))

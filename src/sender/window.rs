@@ -38,6 +38,12 @@ impl MemlockBudget {
         Self { limit_bytes, charged_bytes: AtomicUsize::new(0) }
     }
 
+    /// Bytes charged now.
+    pub fn charged_bytes(&self) -> usize {
+        // Relaxed: a statistic.
+        self.charged_bytes.load(Ordering::Relaxed)
+    }
+
     /// Bytes that one call may cover: no more than a quarter of the budget, where that leaves
     /// calls worth making.
     pub(crate) fn max_call_bytes(&self) -> usize {
