@@ -3,9 +3,7 @@
 //! peer, whose stream is compared byte for byte. The same traffic without the library, closed or
 //! aborted and written over at once, arrives corrupt.
 //!
-//! Both ends are in network namespaces of their own, joined by a pair of devices.
-//! `PINBUF_TEST_DEVICES` names two devices that are joined already, to be used instead of a virtual
-//! pair, which copies every packet; `PINBUF_TEST_NETEM` a course for `netem` on both.
+//! Both ends are in network namespaces of their own, joined by two devices (`common/road.rs`).
 //!
 //! An abort of which no packet waits in a queue has no control of its own: the kernel drops all of
 //! its data before `connect` returns, and nothing that is written later can get out.
@@ -15,245 +13,30 @@
 mod common;
 
 use std::{
-    ffi::{OsStr, OsString},
-    fs,
-    io::{self, Read, Write},
-    net::{TcpListener, TcpStream},
+    fs, io,
+    net::TcpStream,
     os::fd::{AsFd, AsRawFd},
-    process::Command,
     ptr, slice,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
-        mpsc,
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use common::{
-    again, assert_all_home, enable_zerocopy, eventually, fill, filled, must_succeed,
-    network_namespace, option, pattern, plays, reset, send_raw, set_option, skip,
+    assert_all_home, enable_zerocopy, eventually, fill, filled,
+    namespace::in_a_namespace,
+    option, reset,
+    road::{Peer, Road, Side, report, wrong},
+    send_raw, set_option,
 };
 use pinbuf::{Backing, CloseReport, Pages, PinnedBuf, Policy, Pool, Sender};
-
-const NEAR: &str = "10.77.0.1";
-const FAR: &str = "10.77.0.2";
 
 /// The library replaces pages some ten milliseconds after an abort; this is for an emulated machine
 /// that does other things as well. The queue alone would take half a minute.
 const USABLE_AGAIN: Duration = Duration::from_secs(2);
-
-// Two namespaces and what lies between them.
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// The namespace of this process, that of a thread, and a device in each.
-struct Road {
-    near: String,
-    far: String,
-    /// Devices that were there before are given back.
-    lent: bool,
-    jobs: mpsc::Sender<Job>,
-}
-
-fn path() -> OsString {
-    // Where distributions keep these programs, and ordinary users do not look.
-    [std::env::var_os("PATH").unwrap_or_default().as_os_str(), OsStr::new("/usr/sbin:/sbin")]
-        .join(OsStr::new(":"))
-}
-
-/// Runs a program in the namespace of the calling thread; its words, separated by blanks.
-fn run(words: &str) -> Result<(), String> {
-    let mut parts = words.split_whitespace();
-    let mut command = Command::new(parts.next().unwrap());
-    // The second: a lock that an ordinary user can have.
-    command.args(parts).env("PATH", path()).env("XTABLES_LOCKFILE", "/dev/null");
-    match command.output() {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(format!("{words}: {}", String::from_utf8_lossy(&output.stderr).trim())),
-        Err(error) => Err(format!("{words}: {error}")),
-    }
-}
-
-impl Road {
-    fn build() -> Result<Self, String> {
-        let (jobs, work) = mpsc::channel::<Job>();
-        let (say, hear) = mpsc::channel();
-        thread::spawn(move || {
-            // SAFETY: no pointers.
-            let done = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-            let error = io::Error::last_os_error();
-            // SAFETY: no pointers.
-            let thread = unsafe { libc::gettid() };
-            say.send(if done == 0 { Ok(thread) } else { Err(error.to_string()) }).unwrap();
-            work.into_iter().for_each(|job| job());
-        });
-        let thread = hear.recv().unwrap()?;
-        let devices = std::env::var("PINBUF_TEST_DEVICES").ok();
-        let road = match devices.as_deref().and_then(|devices| devices.split_once(' ')) {
-            Some((near, far)) => Self { near: near.into(), far: far.into(), lent: true, jobs },
-            None => Self { near: "near".into(), far: "far".into(), lent: false, jobs },
-        };
-        let (near, far) = (road.near.clone(), road.far.clone());
-        if !road.lent {
-            run(&format!("ip link add {near} type veth peer name {far}"))?;
-        }
-        run(&format!("ip link set {far} netns {thread}"))?;
-        run(&format!("ip address replace {NEAR}/24 dev {near}"))?;
-        run(&format!("ip link set {near} up"))?;
-        let course = std::env::var("PINBUF_TEST_NETEM").ok();
-        let shape = move |device: &str| match &course {
-            Some(course) => run(&format!("tc qdisc replace dev {device} root netem {course}")),
-            None => Ok(()),
-        };
-        shape(&near)?;
-        road.at_far_end(move || {
-            run(&format!("ip address replace {FAR}/24 dev {far}"))?;
-            run(&format!("ip link set {far} up"))?;
-            shape(&far)
-        })?;
-        // So that more than one message is on its way before the peer has answered.
-        run(&format!("ip route replace 10.77.0.0/24 dev {near} src {NEAR} initcwnd 60"))?;
-        // Sends are accepted though nobody reads.
-        let wmem = "4096 4194304 4194304";
-        fs::write("/proc/sys/net/ipv4/tcp_wmem", wmem).map_err(|error| error.to_string())?;
-        Ok(road)
-    }
-
-    /// Runs a job in the far namespace.
-    fn at_far_end<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
-        let (say, hear) = mpsc::channel();
-        let job = move || say.send(job()).unwrap_or_else(|_| unreachable!("somebody waits"));
-        self.jobs.send(Box::new(job)).unwrap();
-        hear.recv().unwrap()
-    }
-
-    /// A connection along it: the end that sends, and the other, which takes about `receive` bytes
-    /// before it reads.
-    fn connect(&self, receive: i32) -> (TcpStream, TcpStream) {
-        let listener = self.at_far_end(move || {
-            let listener = TcpListener::bind((FAR, 0)).unwrap();
-            set_option(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, &receive);
-            listener
-        });
-        let address = listener.local_addr().unwrap();
-        let mut near = None;
-        eventually("a connection", || {
-            near = TcpStream::connect(address).ok();
-            near.is_some()
-        });
-        (near.unwrap(), listener.accept().unwrap().0)
-    }
-
-    /// One packet in ten gets lost before it leaves, or before it is received.
-    fn lose(&self, side: Side) -> Result<(), String> {
-        let rule = |chain: &str| {
-            let dice = "-m statistic --mode random --probability 0.1";
-            run(&format!("iptables-legacy -I {chain} -p tcp {dice} -j DROP"))
-        };
-        match side {
-            Side::Sender => rule("OUTPUT"),
-            Side::Receiver => self.at_far_end(move || rule("INPUT")),
-        }
-    }
-
-    /// From now on packets queue below TCP, at the near device.
-    fn block(&self) -> Result<(), String> {
-        let near = &self.near;
-        // About two packets a second.
-        run(&format!("tc qdisc replace dev {near} root tbf rate 24kbit burst 2kb limit 8mb"))
-    }
-
-    /// What queues there goes on its way, within a second: not in one burst, of which a device
-    /// might lose a part.
-    fn unblock(&self) {
-        let near = &self.near;
-        run(&format!("tc qdisc change dev {near} root tbf rate 8mbit burst 4kb limit 8mb"))
-            .unwrap();
-    }
-}
-
-impl Drop for Road {
-    fn drop(&mut self) {
-        let far = self.far.clone();
-        if self.lent {
-            let process = std::process::id();
-            let _ = run(&format!("tc qdisc del dev {} root", self.near));
-            let back = self.at_far_end(move || run(&format!("ip link set {far} netns {process}")));
-            let _ = run("iptables-legacy -F OUTPUT");
-            assert_eq!(back, Ok(()));
-        }
-    }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Side {
-    Sender,
-    Receiver,
-}
-
-/// Runs the calling test again in a namespace of its own, or says why it cannot be run.
-fn in_a_namespace(test: &str, programs: &[&str]) {
-    for program in programs {
-        if let Err(error) = run(program) {
-            return skip(test, &error);
-        }
-    }
-    let through: &[&str] = match std::env::var_os("PINBUF_TEST_DEVICES") {
-        // Who lends devices lends their namespace.
-        Some(_) => &[],
-        None => match network_namespace() {
-            Some(through) => through,
-            None => return skip(test, "no network namespace can be made"),
-        },
-    };
-    must_succeed(again(through, test, test));
-}
-
-// The peer.
-
-/// Reads, after a pause, until the stream ends or nothing comes for `patience`.
-struct Peer {
-    received: Arc<AtomicUsize>,
-    thread: JoinHandle<Vec<u8>>,
-}
-
-impl Peer {
-    fn of(mut far: TcpStream, pause: Duration, patience: Duration) -> Self {
-        let received = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&received);
-        far.set_read_timeout(Some(patience)).unwrap();
-        let thread = thread::spawn(move || {
-            thread::sleep(pause);
-            let mut got = Vec::new();
-            let mut part = vec![0; 1 << 16];
-            while let Ok(len @ 1..) = far.read(&mut part) {
-                got.extend_from_slice(&part[..len]);
-                count.store(got.len(), Ordering::Relaxed);
-            }
-            got
-        });
-        Self { received, thread }
-    }
-
-    fn received(&self) -> usize {
-        self.received.load(Ordering::Relaxed)
-    }
-
-    fn stream(self) -> Vec<u8> {
-        self.thread.join().unwrap()
-    }
-}
-
-/// Messages of `len` bytes of which a byte differs from their pattern, and how many bytes do.
-fn wrong(stream: &[u8], len: usize) -> (usize, usize) {
-    let differing = stream.chunks(len).enumerate().map(|(seed, message)| {
-        message.iter().zip(&*pattern(len, seed)).filter(|(got, want)| got != want).count()
-    });
-    let differing: Vec<_> = differing.filter(|bytes| *bytes > 0).collect();
-    (differing.len(), differing.iter().sum())
-}
 
 // The library's side.
 
@@ -396,10 +179,6 @@ fn unacked(near: &impl AsFd) -> i32 {
     bytes
 }
 
-fn report(line: &str) {
-    let _ = writeln!(io::stdout(), "MEASURED {line}");
-}
-
 // Loss.
 
 const SMALL: usize = 16 << 10;
@@ -408,14 +187,9 @@ const MESSAGES: usize = 32;
 const LITTLE: i32 = 20_000;
 const STALL: Duration = Duration::from_millis(300);
 
-fn losing(test: &str, side: Side) {
-    if !plays(test) {
-        return in_a_namespace(test, &["ip -V", "tc -V", "iptables-legacy -V"]);
-    }
-    let road = match Road::build().and_then(|road| road.lose(side).map(|()| road)) {
-        Ok(road) => road,
-        Err(error) => return skip(test, &error),
-    };
+fn losing(side: Side) -> Result<(), String> {
+    let road = Road::build()?;
+    road.lose(side)?;
     for end in [End::Close, End::CloseInHaste, End::Abort, End::Drop, End::DropInHaste] {
         let (near, far) = road.connect(LITTLE);
         let pool = pool(SMALL, MESSAGES, Pages::Base).unwrap();
@@ -463,19 +237,17 @@ fn losing(test: &str, side: Side) {
     ));
     assert_eq!(stream.len(), SMALL * MESSAGES, "it is delivered as good data");
     assert!(messages > MESSAGES / 2);
+    Ok(())
 }
 
 #[test]
 fn a_stalled_peer_and_loss_at_the_sender_corrupt_nothing_however_it_ends() {
-    losing("a_stalled_peer_and_loss_at_the_sender_corrupt_nothing_however_it_ends", Side::Sender);
+    in_a_namespace(|| losing(Side::Sender));
 }
 
 #[test]
 fn a_stalled_peer_and_loss_at_the_receiver_corrupt_nothing_however_it_ends() {
-    losing(
-        "a_stalled_peer_and_loss_at_the_receiver_corrupt_nothing_however_it_ends",
-        Side::Receiver,
-    );
+    in_a_namespace(|| losing(Side::Receiver));
 }
 
 // Packets in a queue below TCP.
@@ -521,45 +293,38 @@ fn let_go(road: &Road, what: &str, pool: &Pool, scribbler: Scribbler, peer: Peer
 
 #[test]
 fn a_slot_whose_packets_wait_in_a_queue_is_usable_at_once_and_the_queue_keeps_its_bytes() {
-    const NAME: &str =
-        "a_slot_whose_packets_wait_in_a_queue_is_usable_at_once_and_the_queue_keeps_its_bytes";
-    if !plays(NAME) {
-        return in_a_namespace(NAME, &["ip -V", "tc -V"]);
-    }
-    let road = match Road::build().and_then(|road| road.block().map(|()| road)) {
-        Ok(road) => road,
-        Err(error) => return skip(NAME, &error),
-    };
-    for pages in [Pages::Base, Pages::Thp] {
-        for end in [End::Abort, End::CloseInHaste, End::DropInHaste] {
-            road.unblock();
-            let pool = match pool(LARGE, SLOTS, pages) {
-                Ok(pool) => pool,
-                Err(error) => {
-                    skip(NAME, &format!("{pages}: {error}"));
-                    break;
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.block()?;
+        for pages in [Pages::Base, Pages::Thp] {
+            for end in [End::Abort, End::CloseInHaste, End::DropInHaste] {
+                road.unblock();
+                let pool = match pool(LARGE, SLOTS, pages) {
+                    Ok(pool) => pool,
+                    Err(error) => return Err(format!("{pages}: {error}")),
+                };
+                let (sender, peer) = queued(&road, &pool, end);
+                let scribbler = Scribbler::on(&pool);
+                let begun = Instant::now();
+                let closed = end.bring_about(sender);
+                eventually("every slot is free", || scribbler.taken() == SLOTS);
+                let usable = begun.elapsed();
+                let held = pool.stats().replaced_bytes;
+                let owned = pinbuf::reaper_stats().owned;
+                let what = format!("queue, {pages}, {end:?}");
+                report(&format!("{what}: all usable after {usable:.1?}, {held} bytes replaced"));
+                // Its ids are not released, and the reaper waits for them.
+                assert!(held >= LARGE, "{held} bytes");
+                assert_eq!(owned, 1);
+                assert!(usable < USABLE_AGAIN, "{usable:?}");
+                if let Some(closed) = closed {
+                    assert!(closed.aborted && closed.quarantined > 0, "{closed:?}");
                 }
-            };
-            let (sender, peer) = queued(&road, &pool, end);
-            let scribbler = Scribbler::on(&pool);
-            let begun = Instant::now();
-            let closed = end.bring_about(sender);
-            eventually("every slot is free", || scribbler.taken() == SLOTS);
-            let usable = begun.elapsed();
-            let held = pool.stats().replaced_bytes;
-            let owned = pinbuf::reaper_stats().owned;
-            let what = format!("queue, {pages}, {end:?}");
-            report(&format!("{what}: all usable after {usable:.1?}, {held} bytes replaced"));
-            // Its ids are not released, and the reaper waits for them.
-            assert!(held >= LARGE, "{held} bytes");
-            assert_eq!(owned, 1);
-            assert!(usable < USABLE_AGAIN, "{usable:?}");
-            if let Some(closed) = closed {
-                assert!(closed.aborted && closed.quarantined > 0, "{closed:?}");
+                let_go(&road, &what, &pool, scribbler, peer);
             }
-            let_go(&road, &what, &pool, scribbler, peer);
         }
-    }
+        Ok(())
+    });
 }
 
 /// Huge pages are reserved for as long as this lives.
@@ -587,66 +352,57 @@ impl Drop for Reserve {
 
 #[test]
 fn on_hugetlb_pages_what_waits_in_a_queue_stays_quarantined_until_the_proof() {
-    const NAME: &str = "on_hugetlb_pages_what_waits_in_a_queue_stays_quarantined_until_the_proof";
-    if !plays(NAME) {
-        return match Reserve::make() {
-            Ok(_reserve) => in_a_namespace(NAME, &["ip -V", "tc -V"]),
-            Err(error) => skip(NAME, &format!("the reserve of huge pages: {error}")),
-        };
-    }
-    let road = match Road::build().and_then(|road| road.block().map(|()| road)) {
-        Ok(road) => road,
-        Err(error) => return skip(NAME, &error),
-    };
-    for end in [End::Abort, End::DropInHaste] {
-        road.unblock();
-        let pool = match pool(LARGE, SLOTS, Pages::HugeTlb { page_bytes: 2 << 20 }) {
-            Ok(pool) => pool,
-            Err(error) => return skip(NAME, &error),
-        };
-        let (sender, peer) = queued(&road, &pool, end);
-        let scribbler = Scribbler::on(&pool);
-        end.bring_about(sender);
-        eventually("something is quarantined", || pool.stats().quarantined() > 0);
-        // Whatever else is free is written over meanwhile.
-        thread::sleep(Duration::from_millis(300));
-        let stats = pool.stats();
-        let quarantined = stats.quarantined();
-        assert!(quarantined > 0);
-        assert_eq!(stats.replaced_bytes, 0);
-        assert_eq!((scribbler.taken(), stats.in_flight()), (SLOTS - quarantined, 0));
-        let what = format!("queue, hugetlb, {end:?}");
-        report(&format!("{what}: {quarantined} slots quarantined"));
-        let_go(&road, &what, &pool, scribbler, peer);
-    }
+    // In a user namespace there is no right to it, and no need: this process has made it already.
+    let _reserve = Reserve::make();
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.block()?;
+        for end in [End::Abort, End::DropInHaste] {
+            road.unblock();
+            let pool = pool(LARGE, SLOTS, Pages::HugeTlb { page_bytes: 2 << 20 })?;
+            let (sender, peer) = queued(&road, &pool, end);
+            let scribbler = Scribbler::on(&pool);
+            end.bring_about(sender);
+            eventually("something is quarantined", || pool.stats().quarantined() > 0);
+            // Whatever else is free is written over meanwhile.
+            thread::sleep(Duration::from_millis(300));
+            let stats = pool.stats();
+            let quarantined = stats.quarantined();
+            assert!(quarantined > 0);
+            assert_eq!(stats.replaced_bytes, 0);
+            assert_eq!((scribbler.taken(), stats.in_flight()), (SLOTS - quarantined, 0));
+            let what = format!("queue, hugetlb, {end:?}");
+            report(&format!("{what}: {quarantined} slots quarantined"));
+            let_go(&road, &what, &pool, scribbler, peer);
+        }
+        Ok(())
+    });
 }
 
 #[test]
 fn without_the_library_what_waits_in_a_queue_leaves_as_it_was_written_later() {
-    const NAME: &str = "without_the_library_what_waits_in_a_queue_leaves_as_it_was_written_later";
-    if !plays(NAME) {
-        return in_a_namespace(NAME, &["ip -V", "tc -V"]);
-    }
-    let road = match Road::build().and_then(|road| road.block().map(|()| road)) {
-        Ok(road) => road,
-        Err(error) => return skip(NAME, &error),
-    };
-    let end: fn(TcpStream) = disconnect;
-    for (how, end) in [("disconnected", end), ("closed", drop), ("closed with a reset", reset)] {
-        road.unblock();
-        let (near, far) = road.connect(MUCH);
-        road.block().unwrap();
-        let peer = Peer::of(far, Duration::ZERO, Duration::from_secs(5));
-        raw(near, LARGE, SENT, end);
-        let before = peer.received();
-        road.unblock();
-        let stream = peer.stream();
-        let (messages, bytes) = wrong(&stream, LARGE);
-        report(&format!(
-            "queue, {how} without the library: {messages} messages corrupt, {bytes} wrong of {} \
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.block()?;
+        let end: fn(TcpStream) = disconnect;
+        for (how, end) in [("disconnected", end), ("closed", drop), ("closed with a reset", reset)]
+        {
+            road.unblock();
+            let (near, far) = road.connect(MUCH);
+            road.block().unwrap();
+            let peer = Peer::of(far, Duration::ZERO, Duration::from_secs(5));
+            raw(near, LARGE, SENT, end);
+            let before = peer.received();
+            road.unblock();
+            let stream = peer.stream();
+            let (messages, bytes) = wrong(&stream, LARGE);
+            report(&format!(
+                "queue, {how} without the library: {messages} messages corrupt, {bytes} wrong of {} \
              bytes, {before} of them received before",
-            stream.len()
-        ));
-        assert!(messages > 0, "{how}: {bytes} wrong bytes");
-    }
+                stream.len()
+            ));
+            assert!(messages > 0, "{how}: {bytes} wrong bytes");
+        }
+        Ok(())
+    });
 }

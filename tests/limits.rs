@@ -8,42 +8,11 @@ mod common;
 use std::{fs, net::TcpStream, os::fd::AsFd, time::Duration};
 
 use common::{
-    STALLED, TIGHT, again, assert_all_home, corrupt, enable_zerocopy, filled, must_succeed,
-    network_namespace, pair_at, pattern, plays, pool, raise_loopback, reader, send_static, skip,
-    soon,
+    STALLED, TIGHT, again, assert_all_home, become_ordinary, corrupt, enable_zerocopy, filled,
+    limit_memlock, must_succeed, network_namespace, pair_at, pattern, plays, pool, raise_loopback,
+    reader, send_static, skip, soon,
 };
 use pinbuf::{Fate, Sender, SenderStats};
-
-/// Gives up root, and with it `CAP_IPC_LOCK`, for a user id that nobody else is likely to have, and
-/// says whether it did: the kernel counts locked memory by user, over all processes.
-fn become_ordinary() -> bool {
-    // SAFETY: no pointers.
-    if unsafe { libc::geteuid() } != 0 {
-        return false;
-    }
-    let id = 40_000 + std::process::id() % 20_000;
-    // SAFETY: no groups are read.
-    assert_eq!(unsafe { libc::setgroups(0, std::ptr::null()) }, 0);
-    // SAFETY: no pointers.
-    assert_eq!(unsafe { libc::setresgid(id, id, id) }, 0);
-    // SAFETY: no pointers.
-    assert_eq!(unsafe { libc::setresuid(id, id, id) }, 0);
-    true
-}
-
-/// Lowers the limit; false if it was lower already.
-fn limit_memlock(bytes: u64) -> bool {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: getrlimit(2) writes one `rlimit`, which outlives the call.
-    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) }, 0);
-    if limit.rlim_max < bytes {
-        return false;
-    }
-    limit.rlim_cur = bytes;
-    // SAFETY: setrlimit(2) reads one `rlimit`, which outlives the call.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }, 0);
-    true
-}
 
 /// Sends `count` messages of `len` bytes through a sender, to a peer that starts to read late.
 fn messages_arrive(

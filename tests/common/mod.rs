@@ -18,6 +18,7 @@ use std::{
 };
 
 pub(crate) mod namespace;
+pub(crate) mod road;
 
 use pinbuf::{Backing, Pages, PinnedBuf, Policy, Pool, Sender, SenderBuilder};
 
@@ -339,6 +340,40 @@ pub(crate) fn must_succeed(mut command: Command) {
     }
     assert!(output.status.success(), "{command:?}: {}", output.status);
     assert!(text.contains("1 passed"), "{command:?} ran no test");
+}
+
+/// Gives up root, and with it `CAP_IPC_LOCK`, for a user id that nobody else is likely to have, and
+/// says whether it did: the kernel counts locked memory by user, over all processes. In a user
+/// namespace it does not, and there the capability does not count.
+pub(crate) fn become_ordinary() -> bool {
+    // SAFETY: no pointers.
+    if unsafe { libc::geteuid() } != 0 {
+        return false;
+    }
+    let id = 40_000 + std::process::id() % 20_000;
+    // SAFETY: no groups are read.
+    if unsafe { libc::setgroups(0, std::ptr::null()) } != 0 {
+        return false;
+    }
+    // SAFETY: no pointers.
+    assert_eq!(unsafe { libc::setresgid(id, id, id) }, 0);
+    // SAFETY: no pointers.
+    assert_eq!(unsafe { libc::setresuid(id, id, id) }, 0);
+    true
+}
+
+/// Lowers the limit; false if it was lower already.
+pub(crate) fn limit_memlock(bytes: u64) -> bool {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit(2) writes one `rlimit`, which outlives the call.
+    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) }, 0);
+    if limit.rlim_max < bytes {
+        return false;
+    }
+    limit.rlim_cur = bytes;
+    // SAFETY: setrlimit(2) reads one `rlimit`, which outlives the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }, 0);
+    true
 }
 
 /// How to start a program in a network namespace of its own, with rights over it; `None` if this

@@ -1,69 +1,127 @@
 #!/usr/bin/env bash
-# tests/guest/run.sh [KERNEL...]: runs tests over real sockets inside guests with other kernels (Debian's 6.1 and 6.12
-# unless named), and prints a table kernel x test.
+# tests/guest/run.sh [KERNEL...]: runs the tests over real sockets inside guests with other kernels (Debian's 6.1 and
+# 6.12 unless named), and prints a table test x kernel: how many passed, how many said that they cannot run there.
 #
-# flagship runs between two vmxnet3 devices on one QEMU hub, which do not copy, with delay and loss (netem); the others,
-# which TESTS names, over the guest's loopback device, once as it is and once with delay. A line says how many tests passed
-# and how many said that they cannot run there; what they print is kept in target/guest. Ends with 1 if one failed.
+#   wire     between two vmxnet3 devices on one QEMU hub, which do not copy; twice, repeatable to the instruction (netem's
+#            dice included): both must print the same, byte for byte
+#   course   the same, with delay and loss (netem) under all of it
+#   lo       over the guest's loopback device
+#   late     over it, with delay
+#   nobody   as late, as an ordinary user who may lock little memory
+#
+# WAYS names some of these, TESTS some of the tests (a pattern of grep -E). What they print is kept in target/guest. Ends with 1 if one failed.
 #
 # It needs qrun (QRUN names it), which boots a Debian kernel under QEMU with programs beside it: see its header. Without it
 # nothing is run.
 set -u -o pipefail
 cd "$(dirname "$0")/../.." || exit 1
+PATH=$PATH:/usr/sbin:/sbin
 qrun=${QRUN:-../shared/qemu/qrun}
 [ -x "$qrun" ] || qrun=$(command -v qrun) || { echo "SKIPPED tests/guest: no qrun (set QRUN)" >&2; exit 0; }
 kernels=("$@")
 [ $# -gt 0 ] || kernels=(6.1. 6.12)
-PATH=$PATH:/usr/sbin:/sbin
-tools=()
-for tool in ip tc iptables-legacy; do
-  where=$(command -v $tool) || { echo "SKIPPED tests/guest: no $tool" >&2; exit 0; }
-  tools+=(--bin "$where:$tool")
-done
-# What iptables loads when it is asked to.
-for file in /usr/lib/*/xtables/{libxt_standard,libxt_statistic,libxt_tcp}.so; do
-  [ ! -e "$file" ] || tools+=(--file "$file:${file#/}")
-done
-modules=()
-for module in vmxnet3 sch_netem sch_tbf ip_tables iptable_filter xt_statistic xt_tcpudp; do
-  modules+=(--mod $module)
-done
-hub='-netdev hubport,hubid=0,id=h0 -device vmxnet3,netdev=h0,romfile=,mac=52:54:00:00:00:01'
-hub+=' -netdev hubport,hubid=0,id=h1 -device vmxnet3,netdev=h1,romfile=,mac=52:54:00:00:00:02'
 
 logs=$PWD/target/guest
-mkdir -p "$logs"
-binaries=$(cargo test --no-run --message-format=json --test flagship --test ending --test tcp --test negative_control |
-  sed -n 's/.*"name":"\([a-z_]*\)".*"test":true.*"executable":"\([^"]*\)".*/\1=\2/p') || exit 1
-failed=0
+rm -rf "$logs"
+mkdir -p "$logs/bin"
+guest=()
+for tool in ip tc iptables-legacy unshare setpriv; do
+  where=$(command -v $tool) || { echo "SKIPPED tests/guest: no $tool" >&2; exit 0; }
+  guest+=(--bin "$where:$tool")
+done
+# What iptables loads when it is asked to.
+for file in /usr/lib/*/xtables/libxt_{standard,statistic,tcp}.so; do
+  guest+=(--file "$file:${file#/}")
+done
+for module in vmxnet3 veth ifb sch_netem sch_tbf sch_htb ip_tables iptable_filter xt_statistic xt_tcpudp af_packet; do
+  guest+=(--mod $module)
+done
+for nic in 1 2; do
+  guest+=(--qemu "-netdev hubport,hubid=0,id=h$nic -device vmxnet3,netdev=h$nic,romfile=,mac=52:54:00:00:00:0$nic")
+done
+# Tests that read the source or run the example are not about kernels.
+tests=$(cargo test --no-run --message-format=json --tests |
+  sed -n 's/.*"kind":\["test"\].*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\1 \2/p' |
+  grep -vE '^(import_map|migration|migration_units|doctor) ') || exit 1
+while read -r test binary; do
+  strip -o "$logs/bin/$test" "$binary" || exit 1
+  guest+=(--bin "$logs/bin/$test")
+done <<<"$tests"
+all=$(cut -d ' ' -f 1 <<<"$tests" | sort)
+roads=$(grep -l 'Road::build' tests/*.rs | xargs -n 1 basename -s .rs)
 
-# row KERNEL TEST HOW COMMAND: runs a command in a guest, and prints the line of the table.
-row() {
-  local kernel=$1 test=$2 how=$3 command=$4 binary log result passed
-  binary=$(sed -n "s/^$test=//p" <<<"$binaries")
-  log=$logs/$test-$kernel-${how//[^a-z0-9]/-}.log
-  "$qrun" --kernel "$kernel" --mem 1024 --timeout 400 "${modules[@]}" --qemu "$hub" "${tools[@]}" \
-    --bin "$binary:$test" -- "uname -r; $command" >"$log" 2>&1
-  result=$?
-  passed=$(sed -nE 's/^test result: .* ([0-9]+) passed.*/\1/p' "$log" | tail -n 1)
-  case $result in
-    0) result=ok ;;
-    126) result='skipped: qrun' ;;
-    *) failed=1 result="FAILED ($result)" ;;
-  esac
-  printf '%-30s %-17s %-32s %s, %d tests' "$(head -n 1 "$log" | tr -d '\r')" "$test" "$how" "$result" "${passed:-0}"
-  printf ', %d skips\n' "$(grep -a '^SKIPPED' "$log" | sort -u | wc -l)"
+# boot KERNEL WAY TESTS PREPARATION [ROLE]: runs tests in one guest, one after the other, each through ROLE.
+boot() {
+  local kernel=$1 way=$2 tests prepare=$4 role=${5-} log=$logs/$1:$2 repeat=()
+  [[ " ${WAYS-$way} " == *" $way "* ]] || return 0
+  tests=$(grep -xE "${TESTS-.*}" <<<"$3" | tr '\n' ' ')
+  [ "$way" != wire ] || repeat=(--det --cpu qemu64)
+  [ -n "$tests" ] || return 0
+  echo "$kernel $way: $tests" >&2
+  "$qrun" --kernel "$kernel" --mem 2048 --timeout 900 "${guest[@]}" "${repeat[@]}" -- "$prepare
+    echo 20 >/proc/sys/vm/nr_hugepages
+    chmod 1777 /tmp
+    for test in $tests; do
+      echo \"== \$test\"
+      timeout 300 $role \$test --test-threads=1 --nocapture
+      echo \"== \$?\"
+    done" >"$log" 2>"$log.err" </dev/null || echo "== guest
+== $?" >>"$log"
 }
 
-devices='ip link set eth0 up; ip link set eth1 up'
-course='delay 10ms 5ms loss 1%'
-run='--test-threads=1 --nocapture'
+devices='ip link set eth0 up; ip link set eth1 up; export PINBUF_TEST_DEVICES="eth0 eth1"'
+course='export PINBUF_TEST_NETEM="delay 10ms 5ms loss 1%"'
+late='/t/tc qdisc add dev lo root netem delay 2ms'
+nobody='/t/setpriv --reuid 65534 --regid 65534 --clear-groups'
+plain=$(grep -xE 'negative_control|ending|tcp|udp|limits|shared|split|waiting|mapped' <<<"$all")
 for kernel in "${kernels[@]}"; do
-  row "$kernel" flagship "vmxnet3, $course" "echo 20 >/proc/sys/vm/nr_hugepages; $devices
-    PINBUF_TEST_DEVICES='eth0 eth1' PINBUF_TEST_NETEM='$course' flagship $run"
-  for test in ${TESTS-negative_control ending tcp}; do
-    row "$kernel" $test 'lo' "$test $run"
-    row "$kernel" $test 'lo, delay 2ms' "/t/tc qdisc add dev lo root netem delay 2ms; $test $run"
-  done
+  boot "$kernel" wire "$roads" "$devices"
+  if [ -e "$logs/$kernel:wire" ]; then
+    mv "$logs/$kernel:wire" "$logs/first"
+    boot "$kernel" wire "$roads" "$devices"
+    cmp "$logs/first" "$logs/$kernel:wire" && what=0 || what=1
+    printf '== repeats\n1 passed\n== %s\n' "$what" >>"$logs/$kernel:wire"
+    mv "$logs/first" "$logs/$kernel:wire.first"
+  fi
+  boot "$kernel" course flagship "$devices; $course"
+  boot "$kernel" lo "$(grep -vxF "$roads" <<<"$all")" ''
+  boot "$kernel" late "$plain" "$late"
+  boot "$kernel" nobody "$plain" "$late; ulimit -l 256" "$nobody"
 done
-exit $failed
+
+# The table, from the lines that begin with "==" and what stands between them.
+cd "$logs" && awk -v kernels="${kernels[*]}" '
+  { sub(/\r$/, "") }
+  /^== [0-9]/ {
+    cell = $2 == 0 ? "ok" : $2 == 126 ? "no qrun" : "FAILED " $2
+    bad += $2 != 0 && $2 != 126
+    cells[row, kernel] = sprintf("%s, %d tests, %d skips", cell, passed, skips)
+    tests += passed
+    skipped += skips
+    next
+  }
+  /^== / {
+    split(substr(FILENAME, 3), name, ":")
+    kernel = name[1]
+    row = sprintf("%-8s%s", name[2], $2)
+    if (!(row in seen)) rows[++count] = row
+    seen[row]
+    passed = skips = 0
+    delete said
+  }
+  # The last is the whole; the others are of tests that ran themselves in a process of their own.
+  match($0, /[0-9]+ passed/) { passed = substr($0, RSTART) + 0 }
+  /^SKIPPED/ && !said[$2]++ { skips++ }
+  END {
+    columns = split(kernels, column, " ")
+    printf "%-28s", ""
+    for (k = 1; k <= columns; k++) printf "  %-28s", column[k]
+    print ""
+    for (r = 1; r <= count; r++) {
+      printf "%-28s", rows[r]
+      for (k = 1; k <= columns; k++) printf "  %-28s", cells[rows[r], column[k]]
+      print ""
+    }
+    printf "%d tests passed, %d skipped, %d programs failed\n", tests, skipped, bad
+    exit bad > 0
+  }' ./*:wire ./*:course ./*:lo ./*:late ./*:nobody

@@ -1,0 +1,228 @@
+//! Two network namespaces, the road between them, and a peer at its far end.
+//!
+//! `PINBUF_TEST_DEVICES` names two devices that are joined already, to be used instead of a virtual
+//! pair, which copies every packet; `PINBUF_TEST_NETEM` a course for `netem` on both.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    net::{TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use super::{eventually, namespace::run, pattern, set_option};
+
+const NEAR: &str = "10.77.0.1";
+const FAR: &str = "10.77.0.2";
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The namespace of this process, that of a thread, and a device in each.
+pub(crate) struct Road {
+    near: String,
+    far: String,
+    /// Devices that were there before are given back.
+    lent: bool,
+    jobs: mpsc::Sender<Job>,
+}
+
+/// The devices to use instead of a virtual pair, if somebody lends some: in this namespace then.
+pub(crate) fn lent_devices() -> Option<String> {
+    std::env::var("PINBUF_TEST_DEVICES").ok()
+}
+
+impl Road {
+    pub(crate) fn build() -> Result<Self, String> {
+        let (jobs, work) = mpsc::channel::<Job>();
+        let (say, hear) = mpsc::channel();
+        thread::spawn(move || {
+            // SAFETY: no pointers.
+            let done = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+            let error = io::Error::last_os_error();
+            // SAFETY: no pointers.
+            let thread = unsafe { libc::gettid() };
+            say.send(if done == 0 { Ok(thread) } else { Err(error.to_string()) }).unwrap();
+            work.into_iter().for_each(|job| job());
+        });
+        let thread = hear.recv().unwrap()?;
+        let devices = lent_devices();
+        let road = match devices.as_deref().and_then(|devices| devices.split_once(' ')) {
+            Some((near, far)) => Self { near: near.into(), far: far.into(), lent: true, jobs },
+            None => Self { near: "near".into(), far: "far".into(), lent: false, jobs },
+        };
+        let (near, far) = (road.near.clone(), road.far.clone());
+        if !road.lent {
+            run(&format!("ip link add {near} type veth peer name {far}"))?;
+        }
+        run(&format!("ip link set {far} netns {thread}"))?;
+        run(&format!("ip address replace {NEAR}/24 dev {near}"))?;
+        run(&format!("ip link set {near} up"))?;
+        road.at_far_end(move || {
+            run(&format!("ip address replace {FAR}/24 dev {far}"))?;
+            run(&format!("ip link set {far} up"))
+        })?;
+        if let Ok(course) = std::env::var("PINBUF_TEST_NETEM") {
+            road.shape(&course)?;
+        }
+        // So that more than one message is on its way before the peer has answered.
+        run(&format!("ip route replace 10.77.0.0/24 dev {near} src {NEAR} initcwnd 60"))?;
+        // Sends are accepted though nobody reads.
+        let wmem = "4096 4194304 4194304";
+        fs::write("/proc/sys/net/ipv4/tcp_wmem", wmem).map_err(|error| error.to_string())?;
+        Ok(road)
+    }
+
+    /// Whether the devices copy every packet, as a virtual pair does.
+    pub(crate) fn copies(&self) -> bool {
+        !self.lent
+    }
+
+    /// Lays out a course for `netem`, in both directions.
+    pub(crate) fn shape(&self, course: &str) -> Result<(), String> {
+        self.shape_from(Side::Sender, course)?;
+        self.shape_from(Side::Receiver, course)
+    }
+
+    /// As `shape`, for what one side sends.
+    pub(crate) fn shape_from(&self, side: Side, course: &str) -> Result<(), String> {
+        let shape = |device: &str| format!("tc qdisc replace dev {device} root netem {course}");
+        match side {
+            Side::Sender => run(&shape(&self.near)),
+            Side::Receiver => {
+                let shape = shape(&self.far);
+                self.at_far_end(move || run(&shape))
+            }
+        }
+    }
+
+    /// Runs a job in the far namespace.
+    pub(crate) fn at_far_end<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        let (say, hear) = mpsc::channel();
+        let job = move || say.send(job()).unwrap_or_else(|_| unreachable!("somebody waits"));
+        self.jobs.send(Box::new(job)).unwrap();
+        hear.recv().unwrap()
+    }
+
+    /// A connection along it: the end that sends, and the other, which takes about `receive` bytes
+    /// before it reads.
+    pub(crate) fn connect(&self, receive: i32) -> (TcpStream, TcpStream) {
+        let listener = self.listener();
+        set_option(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, &receive);
+        let address = listener.local_addr().unwrap();
+        let mut near = None;
+        eventually("a connection", || {
+            near = TcpStream::connect(address).ok();
+            near.is_some()
+        });
+        (near.unwrap(), listener.accept().unwrap().0)
+    }
+
+    /// A socket at the far end that listens.
+    pub(crate) fn listener(&self) -> TcpListener {
+        self.at_far_end(|| TcpListener::bind((FAR, 0)).unwrap())
+    }
+
+    /// One packet in ten gets lost before it leaves, or before it is received.
+    pub(crate) fn lose(&self, side: Side) -> Result<(), String> {
+        let rule = |chain: &str| {
+            let dice = "-m statistic --mode random --probability 0.1";
+            run(&format!("iptables-legacy -I {chain} -p tcp {dice} -j DROP"))
+        };
+        match side {
+            Side::Sender => rule("OUTPUT"),
+            Side::Receiver => self.at_far_end(move || rule("INPUT")),
+        }
+    }
+
+    /// From now on packets queue below TCP, at the near device.
+    pub(crate) fn block(&self) -> Result<(), String> {
+        let near = &self.near;
+        // About two packets a second.
+        run(&format!("tc qdisc replace dev {near} root tbf rate 24kbit burst 2kb limit 8mb"))
+    }
+
+    /// What queues there goes on its way, within a second: not in one burst, of which a device
+    /// might lose a part.
+    pub(crate) fn unblock(&self) {
+        let near = &self.near;
+        run(&format!("tc qdisc change dev {near} root tbf rate 8mbit burst 4kb limit 8mb"))
+            .unwrap();
+    }
+}
+
+impl Drop for Road {
+    fn drop(&mut self) {
+        let far = self.far.clone();
+        if self.lent {
+            let process = std::process::id();
+            let _ = run(&format!("tc qdisc del dev {} root", self.near));
+            let back = self.at_far_end(move || run(&format!("ip link set {far} netns {process}")));
+            let _ = run("iptables-legacy -F OUTPUT");
+            assert_eq!(back, Ok(()));
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Side {
+    Sender,
+    Receiver,
+}
+
+// The peer.
+
+/// Reads, after a pause, until the stream ends or nothing comes for `patience`.
+pub(crate) struct Peer {
+    received: Arc<AtomicUsize>,
+    thread: JoinHandle<Vec<u8>>,
+}
+
+impl Peer {
+    pub(crate) fn of(mut far: TcpStream, pause: Duration, patience: Duration) -> Self {
+        let received = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&received);
+        far.set_read_timeout(Some(patience)).unwrap();
+        let thread = thread::spawn(move || {
+            thread::sleep(pause);
+            let mut got = Vec::new();
+            let mut part = vec![0; 1 << 16];
+            while let Ok(len @ 1..) = far.read(&mut part) {
+                got.extend_from_slice(&part[..len]);
+                count.store(got.len(), Ordering::Relaxed);
+            }
+            got
+        });
+        Self { received, thread }
+    }
+
+    pub(crate) fn received(&self) -> usize {
+        self.received.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn stream(self) -> Vec<u8> {
+        self.thread.join().unwrap()
+    }
+}
+
+/// Messages of `len` bytes of which a byte differs from their pattern, and how many bytes do.
+pub(crate) fn wrong(stream: &[u8], len: usize) -> (usize, usize) {
+    let differing = stream.chunks(len).enumerate().map(|(seed, message)| {
+        message.iter().zip(&*pattern(len, seed)).filter(|(got, want)| got != want).count()
+    });
+    let differing: Vec<_> = differing.filter(|bytes| *bytes > 0).collect();
+    (differing.len(), differing.iter().sum())
+}
+
+/// Says what was seen, for whoever reads the output.
+pub(crate) fn report(line: &str) {
+    let _ = writeln!(io::stdout(), "MEASURED {line}");
+}

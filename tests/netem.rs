@@ -1,0 +1,242 @@
+//! Packets that come late, get lost, come twice and out of order (`netem`), with a pool so small
+//! that every slot is written again as soon as the library gives it out. The peer compares byte for
+//! byte; the same traffic out of one buffer that is written again at once, without the library,
+//! arrives corrupt on each of the courses.
+//!
+//! Along devices that do not copy (`common/road.rs`) all of it is true zero copy, and seen to be.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::{
+    net::{SocketAddr, TcpStream},
+    os::fd::AsFd,
+    thread,
+    time::Duration,
+};
+
+use common::{
+    again, assert_all_home, become_ordinary, enable_zerocopy, fill, filled, limit_memlock,
+    must_succeed,
+    namespace::in_a_namespace,
+    pool, reset,
+    road::{Peer, Road, Side, report, wrong},
+    send_raw, soon,
+};
+use pinbuf::{Fate, Policy, Sender, SenderStats};
+
+/// What the road does to packets. Without delay the kernel has read a buffer before anybody can
+/// write it again.
+const COURSES: [&str; 5] = [
+    "delay 20ms",
+    "delay 10ms 5ms loss 3%",
+    "delay 20ms 10ms duplicate 30%",
+    "delay 10ms reorder 25% 50%",
+    "delay 10ms 8ms loss 2% duplicate 20% reorder 20%",
+];
+const LEN: usize = 16 << 10;
+const SLOTS: usize = 6;
+const MESSAGES: usize = 64;
+/// What the peer takes that reads.
+const MUCH: i32 = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn sender(near: TcpStream) -> Sender<TcpStream> {
+    Sender::builder().policy(Policy::Require).adopt(near).unwrap()
+}
+
+/// Sends as fast as slots come back.
+fn send_all(sender: &mut Sender<TcpStream>) -> SenderStats {
+    let pool = pool(LEN, SLOTS);
+    for seed in 0..MESSAGES {
+        sender.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)).unwrap();
+    }
+    sender.drain(soon()).unwrap();
+    assert_all_home(&pool);
+    let stats = sender.stats();
+    assert_eq!(stats.zero_copy_bytes + stats.copied_bytes, (LEN * MESSAGES) as u64);
+    stats
+}
+
+#[test]
+fn whatever_happens_to_packets_recycled_slots_arrive_intact() {
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        for course in COURSES {
+            road.shape(course)?;
+            let (near, far) = road.connect(MUCH);
+            let peer = Peer::of(far, Duration::ZERO, PATIENCE);
+            let mut sender = sender(near);
+            let stats = send_all(&mut sender);
+            assert!(sender.close(soon().unwrap()).drained);
+            let stream = peer.stream();
+            let (messages, bytes) = wrong(&stream, LEN);
+            report(&format!(
+                "{course}: {messages} of {MESSAGES} messages corrupt, {bytes} wrong bytes; {} \
+                 calls, {} copied late, {} notes",
+                stats.zero_copy_calls, stats.deferred_copies, stats.notes,
+            ));
+            assert_eq!((stream.len(), messages), (LEN * MESSAGES, 0));
+            assert_eq!(stats.copied_calls, 0);
+            assert!(road.copies() || stats.deferred_copies == 0, "{stats:?}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn without_the_library_a_buffer_reused_at_once_arrives_corrupt_on_every_course() {
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        for course in COURSES {
+            road.shape(course)?;
+            let (near, far) = road.connect(MUCH);
+            let peer = Peer::of(far, Duration::ZERO, PATIENCE);
+            enable_zerocopy(&near);
+            let memory = Box::leak(Box::new([0_u8; LEN])) as *mut [u8; LEN];
+            for seed in 0..MESSAGES {
+                // SAFETY: the box was leaked; no other reference to it exists.
+                fill(unsafe { &mut *memory }, seed);
+                // SAFETY: the box was leaked. That the kernel may read while the next message is
+                // written is the point.
+                let sent = unsafe { send_raw(near.as_fd(), memory) };
+                assert_eq!(sent.unwrap(), LEN);
+            }
+            drop(near);
+            let stream = peer.stream();
+            let (messages, bytes) = wrong(&stream, LEN);
+            report(&format!(
+                "{course}, reused at once: {messages} of {MESSAGES} messages corrupt, {bytes} \
+                 wrong bytes"
+            ));
+            assert_eq!(stream.len(), LEN * MESSAGES, "it is delivered as good data");
+            assert!(messages > MESSAGES / 2, "only {messages}");
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn a_clone_that_waits_in_a_queue_releases_a_send_after_later_ones() {
+    const SENDS: usize = 24;
+    /// The least that goes without copy: three packets.
+    const ONE: usize = 4096;
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        // Acknowledged at once, while the second copy of the packet still waits.
+        road.shape_from(Side::Sender, "delay 40ms 39ms duplicate 60%")?;
+        road.shape_from(Side::Receiver, "delay 0ms")?;
+        let (near, far) = road.connect(MUCH);
+        let peer = Peer::of(far, Duration::ZERO, PATIENCE);
+        // No send waits for the acknowledgement of the one before it.
+        near.set_nodelay(true).unwrap();
+        let builder = Sender::builder().policy(Policy::Require).threshold_bytes(ONE);
+        let mut sender = builder.adopt(near).unwrap();
+        let pool = pool(ONE, SENDS);
+        let (mut tickets, mut overtaken) = (Vec::new(), [false; SENDS]);
+        for seed in 0..2 * SENDS {
+            if seed < SENDS {
+                tickets.push(sender.send(filled(pool.alloc(ONE).unwrap(), ONE, seed)).unwrap());
+            }
+            thread::sleep(Duration::from_millis(20));
+            sender.reap().unwrap();
+            let released = |at: usize| sender.fate(tickets[at]).is_some();
+            let last = (0..tickets.len()).rfind(|at| released(*at)).unwrap_or(0);
+            (0..last).filter(|at| !released(*at)).for_each(|at| overtaken[at] = true);
+        }
+        let overtaken = overtaken.iter().filter(|overtaken| **overtaken).count();
+        sender.drain(soon()).unwrap();
+        assert_all_home(&pool);
+        let stats = sender.stats();
+        assert!(sender.close(soon().unwrap()).drained);
+        let stream = peer.stream();
+        report(&format!(
+            "delay 40ms 39ms duplicate 60%: {overtaken} of {SENDS} sends released after a later \
+             one; {} calls, {} copied late, {} notes",
+            stats.zero_copy_calls, stats.deferred_copies, stats.notes,
+        ));
+        assert_eq!((stream.len(), wrong(&stream, ONE).0), (ONE * SENDS, 0));
+        assert_eq!(stats.copied_calls, 0);
+        assert!(overtaken > 0, "they came in order");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_reset_in_the_middle_settles_every_send_and_frees_every_slot() {
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        for (round, course) in COURSES.iter().enumerate() {
+            road.shape(course)?;
+            let (near, mut far) = road.connect(MUCH);
+            let mut sender = sender(near);
+            let pool = pool(LEN, SLOTS);
+            let quota = (2 + 3 * round) * LEN;
+            let peer = thread::spawn(move || {
+                far.set_read_timeout(Some(PATIENCE)).unwrap();
+                let mut got = vec![0; quota];
+                std::io::Read::read_exact(&mut far, &mut got).unwrap();
+                reset(far);
+                got
+            });
+            let mut tickets = Vec::new();
+            for seed in 0..MESSAGES {
+                match sender.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)) {
+                    Ok(ticket) => tickets.push(ticket),
+                    Err(_) => break,
+                }
+            }
+            let stream = peer.join().unwrap();
+            let fates = tickets.iter().map(|ticket| sender.wait(*ticket, soon()).unwrap());
+            let fates: Vec<_> = fates.collect();
+            let released =
+                fates.iter().filter(|fate| matches!(fate, Fate::Released { .. })).count();
+            let truncated =
+                fates.iter().filter(|fate| matches!(fate, Fate::Truncated { .. })).count();
+            report(&format!("{course}, reset: {released} sends released, {truncated} truncated"));
+            assert_eq!(released + truncated, tickets.len(), "{fates:?}");
+            assert!(tickets.len() < MESSAGES, "nobody was reset");
+            assert_eq!(wrong(&stream, LEN), (0, 0));
+            drop(sender);
+            assert!(pinbuf::wait_idle(soon().unwrap()));
+            assert_all_home(&pool);
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn nobody_with_little_locked_memory_gets_everything_through() {
+    const NAME: &str = "nobody_with_little_locked_memory_gets_everything_through";
+    const LIMIT: u64 = 64 << 10;
+    let part = std::env::var("PINBUF_TEST_PART").unwrap_or_default();
+    if let Ok(address) = part.parse::<SocketAddr>() {
+        // Where it is not, others use up the same limit.
+        let alone = become_ordinary();
+        assert!(limit_memlock(LIMIT));
+        let mut sender = sender(TcpStream::connect(address).unwrap());
+        let stats = send_all(&mut sender);
+        report(&format!(
+            "nobody with {LIMIT} bytes of locked memory: {} calls without copy, {} by copy, {} \
+             refused",
+            stats.zero_copy_calls, stats.copied_calls, stats.no_bufs_memlock,
+        ));
+        assert!(!alone || stats.zero_copy_calls > 0, "{stats:?}");
+        assert!(sender.close(soon().unwrap()).drained);
+        return;
+    }
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.shape(COURSES[0])?;
+        let listener = road.listener();
+        let address = listener.local_addr().unwrap();
+        let peer = thread::spawn(move || {
+            Peer::of(listener.accept().unwrap().0, Duration::ZERO, PATIENCE).stream()
+        });
+        must_succeed(again(&[], NAME, &address.to_string()));
+        let stream = peer.join().unwrap();
+        assert_eq!((stream.len(), wrong(&stream, LEN)), (LEN * MESSAGES, (0, 0)));
+        Ok(())
+    });
+}
