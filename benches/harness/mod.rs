@@ -30,7 +30,7 @@ mod spread;
 use std::{
     fs,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -91,7 +91,7 @@ impl Bench {
         if self.options.smoke || self.options.filter.is_some() {
             return;
         }
-        let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench");
+        let dir = directory();
         fs::create_dir_all(&dir).expect("target/bench can be made");
         let file = |ending| dir.join(report.bench).with_extension(ending);
         fs::write(file("json"), report.to_json()).expect("the report can be written");
@@ -134,6 +134,11 @@ impl Drop for Table<'_> {
             say(&table.print());
         }
     }
+}
+
+/// Where reports go: `target/bench`.
+pub(crate) fn directory() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench")
 }
 
 fn say(text: &str) {
