@@ -224,6 +224,8 @@ impl Lease {
         if let Some(slot) = payload.slot().map(SlotRef::slot) {
             if self.quarantined { slot.quarantine_released() } else { slot.end_lease() }
         }
+        // Nothing is left for the drop to keep.
+        mem::forget(self);
         Some(payload)
     }
 }

@@ -3,6 +3,7 @@
 //! Under `cfg(loom)` everything that a model explores is loom's. `Arc` and `Weak` are the standard
 //! library's in both builds: loom has no `Weak`, and no memory ordering of ours rests on them.
 
+use std::ops::{Deref, DerefMut};
 pub(crate) use std::{
     sync::{Arc, OnceLock, Weak},
     thread::panicking,
@@ -126,6 +127,42 @@ pub(crate) use unmodelled::{sleep, spawn, unique_id};
 /// that user code could break half-way, since none is held while user code runs.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// A lock that is let go of for the time of a call.
+pub(crate) struct Held<'a, T> {
+    mutex: &'a Mutex<T>,
+    /// `None` only during that call.
+    guard: Option<MutexGuard<'a, T>>,
+}
+
+impl<'a, T> Held<'a, T> {
+    pub(crate) fn new(mutex: &'a Mutex<T>) -> Self {
+        Self { mutex, guard: Some(lock(mutex)) }
+    }
+
+    pub(crate) fn unlocked<R>(&mut self, body: impl FnOnce() -> R) -> R {
+        self.guard = None;
+        let result = body();
+        self.guard = Some(lock(self.mutex));
+        result
+    }
+}
+
+impl<T> Deref for Held<'_, T> {
+    type Target = T;
+
+    #[inline]
+    fn deref(&self) -> &T {
+        self.guard.as_ref().expect("locked but during a call")
+    }
+}
+
+impl<T> DerefMut for Held<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut T {
+        self.guard.as_mut().expect("locked but during a call")
+    }
 }
 
 /// Locks if nobody else has the lock.

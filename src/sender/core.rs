@@ -12,6 +12,7 @@ use super::{
     in_flight::InFlight,
     kernel::Kernel,
     outbox::{Call, Outbox},
+    transport::CallLimits,
     window::{Admission, MemlockBudget, Window},
 };
 use crate::{
@@ -20,7 +21,7 @@ use crate::{
     lease::{IntoPayload, Payload},
     raw::Reclaim,
     reaper,
-    sync::{Arc, AtomicUsize, Mutex, lock},
+    sync::{Arc, AtomicUsize, Held, Mutex, lock},
     sys::{errno, process::Process, socket::SendFlags},
 };
 
@@ -37,6 +38,9 @@ pub struct Core<K: Kernel> {
     pub(super) config: Config,
     budget: Arc<MemlockBudget>,
     optmem_max: u32,
+    /// Zero-copy calls after which the error queue is read.
+    max_unread_calls: usize,
+    call_limits: CallLimits,
     pub(super) send: Mutex<Send>,
     pub(super) in_flight: Mutex<InFlight>,
     /// The reaper's attention, for as long as it is of use to somebody.
@@ -63,8 +67,6 @@ pub(super) struct Send {
     pub(super) unread_calls: usize,
     /// Pools that know this sender.
     pub(super) pools: Vec<u64>,
-    /// Room for the payloads of a send on their way in.
-    pub(super) staging: Vec<Payload>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -75,6 +77,13 @@ pub(super) enum Watch {
     Unserved(reaper::Token),
     /// The sender is gone; nobody can want it driven any more.
     Over,
+}
+
+/// A send of which at least a part was accepted.
+pub(super) struct Offered {
+    pub(super) ticket: Ticket,
+    /// Whether all of it was.
+    pub(super) whole: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -121,7 +130,10 @@ impl<K: Kernel> Core<K> {
     ) -> Arc<Self> {
         let (bytes, sends) = (config.max_in_flight_bytes, config.max_in_flight_sends);
         let in_flight = InFlight::new(&config, first, copy_reason, Arc::clone(&budget));
+        let max_unread_calls = (optmem_max / OPTMEM_PER_NOTE / 2) as usize;
         Arc::new(Self {
+            call_limits: kernel.transport().call_limits(&budget),
+            max_unread_calls: max_unread_calls.clamp(1, MAX_UNREAD_CALLS),
             kernel,
             config,
             budget,
@@ -134,7 +146,6 @@ impl<K: Kernel> Core<K> {
                 verified: false,
                 unread_calls: 0,
                 pools: Vec::new(),
-                staging: Vec::new(),
             }),
             in_flight: Mutex::new(in_flight),
             watch: Mutex::new(Watch::Off),
@@ -152,19 +163,7 @@ impl<K: Kernel> Core<K> {
 
     /// Sends one buffer, as far as the socket takes it.
     pub fn try_send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
-        if self.is_forked() {
-            return Err(SendError::Forked(buf));
-        }
-        let mut send = lock(&self.send);
-        let mut bufs = mem::take(&mut send.staging);
-        bufs.push(buf.into_payload());
-        let result = self.offer(&mut send, &mut bufs).map_err(|error| {
-            error.map(|()| P::from_payload(bufs.pop().expect("comes back with the error")))
-        });
-        send.staging = bufs;
-        drop(send);
-        self.dispose();
-        result
+        self.offer_one(buf).map(|offered| offered.ticket)
     }
 
     /// Sends all of `bufs` as one send, as far as the socket takes it.
@@ -172,44 +171,76 @@ impl<K: Kernel> Core<K> {
         self: &Arc<Self>,
         bufs: &mut Vec<Payload>,
     ) -> Result<Ticket, SendError<()>> {
+        self.offer_all(bufs).map(|offered| offered.ticket)
+    }
+
+    #[inline]
+    pub(super) fn offer_one<P: IntoPayload>(
+        self: &Arc<Self>,
+        buf: P,
+    ) -> Result<Offered, SendError<P>> {
+        if self.is_forked() {
+            return Err(SendError::Forked(buf));
+        }
+        let mut buf = Some(buf.into_payload());
+        self.offer(&mut buf).map_err(|error| {
+            error.map(|()| P::from_payload(buf.expect("comes back with the error")))
+        })
+    }
+
+    pub(super) fn offer_all(
+        self: &Arc<Self>,
+        bufs: &mut Vec<Payload>,
+    ) -> Result<Offered, SendError<()>> {
         if self.is_forked() {
             return Err(SendError::Forked(()));
         }
-        let result = self.offer(&mut lock(&self.send), bufs);
-        self.dispose();
-        result
+        self.offer(bufs)
     }
 
     /// Takes all of `bufs` and sends; on an error that carries a buffer they are all back.
-    fn offer(
+    fn offer(self: &Arc<Self>, bufs: &mut impl Bufs) -> Result<Offered, SendError<()>> {
+        let mut send = lock(&self.send);
+        let mut in_flight = Held::new(&self.in_flight);
+        let result = self.offer_locked(&mut send, &mut in_flight, bufs);
+        let whole = send.outbox.is_empty();
+        let quiet = in_flight.done.is_quiet();
+        drop((in_flight, send));
+        if !quiet {
+            self.dispose();
+        }
+        result.map(|ticket| Offered { ticket, whole })
+    }
+
+    fn offer_locked(
         self: &Arc<Self>,
         send: &mut Send,
-        bufs: &mut Vec<Payload>,
+        in_flight: &mut Held<'_, InFlight>,
+        bufs: &mut impl Bufs,
     ) -> Result<Ticket, SendError<()>> {
         if let Some(error) = send.failed {
             return Err(SendError::Connection { error, buf: () });
         }
-        self.flush_rest(send).map_err(Stop::into_send_error)?;
-        if !lock(&self.in_flight).quotas_allow(bufs, &self.kernel) {
+        self.flush_rest(send, in_flight).map_err(Stop::into_send_error)?;
+        self.register(send, bufs.as_slice());
+        if !in_flight.quotas_allow(bufs.as_slice(), &self.kernel) {
             send.stuck = Some(Stuck::Window);
             return Err(SendError::WouldBlock(()));
         }
-        self.register(send, bufs);
-        let (ticket, awaited) = self.enter(send, bufs);
-        let flushed = self.flush(send);
+        let (ticket, awaited) = self.enter(send, in_flight, bufs);
+        let flushed = self.flush(send, in_flight);
         // Not before: with nothing in flight yet the reaper would let go of the sender again.
         if awaited || self.config.max_hold.is_some() {
-            Arc::clone(self).watch();
+            in_flight.unlocked(|| Arc::clone(self).watch());
         }
         let Err(stop) = flushed else { return Ok(ticket) };
         let accepted = send.outbox.sending().map_or(0, |(_, accepted)| accepted);
         if accepted == 0 {
-            let mut in_flight = lock(&self.in_flight);
-            bufs.extend(send.outbox.take().map(|key| in_flight.withdraw(key)));
+            send.outbox.take(|key| bufs.put_back(in_flight.withdraw(key)));
             in_flight.done.ledger.retract(ticket.sequence);
             return Err(stop.into_send_error());
         }
-        match self.give_up(send, stop) {
+        match self.give_up(send, in_flight, stop) {
             Stop::Failed(error) => Err(SendError::Truncated { ticket, error }),
             Stop::Stuck | Stop::Refused(_) | Stop::Dropped(_) => Ok(ticket),
         }
@@ -230,17 +261,22 @@ impl<K: Kernel> Core<K> {
 
     /// Moves `bufs` into the outbox as the next send; tells whether somebody waits for a slot of
     /// theirs.
-    fn enter(&self, send: &mut Send, bufs: &mut Vec<Payload>) -> (Ticket, bool) {
-        let mut in_flight = lock(&self.in_flight);
-        let count = u32::try_from(bufs.len()).expect("fewer than 2^32 buffers in a send");
+    fn enter(
+        &self,
+        send: &mut Send,
+        in_flight: &mut InFlight,
+        bufs: &mut impl Bufs,
+    ) -> (Ticket, bool) {
+        let count = u32::try_from(bufs.as_slice().len());
+        let count = count.expect("fewer than 2^32 buffers in a send");
         let sequence = in_flight.done.ledger.open(count);
         let (mut len, mut awaited) = (0, false);
-        for buf in bufs.drain(..) {
+        bufs.take_each(|buf| {
             let (key, memory) = in_flight.enter(buf, sequence);
             len += memory.len();
             send.outbox.push(key, memory);
             awaited |= in_flight.tracker.get(key).is_awaited();
-        }
+        });
         let zero_copy = in_flight.copy_reason.is_none()
             && in_flight.route.concerns(in_flight.tracker.outstanding());
         let ticket = Ticket { sequence, len };
@@ -250,112 +286,121 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Sends what is left of the last send.
-    pub(super) fn flush_rest(&self, send: &mut Send) -> Result<(), Stop> {
-        let before = send.outbox.sending();
-        let flushed = self.flush(send);
-        if send.outbox.sending() != before {
-            lock(&self.in_flight).done.news = true;
+    pub(super) fn flush_rest(
+        &self,
+        send: &mut Send,
+        in_flight: &mut Held<'_, InFlight>,
+    ) -> Result<(), Stop> {
+        if send.outbox.is_empty() {
+            return Ok(());
         }
-        flushed.map_err(|stop| self.give_up(send, stop))
+        let before = send.outbox.sending();
+        let flushed = self.flush(send, in_flight);
+        if send.outbox.sending() != before {
+            in_flight.done.news = true;
+        }
+        flushed.map_err(|stop| self.give_up(send, in_flight, stop))
     }
 
     /// If a stream cannot go on after a part of a send was accepted, that send is cut short and
     /// the connection is over: going on behind a gap would be silently wrong.
-    fn give_up(&self, send: &mut Send, stop: Stop) -> Stop {
+    fn give_up(&self, send: &mut Send, in_flight: &mut InFlight, stop: Stop) -> Stop {
         let error = match stop {
             Stop::Failed(error) => error,
             Stop::Refused(error) if error.raw() == errno::EFAULT => error,
             Stop::Stuck | Stop::Refused(_) | Stop::Dropped(_) => return stop,
         };
         send.failed = Some(error);
-        self.truncate(send, error);
+        send.truncate(in_flight, error);
         Stop::Failed(error)
     }
 
-    /// Lets go of everything that is not accepted.
-    pub(super) fn truncate(&self, send: &mut Send, error: OsError) {
-        let Some((ticket, accepted)) = send.outbox.sending() else { return };
-        let mut in_flight = lock(&self.in_flight);
-        in_flight.done.truncate(ticket, accepted, error);
-        send.outbox.take().for_each(|key| in_flight.settle(key));
-    }
-
     /// Sends what the outbox holds, until it is empty or something stops it.
-    fn flush(&self, send: &mut Send) -> Result<(), Stop> {
-        let limits = self.kernel.transport().call_limits(&self.budget);
-        while let Some(call) = send.outbox.next_call(limits) {
+    fn flush(&self, send: &mut Send, in_flight: &mut Held<'_, InFlight>) -> Result<(), Stop> {
+        while let Some(call) = send.outbox.next_call(self.call_limits) {
             if call.zero_copy {
-                self.send_zero_copy(send, call)
+                self.send_zero_copy(send, in_flight, call)
             } else {
-                self.send_copied(send, call)
+                self.send_copied(send, in_flight, call)
             }?;
             send.stuck = None;
         }
         Ok(())
     }
 
-    fn send_copied(&self, send: &mut Send, call: Call) -> Result<(), Stop> {
+    fn send_copied(
+        &self,
+        send: &mut Send,
+        in_flight: &mut Held<'_, InFlight>,
+        call: Call,
+    ) -> Result<(), Stop> {
         let flags = SendFlags { zerocopy: false, more: call.more };
         let accepted = match call.bytes {
             0 if !self.kernel.transport().sends_nothing() => 0,
-            _ => match self.kernel.send(send.outbox.memory(), flags) {
+            _ => match in_flight.unlocked(|| self.kernel.send(send.outbox.memory(), flags)) {
                 Ok(accepted) => accepted,
-                Err(error) => return Err(self.stopped(send, &error)),
+                Err(error) => return Err(self.stopped(send, in_flight, &error)),
             },
         };
-        self.accepted(send, call, None, accepted)
+        self.accepted(send, in_flight, call, None, accepted)
     }
 
-    fn send_zero_copy(&self, send: &mut Send, call: Call) -> Result<(), Stop> {
+    fn send_zero_copy(
+        &self,
+        send: &mut Send,
+        in_flight: &mut Held<'_, InFlight>,
+        call: Call,
+    ) -> Result<(), Stop> {
         let flags = SendFlags { zerocopy: true, more: false };
         let mut retried = false;
         loop {
-            let id = match self.admit(send, call) {
+            let id = match self.admit(send, in_flight, call) {
                 Ok(id) => id,
                 Err(Admission::Full) => {
                     send.stuck = Some(Stuck::Window);
                     return Err(Stop::Stuck);
                 }
-                Err(_) => return self.send_copied(send, call),
+                Err(_) => return self.send_copied(send, in_flight, call),
             };
-            let error = match self.kernel.send(send.outbox.memory(), flags) {
+            let sent = in_flight.unlocked(|| self.kernel.send(send.outbox.memory(), flags));
+            let error = match sent {
                 Ok(accepted) if accepted > 0 => {
-                    return self.accepted(send, call, Some(id), accepted);
+                    return self.accepted(send, in_flight, call, Some(id), accepted);
                 }
                 Ok(_) => io::ErrorKind::WouldBlock.into(),
                 Err(error) => error,
             };
-            let mut in_flight = lock(&self.in_flight);
             let failed = in_flight.fail_call(&self.kernel, id, &send.outbox);
             if failed.took_id || error.raw_os_error() != Some(errno::ENOBUFS) {
-                drop(in_flight);
                 return match error.raw_os_error() {
                     // More parts of pages than a packet can have: 17.
-                    Some(errno::EMSGSIZE) if !failed.took_id => self.send_copied(send, call),
-                    _ => Err(self.stopped(send, &error)),
+                    Some(errno::EMSGSIZE) if !failed.took_id => {
+                        self.send_copied(send, in_flight, call)
+                    }
+                    _ => Err(self.stopped(send, in_flight, &error)),
                 };
             }
-            self.count_no_bufs(&mut in_flight);
+            self.count_no_bufs(in_flight);
             send.unread_calls = 0;
             let read = in_flight.read_notes(&self.kernel).unwrap_or_default();
             if failed.freed + read.ids == 0 || retried {
                 let stats = &in_flight.done.stats;
                 send.window.shrink(in_flight.tracker.outstanding(), stats.in_flight_bytes);
-                drop(in_flight);
-                return self.send_copied(send, call);
+                return self.send_copied(send, in_flight, call);
             }
             retried = true;
         }
     }
 
     /// The id of a zero-copy call, or what must happen instead.
-    fn admit(&self, send: &mut Send, call: Call) -> Result<NotificationId, Admission> {
-        let (keys, memory) = (send.outbox.keys(), send.outbox.memory());
-        let mut in_flight = lock(&self.in_flight);
-        let unread_limit = (self.optmem_max / OPTMEM_PER_NOTE / 2) as usize;
-        let outstanding = in_flight.tracker.outstanding();
-        if send.unread_calls >= unread_limit.clamp(1, MAX_UNREAD_CALLS)
-            || in_flight.route.wants_notes(outstanding)
+    fn admit(
+        &self,
+        send: &mut Send,
+        in_flight: &mut InFlight,
+        call: Call,
+    ) -> Result<NotificationId, Admission> {
+        if send.unread_calls >= self.max_unread_calls
+            || in_flight.route.wants_notes(in_flight.tracker.outstanding())
         {
             send.unread_calls = 0;
             let _ = in_flight.read_notes(&self.kernel);
@@ -383,7 +428,7 @@ impl<K: Kernel> Core<K> {
                 (other, _) => return Err(other),
             }
         }
-        in_flight.begin_call(keys, memory, self.kernel.now()).ok_or_else(|| {
+        in_flight.begin_call(&self.kernel, &send.outbox, call.bytes).ok_or_else(|| {
             self.budget.refund(1, call.bytes);
             Admission::Copy
         })
@@ -393,19 +438,17 @@ impl<K: Kernel> Core<K> {
     fn accepted(
         &self,
         send: &mut Send,
+        in_flight: &mut InFlight,
         call: Call,
         id: Option<NotificationId>,
         accepted: usize,
     ) -> Result<(), Stop> {
-        let mut in_flight = lock(&self.in_flight);
         in_flight.route.accepted(accepted);
-        let keys = send.outbox.keys();
-        let covered = send.outbox.covered(accepted);
         match id {
             Some(id) => {
                 in_flight.in_call = false;
-                if covered < keys.len() {
-                    in_flight.tracker.trim(id, covered);
+                if accepted < call.bytes {
+                    in_flight.tracker.trim(id, send.outbox.covered(accepted));
                 }
                 in_flight.done.stats.zero_copy_calls += 1;
                 in_flight.done.stats.zero_copy_bytes += accepted as u64;
@@ -413,7 +456,7 @@ impl<K: Kernel> Core<K> {
                 send.unread_calls += 1;
             }
             None => {
-                for key in &keys[..covered] {
+                for key in &send.outbox.keys()[..send.outbox.covered(accepted)] {
                     in_flight.tracker.get_mut(*key).copied = true;
                 }
                 let made = call.bytes > 0 || self.kernel.transport().sends_nothing();
@@ -423,7 +466,7 @@ impl<K: Kernel> Core<K> {
         }
         send.outbox.advance(accepted, |key| in_flight.settle(key));
         if id.is_some() && !mem::replace(&mut send.verified, true) {
-            self.verify(&mut in_flight);
+            self.verify(in_flight);
         }
         if accepted < call.bytes {
             send.stuck = Some(Stuck::Socket);
@@ -452,7 +495,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// What a failed call means.
-    fn stopped(&self, send: &mut Send, error: &io::Error) -> Stop {
+    fn stopped(&self, send: &mut Send, in_flight: &mut InFlight, error: &io::Error) -> Stop {
         if error.kind() == io::ErrorKind::WouldBlock {
             send.stuck = Some(Stuck::Socket);
             return Stop::Stuck;
@@ -462,11 +505,55 @@ impl<K: Kernel> Core<K> {
         if errno::ends_connection(error.raw()) {
             Stop::Failed(*send.failed.get_or_insert(error))
         } else if self.kernel.transport().is_drop(error.raw()) {
-            lock(&self.in_flight).done.stats.dropped_sends += 1;
+            in_flight.done.stats.dropped_sends += 1;
             Stop::Dropped(error)
         } else {
             Stop::Refused(error)
         }
+    }
+}
+
+impl Send {
+    /// Lets go of everything that is not accepted.
+    pub(super) fn truncate(&mut self, in_flight: &mut InFlight, error: OsError) {
+        let Some((ticket, accepted)) = self.outbox.sending() else { return };
+        in_flight.done.truncate(ticket, accepted, error);
+        self.outbox.take(|key| in_flight.settle(key));
+    }
+}
+
+/// Payloads on their way in, and back out if they are refused.
+trait Bufs {
+    fn as_slice(&self) -> &[Payload];
+    fn take_each(&mut self, on_payload: impl FnMut(Payload));
+    fn put_back(&mut self, payload: Payload);
+}
+
+impl Bufs for Option<Payload> {
+    fn as_slice(&self) -> &[Payload] {
+        self.as_slice()
+    }
+
+    fn take_each(&mut self, on_payload: impl FnMut(Payload)) {
+        self.take().into_iter().for_each(on_payload);
+    }
+
+    fn put_back(&mut self, payload: Payload) {
+        *self = Some(payload);
+    }
+}
+
+impl Bufs for Vec<Payload> {
+    fn as_slice(&self) -> &[Payload] {
+        self
+    }
+
+    fn take_each(&mut self, on_payload: impl FnMut(Payload)) {
+        self.drain(..).for_each(on_payload);
+    }
+
+    fn put_back(&mut self, payload: Payload) {
+        self.push(payload);
     }
 }
 

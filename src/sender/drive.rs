@@ -18,7 +18,7 @@ use crate::{
     error::{CopyReason, OsError},
     id::{NotificationId, Ticket},
     raw::Reclaim,
-    sync::{Arc, Mutex, MutexGuard, lock, try_lock},
+    sync::{Arc, Held, Mutex, MutexGuard, lock, try_lock},
     sys::{Foreign, errno},
 };
 
@@ -42,7 +42,7 @@ impl<K: Kernel> Core<K> {
         let flushed = match lock_send(&self.send) {
             Some(mut send) => {
                 send.unread_calls = 0;
-                self.flush_rest(&mut send)
+                self.flush_rest(&mut send, &mut Held::new(&self.in_flight))
             }
             None => Err(Stop::Stuck),
         };
@@ -263,7 +263,7 @@ impl<K: Kernel> Core<K> {
     pub(super) fn cut_short(&self, error: OsError) {
         let mut send = lock(&self.send);
         let error = *send.failed.get_or_insert(error);
-        self.truncate(&mut send, error);
+        send.truncate(&mut lock(&self.in_flight), error);
     }
 
     /// Aborts the connection if something is in flight for longer than it may be.

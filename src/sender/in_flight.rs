@@ -155,20 +155,23 @@ impl InFlight {
         payload
     }
 
-    /// Gives out the id of a call that is about to be made, and charges its leases for it.
+    /// Gives out the id of the call last cut, which is about to be made, and charges its leases
+    /// for it.
     pub(super) fn begin_call(
         &mut self,
-        keys: &[LeaseKey],
-        memory: &[IoVec],
-        now: Instant,
+        kernel: &impl Kernel,
+        outbox: &Outbox,
+        bytes: usize,
     ) -> Option<NotificationId> {
-        let bytes: usize = memory.iter().map(IoVec::len).sum();
-        let id =
-            self.tracker.issue(keys, u32::try_from(bytes).expect("calls are cut below 4 GiB"))?;
-        self.ages.issued(id, self.tracker.oldest().unwrap_or(id), now);
+        let is_first = self.tracker.outstanding() == 0;
+        let call_bytes = u32::try_from(bytes).expect("calls are cut below 4 GiB");
+        let id = self.tracker.issue(outbox.keys(), call_bytes)?;
+        if is_first {
+            self.mark(kernel.now());
+        }
         self.in_call = true;
         self.route.began(id);
-        for (key, part) in keys.iter().zip(memory) {
+        for (key, part) in outbox.keys().iter().zip(outbox.memory()) {
             self.tracker.get_mut(*key).offered_bytes += part.len();
         }
         self.done.stats.in_flight_bytes += bytes;
@@ -192,6 +195,7 @@ impl InFlight {
             false => Read::default(),
         };
         self.in_call = false;
+        self.ages.cancelled(id);
         if !self.tracker.cancel(id) {
             self.done.stats.zero_copy_calls += u64::from(may_have_taken);
             return FailedCall { took_id: may_have_taken, freed: read.ids.saturating_sub(1) };
@@ -237,6 +241,9 @@ impl InFlight {
         }
         if self.poisoned().is_some() {
             read.ids += self.prove(kernel);
+        }
+        if self.tracker.outstanding() > 0 {
+            self.mark(kernel.now());
         }
         Ok(read)
     }
@@ -335,8 +342,14 @@ impl InFlight {
 
     /// How long the oldest call in flight has been there, at least.
     pub(super) fn oldest(&mut self, now: Instant) -> Option<Duration> {
-        let oldest = self.tracker.oldest()?;
-        Some(now.saturating_duration_since(self.ages.latest(oldest)?))
+        self.mark(now);
+        Some(now.saturating_duration_since(self.ages.latest(self.tracker.oldest()?)?))
+    }
+
+    fn mark(&mut self, now: Instant) {
+        if let Some(oldest) = self.tracker.oldest() {
+            self.ages.mark(oldest, self.tracker.next_id(), now);
+        }
     }
 
     /// Whether somebody waits for a fate, or for a slot of what is in flight.
@@ -354,34 +367,47 @@ impl InFlight {
     }
 }
 
-/// When ids were issued: marks, ten milliseconds apart at least, sparser among the younger ones
-/// when there are many.
+/// When ids were issued: marks, each of which says that all ids below were issued by then.
+///
+/// The clock is not read for every call: the first one in flight is marked, and every reading of
+/// the notes, which a busy sender does after every 32 calls, marks those before it.
 #[derive(Default)]
 struct Ages(VecDeque<(NotificationId, Instant)>);
 
 impl Ages {
-    const MARK_EVERY: Duration = Duration::from_millis(10);
+    /// Marks closer together than this are one, but for the last.
+    const APART: Duration = Duration::from_millis(10);
     const MAX_MARKS: usize = 128;
 
-    /// `oldest` is the oldest id in flight.
-    fn issued(&mut self, id: NotificationId, oldest: NotificationId, now: Instant) {
-        if self.0.back().is_some_and(|(_, at)| now.duration_since(*at) < Self::MARK_EVERY) {
+    /// All ids below `next` are issued; the oldest in flight is `oldest`.
+    fn mark(&mut self, oldest: NotificationId, next: NotificationId, now: Instant) {
+        self.forget_before(oldest);
+        if self.0.back().is_some_and(|(marked, _)| *marked >= next) {
             return;
         }
-        self.forget_before(oldest);
-        if self.0.len() == Self::MAX_MARKS {
-            // The first two enclose the oldest id; of the others every second one goes.
+        let before = self.0.len().checked_sub(2).map(|at| self.0[at].1);
+        if before.is_some_and(|at| now.duration_since(at) < Self::APART) {
+            self.0.pop_back();
+        } else if self.0.len() == Self::MAX_MARKS {
+            // Those of the oldest ids stay exact.
             let mut at = 0;
             self.0.retain(|_| {
                 at += 1;
                 at <= 2 || at % 2 == 0
             });
         }
-        self.0.push_back((id, now));
+        self.0.push_back((next, now));
+    }
+
+    /// `id` is not issued after all, and will be later.
+    fn cancelled(&mut self, id: NotificationId) {
+        if let Some((next, _)) = self.0.back_mut().filter(|(next, _)| *next > id) {
+            *next = id;
+        }
     }
 
     fn forget_before(&mut self, oldest: NotificationId) {
-        while self.0.get(1).is_some_and(|(next, _)| *next <= oldest) {
+        while self.0.front().is_some_and(|(next, _)| *next <= oldest) {
             self.0.pop_front();
         }
     }
@@ -389,15 +415,16 @@ impl Ages {
     /// The latest time at which `oldest` can have been issued.
     fn latest(&mut self, oldest: NotificationId) -> Option<Instant> {
         self.forget_before(oldest);
-        match (self.0.front(), self.0.get(1)) {
-            (Some((first, at)), _) if *first == oldest => Some(*at),
-            (_, Some((_, at))) => Some(*at),
-            (first, None) => first.map(|(_, at)| *at + Self::MARK_EVERY),
-        }
+        self.0.front().map(|(_, at)| *at)
     }
 }
 
 impl Done {
+    /// Whether there is nothing to tell anybody and nothing to drop.
+    pub(super) fn is_quiet(&self) -> bool {
+        !self.news && self.settled.is_empty() && self.wakers.is_empty() && self.roused.is_empty()
+    }
+
     /// Counts a lease against the quota of the payload's pool.
     fn hold(&mut self, payload: &Payload) {
         if let Some(held) = self.held_of(payload) {

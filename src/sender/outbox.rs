@@ -1,7 +1,7 @@
 //! What the sender has taken and the socket has not: the elements of one send, in order, and how
 //! they are cut into system calls.
 
-use std::collections::VecDeque;
+use std::ops::Range;
 
 use super::transport::{CallLimits, Transport};
 use crate::{id::Ticket, sys::socket::IoVec, tracker::LeaseKey};
@@ -12,12 +12,11 @@ const MIN_ZERO_COPY_ELEMENT: usize = 4096;
 /// No datagram is longer: the kernel refuses it, and for that it need not count its pages.
 const MAX_DATAGRAM_BYTES: usize = u16::MAX as usize;
 
-/// One payload of a send.
-#[derive(Debug)]
-struct Element {
-    key: LeaseKey,
-    memory: IoVec,
-    sent: usize,
+/// Neighbours that go the same way.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    /// Index of the element behind the last.
+    end: usize,
     zero_copy: bool,
 }
 
@@ -31,20 +30,30 @@ pub(super) struct Call {
 }
 
 /// The elements of the one send that the socket has not wholly taken.
+///
+/// They lie as a system call wants them, so that cutting a call moves nothing.
 #[derive(Default, Debug)]
 pub(super) struct Outbox {
-    elements: VecDeque<Element>,
-    /// Empty elements at the front, which go with the next call that is accepted.
-    empty: Vec<LeaseKey>,
+    keys: Vec<LeaseKey>,
+    /// What is left of each element.
+    memory: Vec<IoVec>,
+    runs: Vec<Run>,
+    /// The first element that is not wholly accepted; those before it are dealt with.
+    front: usize,
+    /// The elements of the call last cut.
+    call: Range<usize>,
+    /// What the call's last element has beyond the call.
+    withheld: usize,
+    /// Whether a part of the front went already.
+    is_cut: bool,
     ticket: Option<Ticket>,
     accepted: usize,
-    memory: Vec<IoVec>,
-    keys: Vec<LeaseKey>,
 }
 
 impl Outbox {
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
-        self.elements.is_empty() && self.empty.is_empty()
+        self.keys.is_empty()
     }
 
     /// The send whose elements these are, and how many of its bytes are accepted.
@@ -52,8 +61,10 @@ impl Outbox {
         self.ticket.map(|ticket| (ticket, self.accepted))
     }
 
+    #[inline]
     pub(super) fn push(&mut self, key: LeaseKey, memory: IoVec) {
-        self.elements.push_back(Element { key, memory, sent: 0, zero_copy: false });
+        self.keys.push(key);
+        self.memory.push(memory);
     }
 
     /// Starts the send of the elements pushed, deciding for each whether it goes without copy:
@@ -65,67 +76,80 @@ impl Outbox {
         threshold_bytes: Option<usize>,
         transport: Transport,
     ) {
-        self.ticket = (!self.is_empty()).then_some(ticket);
-        self.accepted = 0;
-        let Some(threshold_bytes) = threshold_bytes else { return };
-        let elements = self.elements.make_contiguous();
-        if transport == Transport::Datagram {
-            let fewest = threshold_bytes.max(elements.len() * MIN_ZERO_COPY_ELEMENT);
-            let large = (fewest..=MAX_DATAGRAM_BYTES).contains(&ticket.len);
-            elements.iter_mut().for_each(|element| element.zero_copy = large);
+        let count = self.keys.len();
+        if count == 0 {
             return;
         }
-        let large = |element: &Element| element.memory.len() >= MIN_ZERO_COPY_ELEMENT;
-        for run in elements.chunk_by_mut(|left, right| large(left) == large(right)) {
-            let bytes: usize = run.iter().map(|element| element.memory.len()).sum();
+        self.ticket = Some(ticket);
+        let Some(threshold_bytes) = threshold_bytes else {
+            return self.runs.push(Run { end: count, zero_copy: false });
+        };
+        if transport == Transport::Datagram {
+            let fewest = threshold_bytes.max(count * MIN_ZERO_COPY_ELEMENT);
+            let zero_copy = (fewest..=MAX_DATAGRAM_BYTES).contains(&ticket.len);
+            return self.runs.push(Run { end: count, zero_copy });
+        }
+        let large = |memory: &IoVec| memory.len() >= MIN_ZERO_COPY_ELEMENT;
+        let mut end = 0;
+        for run in self.memory.chunk_by(|left, right| large(left) == large(right)) {
+            let bytes: usize = run.iter().map(IoVec::len).sum();
             let zero_copy = large(&run[0]) && bytes >= threshold_bytes;
-            run.iter_mut().for_each(|element| element.zero_copy = zero_copy);
+            end += run.len();
+            match self.runs.last_mut() {
+                Some(last) if last.zero_copy == zero_copy => last.end = end,
+                _ => self.runs.push(Run { end, zero_copy }),
+            }
         }
     }
 
-    /// Cuts the next call: neighbours that go the same way, up to these limits.
+    /// Cuts the next call: neighbours that go the same way, up to these limits. Empty elements in
+    /// front go with it.
     ///
     /// The rest of an element of which a part went without copy goes alone, so that only the last
     /// lease of a run ever has further ids (what the tracker asks for).
     pub(super) fn next_call(&mut self, limits: CallLimits) -> Option<Call> {
-        self.memory.clear();
-        self.keys.clear();
-        let elements = self.elements.iter();
-        let empty = elements.take_while(|element| element.memory.len() == 0).count();
-        self.empty.extend(self.elements.drain(..empty).map(|element| element.key));
-        let Some(front) = self.elements.front() else {
-            let call = Call { bytes: 0, zero_copy: false, more: false };
-            return (!self.empty.is_empty()).then_some(call);
+        self.put_back();
+        let count = self.keys.len();
+        if self.front == count {
+            return None;
+        }
+        let empty = self.memory[self.front..].iter().take_while(|memory| memory.len() == 0);
+        let first = self.front + empty.count();
+        let run = self.runs.iter().find(|run| run.end > first);
+        let Some(&Run { end, zero_copy }) = run else {
+            self.call = first..first;
+            return Some(Call { bytes: 0, zero_copy: false, more: false });
         };
-        let zero_copy = front.zero_copy;
+        let alone = zero_copy && self.is_cut && first == self.front;
+        let most = if alone { 1 } else { limits.elements };
+        let mut last = first;
         let mut bytes = 0;
-        let mut whole = true;
-        for element in self.elements.iter().take(limits.elements) {
-            if element.zero_copy != zero_copy || bytes == limits.bytes {
+        for memory in self.memory[first..end].iter_mut().take(most) {
+            if bytes == limits.bytes {
                 break;
             }
-            let rest = element.memory.len() - element.sent;
-            let part = rest.min(limits.bytes - bytes);
-            self.memory.push(element.memory.part(element.sent, part));
-            self.keys.push(element.key);
-            bytes += part;
-            whole = part == rest;
-            if zero_copy && element.sent > 0 {
-                break;
+            last += 1;
+            bytes += memory.len();
+            if bytes > limits.bytes {
+                self.withheld = bytes - limits.bytes;
+                *memory = memory.part(0, memory.len() - self.withheld);
+                bytes = limits.bytes;
             }
         }
-        let more = !whole || self.keys.len() < self.elements.len();
-        Some(Call { bytes, zero_copy, more })
+        self.call = first..last;
+        Some(Call { bytes, zero_copy, more: self.withheld > 0 || last < count })
     }
 
     /// The memory of the call last cut.
+    #[inline]
     pub(super) fn memory(&self) -> &[IoVec] {
-        &self.memory
+        &self.memory[self.call.clone()]
     }
 
     /// The leases of the call last cut.
+    #[inline]
     pub(super) fn keys(&self) -> &[LeaseKey] {
-        &self.keys
+        &self.keys[self.call.clone()]
     }
 
     /// Number of elements of which the first `bytes` of the call last cut cover a part.
@@ -136,33 +160,49 @@ impl Outbox {
             start += memory.len();
             reached
         };
-        self.memory.iter().take_while(reached).count()
+        self.memory().iter().take_while(reached).count()
     }
 
-    /// Takes `bytes` off the front and gives each element that is now wholly accepted to
-    /// `on_accepted`.
+    /// Takes the `bytes` that were accepted of the call last cut off the front, and gives each
+    /// element that is now wholly accepted to `on_accepted`.
     pub(super) fn advance(&mut self, mut bytes: usize, mut on_accepted: impl FnMut(LeaseKey)) {
         self.accepted += bytes;
-        self.empty.drain(..).for_each(&mut on_accepted);
-        while let Some(element) = self.elements.front_mut() {
-            let part = bytes.min(element.memory.len() - element.sent);
-            element.sent += part;
-            bytes -= part;
-            if element.sent < element.memory.len() {
-                break;
+        self.put_back();
+        while let Some(memory) = self.memory.get_mut(self.front) {
+            if bytes < memory.len() {
+                self.is_cut |= bytes > 0;
+                *memory = memory.part(bytes, memory.len());
+                return;
             }
-            on_accepted(element.key);
-            self.elements.pop_front();
+            bytes -= memory.len();
+            self.is_cut = false;
+            on_accepted(self.keys[self.front]);
+            self.front += 1;
         }
-        if self.elements.is_empty() {
-            self.ticket = None;
-        }
+        self.clear();
     }
 
     /// Takes out all elements that are not wholly accepted.
-    pub(super) fn take(&mut self) -> impl Iterator<Item = LeaseKey> + '_ {
-        self.ticket = None;
-        self.empty.drain(..).chain(self.elements.drain(..).map(|element| element.key))
+    pub(super) fn take(&mut self, on_taken: impl FnMut(LeaseKey)) {
+        self.keys[self.front..].iter().copied().for_each(on_taken);
+        self.clear();
+    }
+
+    /// The last element of the call last cut is whole again.
+    fn put_back(&mut self) {
+        if self.withheld > 0 {
+            let last = &mut self.memory[self.call.end - 1];
+            *last = IoVec::new(last.start(), last.len() + self.withheld);
+            self.withheld = 0;
+        }
+    }
+
+    fn clear(&mut self) {
+        self.keys.clear();
+        self.memory.clear();
+        self.runs.clear();
+        (self.front, self.call, self.withheld) = (0, 0..0, 0);
+        (self.is_cut, self.ticket, self.accepted) = (false, None, 0);
     }
 }
 
@@ -238,7 +278,9 @@ mod tests {
         let mut outbox = outbox(&[0, 0, 20_000, 0], Transport::Stream);
         assert_eq!(outbox.next_call(limits(1 << 20)).unwrap().bytes, 20_000);
         assert!(!outbox.is_empty());
-        assert_eq!(outbox.take().count(), 4, "refused: all come back");
+        let mut taken = 0;
+        outbox.take(|_| taken += 1);
+        assert_eq!(taken, 4, "refused: all come back");
         assert!(outbox.is_empty());
     }
 

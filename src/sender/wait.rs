@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    core::Core,
+    core::{Core, Offered},
     kernel::{Interest, Kernel},
     ledger::Fate,
 };
@@ -130,18 +130,7 @@ impl<K: Kernel> Drop for Wait<'_, K> {
 impl<K: Kernel> Core<K> {
     /// Sends a buffer and waits until all of it is accepted.
     pub fn send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
-        let mut back = Some(buf);
-        self.send_with(|core| {
-            let buf = back.take().expect("given back when it would block");
-            core.try_send(buf).map_err(|error| match error {
-                SendError::WouldBlock(buf) => {
-                    back = Some(buf);
-                    SendError::WouldBlock(None)
-                }
-                other => other.map(Some),
-            })
-        })
-        .map_err(|error| error.map(|buf| buf.or(back).expect("given back with the error")))
+        self.send_with(buf, |buf| self.offer_one(buf))
     }
 
     /// Sends several buffers as one send and waits until all of them are accepted.
@@ -149,27 +138,28 @@ impl<K: Kernel> Core<K> {
         self: &Arc<Self>,
         bufs: &mut Vec<Payload>,
     ) -> Result<Ticket, SendError<()>> {
-        self.send_with(|core| core.try_send_vectored(bufs))
+        self.send_with((), |()| self.offer_all(bufs))
     }
 
     fn send_with<B>(
-        self: &Arc<Self>,
-        mut attempt: impl FnMut(&Arc<Self>) -> Result<Ticket, SendError<B>>,
+        &self,
+        mut buf: B,
+        mut attempt: impl FnMut(B) -> Result<Offered, SendError<B>>,
     ) -> Result<Ticket, SendError<B>> {
-        let mut wait = Wait::to_send(self);
+        let mut wait = None;
         let ticket = loop {
-            match attempt(self) {
-                Err(SendError::WouldBlock(buf)) => {
-                    if let Err(error) = wait.step_and_round() {
-                        return Err(SendError::Os { error, buf });
-                    }
-                }
-                result => break result?,
+            match attempt(buf) {
+                Ok(Offered { ticket, whole: true }) => return Ok(ticket),
+                Ok(Offered { ticket, .. }) => break ticket,
+                Err(SendError::WouldBlock(back)) => buf = back,
+                Err(error) => return Err(error),
+            }
+            let wait = wait.get_or_insert_with(|| Wait::to_send(self));
+            if let Err(error) = wait.step_and_round() {
+                return Err(SendError::Os { error, buf });
             }
         };
-        if self.is_flushed() {
-            return Ok(ticket);
-        }
+        let wait = wait.unwrap_or_else(|| Wait::to_send(self));
         let flushed = wait.until(|core| core.is_flushed().then_some(Ok(())));
         match (flushed, self.truncation(ticket)) {
             (Err(WaitError::Os(error)), _) | (Ok(()), Some(error)) => {
