@@ -22,6 +22,7 @@ mod case;
 mod clock;
 mod goal;
 mod machine;
+mod memory;
 mod options;
 mod plot;
 mod report;
@@ -38,6 +39,7 @@ pub(crate) use case::Case;
 pub(crate) use clock::{per_op, thread_cpu, wall};
 pub(crate) use goal::AtMost;
 use machine::Machine;
+pub(crate) use memory::{Counting, allocated};
 use options::Options;
 use report::{Report, TableReport};
 

@@ -1,0 +1,50 @@
+//! Memory that a thread has allocated.
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+};
+
+/// The system's allocator, with a count for each thread: as `#[global_allocator]`.
+pub(crate) struct Counting;
+
+thread_local! {
+    static BYTES: Cell<isize> = const { Cell::new(0) };
+}
+
+/// Bytes that this thread has allocated and not freed.
+pub(crate) fn allocated() -> isize {
+    BYTES.get()
+}
+
+fn count(bytes: isize) {
+    BYTES.set(BYTES.get() + bytes);
+}
+
+// SAFETY: all is the system allocator's doing. Counting does not allocate: the count is initialized
+// by a constant and has no destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        // SAFETY: the caller's promise is the one that is asked for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as isize);
+        // SAFETY: the caller's promise is the one that is asked for.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size as isize - layout.size() as isize);
+        // SAFETY: the caller's promise is the one that is asked for; the memory is the system's.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        count(-(layout.size() as isize));
+        // SAFETY: the caller's promise is the one that is asked for; the memory is the system's.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}

@@ -1,0 +1,127 @@
+//! The orders in which ids come back, and the loop that issues and releases in them.
+
+use std::rc::Rc;
+
+use super::rivals::{Lease, Tracker};
+
+/// For each window of ids, in which order the notes release it.
+pub(crate) struct Order {
+    pub(crate) window: usize,
+    pub(crate) name: &'static str,
+    /// First id from the start of the window, and number of ids.
+    notes: Vec<(u32, u32)>,
+}
+
+impl Order {
+    fn new(window: usize, name: &'static str, len: usize) -> Self {
+        let notes = (0..window as u32).step_by(len).map(|at| (at, len as u32)).collect();
+        Self { window, name, notes }
+    }
+
+    /// Puts the notes at `places`, which are in order, into any order.
+    fn shuffle(mut self, places: &[usize]) -> Self {
+        let mut random = Random(0x9E37_79B9_7F4A_7C15);
+        for at in (1..places.len()).rev() {
+            self.notes.swap(places[at], places[random.below(at + 1)]);
+        }
+        self
+    }
+
+    pub(crate) fn ranges(window: usize) -> Self {
+        Self::new(window, "ranges of 32", 32)
+    }
+
+    pub(crate) fn singles(window: usize) -> Self {
+        Self::new(window, "in order", 1)
+    }
+
+    /// A tenth of the ids changes places, however far.
+    pub(crate) fn a_tenth_astray(window: usize) -> Self {
+        let mut random = Random(0xD1B5_4A32_D192_ED03);
+        let places: Vec<usize> = (0..window).filter(|_| random.below(10) == 0).collect();
+        Self::new(window, "10 % out of order", 1).shuffle(&places)
+    }
+
+    pub(crate) fn random(window: usize) -> Self {
+        let places: Vec<usize> = (0..window).collect();
+        Self::new(window, "random order", 1).shuffle(&places)
+    }
+
+    pub(crate) fn is_scattered(&self) -> bool {
+        !self.notes.is_sorted()
+    }
+}
+
+/// Xorshift: the same order in every run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound as u64) as usize
+    }
+}
+
+/// Keeps a tracker's window full: whenever a note releases ids of the oldest window, as many are
+/// issued.
+pub(crate) struct Driver<T> {
+    tracker: T,
+    order: Rc<Order>,
+    /// The next note of `order`.
+    at: usize,
+    /// The first id of the window that is being released.
+    base: u32,
+    next: u32,
+    /// Of the leases released of this window.
+    sum: u64,
+}
+
+impl<T: Tracker> Driver<T> {
+    pub(crate) fn new(order: Rc<Order>) -> Self {
+        let mut tracker = T::new(order.window);
+        (0..order.window as u32).for_each(|id| tracker.issue(id, lease(id)));
+        let next = order.window as u32;
+        Self { tracker, order, at: 0, base: 0, next, sum: 0 }
+    }
+
+    /// Releases and issues `ids` ids.
+    pub(crate) fn run(&mut self, ids: usize) {
+        let end = self.next.wrapping_add(ids as u32);
+        while self.next != end {
+            let (first, count) = self.order.notes[self.at];
+            let lo = self.base.wrapping_add(first);
+            let Self { tracker, sum, .. } = self;
+            let released = |lease: Lease| *sum = sum.wrapping_add(lease.get());
+            tracker.release(lo, lo.wrapping_add(count - 1), released);
+            for _ in 0..count {
+                self.tracker.issue(self.next, lease(self.next));
+                self.next = self.next.wrapping_add(1);
+            }
+            self.at += 1;
+            if self.at == self.order.notes.len() {
+                self.end_window();
+            }
+        }
+    }
+
+    /// Looks whether the leases were the right ones, and goes on to the next window.
+    fn end_window(&mut self) {
+        let (first, count) = (u64::from(self.base), self.order.window as u64);
+        let end = self.base.wrapping_add(self.order.window as u32);
+        // Their sum is known, unless the ids wrap in between.
+        if T::KEEPS_LEASES && end > self.base {
+            let expected = count * lease(self.base).get() + count * (count - 1) / 2;
+            assert_eq!(self.sum, expected, "the leases of {count} ids from {first} on");
+        }
+        self.at = 0;
+        self.base = end;
+        self.sum = 0;
+    }
+}
+
+/// Some lease, which its id tells.
+fn lease(id: u32) -> Lease {
+    Lease::MIN.saturating_add(u64::from(id))
+}

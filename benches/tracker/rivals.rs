@@ -1,0 +1,302 @@
+//! The tracker and those it is compared with.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    hash::{BuildHasher, RandomState},
+    num::NonZeroU64,
+};
+
+use pinbuf::__internals::CompletionTracker;
+use rustc_hash::FxBuildHasher;
+use slab::Slab;
+
+/// What is tracked: as slim as a pointer.
+pub(crate) type Lease = NonZeroU64;
+
+/// What there is to keep for an id: its lease, and the bytes of its call.
+pub(crate) type Place = (Lease, u32);
+
+/// Bytes of every call.
+const BYTES: u32 = 1460;
+
+/// Knows the leases of outstanding ids.
+pub(crate) trait Tracker {
+    /// Whether the leases come back.
+    const KEEPS_LEASES: bool = true;
+
+    fn new(window: usize) -> Self;
+
+    fn issue(&mut self, id: u32, lease: Lease);
+
+    /// Takes what is kept of one outstanding id.
+    fn remove(&mut self, id: u32) -> Place;
+
+    /// Releases the ids of a note; their bytes.
+    fn release(&mut self, lo: u32, hi: u32, mut released: impl FnMut(Lease)) -> usize {
+        let mut sum = 0;
+        for offset in 0..=hi.wrapping_sub(lo) {
+            let (lease, bytes) = self.remove(lo.wrapping_add(offset));
+            released(lease);
+            sum += bytes as usize;
+        }
+        sum
+    }
+}
+
+impl Tracker for CompletionTracker<Lease> {
+    fn new(window: usize) -> Self {
+        Self::new(window, pinbuf::NotificationId(0))
+    }
+
+    #[inline]
+    fn issue(&mut self, _: u32, lease: Lease) {
+        let key = self.insert(lease);
+        Self::issue(self, &[key], BYTES).expect("no straggler is that old");
+        assert!(self.settle(key).is_none(), "its id holds it");
+    }
+
+    fn remove(&mut self, _: u32) -> Place {
+        unreachable!("it releases notes");
+    }
+
+    #[inline]
+    fn release(&mut self, lo: u32, hi: u32, released: impl FnMut(Lease)) -> usize {
+        Self::release(self, lo, hi, released).expect("the ids are outstanding").bytes
+    }
+}
+
+/// The floor: a place for each id of two windows, and nothing is checked.
+pub(crate) struct Ring {
+    places: Box<[Option<Place>]>,
+}
+
+impl Tracker for Ring {
+    fn new(window: usize) -> Self {
+        Self { places: vec![None; 2 * window].into() }
+    }
+
+    #[inline]
+    fn issue(&mut self, id: u32, lease: Lease) {
+        let mask = self.places.len() - 1;
+        self.places[id as usize & mask] = Some((lease, BYTES));
+    }
+
+    #[inline]
+    fn remove(&mut self, id: u32) -> Place {
+        let mask = self.places.len() - 1;
+        self.places[id as usize & mask].take().expect("the id is outstanding")
+    }
+}
+
+/// What the loop around the trackers costs.
+pub(crate) struct Nothing;
+
+impl Tracker for Nothing {
+    const KEEPS_LEASES: bool = false;
+
+    fn new(_: usize) -> Self {
+        Self
+    }
+
+    #[inline]
+    fn issue(&mut self, _: u32, lease: Lease) {
+        std::hint::black_box(lease);
+    }
+
+    #[inline]
+    fn remove(&mut self, id: u32) -> Place {
+        (Lease::MIN, id)
+    }
+}
+
+/// A hash map, with one hasher or another.
+pub(crate) struct Map<S>(HashMap<u32, Place, S>);
+
+impl<S: BuildHasher + Default> Tracker for Map<S> {
+    fn new(window: usize) -> Self {
+        Self(HashMap::with_capacity_and_hasher(window, S::default()))
+    }
+
+    #[inline]
+    fn issue(&mut self, id: u32, lease: Lease) {
+        self.0.insert(id, (lease, BYTES));
+    }
+
+    #[inline]
+    fn remove(&mut self, id: u32) -> Place {
+        self.0.remove(&id).expect("the id is outstanding")
+    }
+}
+
+pub(crate) type Std = Map<RandomState>;
+pub(crate) type Fx = Map<FxBuildHasher>;
+pub(crate) type Foldhash = Map<hashbrown::DefaultHashBuilder>;
+
+/// Ids to leases, and leases to how many ids they have: folly's shape.
+pub(crate) struct TwoMaps {
+    leases: HashMap<u32, Lease>,
+    counts: HashMap<Lease, (u32, u32)>,
+}
+
+impl Tracker for TwoMaps {
+    fn new(window: usize) -> Self {
+        let counts = HashMap::with_capacity(window);
+        Self { leases: HashMap::with_capacity(window), counts }
+    }
+
+    #[inline]
+    fn issue(&mut self, id: u32, lease: Lease) {
+        self.leases.insert(id, lease);
+        let (count, bytes) = self.counts.entry(lease).or_default();
+        *count += 1;
+        *bytes += BYTES;
+    }
+
+    #[inline]
+    fn remove(&mut self, id: u32) -> Place {
+        let lease = self.leases.remove(&id).expect("the id is outstanding");
+        let (count, bytes) = self.counts.get_mut(&lease).expect("a lease with an id has a count");
+        *count -= 1;
+        let bytes = *bytes;
+        if *count == 0 {
+            self.counts.remove(&lease);
+        }
+        (lease, bytes)
+    }
+}
+
+pub(crate) struct Sorted(BTreeMap<u32, Place>);
+
+impl Tracker for Sorted {
+    fn new(_: usize) -> Self {
+        Self(BTreeMap::new())
+    }
+
+    #[inline]
+    fn issue(&mut self, id: u32, lease: Lease) {
+        self.0.insert(id, (lease, BYTES));
+    }
+
+    #[inline]
+    fn remove(&mut self, id: u32) -> Place {
+        self.0.remove(&id).expect("the id is outstanding")
+    }
+}
+
+/// A queue from the oldest outstanding id on.
+pub(crate) struct IndexedDeque {
+    first: u32,
+    places: VecDeque<Option<Place>>,
+}
+
+impl Tracker for IndexedDeque {
+    fn new(window: usize) -> Self {
+        Self { first: 0, places: VecDeque::with_capacity(window) }
+    }
+
+    #[inline]
+    fn issue(&mut self, _: u32, lease: Lease) {
+        self.places.push_back(Some((lease, BYTES)));
+    }
+
+    #[inline]
+    fn remove(&mut self, id: u32) -> Place {
+        let at = id.wrapping_sub(self.first) as usize;
+        let place = self.places[at].take().expect("the id is outstanding");
+        while let Some(None) = self.places.front() {
+            self.places.pop_front();
+            self.first = self.first.wrapping_add(1);
+        }
+        place
+    }
+}
+
+/// A queue that is searched from the oldest on.
+pub(crate) struct ScannedDeque(VecDeque<(u32, Place)>);
+
+impl Tracker for ScannedDeque {
+    fn new(window: usize) -> Self {
+        Self(VecDeque::with_capacity(window))
+    }
+
+    #[inline]
+    fn issue(&mut self, id: u32, lease: Lease) {
+        self.0.push_back((id, (lease, BYTES)));
+    }
+
+    #[inline]
+    fn remove(&mut self, id: u32) -> Place {
+        let at = self.0.iter().position(|(other, _)| *other == id);
+        self.0.remove(at.expect("the id is outstanding")).expect("it was found there").1
+    }
+}
+
+/// A linked list that is searched from the oldest on: SPDK's shape. Its nodes come from a table, as
+/// SPDK's requests do.
+pub(crate) struct ListScan {
+    nodes: Slab<Node>,
+}
+
+struct Node {
+    id: u32,
+    place: Option<Place>,
+    before: usize,
+    behind: usize,
+}
+
+/// The node in front of the first and behind the last.
+const ENDS: usize = 0;
+
+impl Tracker for ListScan {
+    fn new(window: usize) -> Self {
+        let mut nodes = Slab::with_capacity(window + 1);
+        nodes.insert(Node { id: 0, place: None, before: ENDS, behind: ENDS });
+        Self { nodes }
+    }
+
+    #[inline]
+    fn issue(&mut self, id: u32, lease: Lease) {
+        let before = self.nodes[ENDS].before;
+        let node = Node { id, place: Some((lease, BYTES)), before, behind: ENDS };
+        let key = self.nodes.insert(node);
+        self.nodes[before].behind = key;
+        self.nodes[ENDS].before = key;
+    }
+
+    #[inline]
+    fn remove(&mut self, id: u32) -> Place {
+        let mut key = self.nodes[ENDS].behind;
+        while self.nodes[key].id != id {
+            assert_ne!(key, ENDS, "the id is outstanding");
+            key = self.nodes[key].behind;
+        }
+        let node = self.nodes.remove(key);
+        self.nodes[node.before].behind = node.behind;
+        self.nodes[node.behind].before = node.before;
+        node.place.expect("only the ends have none")
+    }
+}
+
+/// A slab, and a ring that knows the key of each id: the kernel keeps no key for us.
+pub(crate) struct SlabBehindRing {
+    keys: Box<[u32]>,
+    places: Slab<Place>,
+}
+
+impl Tracker for SlabBehindRing {
+    fn new(window: usize) -> Self {
+        Self { keys: vec![0; 2 * window].into(), places: Slab::with_capacity(window) }
+    }
+
+    #[inline]
+    fn issue(&mut self, id: u32, lease: Lease) {
+        let mask = self.keys.len() - 1;
+        self.keys[id as usize & mask] = self.places.insert((lease, BYTES)) as u32;
+    }
+
+    #[inline]
+    fn remove(&mut self, id: u32) -> Place {
+        let mask = self.keys.len() - 1;
+        self.places.remove(self.keys[id as usize & mask] as usize)
+    }
+}
