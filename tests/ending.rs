@@ -225,6 +225,23 @@ fn close_ends_by_its_deadline_when_the_peer_stalls() {
 }
 
 #[test]
+fn a_reset_peer_releases_everything_and_every_fate_is_known() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(LEN, 4);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    let tickets: Vec<_> = (0..4)
+        .map(|seed| sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap())
+        .collect();
+    reset(far);
+    thread::sleep(Duration::from_millis(10));
+    sender.drain(soon()).unwrap();
+    for ticket in tickets {
+        assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: LEN, .. })));
+    }
+    assert_all_home(&pool);
+}
+
+#[test]
 fn close_of_a_dead_connection_does_not_wait_for_its_deadline() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 12);

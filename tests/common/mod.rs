@@ -5,9 +5,11 @@
 
 use std::{
     fs::OpenOptions,
+    hash::{BuildHasher, RandomState},
     io::{self, Read, Write},
     mem,
     net::{SocketAddr, TcpListener, TcpStream},
+    ops::RangeInclusive,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     pin::pin,
     process::Command,
@@ -153,6 +155,26 @@ pub(crate) fn optmem(socket: &impl AsFd) -> u32 {
     info[6]
 }
 
+/// Bytes that were sent and are not acknowledged, and bytes that are not even sent.
+pub(crate) fn unacked(socket: &impl AsFd) -> u64 {
+    queued(socket, libc::TIOCOUTQ)
+}
+
+/// Bytes of [`unacked`] that have yet to be sent.
+pub(crate) fn unsent(socket: &impl AsFd) -> u64 {
+    // From linux/sockios.h.
+    const SIOCOUTQNSD: libc::Ioctl = 0x894B;
+    queued(socket, SIOCOUTQNSD)
+}
+
+fn queued(socket: &impl AsFd, request: libc::Ioctl) -> u64 {
+    let mut bytes = 0_i32;
+    // SAFETY: tcp(7): both requests write one int, which outlives the call.
+    let done = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request, &raw mut bytes) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    bytes as u64
+}
+
 /// Whether something is on the error queue, without reading it.
 pub(crate) fn has_error(socket: &impl AsFd) -> bool {
     let mut fd = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: 0, revents: 0 };
@@ -165,6 +187,15 @@ pub(crate) fn has_error(socket: &impl AsFd) -> bool {
 pub(crate) fn reset(socket: TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };
     set_option(&socket, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
+}
+
+/// A socket of any kind.
+pub(crate) fn socket(domain: i32, kind: i32, protocol: i32) -> OwnedFd {
+    // SAFETY: socket(2) takes no pointers.
+    let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
+    assert!(fd >= 0, "{}", io::Error::last_os_error());
+    // SAFETY: it was just made and nobody else owns it.
+    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 /// Another handle of the same socket.
@@ -197,7 +228,13 @@ pub(crate) fn enable_zerocopy(socket: &impl AsFd) {
 
 /// Reads all that is on the error queue now and says how many messages that were.
 pub(crate) fn read_error_queue(fd: BorrowedFd<'_>) -> usize {
-    let mut read = 0;
+    read_notes(fd).len()
+}
+
+/// Reads all that is on the error queue now and says which ids the messages name, if they are notes
+/// and nothing else is asked for.
+pub(crate) fn read_notes(fd: BorrowedFd<'_>) -> Vec<RangeInclusive<u32>> {
+    let mut notes = Vec::new();
     loop {
         let mut control = [0_u64; 64];
         // SAFETY: all zero bytes are a value of a struct of integers and raw pointers.
@@ -207,9 +244,13 @@ pub(crate) fn read_error_queue(fd: BorrowedFd<'_>) -> usize {
         let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
         // SAFETY: recvmsg(2) writes to the header and its control room, which outlive the call.
         if unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) } < 0 {
-            return read;
+            return notes;
         }
-        read += 1;
+        // A header of two words, and in the second word behind it `ee_info` and `ee_data`.
+        let ids = control[3].to_ne_bytes();
+        let [first, last] =
+            [0, 4].map(|at| u32::from_ne_bytes(ids[at..at + 4].try_into().unwrap()));
+        notes.push(first..=last);
     }
 }
 
@@ -256,6 +297,24 @@ pub(crate) fn corrupt(stream: &[u8], len: usize) -> Vec<usize> {
 pub(crate) fn assert_same(got: &[u8], want: &[u8]) {
     let differs = got.iter().zip(want).position(|(got, want)| got != want);
     assert_eq!((got.len(), differs), (want.len(), None), "(length, first difference)");
+}
+
+/// The seed of a random test: `PINBUF_SEED`, or another one each time. Printed.
+pub(crate) fn seed() -> u64 {
+    let given = std::env::var("PINBUF_SEED").ok().map(|seed| seed.parse().expect("a number"));
+    let seed = given.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32);
+    eprintln!("PINBUF_SEED={seed}");
+    seed
+}
+
+/// Numbers that look random, the same for the same seed (splitmix64).
+pub(crate) fn random(mut seed: u64) -> impl FnMut() -> u64 {
+    move || {
+        seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mixed = (seed ^ (seed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
 }
 
 // Pools.
@@ -379,7 +438,9 @@ pub(crate) fn limit_memlock(bytes: u64) -> bool {
 /// How to start a program in a network namespace of its own, with rights over it; `None` if this
 /// system lets us have none.
 pub(crate) fn network_namespace() -> Option<&'static [&'static str]> {
-    let ways: [&[&str]; 2] = [&["unshare", "-Urn"], &["unshare", "-n"]];
+    // Root stays in its user namespace, outside of which locked memory is limited, and counted
+    // together with that of every other process of root.
+    let ways: [&[&str]; 2] = [&["unshare", "-n"], &["unshare", "-Urn"]];
     ways.into_iter().find(|way| {
         let mut command = Command::new(way[0]);
         command.args(&way[1..]).args(["true"]).output().is_ok_and(|out| out.status.success())
@@ -397,11 +458,7 @@ pub(crate) fn lower_loopback() {
 }
 
 fn switch_loopback(flags: i32) {
-    // SAFETY: socket(2) takes no pointers.
-    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    assert!(fd >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: it was just made and nobody else owns it.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    let socket = socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
     // SAFETY: all zero bytes are a value of a union of integers.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     request.ifr_name[..2].copy_from_slice(&[b'l' as _, b'o' as _]);

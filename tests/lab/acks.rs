@@ -1,36 +1,331 @@
-//! Which acknowledgement releases what, to the byte.
+//! Which acknowledgement releases what, to the byte, and that nothing else does: a peer that answers
+//! as it is told to, behind a device that never copies.
 
-use pinbuf::{HandBack, Policy, Sender};
+use std::{
+    collections::BTreeSet,
+    net::TcpStream,
+    thread,
+    time::{Duration, Instant},
+};
+
+use pinbuf::Sender;
 
 use crate::{
-    common::{assert_all_home, filled, namespace::in_a_namespace, pool},
-    fake_peer::{self, FakePeer},
+    common::{after, namespace::in_a_namespace, random, road::report, seed, set_option, unsent},
+    fake_peer::{self, DEVICE, FakePeer},
+    sniffer::{Sniffed, Sniffer},
+    source::{Library, Loop, Rule, Source},
 };
 
 const LEN: usize = 4096;
+const MESSAGES: usize = 3;
+const ALL: u64 = (LEN * MESSAGES) as u64;
+/// The first retransmissions come after 200 ms, that of the end of a stream before others.
+const RETRANSMITTED_MS: u64 = 700;
+
+/// What happens to a source that sends. The error tells of memory that was written over while its id
+/// was outstanding, or was not when it was released.
+type Course = fn(&mut dyn Source, &mut FakePeer) -> Result<(), String>;
+
+/// Exactly the first `released` messages get written over, within a patient wait.
+fn expect(source: &mut dyn Source, released: usize, when: &str) -> Result<(), String> {
+    let deadline = after(20_000);
+    loop {
+        let reused = source.reuse();
+        if reused == (0..released).collect::<BTreeSet<_>>() {
+            return Ok(());
+        }
+        if reused.len() >= released || Instant::now() > deadline {
+            return Err(format!("{when}: released {released}, written over {reused:?}"));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The same at any time within so many milliseconds.
+fn hold(source: &mut dyn Source, released: usize, ms: u64, when: &str) -> Result<(), String> {
+    let end = after(ms);
+    let mut held = Ok(());
+    while Instant::now() < end {
+        held = held.and(expect(source, released, when));
+        thread::sleep(Duration::from_millis(10));
+    }
+    held
+}
+
+fn send_all(source: &mut dyn Source) {
+    (0..MESSAGES).for_each(|seed| source.send(seed, LEN));
+}
+
+fn library(course: Course) -> Library<TcpStream> {
+    let (near, mut peer) = FakePeer::connect();
+    let mut library = Library::over(near, Sender::builder(), LEN, MESSAGES);
+    assert_eq!(course(&mut library, &mut peer), Ok(()));
+    library
+}
+
+/// The control: a loop that writes over what was sent is seen to do so too early.
+fn control(course: Course) {
+    let (near, mut peer) = FakePeer::connect();
+    let result = course(&mut Loop::over(near, Rule::Sent), &mut peer);
+    report(&format!("without the library: {}", result.expect_err("a check that cannot fail")));
+}
+
+fn sniff<T>(action: impl FnOnce() -> T) -> (T, Sniffed) {
+    let sniffer = Sniffer::on(DEVICE);
+    let result = action();
+    (result, sniffer.stop())
+}
 
 #[test]
 fn a_send_is_released_with_its_last_byte_and_was_not_copied() {
+    fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
+        send_all(source);
+        [(0, 0), (2048, 0), (4095, 0), (4096, 1), (12_287, 2), (12_288, 3)]
+            .map(|(acked, released)| {
+                peer.ack(acked);
+                expect(source, released, &format!("{acked} bytes acknowledged"))
+            })
+            .into_iter()
+            .collect()
+    }
     in_a_namespace(|| {
         fake_peer::furnish()?;
-        let (near, mut peer) = FakePeer::connect();
-        let pool = pool(LEN, 3);
-        let builder = Sender::builder().policy(Policy::Require).threshold_bytes(1);
-        let mut sender = builder.hand_back(HandBack::Return).adopt(near).unwrap();
-        for seed in 0..3 {
-            sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
-        }
-        for (acked, released) in
-            [(2048, vec![]), (4096, vec![0]), (12_287, vec![1]), (12_288, vec![2])]
-        {
-            peer.ack(acked);
-            sender.reap().unwrap();
-            let returned = std::iter::from_fn(|| sender.next_returned());
-            assert_eq!(returned.map(|it| it.sequence).collect::<Vec<_>>(), released, "{acked}");
-        }
-        let stats = sender.stats();
+        let stats = library(course).sender.stats();
         assert_eq!((stats.notes, stats.zero_copy_calls, stats.deferred_copies), (3, 3, 0));
-        assert_all_home(&pool);
+        control(course);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_reset_releases_everything_at_once() {
+    fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
+        send_all(source);
+        peer.ack(LEN as u64);
+        let before = hold(source, 1, 100, "before the reset");
+        peer.reset();
+        before.and(expect(source, MESSAGES, "after the reset"))
+    }
+    in_a_namespace(|| {
+        fake_peer::furnish()?;
+        let library = library(course);
+        assert_eq!(library.sender.stats().deferred_copies, 0);
+        control(course);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_closed_window_holds_what_is_sent_into_it_until_it_opens() {
+    fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
+        source.send(0, LEN);
+        peer.ack(LEN as u64);
+        peer.close_window();
+        (1..MESSAGES).for_each(|seed| source.send(seed, LEN));
+        assert_eq!(unsent(&source.socket()), ALL - LEN as u64);
+        let closed = hold(source, 1, 500, "the window closed");
+        peer.ack(LEN as u64);
+        let open = hold(source, 1, 100, "the window open, nothing acknowledged");
+        peer.ack_sent(&source.socket());
+        closed.and(open).and(expect(source, MESSAGES, "all acknowledged"))
+    }
+    in_a_namespace(|| {
+        fake_peer::furnish()?;
+        library(course);
+        control(course);
+        Ok(())
+    });
+}
+
+/// Milliseconds after which the kernel gives the peer up.
+const USER_TIMEOUT: i32 = 800;
+
+fn set_user_timeout(source: &dyn Source) {
+    set_option(&source.socket(), libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &USER_TIMEOUT);
+}
+
+fn assert_timed_out(library: &mut Library<TcpStream>) {
+    library.sender.try_send(&b"more"[..]).unwrap_err();
+    let error = library.sender.connection_error().expect("it is over");
+    assert_eq!(error.raw(), libc::ETIMEDOUT);
+}
+
+#[test]
+fn a_vanished_peer_holds_everything_until_the_users_time_out() {
+    fn course(source: &mut dyn Source, _peer: &mut FakePeer) -> Result<(), String> {
+        set_user_timeout(source);
+        send_all(source);
+        let held = hold(source, 0, 500, "nothing acknowledged");
+        held.and(expect(source, MESSAGES, "given up"))
+    }
+    in_a_namespace(|| {
+        fake_peer::furnish()?;
+        assert_timed_out(&mut library(course));
+        control(course);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_window_that_stays_closed_holds_everything_until_the_users_time_out() {
+    fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
+        set_user_timeout(source);
+        peer.close_window();
+        send_all(source);
+        let held = hold(source, 0, 500, "the window closed");
+        // It answers every probe.
+        for _ in 0..100 {
+            peer.close_window();
+            thread::sleep(Duration::from_millis(50));
+            if source.reuse().len() == MESSAGES {
+                break;
+            }
+        }
+        held.and(expect(source, MESSAGES, "given up"))
+    }
+    in_a_namespace(|| {
+        fake_peer::furnish()?;
+        assert_timed_out(&mut library(course));
+        control(course);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_limit_on_the_hold_ends_the_connection_and_not_before() {
+    in_a_namespace(|| {
+        fake_peer::furnish()?;
+        let limit = Duration::from_millis(400);
+        let (near, _peer) = FakePeer::connect();
+        let mut library = Library::over(near, Sender::builder().max_hold(limit), LEN, MESSAGES);
+        let begun = Instant::now();
+        send_all(&mut library);
+        // Nobody drives it.
+        while library.slots.reuse().is_empty() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(begun.elapsed() >= limit, "{:?}", begun.elapsed());
+        assert_eq!(expect(&mut library, MESSAGES, "given up"), Ok(()));
+        assert_timed_out(&mut library);
+        Ok(())
+    });
+}
+
+#[test]
+fn while_a_tap_is_open_retransmissions_carry_what_was_sent() {
+    fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
+        send_all(source);
+        let held = hold(source, 0, RETRANSMITTED_MS, "nothing acknowledged");
+        peer.ack(ALL);
+        held.and(expect(source, MESSAGES, "all acknowledged"))
+    }
+    in_a_namespace(|| {
+        fake_peer::furnish()?;
+        let (library, seen) = sniff(|| library(course));
+        assert_eq!(library.sender.stats().deferred_copies, 3, "the tap has the kernel copy");
+        assert!(seen.packets > MESSAGES, "nothing was sent twice: {seen:?}");
+        assert_eq!(seen.overwritten, 0, "{seen:?}");
+        let ((), early) = sniff(|| control(course));
+        report(&format!("a tap sees {seen:?}; without the library {early:?}"));
+        assert!(early.overwritten > 0, "{early:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn nothing_is_sent_from_memory_that_an_end_has_freed() {
+    in_a_namespace(|| {
+        fake_peer::furnish()?;
+        let ends: [fn(Sender<TcpStream>); 3] = [
+            |sender| assert!(sender.abort().unacked_bytes == Some(ALL as usize)),
+            |sender| assert!(sender.close(after(50)).aborted),
+            drop,
+        ];
+        let (mut peers, seen) = sniff(|| {
+            let ended = ends.map(|end| {
+                let (near, peer) = FakePeer::connect();
+                let linger = Sender::builder().linger(Duration::from_millis(50));
+                let mut library = Library::over(near, linger, LEN, MESSAGES);
+                send_all(&mut library);
+                assert_eq!(hold(&mut library, 0, 50, "before the end"), Ok(()));
+                assert!(library.sender.oldest_in_flight() >= Some(Duration::from_millis(50)));
+                let Library { sender, mut slots } = library;
+                end(sender);
+                assert!(pinbuf::wait_idle(after(20_000)), "{:?}", pinbuf::reaper_stats());
+                assert_eq!(slots.reuse().len(), MESSAGES);
+                peer
+            });
+            thread::sleep(Duration::from_millis(RETRANSMITTED_MS));
+            ended
+        });
+        assert!(seen.packets >= 3 * MESSAGES && seen.overwritten == 0, "{seen:?}");
+        // Closed and written over: nobody is told when the kernel is done with it.
+        let ((), early) = sniff(|| {
+            let (near, peer) = FakePeer::connect();
+            let mut control = Loop::over(near, Rule::Sent);
+            send_all(&mut control);
+            control.reuse();
+            drop(control);
+            thread::sleep(Duration::from_millis(RETRANSMITTED_MS));
+            peer.reset();
+        });
+        report(&format!("ended: a tap sees {seen:?}; without the library {early:?}"));
+        assert!(early.overwritten > 0, "{early:?}");
+        peers.iter_mut().for_each(|peer| peer.ack(0));
+        Ok(())
+    });
+}
+
+/// Whatever is sent and acknowledged: no byte is free before it is acknowledged, and all are in the
+/// end.
+#[test]
+fn random_acknowledgements_release_nothing_early_and_everything_in_the_end() {
+    const SENDS: usize = 40;
+    const MOST: usize = 80_000;
+    fn course(source: &mut dyn Source, peer: &mut FakePeer, seed: u64) -> Result<(), String> {
+        let mut random = random(seed);
+        let mut below = move |bound: usize| (random() % bound as u64) as usize;
+        // Where each message ends in the stream.
+        let mut ends = Vec::new();
+        let mut acked = 0;
+        let deadline = after(20_000);
+        while ends.len() < SENDS || acked < ends[SENDS - 1] {
+            assert!(Instant::now() < deadline, "stuck at {acked} of {ends:?}");
+            if ends.len() < SENDS && below(2) == 0 {
+                let len = 4096 + below(MOST - 4096);
+                source.send(ends.len(), len);
+                ends.push(ends.last().copied().unwrap_or(0) + len as u64);
+            }
+            let sent = ends.last().copied().unwrap_or(0) - unsent(&source.socket());
+            // Often nothing new, often all.
+            acked = match below(4) {
+                0 => acked,
+                1 => sent,
+                _ => acked + below((sent - acked) as usize + 1) as u64,
+            };
+            peer.ack(acked);
+            let reused = source.reuse();
+            if let Some(early) = reused.iter().find(|seed| ends[**seed] > acked) {
+                let end = ends[*early];
+                return Err(format!("message {early} ends at {end}, acknowledged {acked}"));
+            }
+        }
+        expect(source, SENDS, "all acknowledged")
+    }
+    in_a_namespace(|| {
+        fake_peer::furnish()?;
+        let first = seed();
+        for seed in first..first + 20 {
+            let (near, mut peer) = FakePeer::connect();
+            let mut library = Library::over(near, Sender::builder(), MOST, SENDS);
+            assert_eq!(course(&mut library, &mut peer, seed), Ok(()), "seed {seed}");
+            let stats = library.sender.stats();
+            assert_eq!((stats.deferred_copies, stats.copied_calls), (0, 0), "seed {seed}");
+        }
+        let (near, mut peer) = FakePeer::connect();
+        let control = course(&mut Loop::over(near, Rule::Sent), &mut peer, first);
+        report(&format!("without the library: {}", control.expect_err("a check that cannot fail")));
         Ok(())
     });
 }

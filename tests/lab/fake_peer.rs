@@ -8,13 +8,13 @@
 #![allow(dead_code, reason = "each program uses a part of it")]
 
 use std::{
-    io,
+    fs,
+    io::{self, Write},
     net::{Ipv4Addr, TcpStream},
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
-    ptr,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
-use crate::common::{namespace::run, raise_loopback, set_option};
+use crate::common::{namespace::run, raise_loopback, set_option, socket, unacked, unsent};
 
 /// The device behind which the peer would be.
 pub(crate) const DEVICE: &str = "ifb0";
@@ -31,15 +31,15 @@ const SHIFT: u32 = 8;
 const FLAG_RST: u8 = 4;
 const FLAG_ACK: u8 = 16;
 
-/// From linux/sockios.h.
-const SIOCOUTQNSD: libc::Ioctl = 0x894B;
-
 /// Makes the device, in this network namespace, once.
 pub(crate) fn furnish() -> Result<(), String> {
     raise_loopback();
     run(&format!("ip link add {DEVICE} type ifb"))?;
     run(&format!("ip address add {NEAR}/24 dev {DEVICE}"))?;
-    run(&format!("ip link set {DEVICE} up"))
+    run(&format!("ip link set {DEVICE} up"))?;
+    // Sends are accepted though nothing is acknowledged.
+    let wmem = "4096 4194304 4194304";
+    fs::write("/proc/sys/net/ipv4/tcp_wmem", wmem).map_err(|error| error.to_string())
 }
 
 /// The far end of one connection.
@@ -52,7 +52,7 @@ pub(crate) struct FakePeer {
 impl FakePeer {
     /// The end that sends, in a [furnished](furnish) namespace, and the one that is not there.
     pub(crate) fn connect() -> (TcpStream, Self) {
-        let near = socket(libc::SOCK_STREAM, 0);
+        let near = socket(libc::AF_INET, libc::SOCK_STREAM, 0);
         let set = |name, value: i32| set_option(&near, libc::IPPROTO_TCP, name, &value);
         set(libc::TCP_REPAIR, 1);
         name(&near, libc::bind, (NEAR, 0));
@@ -75,9 +75,15 @@ impl FakePeer {
         set(libc::TCP_REPAIR, -1);
         set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno");
         set(libc::TCP_NODELAY, 1);
-        let near = TcpStream::from(near);
+        let mut near = TcpStream::from(near);
         let port = near.local_addr().unwrap().port();
-        (near, Self { raw: socket(libc::SOCK_RAW, libc::IPPROTO_RAW), port, acked: 0 })
+        let raw = socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW);
+        let mut peer = Self { raw, port, acked: 0 };
+        // One byte before the stream, so that a round trip was measured: else the first
+        // retransmission would come after a second.
+        near.write_all(&[0]).unwrap();
+        peer.ack(0);
+        (near, peer)
     }
 
     /// Acknowledges the first `bytes` of the stream. They must have been sent.
@@ -88,7 +94,7 @@ impl FakePeer {
 
     /// Acknowledges all that was sent, and says up to which byte of the stream that is.
     pub(crate) fn ack_sent(&mut self, near: &impl AsFd) -> u64 {
-        let on_its_way = queued(near, libc::TIOCOUTQ) - queued(near, SIOCOUTQNSD);
+        let on_its_way = unacked(near) - unsent(near);
         self.ack(self.acked + on_its_way);
         self.acked
     }
@@ -108,7 +114,7 @@ impl FakePeer {
         segment[0..2].copy_from_slice(&FAR_PORT.to_be_bytes());
         segment[2..4].copy_from_slice(&self.port.to_be_bytes());
         segment[4..8].copy_from_slice(&FAR_START.to_be_bytes());
-        let acked = NEAR_START.wrapping_add(self.acked as u32);
+        let acked = NEAR_START.wrapping_add(1).wrapping_add(self.acked as u32);
         segment[8..12].copy_from_slice(&acked.to_be_bytes());
         // Five words of header.
         segment[12] = 5 << 4;
@@ -129,29 +135,12 @@ impl FakePeer {
     }
 }
 
-/// Bytes that `near` has not had acknowledged, or (`SIOCOUTQNSD`) not even sent.
-fn queued(near: &impl AsFd, request: libc::Ioctl) -> u64 {
-    let mut bytes = 0_i32;
-    // SAFETY: tcp(7): both requests write one int, which outlives the call.
-    let done = unsafe { libc::ioctl(near.as_fd().as_raw_fd(), request, ptr::from_mut(&mut bytes)) };
-    assert_eq!(done, 0, "{}", io::Error::last_os_error());
-    bytes as u64
-}
-
 /// RFC 1071.
 fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
     let sum: u32 = words.sum();
     let sum = (sum & 0xFFFF) + (sum >> 16);
     !((sum + (sum >> 16)) as u16)
-}
-
-fn socket(kind: i32, protocol: i32) -> OwnedFd {
-    // SAFETY: socket(2) takes no pointers.
-    let fd = unsafe { libc::socket(libc::AF_INET, kind | libc::SOCK_CLOEXEC, protocol) };
-    assert!(fd >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: it was just made and nobody else owns it.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 fn address((host, port): (Ipv4Addr, u16)) -> libc::sockaddr_in {

@@ -1,0 +1,105 @@
+//! What goes over a device, packet by packet.
+//!
+//! The kernel copies a packet for whoever listens, as it is then; so a sniffer shows what memory held
+//! when the device got it, and makes every note say that it was copied.
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use crate::{
+    common::{set_option, socket},
+    source::SCRIBBLE,
+};
+
+/// What a sniffer saw of the packets that carry data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Sniffed {
+    pub(crate) packets: usize,
+    /// Those of them with memory that was written over.
+    pub(crate) overwritten: usize,
+}
+
+pub(crate) struct Sniffer {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Sniffed>,
+}
+
+impl Sniffer {
+    /// Listens to a device of the namespace that the calling thread is in.
+    pub(crate) fn on(device: &str) -> Self {
+        let tap = open(device).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            let mut sniffed = Sniffed::default();
+            let mut packet = vec![0; 1 << 16];
+            // What was on its way when it was stopped is read to the end.
+            loop {
+                let last = stopped.load(Ordering::Relaxed);
+                while let Some(len) = receive(&tap, &mut packet) {
+                    // The longest headers: IP 20, TCP 60.
+                    if len > 80 {
+                        sniffed.packets += 1;
+                        sniffed.overwritten += usize::from(is_overwritten(&packet[..len]));
+                    }
+                }
+                if last {
+                    return sniffed;
+                }
+            }
+        });
+        Self { stop, thread }
+    }
+
+    pub(crate) fn stop(self) -> Sniffed {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+fn is_overwritten(packet: &[u8]) -> bool {
+    packet.chunks_exact(16).any(|run| run == [SCRIBBLE; 16])
+}
+
+fn open(device: &str) -> io::Result<OwnedFd> {
+    let protocol = (libc::ETH_P_ALL as u16).to_be();
+    // Packets that come before it is bound are not wanted: protocol 0.
+    let tap = socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0);
+    set_option(&tap, libc::SOL_SOCKET, libc::SO_RCVBUF, &(8_i32 << 20));
+    let device = CString::new(device).unwrap();
+    // SAFETY: if_nametoindex(3) reads a string, which outlives the call.
+    let index = unsafe { libc::if_nametoindex(device.as_ptr()) };
+    // SAFETY: all zero bytes are a value of a struct of integers.
+    let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as _;
+    address.sll_protocol = protocol;
+    address.sll_ifindex = index.cast_signed();
+    let len = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: bind(2) reads `len` bytes of the address, which outlives the call.
+    let done = unsafe { libc::bind(tap.as_raw_fd(), (&raw const address).cast(), len) };
+    if done == 0 { Ok(tap) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The next packet, from its IP header on; `None` if none comes for a moment.
+fn receive(tap: &OwnedFd, packet: &mut [u8]) -> Option<usize> {
+    let mut fd = libc::pollfd { fd: tap.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    let moment = Duration::from_millis(20).as_millis() as i32;
+    // SAFETY: poll(2) reads and writes one `pollfd`, which outlives the call.
+    let ready = unsafe { libc::poll(&raw mut fd, 1, moment) };
+    if ready != 1 {
+        return None;
+    }
+    let (start, len) = (packet.as_mut_ptr().cast(), packet.len());
+    // SAFETY: recv(2) writes at most `len` bytes to the packet, which outlives the call.
+    let len = unsafe { libc::recv(tap.as_raw_fd(), start, len, libc::MSG_DONTWAIT) };
+    usize::try_from(len).ok()
+}

@@ -1,0 +1,155 @@
+//! Who sends, and writes over whatever memory it takes to be its own again: the library, or a loop
+//! without it that is wrong about that.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::{AsFd, BorrowedFd},
+    ptr, slice,
+};
+
+use pinbuf::{PinnedBuf, Policy, Pool, Sender, SenderBuilder};
+
+use crate::common::{enable_zerocopy, fill, filled, pool, read_notes, send_raw, unacked};
+
+/// What memory is written over with; no pattern has a run of it.
+pub(crate) const SCRIBBLE: u8 = 0xDD;
+
+pub(crate) trait Source {
+    /// Sends `len` bytes of the pattern of `seed`, which is the number of the message.
+    fn send(&mut self, seed: usize, len: usize);
+
+    /// Writes over all the memory it takes to be its own again, and says of which messages that
+    /// was, since the beginning.
+    fn reuse(&mut self) -> BTreeSet<usize>;
+
+    fn socket(&self) -> BorrowedFd<'_>;
+}
+
+/// A sender and a pool of as many slots as there are messages: whatever slot is Free is taken,
+/// written over and kept.
+pub(crate) struct Library<S: AsFd + Send + Sync + 'static> {
+    pub(crate) sender: Sender<S>,
+    pub(crate) slots: Slots,
+}
+
+/// The slots of a pool, each used for one message and then written over.
+pub(crate) struct Slots {
+    pub(crate) pool: Pool,
+    messages: BTreeMap<*const u8, usize>,
+    scribbled: Vec<PinnedBuf>,
+}
+
+impl Slots {
+    pub(crate) fn of(pool: Pool) -> Self {
+        Self { pool, messages: BTreeMap::new(), scribbled: Vec::new() }
+    }
+
+    pub(crate) fn fill(&mut self, seed: usize, len: usize) -> PinnedBuf {
+        let buf = self.pool.try_alloc(len).expect("a slot for each message");
+        assert_eq!(self.messages.insert(buf.as_ptr(), seed), None, "no slot comes back");
+        filled(buf, len, seed)
+    }
+
+    pub(crate) fn reuse(&mut self) -> BTreeSet<usize> {
+        // Those for messages to come go back.
+        let mut unused = Vec::new();
+        while let Ok(mut buf) = self.pool.try_alloc(1) {
+            if self.messages.contains_key(&buf.as_ptr()) {
+                buf.resize(buf.capacity(), SCRIBBLE);
+                self.scribbled.push(buf);
+            } else {
+                unused.push(buf);
+            }
+        }
+        self.scribbled.iter().filter_map(|buf| self.messages.get(&buf.as_ptr()).copied()).collect()
+    }
+}
+
+impl<S: AsFd + Send + Sync + 'static> Library<S> {
+    pub(crate) fn over(near: S, builder: SenderBuilder, len: usize, messages: usize) -> Self {
+        let sender = builder.policy(Policy::Require).threshold_bytes(1).adopt(near);
+        let sender = sender.unwrap_or_else(|error| panic!("{error}"));
+        Self { sender, slots: Slots::of(pool(len, messages)) }
+    }
+}
+
+impl<S: AsFd + Send + Sync + 'static> Source for Library<S> {
+    fn send(&mut self, seed: usize, len: usize) {
+        self.sender.send(self.slots.fill(seed, len)).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    fn reuse(&mut self) -> BTreeSet<usize> {
+        self.sender.reap().unwrap();
+        self.slots.reuse()
+    }
+
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.sender.as_fd()
+    }
+}
+
+/// What a loop without the library goes by.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(dead_code, reason = "for the courses to come")]
+pub(crate) enum Rule {
+    /// What was sent may be written.
+    Sent,
+    /// What was acknowledged may be written.
+    Acknowledged,
+    /// As many messages as notes have named may be written, from the oldest on.
+    Oldest,
+}
+
+/// The same without the library.
+pub(crate) struct Loop<S: AsFd> {
+    near: S,
+    rule: Rule,
+    /// For ever: nobody can tell when the kernel is done with it.
+    messages: Vec<*mut [u8]>,
+    named: usize,
+}
+
+impl<S: AsFd> Loop<S> {
+    pub(crate) fn over(near: S, rule: Rule) -> Self {
+        enable_zerocopy(&near);
+        Self { near, rule, messages: Vec::new(), named: 0 }
+    }
+}
+
+impl<S: AsFd> Source for Loop<S> {
+    fn send(&mut self, seed: usize, len: usize) {
+        assert_eq!(seed, self.messages.len());
+        // Whole pages, so that it shares none with another message.
+        let memory = vec![0_u8; len.next_multiple_of(4096) + 4096].leak();
+        let start = memory.as_ptr().align_offset(4096);
+        let message = &mut memory[start..][..len];
+        fill(message, seed);
+        let message = ptr::from_mut(message);
+        // SAFETY: it was leaked.
+        let sent = unsafe { send_raw(self.near.as_fd(), message) };
+        assert_eq!(sent.unwrap(), len);
+        self.messages.push(message);
+    }
+
+    fn reuse(&mut self) -> BTreeSet<usize> {
+        let notes = read_notes(self.near.as_fd());
+        self.named += notes.iter().map(|ids| ids.clone().count()).sum::<usize>();
+        let usable = match self.rule {
+            Rule::Sent => self.messages.len(),
+            Rule::Acknowledged if unacked(&self.near) == 0 => self.messages.len(),
+            Rule::Acknowledged => 0,
+            Rule::Oldest => self.named,
+        };
+        for message in &self.messages[..usable] {
+            // SAFETY: it was leaked, and no other reference to it is left. That the kernel may be
+            // reading is the point.
+            unsafe { slice::from_raw_parts_mut(message.cast::<u8>(), message.len()) }
+                .fill(SCRIBBLE);
+        }
+        (0..usable).collect()
+    }
+
+    fn socket(&self) -> BorrowedFd<'_> {
+        self.near.as_fd()
+    }
+}
