@@ -1,51 +1,83 @@
 #!/usr/bin/env bash
 # run.sh [MODEL...]: explores the models under loom (all, or those whose names contain MODEL) and prints the number of
-#   executions of each. LOOM_MAX_PREEMPTIONS (default 2) bounds the search.
-# run.sh mutants [MUTANT...]: applies each patch of mutants/ to a copy of the tree and checks that the model named in
-#   its first line fails.
+#   executions of each; fails if one fails, or if there is a model that no mutant belongs to.
+# run.sh mutants [MUTANT...]: applies each patch of mutants/ to a copy of the tree and checks that the models named in
+#   its first line fail, and after how many executions.
+# LOOM_MAX_PREEMPTIONS (default 2) bounds the search, LOOM_MAX_DURATION (seconds) the time for each model.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
-export LOOM_MAX_PREEMPTIONS=${LOOM_MAX_PREEMPTIONS:-2} RUSTFLAGS="--cfg loom ${RUSTFLAGS:-}"
-export CARGO_TARGET_DIR=${LOOM_TARGET_DIR:-$root/target/loom}
+target=${LOOM_TARGET_DIR:-$root/target/loom}
+# The interval: loom looks at the time every so many executions.
+export LOOM_MAX_PREEMPTIONS=${LOOM_MAX_PREEMPTIONS:-2} LOOM_CHECKPOINT_INTERVAL=${LOOM_CHECKPOINT_INTERVAL:-100}
+export RUSTFLAGS="--cfg loom ${RUSTFLAGS:-}" CARGO_TARGET_DIR=$target
 
-explore() { # cargo's arguments after --
-  cargo test --quiet --release --package loom-tests --tests -- --nocapture --test-threads=1 "$@" 2>&1
+explore() { # in the tree of this folder; cargo's arguments, -- and those of the tests
+  cargo test --quiet --profile loom --package loom-tests "$@" 2>&1
+}
+
+# Every model, after the file it is in.
+names() {
+  awk '/^#\[test\]/ { test = 1; next }
+       test && sub(/^fn /, "") { sub(/\(.*/, ""); n = split(FILENAME, path, "/"); sub(/\.rs$/, "", path[n])
+                                 print path[n], $0; test = 0 }' "$here"/tests/*.rs
+}
+
+# The mutants of a model.
+mutants_of() {
+  grep -lE "^model:(.* )?$1( |\$)" "$here"/mutants/*.patch
 }
 
 models() {
-  out=$(cd "$root" && explore "$@"); status=$?
-  printf '%s\n' "$out" | sed -n 's/.*model \([a-z_]*\) \([0-9]*\)$/\1 \2/p' |
-    awk '{ printf "%-58s %9d executions\n", $1, $2; n++ } END { print n + 0 " models, preemption bound " ENVIRON["LOOM_MAX_PREEMPTIONS"] }'
+  out=$(cd "$root" && explore --tests -- --nocapture --test-threads=1 "$@"); status=$?
+  printf '%s\n' "$out" | sed -nE 's/.*model ([a-z_0-9]+) holds, ([0-9]+) s, ([0-9]+)$/\1 \2 \3/p' |
+    awk '{ printf "%-66s %9d executions %5d s\n", $1, $3, $2; n++ }
+         END { print n + 0 " models, preemption bound " ENVIRON["LOOM_MAX_PREEMPTIONS"] }'
   [ $status -eq 0 ] || printf '%s\n' "$out"
+  while read -r _ model; do
+    mutants_of "$model" >/dev/null || { echo "no mutant: $model"; status=1; }
+  done < <(names)
   return $status
 }
 
+# What a mutant does to a model of a file, in the tree of this folder, which is then as it was.
+verdict() { # patch, file, model
+  patch --dry-run -s -f -p1 <"$1" || { echo 'DOES NOT APPLY'; return 1; }
+  sed -n 's|^+++ b/||p' "$1" | tar -cf "$saved" -T - && patch -s -f -p1 <"$1"
+  if ! explore --test "$2" --no-run >/dev/null; then
+    result='DOES NOT BUILD'; caught=1
+  elif out=$(timeout 300 cargo test --quiet --profile loom --package loom-tests --test "$2" -- \
+    --nocapture --test-threads=1 --exact "$3" 2>&1); then
+    result='NOT CAUGHT'; caught=1
+  else
+    # A mutant can also make the process die without a word.
+    result=$(printf '%s\n' "$out" | sed -nE "s/.*model $3 fails after ([0-9]+)\$/\1/p;T;q"); caught=0
+  fi
+  tar -xmf "$saved"
+  echo "${result:-?}"
+  return $caught
+}
+
 mutants() {
-  # Not the target folder of the true tree: cargo takes a copy of a workspace for the workspace itself.
-  export CARGO_TARGET_DIR=$CARGO_TARGET_DIR-mutants
-  copy=$(mktemp -d) || exit 1
-  trap 'rm -rf "$copy"' EXIT
-  missed=0
-  printf '%-37s %-58s %s\n' mutant model result
-  for patch in "$here"/mutants/*.patch; do
-    name=$(basename "$patch" .patch)
-    [ $# -eq 0 ] || [[ " $* " == *" $name "* ]] || continue
-    model=$(sed -n '1s/^model: //p' "$patch")
-    rm -rf "$copy/tree" && mkdir "$copy/tree"
-    tar -C "$root" -c --exclude=./target --exclude=./.git . | tar -C "$copy/tree" -xm  # -m: cargo goes by the time
-    if ! patch -s -N -p1 -d "$copy/tree" <"$patch"; then
-      result='DOES NOT APPLY'; missed=1
-    elif ! out=$(cd "$copy/tree" && cargo test --quiet --release --package loom-tests --tests --no-run 2>&1); then
-      result='DOES NOT BUILD'; missed=1
-    elif out=$(cd "$copy/tree" && explore --exact "$model"); then
-      result='NOT CAUGHT'; missed=1
-    else
-      result=caught
-    fi
-    printf '%-37s %-58s %s\n' "$name" "$model" "$result"
-  done
-  return $missed
+  # A folder and a target of its own: cargo takes a copy of a workspace for the workspace itself.
+  copy=$target-mutants/tree saved=$target-mutants/saved.tar
+  export CARGO_TARGET_DIR=$target-mutants/target
+  rm -rf "$copy" && mkdir -p "$copy" || exit 1
+  tar -C "$root" -c --exclude=./target --exclude=./.git . | tar -C "$copy" -xm # -m, here and below: cargo goes by the time
+  cd "$copy" || exit 1
+  unmutated=$(explore --tests -- --nocapture --test-threads=1) || { printf '%s\n' "$unmutated"; exit 1; }
+  status=0
+  printf '%-66s %10s  %-42s %s\n' model executions mutant 'caught after'
+  while read -r file model; do
+    executions=$(printf '%s\n' "$unmutated" | sed -nE "s/.*model $model holds.* ([0-9]+)\$/\1/p")
+    for patch in $(mutants_of "$model"); do
+      name=$(basename "$patch" .patch)
+      [ $# -eq 0 ] || [[ " $* " == *" $name "* ]] || continue
+      result=$(verdict "$patch" "$file" "$model") || status=1
+      printf '%-66s %10s  %-42s %s\n' "$model" "$executions" "$name" "$result"
+    done
+  done < <(names)
+  return $status
 }
 
 if [ "${1:-}" = mutants ]; then shift; mutants "$@"; else models "$@"; fi

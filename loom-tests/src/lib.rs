@@ -16,11 +16,11 @@ pub use std::{sync::Mutex, thread};
 pub mod fake;
 
 use std::{
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    cell::Cell,
+    panic,
+    sync::{Arc, Once, Weak, atomic::Ordering},
     thread as test_thread,
+    time::Instant,
 };
 
 use pinbuf::{
@@ -28,17 +28,29 @@ use pinbuf::{
     Backing, Pages, Pool,
 };
 
-/// Explores `body` and prints how many executions that took.
+/// Explores `body` and prints how many executions that took, or after how many one failed.
 pub fn model(body: impl Fn() + Send + Sync + 'static) {
-    let executions = Arc::new(AtomicUsize::new(0));
-    let count = Arc::clone(&executions);
+    static TOLD: Once = Once::new();
+    // By a hook: a deadlock, for one, aborts the process before anybody could catch the panic.
+    TOLD.call_once(|| {
+        let tell = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            report("fails after", EXECUTIONS.get());
+            tell(info);
+        }));
+    });
+    EXECUTIONS.set(0);
+    let start = Instant::now();
     explore(move || {
-        count.fetch_add(1, Ordering::Relaxed);
+        EXECUTIONS.set(EXECUTIONS.get() + 1);
         body();
     });
-    // The test harness names its threads after the tests.
-    let test = test_thread::current();
-    report(test.name().unwrap_or("?"), executions.load(Ordering::Relaxed));
+    report(&format!("holds, {} s,", start.elapsed().as_secs()), EXECUTIONS.get());
+}
+
+thread_local! {
+    /// Executions begun of the model on this thread: a model's own threads all run on it.
+    static EXECUTIONS: Cell<usize> = const { Cell::new(0) };
 }
 
 #[cfg(loom)]
@@ -54,8 +66,10 @@ fn explore(body: impl Fn() + Send + Sync + 'static) {
 }
 
 #[allow(clippy::print_stdout, reason = "run.sh reads it")]
-fn report(name: &str, executions: usize) {
-    println!("model {name} {executions}");
+fn report(what: &str, executions: usize) {
+    // The test harness names its threads after the tests.
+    let test = test_thread::current();
+    println!("model {} {what} {executions}", test.name().unwrap_or("?"));
 }
 
 /// Where threads pass one at a time, in every order, without learning of each other.

@@ -32,6 +32,8 @@ fn a_note_that_comes_before_the_call_returns_finds_its_lease() {
         reaper.join().unwrap();
         sender.step().unwrap();
         assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: PAGE, .. })));
+        // By the note: one that is not understood poisons, though a proof may make up for it.
+        assert!(sender.capabilities().zero_copy);
         assert_eq!(pool.stats().free(), 1);
     });
 }
@@ -92,8 +94,7 @@ fn a_failed_call_is_rolled_back_while_another_thread_reaps() {
         reaper.join().unwrap();
         sender.step().unwrap();
         assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: PAGE, .. })));
-        // By the note: one that is not understood poisons, though a proof may make up for it.
-        assert!(sender.capabilities().zero_copy);
+        assert!(sender.capabilities().zero_copy, "by the note, not by a proof");
         assert_eq!(pool.stats().free(), 1);
     });
 }
