@@ -43,6 +43,7 @@ impl Payload {
         self.len() == 0
     }
 
+    #[inline]
     fn as_raw(&self) -> (*const u8, usize) {
         let slice: &[u8] = match self {
             Self::Pinned(buf) => return buf.as_raw(),
@@ -57,6 +58,7 @@ impl Payload {
     }
 
     /// The slot of a pool that holds the bytes.
+    #[inline]
     fn slot(&self) -> Option<&SlotRef> {
         match self {
             Self::Pinned(buf) => Some(buf.slot()),
@@ -75,6 +77,7 @@ impl Payload {
     }
 
     /// The pool that the bytes are in.
+    #[inline]
     pub(crate) fn pool(&self) -> Option<&RawPool> {
         self.slot().map(SlotRef::pool)
     }
@@ -158,42 +161,54 @@ impl IntoPayload for Payload {
 /// alone for ever and the slot Quarantined.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    /// `None` after `replace_pages`, and after `release`.
-    payload: Option<Payload>,
-    /// The pages that the kernel may read though the payload has new ones.
-    replaced: Option<Replaced>,
+    /// `None` after `release`.
+    custody: Option<Custody>,
     /// Sequence number of the send it belongs to.
     pub(crate) ticket: u64,
-    /// Bytes offered to zero-copy calls, each call's share counted.
-    pub(crate) offered_bytes: usize,
+    /// Zero-copy calls that the kernel was offered it in.
+    pub(crate) offers: u32,
     /// Whether a part of it went by copy, by the sender's own choice.
     pub(crate) copied: bool,
     quarantined: bool,
 }
 
+#[derive(Debug)]
+enum Custody {
+    Payload(Payload),
+    /// The pages that the kernel may read though the payload has new ones.
+    Replaced(#[expect(dead_code, reason = "its drop says that they are released")] Replaced),
+}
+
+#[cfg(all(not(loom), target_pointer_width = "64"))]
+static_assertions::const_assert!(size_of::<Lease>() <= 56);
+
 impl Lease {
+    #[inline]
     pub(crate) fn new(payload: Payload, ticket: u64) -> Self {
         if let Some(slot) = payload.slot() {
             slot.slot().begin_lease();
         }
-        Self {
-            payload: Some(payload),
-            replaced: None,
-            ticket,
-            offered_bytes: 0,
-            copied: false,
-            quarantined: false,
+        let custody = Some(Custody::Payload(payload));
+        Self { custody, ticket, offers: 0, copied: false, quarantined: false }
+    }
+
+    fn payload(&self) -> Option<&Payload> {
+        match &self.custody {
+            Some(Custody::Payload(payload)) => Some(payload),
+            _ => None,
         }
     }
 
+    #[inline]
     pub(crate) fn io_vec(&self) -> IoVec {
-        let (start, len) = self.payload.as_ref().expect("present until released").as_raw();
+        let (start, len) = self.payload().expect("present until released").as_raw();
         IoVec::new(start, len)
     }
 
     /// Whether somebody waits for a slot of the pool this payload comes from.
+    #[inline]
     pub(crate) fn is_awaited(&self) -> bool {
-        self.payload.as_ref().and_then(Payload::pool).is_some_and(RawPool::has_waiters)
+        self.payload().and_then(Payload::pool).is_some_and(RawPool::has_waiters)
     }
 
     /// The bytes can no longer be proven released by a note. Returns the wakers of those who have
@@ -203,7 +218,7 @@ impl Lease {
         if mem::replace(&mut self.quarantined, true) {
             return Vec::new();
         }
-        self.payload.as_ref().and_then(Payload::slot).map(SlotRef::quarantine).unwrap_or_default()
+        self.payload().and_then(Payload::slot).map(SlotRef::quarantine).unwrap_or_default()
     }
 
     /// Frees the memory of a quarantined lease early, if that is a pool's and nobody else holds it:
@@ -212,20 +227,26 @@ impl Lease {
     ///
     /// The caller has sent all that it will ever send of the payload.
     pub(crate) fn replace_pages(&mut self) -> Option<Payload> {
-        self.replaced = Some(self.payload.as_mut()?.replace_pages()?);
-        self.payload.take()
+        let Some(Custody::Payload(payload)) = &mut self.custody else { return None };
+        let replaced = Custody::Replaced(payload.replace_pages()?);
+        match self.custody.replace(replaced) {
+            Some(Custody::Payload(payload)) => Some(payload),
+            _ => unreachable!("as just seen"),
+        }
     }
 
     /// Gives the payload, if the lease still has it, to its next owner. The caller has the proof
     /// that the kernel reads none of it any more, or never took any of it.
+    #[inline]
     pub(crate) fn release(mut self) -> Option<Payload> {
-        self.replaced = None;
-        let payload = self.payload.take()?;
-        if let Some(slot) = payload.slot().map(SlotRef::slot) {
-            if self.quarantined { slot.quarantine_released() } else { slot.end_lease() }
-        }
+        let custody = self.custody.take();
+        let quarantined = self.quarantined;
         // Nothing is left for the drop to keep.
         mem::forget(self);
+        let Some(Custody::Payload(payload)) = custody else { return None };
+        if let Some(slot) = payload.slot().map(SlotRef::slot) {
+            if quarantined { slot.quarantine_released() } else { slot.end_lease() }
+        }
         Some(payload)
     }
 }
@@ -233,7 +254,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let roused = self.quarantine();
-        mem::forget((self.payload.take(), self.replaced.take()));
+        mem::forget(self.custody.take());
         roused.into_iter().for_each(Waker::wake);
     }
 }

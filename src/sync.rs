@@ -125,6 +125,7 @@ pub(crate) use unmodelled::{sleep, spawn, unique_id};
 
 /// Locks, and goes on with the data of a thread that panicked: no lock here guards an invariant
 /// that user code could break half-way, since none is held while user code runs.
+#[inline]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -137,10 +138,12 @@ pub(crate) struct Held<'a, T> {
 }
 
 impl<'a, T> Held<'a, T> {
+    #[inline]
     pub(crate) fn new(mutex: &'a Mutex<T>) -> Self {
         Self { mutex, guard: Some(lock(mutex)) }
     }
 
+    #[inline]
     pub(crate) fn unlocked<R>(&mut self, body: impl FnOnce() -> R) -> R {
         self.guard = None;
         let result = body();

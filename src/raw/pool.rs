@@ -62,6 +62,7 @@ unsafe impl Sync for RawPool {}
 
 impl RawPool {
     /// A number that no other pool of this process ever has.
+    #[inline]
     pub fn id(&self) -> u64 {
         self.id
     }
@@ -81,6 +82,7 @@ impl RawPool {
     /// Whether somebody waits for a slot of any class.
     ///
     /// Exact for whoever is ordered after the waiter's queueing by a lock; see [`Reclaim`].
+    #[inline]
     pub fn has_waiters(&self) -> bool {
         self.classes.iter().any(|class| class.free().has_waiters())
     }

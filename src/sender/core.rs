@@ -4,16 +4,17 @@
 //! of payloads, wakers) or while a thread waits: what a step lets go of is collected and disposed
 //! of after the locks are free.
 
-use std::{fmt, io, mem};
+use std::fmt;
 
 use super::{
     Config,
+    call::{Call, Calls, Stop, Stuck},
     ending::Ending,
     in_flight::InFlight,
     kernel::Kernel,
-    outbox::{Call, Outbox},
+    outbox::Outbox,
     transport::CallLimits,
-    window::{Admission, MemlockBudget, Window},
+    window::{MemlockBudget, Window},
 };
 use crate::{
     error::{CopyReason, OsError, SendError},
@@ -22,24 +23,16 @@ use crate::{
     raw::Reclaim,
     reaper,
     sync::{Arc, AtomicUsize, Held, Mutex, lock},
-    sys::{errno, process::Process, socket::SendFlags},
+    sys::{errno, process::Process, socket::IoVec},
+    tracker::LeaseKey,
 };
-
-/// Option memory the kernel takes for one note until it is read, in bytes: on 6.1 and 6.18. On
-/// Debian's 6.12 it is 896; nothing but estimates and a statistic rests on the number.
-const OPTMEM_PER_NOTE: u32 = 832;
-
-/// Zero-copy calls after which the error queue is read at the latest.
-const MAX_UNREAD_CALLS: usize = 32;
 
 /// The shared part of a sender.
 pub struct Core<K: Kernel> {
     pub(super) kernel: K,
     pub(super) config: Config,
-    budget: Arc<MemlockBudget>,
-    optmem_max: u32,
-    /// Zero-copy calls after which the error queue is read.
-    max_unread_calls: usize,
+    pub(super) budget: Arc<MemlockBudget>,
+    pub(super) optmem_max: u32,
     call_limits: CallLimits,
     pub(super) send: Mutex<Send>,
     pub(super) in_flight: Mutex<InFlight>,
@@ -56,15 +49,7 @@ pub struct Core<K: Kernel> {
 /// What is to be sent.
 pub(super) struct Send {
     pub(super) outbox: Outbox,
-    pub(super) window: Window,
-    /// The first error of a connection that is over.
-    pub(super) failed: Option<OsError>,
-    /// Why the last attempt stopped.
-    pub(super) stuck: Option<Stuck>,
-    /// Whether the kernel has been seen to honour the flag.
-    pub(super) verified: bool,
-    /// Zero-copy calls since the error queue was last read.
-    pub(super) unread_calls: usize,
+    pub(super) calls: Calls,
     /// Pools that know this sender.
     pub(super) pools: Vec<u64>,
 }
@@ -86,37 +71,6 @@ pub(super) struct Offered {
     pub(super) whole: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Stuck {
-    Socket,
-    Window,
-}
-
-/// Why a flush ended with the outbox not empty.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Stop {
-    Stuck,
-    /// The connection is over.
-    Failed(OsError),
-    /// The front of the outbox was refused; the connection is as it was.
-    Refused(OsError),
-    /// A datagram was accepted, and dropped below the socket.
-    Dropped(OsError),
-}
-
-impl Stop {
-    /// As the error of a send of which nothing was accepted.
-    fn into_send_error(self) -> SendError<()> {
-        match self {
-            Self::Stuck => SendError::WouldBlock(()),
-            Self::Failed(error) => SendError::Connection { error, buf: () },
-            Self::Refused(error) if error.raw() == errno::EFAULT => SendError::BadAddress(()),
-            Self::Refused(error) => SendError::Os { error, buf: () },
-            Self::Dropped(error) => SendError::Dropped { error, buf: () },
-        }
-    }
-}
-
 impl<K: Kernel> Core<K> {
     /// `copy_reason` tells why nothing can go without copy, if so; `first` is the id that the
     /// socket's next zero-copy call takes.
@@ -130,21 +84,15 @@ impl<K: Kernel> Core<K> {
     ) -> Arc<Self> {
         let (bytes, sends) = (config.max_in_flight_bytes, config.max_in_flight_sends);
         let in_flight = InFlight::new(&config, first, copy_reason, Arc::clone(&budget));
-        let max_unread_calls = (optmem_max / OPTMEM_PER_NOTE / 2) as usize;
         Arc::new(Self {
             call_limits: kernel.transport().call_limits(&budget),
-            max_unread_calls: max_unread_calls.clamp(1, MAX_UNREAD_CALLS),
             kernel,
             config,
             budget,
             optmem_max,
             send: Mutex::new(Send {
                 outbox: Outbox::default(),
-                window: Window::new(bytes, sends),
-                failed: None,
-                stuck: None,
-                verified: false,
-                unread_calls: 0,
+                calls: Calls::new(Window::new(bytes, sends), optmem_max),
                 pools: Vec::new(),
             }),
             in_flight: Mutex::new(in_flight),
@@ -157,6 +105,7 @@ impl<K: Kernel> Core<K> {
 
     /// Whether the sender is that of the process this one was forked from. Then its socket, the
     /// notes above all, is that process's, and its locks may be taken for ever.
+    #[inline]
     pub(super) fn is_forked(&self) -> bool {
         !self.process.is_this()
     }
@@ -199,6 +148,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Takes all of `bufs` and sends; on an error that carries a buffer they are all back.
+    #[inline]
     fn offer(self: &Arc<Self>, bufs: &mut impl Bufs) -> Result<Offered, SendError<()>> {
         let mut send = lock(&self.send);
         let mut in_flight = Held::new(&self.in_flight);
@@ -212,28 +162,28 @@ impl<K: Kernel> Core<K> {
         result.map(|ticket| Offered { ticket, whole })
     }
 
+    #[inline]
     fn offer_locked(
         self: &Arc<Self>,
         send: &mut Send,
         in_flight: &mut Held<'_, InFlight>,
         bufs: &mut impl Bufs,
     ) -> Result<Ticket, SendError<()>> {
-        if let Some(error) = send.failed {
+        if let Some(error) = send.calls.failed {
             return Err(SendError::Connection { error, buf: () });
         }
         self.flush_rest(send, in_flight).map_err(Stop::into_send_error)?;
         self.register(send, bufs.as_slice());
         if !in_flight.quotas_allow(bufs.as_slice(), &self.kernel) {
-            send.stuck = Some(Stuck::Window);
+            send.calls.stuck = Some(Stuck::Window);
             return Err(SendError::WouldBlock(()));
         }
-        let (ticket, awaited) = self.enter(send, in_flight, bufs);
-        let flushed = self.flush(send, in_flight);
+        let (ticket, awaited, sent) = self.enter(send, in_flight, bufs);
         // Not before: with nothing in flight yet the reaper would let go of the sender again.
         if awaited || self.config.max_hold.is_some() {
             in_flight.unlocked(|| Arc::clone(self).watch());
         }
-        let Err(stop) = flushed else { return Ok(ticket) };
+        let Err(stop) = sent else { return Ok(ticket) };
         let accepted = send.outbox.sending().map_or(0, |(_, accepted)| accepted);
         if accepted == 0 {
             send.outbox.take(|key| bufs.put_back(in_flight.withdraw(key)));
@@ -248,6 +198,7 @@ impl<K: Kernel> Core<K> {
 
     /// Makes this sender known to the pools of `bufs`, so that a thread waiting there for a slot
     /// can read the notes that would free one.
+    #[inline]
     fn register(self: &Arc<Self>, send: &mut Send, bufs: &[Payload]) {
         for buf in bufs {
             let Some(pool) = buf.pool() else { continue };
@@ -259,33 +210,38 @@ impl<K: Kernel> Core<K> {
         }
     }
 
-    /// Moves `bufs` into the outbox as the next send; tells whether somebody waits for a slot of
-    /// theirs.
+    /// Takes `bufs` as the next send and sends; tells whether somebody waits for a slot of theirs.
+    #[inline]
     fn enter(
         &self,
         send: &mut Send,
-        in_flight: &mut InFlight,
+        in_flight: &mut Held<'_, InFlight>,
         bufs: &mut impl Bufs,
-    ) -> (Ticket, bool) {
+    ) -> (Ticket, bool, Result<(), Stop>) {
         let count = u32::try_from(bufs.as_slice().len());
-        let count = count.expect("fewer than 2^32 buffers in a send");
-        let sequence = in_flight.done.ledger.open(count);
+        let sequence =
+            in_flight.done.ledger.open(count.expect("fewer than 2^32 buffers in a send"));
+        if let Some(buf) = bufs.take_lone() {
+            let (key, memory) = in_flight.enter(buf, sequence);
+            let awaited = in_flight.tracker.get(key).is_awaited();
+            let ticket = Ticket { sequence, len: memory.len() };
+            return (ticket, awaited, self.send_lone(send, in_flight, ticket, key, memory));
+        }
         let (mut len, mut awaited) = (0, false);
         bufs.take_each(|buf| {
             let (key, memory) = in_flight.enter(buf, sequence);
+            awaited |= in_flight.tracker.get(key).is_awaited();
             len += memory.len();
             send.outbox.push(key, memory);
-            awaited |= in_flight.tracker.get(key).is_awaited();
         });
-        let zero_copy = in_flight.copy_reason.is_none()
-            && in_flight.route.concerns(in_flight.tracker.outstanding());
         let ticket = Ticket { sequence, len };
-        let threshold_bytes = zero_copy.then_some(self.config.threshold_bytes);
-        send.outbox.start(ticket, threshold_bytes, self.kernel.transport());
-        (ticket, awaited)
+        let without_copy = |elements, bytes| self.goes_without_copy(in_flight, elements, bytes);
+        send.outbox.start(ticket, self.kernel.transport(), without_copy);
+        (ticket, awaited, self.flush(send, in_flight))
     }
 
     /// Sends what is left of the last send.
+    #[inline]
     pub(super) fn flush_rest(
         &self,
         send: &mut Send,
@@ -310,206 +266,56 @@ impl<K: Kernel> Core<K> {
             Stop::Refused(error) if error.raw() == errno::EFAULT => error,
             Stop::Stuck | Stop::Refused(_) | Stop::Dropped(_) => return stop,
         };
-        send.failed = Some(error);
+        send.calls.failed = Some(error);
         send.truncate(in_flight, error);
         Stop::Failed(error)
     }
 
     /// Sends what the outbox holds, until it is empty or something stops it.
     fn flush(&self, send: &mut Send, in_flight: &mut Held<'_, InFlight>) -> Result<(), Stop> {
-        while let Some(call) = send.outbox.next_call(self.call_limits) {
-            if call.zero_copy {
-                self.send_zero_copy(send, in_flight, call)
-            } else {
-                self.send_copied(send, in_flight, call)
-            }?;
-            send.stuck = None;
+        let Send { outbox, calls, .. } = send;
+        while let Some(call) = outbox.next_call(self.call_limits) {
+            let accepted = self.call(calls, in_flight, call)?;
+            let whole = accepted == call.bytes;
+            outbox.advance(accepted, |key| in_flight.settle(key));
+            if !whole {
+                return Err(Stop::Stuck);
+            }
         }
         Ok(())
     }
 
-    fn send_copied(
+    /// Sends the only buffer of a send, which has just been entered. What its first call leaves of
+    /// it goes to the outbox.
+    #[inline]
+    fn send_lone(
         &self,
         send: &mut Send,
         in_flight: &mut Held<'_, InFlight>,
-        call: Call,
+        ticket: Ticket,
+        key: LeaseKey,
+        memory: IoVec,
     ) -> Result<(), Stop> {
-        let flags = SendFlags { zerocopy: false, more: call.more };
-        let accepted = match call.bytes {
-            0 if !self.kernel.transport().sends_nothing() => 0,
-            _ => match in_flight.unlocked(|| self.kernel.send(send.outbox.memory(), flags)) {
-                Ok(accepted) => accepted,
-                Err(error) => return Err(self.stopped(send, in_flight, &error)),
-            },
-        };
-        self.accepted(send, in_flight, call, None, accepted)
+        let bytes = ticket.len.min(self.call_limits.bytes);
+        let zero_copy = self.goes_without_copy(in_flight, 1, ticket.len);
+        let (keys, part) = ([key], [memory.part(0, bytes)]);
+        let call = Call { keys: &keys, memory: &part, bytes, zero_copy, more: bytes < ticket.len };
+        let called = self.call(&mut send.calls, in_flight, call);
+        let accepted = *called.as_ref().unwrap_or(&0);
+        if called.is_ok() && accepted == ticket.len {
+            in_flight.settle(key);
+            return Ok(());
+        }
+        send.outbox.put_rest(ticket, key, memory, zero_copy, accepted);
+        if called? < bytes { Err(Stop::Stuck) } else { self.flush(send, in_flight) }
     }
 
-    fn send_zero_copy(
-        &self,
-        send: &mut Send,
-        in_flight: &mut Held<'_, InFlight>,
-        call: Call,
-    ) -> Result<(), Stop> {
-        let flags = SendFlags { zerocopy: true, more: false };
-        let mut retried = false;
-        loop {
-            let id = match self.admit(send, in_flight, call) {
-                Ok(id) => id,
-                Err(Admission::Full) => {
-                    send.stuck = Some(Stuck::Window);
-                    return Err(Stop::Stuck);
-                }
-                Err(_) => return self.send_copied(send, in_flight, call),
-            };
-            let sent = in_flight.unlocked(|| self.kernel.send(send.outbox.memory(), flags));
-            let error = match sent {
-                Ok(accepted) if accepted > 0 => {
-                    return self.accepted(send, in_flight, call, Some(id), accepted);
-                }
-                Ok(_) => io::ErrorKind::WouldBlock.into(),
-                Err(error) => error,
-            };
-            let failed = in_flight.fail_call(&self.kernel, id, &send.outbox);
-            if failed.took_id || error.raw_os_error() != Some(errno::ENOBUFS) {
-                return match error.raw_os_error() {
-                    // More parts of pages than a packet can have: 17.
-                    Some(errno::EMSGSIZE) if !failed.took_id => {
-                        self.send_copied(send, in_flight, call)
-                    }
-                    _ => Err(self.stopped(send, in_flight, &error)),
-                };
-            }
-            self.count_no_bufs(in_flight);
-            send.unread_calls = 0;
-            let read = in_flight.read_notes(&self.kernel).unwrap_or_default();
-            if failed.freed + read.ids == 0 || retried {
-                let stats = &in_flight.done.stats;
-                send.window.shrink(in_flight.tracker.outstanding(), stats.in_flight_bytes);
-                return self.send_copied(send, in_flight, call);
-            }
-            retried = true;
-        }
-    }
-
-    /// The id of a zero-copy call, or what must happen instead.
-    fn admit(
-        &self,
-        send: &mut Send,
-        in_flight: &mut InFlight,
-        call: Call,
-    ) -> Result<NotificationId, Admission> {
-        if send.unread_calls >= self.max_unread_calls
-            || in_flight.route.wants_notes(in_flight.tracker.outstanding())
-        {
-            send.unread_calls = 0;
-            let _ = in_flight.read_notes(&self.kernel);
-        }
-        // A full window is looked at again after reading the notes, and once more after asking
-        // whether a note went astray.
-        for attempt in 0.. {
-            let (sends, bytes) =
-                (in_flight.tracker.outstanding(), in_flight.done.stats.in_flight_bytes);
-            if in_flight.copy_reason.is_some()
-                || !in_flight.route.admits(sends, || self.kernel.now())
-            {
-                return Err(Admission::Copy);
-            }
-            let admission = send.window.admit(&self.budget, call.bytes, sends, bytes);
-            match (admission, attempt) {
-                (Admission::ZeroCopy, _) => break,
-                (Admission::Full, 0) => {
-                    send.unread_calls = 0;
-                    let _ = in_flight.read_notes(&self.kernel);
-                }
-                (Admission::Full, 1) => {
-                    in_flight.prove(&self.kernel);
-                }
-                (other, _) => return Err(other),
-            }
-        }
-        in_flight.begin_call(&self.kernel, &send.outbox, call.bytes).ok_or_else(|| {
-            self.budget.refund(1, call.bytes);
-            Admission::Copy
-        })
-    }
-
-    /// The kernel took `accepted` bytes of the call last cut.
-    fn accepted(
-        &self,
-        send: &mut Send,
-        in_flight: &mut InFlight,
-        call: Call,
-        id: Option<NotificationId>,
-        accepted: usize,
-    ) -> Result<(), Stop> {
-        in_flight.route.accepted(accepted);
-        match id {
-            Some(id) => {
-                in_flight.in_call = false;
-                if accepted < call.bytes {
-                    in_flight.tracker.trim(id, send.outbox.covered(accepted));
-                }
-                in_flight.done.stats.zero_copy_calls += 1;
-                in_flight.done.stats.zero_copy_bytes += accepted as u64;
-                send.window.went_well();
-                send.unread_calls += 1;
-            }
-            None => {
-                for key in &send.outbox.keys()[..send.outbox.covered(accepted)] {
-                    in_flight.tracker.get_mut(*key).copied = true;
-                }
-                let made = call.bytes > 0 || self.kernel.transport().sends_nothing();
-                in_flight.done.stats.copied_calls += u64::from(made);
-                in_flight.done.stats.copied_bytes += accepted as u64;
-            }
-        }
-        send.outbox.advance(accepted, |key| in_flight.settle(key));
-        if id.is_some() && !mem::replace(&mut send.verified, true) {
-            self.verify(in_flight);
-        }
-        if accepted < call.bytes {
-            send.stuck = Some(Stuck::Socket);
-            return Err(Stop::Stuck);
-        }
-        Ok(())
-    }
-
-    /// After the first zero-copy call: option memory reading 0 with the id outstanding means that
-    /// the kernel took the option and ignored the flag, so nothing is in flight.
-    fn verify(&self, in_flight: &mut InFlight) {
-        if in_flight.tracker.outstanding() > 0 && matches!(self.kernel.optmem(), Ok(0)) {
-            in_flight.release_all();
-            in_flight.copy_reason = Some(CopyReason::Ignored);
-        }
-    }
-
-    /// Which limit the kernel ran into.
-    fn count_no_bufs(&self, in_flight: &mut InFlight) {
-        let used = self.kernel.optmem().unwrap_or(0);
-        if used.saturating_add(OPTMEM_PER_NOTE) > self.optmem_max {
-            in_flight.done.stats.no_bufs_optmem += 1;
-        } else {
-            in_flight.done.stats.no_bufs_memlock += 1;
-        }
-    }
-
-    /// What a failed call means.
-    fn stopped(&self, send: &mut Send, in_flight: &mut InFlight, error: &io::Error) -> Stop {
-        if error.kind() == io::ErrorKind::WouldBlock {
-            send.stuck = Some(Stuck::Socket);
-            return Stop::Stuck;
-        }
-        send.stuck = None;
-        let error = OsError::from(error);
-        if errno::ends_connection(error.raw()) {
-            Stop::Failed(*send.failed.get_or_insert(error))
-        } else if self.kernel.transport().is_drop(error.raw()) {
-            in_flight.done.stats.dropped_sends += 1;
-            Stop::Dropped(error)
-        } else {
-            Stop::Refused(error)
-        }
+    /// Whether neighbours of so many bytes go without copy.
+    #[inline]
+    fn goes_without_copy(&self, in_flight: &InFlight, elements: usize, bytes: usize) -> bool {
+        let Config { threshold_bytes, .. } = self.config;
+        in_flight.tries_zero_copy()
+            && self.kernel.transport().goes_without_copy(threshold_bytes, elements, bytes)
     }
 }
 
@@ -525,6 +331,8 @@ impl Send {
 /// Payloads on their way in, and back out if they are refused.
 trait Bufs {
     fn as_slice(&self) -> &[Payload];
+    /// The only one, if it is known to be that.
+    fn take_lone(&mut self) -> Option<Payload>;
     fn take_each(&mut self, on_payload: impl FnMut(Payload));
     fn put_back(&mut self, payload: Payload);
 }
@@ -534,9 +342,11 @@ impl Bufs for Option<Payload> {
         self.as_slice()
     }
 
-    fn take_each(&mut self, on_payload: impl FnMut(Payload)) {
-        self.take().into_iter().for_each(on_payload);
+    fn take_lone(&mut self) -> Option<Payload> {
+        self.take()
     }
+
+    fn take_each(&mut self, _: impl FnMut(Payload)) {}
 
     fn put_back(&mut self, payload: Payload) {
         *self = Some(payload);
@@ -546,6 +356,10 @@ impl Bufs for Option<Payload> {
 impl Bufs for Vec<Payload> {
     fn as_slice(&self) -> &[Payload] {
         self
+    }
+
+    fn take_lone(&mut self) -> Option<Payload> {
+        None
     }
 
     fn take_each(&mut self, on_payload: impl FnMut(Payload)) {

@@ -9,7 +9,8 @@ use std::{
 
 use super::{
     Capabilities, Reaped, Returned, SenderStats,
-    core::{Core, Send, Stop, Stuck, Watch},
+    call::{Stop, Stuck},
+    core::{Core, Send, Watch},
     in_flight::{InFlight, Read},
     kernel::{Interest, Kernel},
     ledger::Fate,
@@ -41,7 +42,7 @@ impl<K: Kernel> Core<K> {
         let read = lock(&self.in_flight).read_notes(&self.kernel);
         let flushed = match lock_send(&self.send) {
             Some(mut send) => {
-                send.unread_calls = 0;
+                send.calls.unread = 0;
                 self.flush_rest(&mut send, &mut Held::new(&self.in_flight))
             }
             None => Err(Stop::Stuck),
@@ -103,7 +104,7 @@ impl<K: Kernel> Core<K> {
         }
         let mut send = lock(&self.send);
         if send.outbox.is_empty() {
-            send.stuck = None;
+            send.calls.stuck = None;
         }
     }
 
@@ -112,7 +113,7 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return Interest::default();
         }
-        let writable = lock(&self.send).stuck == Some(Stuck::Socket);
+        let writable = lock(&self.send).calls.stuck == Some(Stuck::Socket);
         let in_flight = lock(&self.in_flight);
         let released = in_flight.tracker.outstanding() > 0 && in_flight.poisoned().is_none();
         Interest { writable, released }
@@ -187,7 +188,7 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return None;
         }
-        lock(&self.send).failed
+        lock(&self.send).calls.failed
     }
 
     /// What cut a send short, if so.
@@ -229,7 +230,7 @@ impl<K: Kernel> Core<K> {
         }
         let window = {
             let send = lock(&self.send);
-            (send.window.sends(), send.window.bytes())
+            (send.calls.window.sends(), send.calls.window.bytes())
         };
         let in_flight = lock(&self.in_flight);
         SenderStats {
@@ -262,7 +263,7 @@ impl<K: Kernel> Core<K> {
     /// Lets go of what is not accepted, and lets nothing more in.
     pub(super) fn cut_short(&self, error: OsError) {
         let mut send = lock(&self.send);
-        let error = *send.failed.get_or_insert(error);
+        let error = *send.calls.failed.get_or_insert(error);
         send.truncate(&mut lock(&self.in_flight), error);
     }
 

@@ -9,9 +9,9 @@ use std::{
 
 use super::{
     Config, HandBack, Returned, SenderStats,
+    call::Call,
     kernel::Kernel,
     ledger::{Fate, Ledger},
-    outbox::Outbox,
     route::Route,
     window::MemlockBudget,
 };
@@ -117,6 +117,7 @@ impl InFlight {
     }
 
     /// Takes custody of a payload.
+    #[inline]
     pub(super) fn enter(&mut self, payload: Payload, ticket: u64) -> (LeaseKey, IoVec) {
         if self.done.hand_back == HandBack::Return {
             // Room for every lease that can come back, so that no note is lost for want of it.
@@ -130,6 +131,7 @@ impl InFlight {
 
     /// Whether the quotas of their pools let all of `bufs` in; reads the notes if not. Who copies
     /// has nothing in flight for long, and a poisoned sender could wait for ever.
+    #[inline]
     pub(super) fn quotas_allow(&mut self, bufs: &[Payload], kernel: &impl Kernel) -> bool {
         if self.copy_reason.is_some() || self.done.quotas_allow(bufs) {
             return true;
@@ -141,6 +143,7 @@ impl InFlight {
 
     /// Ends the sender's hold on a lease that the kernel has wholly accepted, or that will not be
     /// sent any further.
+    #[inline]
     pub(super) fn settle(&mut self, key: LeaseKey) {
         if let Some(lease) = self.tracker.settle(key) {
             self.done.finish(lease, false);
@@ -155,36 +158,40 @@ impl InFlight {
         payload
     }
 
-    /// Gives out the id of the call last cut, which is about to be made, and charges its leases
-    /// for it.
+    /// Whether it is worth asking for each call whether it goes without copy.
+    #[inline]
+    pub(super) fn tries_zero_copy(&self) -> bool {
+        self.copy_reason.is_none() && self.route.concerns(self.tracker.outstanding())
+    }
+
+    /// Gives out the id of a call that is about to be made, and charges its leases for it.
+    #[inline]
     pub(super) fn begin_call(
         &mut self,
         kernel: &impl Kernel,
-        outbox: &Outbox,
-        bytes: usize,
+        call: Call<'_>,
     ) -> Option<NotificationId> {
         let is_first = self.tracker.outstanding() == 0;
-        let call_bytes = u32::try_from(bytes).expect("calls are cut below 4 GiB");
-        let id = self.tracker.issue(outbox.keys(), call_bytes)?;
+        let call_bytes = u32::try_from(call.bytes).expect("calls are cut below 4 GiB");
+        let id = self.tracker.issue(call.keys, call_bytes)?;
         if is_first {
             self.mark(kernel.now());
         }
         self.in_call = true;
         self.route.began(id);
-        for (key, part) in outbox.keys().iter().zip(outbox.memory()) {
-            self.tracker.get_mut(*key).offered_bytes += part.len();
+        for key in call.keys {
+            self.tracker.get_mut(*key).offers += 1;
         }
-        self.done.stats.in_flight_bytes += bytes;
+        self.done.stats.in_flight_bytes += call.bytes;
         Some(id)
     }
 
-    /// The call of `id`, the one last cut from the outbox, failed. Takes the id back unless the
-    /// kernel used it.
+    /// The call of `id` failed. Takes the id back unless the kernel used it.
     pub(super) fn fail_call(
         &mut self,
         kernel: &impl Kernel,
         id: NotificationId,
-        outbox: &Outbox,
+        call: Call<'_>,
     ) -> FailedCall {
         self.route.cancelled(id);
         let may_have_taken = kernel.transport().failures_take_ids();
@@ -200,12 +207,10 @@ impl InFlight {
             self.done.stats.zero_copy_calls += u64::from(may_have_taken);
             return FailedCall { took_id: may_have_taken, freed: read.ids.saturating_sub(1) };
         }
-        let mut bytes = 0;
-        for (key, part) in outbox.keys().iter().zip(outbox.memory()) {
-            self.tracker.get_mut(*key).offered_bytes -= part.len();
-            bytes += part.len();
+        for key in call.keys {
+            self.tracker.get_mut(*key).offers -= 1;
         }
-        self.done.uncharge(1, bytes);
+        self.done.uncharge(1, call.bytes);
         FailedCall { took_id: false, freed: read.ids }
     }
 
@@ -302,7 +307,7 @@ impl InFlight {
 
     /// Marks every lease that the kernel was given as unproven.
     pub(super) fn quarantine(&mut self) {
-        for lease in self.tracker.iter_mut().filter(|lease| lease.offered_bytes > 0) {
+        for lease in self.tracker.iter_mut().filter(|lease| lease.offers > 0) {
             self.done.roused.extend(lease.quarantine());
         }
     }
@@ -421,11 +426,13 @@ impl Ages {
 
 impl Done {
     /// Whether there is nothing to tell anybody and nothing to drop.
+    #[inline]
     pub(super) fn is_quiet(&self) -> bool {
         !self.news && self.settled.is_empty() && self.wakers.is_empty() && self.roused.is_empty()
     }
 
     /// Counts a lease against the quota of the payload's pool.
+    #[inline]
     fn hold(&mut self, payload: &Payload) {
         if let Some(held) = self.held_of(payload) {
             *held += 1;
@@ -433,12 +440,14 @@ impl Done {
     }
 
     /// Ends [`hold`](Self::hold).
+    #[inline]
     fn let_go(&mut self, payload: &Payload) {
         if let Some(held) = self.held_of(payload) {
             *held -= 1;
         }
     }
 
+    #[inline]
     fn held_of(&mut self, payload: &Payload) -> Option<&mut usize> {
         let pool = payload.pool().filter(|pool| pool.sender_quota().is_some())?;
         let known = self.held.iter().position(|(id, _)| *id == pool.id());
@@ -460,6 +469,7 @@ impl Done {
     }
 
     /// A lease has lost its last hold.
+    #[inline]
     fn finish(&mut self, lease: Lease, copied: bool) {
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);
@@ -473,6 +483,7 @@ impl Done {
     }
 
     /// The kernel released so many calls of so many bytes in all, or never made them.
+    #[inline]
     fn uncharge(&mut self, calls: usize, bytes: usize) {
         self.stats.in_flight_bytes -= bytes;
         self.budget.refund(calls, bytes);

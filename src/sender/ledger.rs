@@ -1,6 +1,6 @@
 //! What became of every send: tickets to fates.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use crate::{error::OsError, id::Ticket};
 
@@ -38,6 +38,9 @@ pub enum Fate {
 /// Fates of resolved sends that are kept in full.
 const HISTORY: usize = 4096;
 
+/// Sends that a ledger has room for which has opened its first ticket.
+const MIN_HISTORY: usize = 16;
+
 /// Leases of the send not yet released; the flag beside it.
 #[derive(Clone, Copy, Default)]
 struct Open {
@@ -54,11 +57,16 @@ struct Truncation {
 ///
 /// Keeps what has not resolved, what was cut short, and the last 4096 others; any older send was
 /// released, which its ticket alone can tell.
+///
+/// # Invariants
+///
+/// 1. `recent[sequence & mask]` is of the send `sequence` for each in `first..next`; its length is 0
+///    or a power of two, and no less than `next - first`.
 #[derive(Default)]
 pub(crate) struct Ledger {
-    /// Sequence number of `recent[0]`.
+    recent: Vec<Open>,
     first: u64,
-    recent: VecDeque<Open>,
+    next: u64,
     /// Sends older than `first` that have not resolved.
     late: BTreeMap<u64, Open>,
     truncated: BTreeMap<u64, Truncation>,
@@ -66,38 +74,66 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Opens the next ticket, for a send of `leases` leases.
+    #[inline]
     pub(crate) fn open(&mut self, leases: u32) -> u64 {
-        while self.recent.len() >= HISTORY {
-            if let Some(open) = self.recent.pop_front().filter(|open| open.leases > 0) {
-                self.late.insert(self.first, open);
-            }
-            self.first += 1;
+        let sequence = self.next;
+        if sequence - self.first == self.recent.len() as u64 {
+            self.make_room();
         }
-        self.recent.push_back(Open { leases, copied: false });
-        self.first + self.recent.len() as u64 - 1
+        let place = self.place(sequence);
+        self.recent[place] = Open { leases, copied: false };
+        self.next += 1;
+        sequence
+    }
+
+    /// Makes room for one more ticket: by growing, up to the whole history, else by forgetting the
+    /// oldest.
+    fn make_room(&mut self) {
+        if self.recent.len() < HISTORY {
+            let mut recent = vec![Open::default(); (self.recent.len() * 2).max(MIN_HISTORY)];
+            let mask = recent.len() - 1;
+            for sequence in self.first..self.next {
+                recent[sequence as usize & mask] = self.recent[self.place(sequence)];
+            }
+            self.recent = recent;
+            return;
+        }
+        let open = self.recent[self.place(self.first)];
+        if open.leases > 0 {
+            self.late.insert(self.first, open);
+        }
+        self.first += 1;
+    }
+
+    fn place(&self, sequence: u64) -> usize {
+        sequence as usize & (self.recent.len() - 1)
     }
 
     /// Takes back the last ticket opened: nothing of the send was accepted.
     pub(crate) fn retract(&mut self, sequence: u64) {
-        debug_assert_eq!(sequence + 1, self.first + self.recent.len() as u64);
-        self.recent.pop_back();
+        debug_assert_eq!(sequence + 1, self.next);
+        self.next -= 1;
     }
 
-    /// One lease of a send is released. Returns whether that was the last.
-    pub(crate) fn released(&mut self, sequence: u64, copied: bool) -> bool {
-        let Some(at) = sequence.checked_sub(self.first) else {
-            let open = self.late.get_mut(&sequence).expect("an unresolved send is kept");
-            open.leases -= 1;
-            let last = open.leases == 0;
-            if last {
-                self.late.remove(&sequence);
-            }
-            return last;
-        };
-        let open = &mut self.recent[at as usize];
+    /// One lease of a send is released.
+    #[inline]
+    pub(crate) fn released(&mut self, sequence: u64, copied: bool) {
+        if sequence < self.first {
+            return self.released_late(sequence);
+        }
+        let place = self.place(sequence);
+        let open = &mut self.recent[place];
         open.leases -= 1;
         open.copied |= copied;
-        open.leases == 0
+    }
+
+    #[cold]
+    fn released_late(&mut self, sequence: u64) {
+        let open = self.late.get_mut(&sequence).expect("an unresolved send is kept");
+        open.leases -= 1;
+        if open.leases == 0 {
+            self.late.remove(&sequence);
+        }
     }
 
     /// The connection failed after `accepted` bytes of the send.
@@ -110,30 +146,32 @@ impl Ledger {
         self.truncated.get(&ticket.sequence).map(|truncation| truncation.error)
     }
 
+    /// What is kept of a send that was made.
+    fn kept(&self, sequence: u64) -> Option<Open> {
+        match sequence < self.first {
+            true => self.late.get(&sequence).copied(),
+            false => Some(self.recent[self.place(sequence)]),
+        }
+    }
+
     /// Whether a send was made and has leases.
     pub(crate) fn is_open(&self, ticket: Ticket) -> bool {
-        let open = match ticket.sequence.checked_sub(self.first) {
-            Some(at) => self.recent.get(at as usize),
-            None => self.late.get(&ticket.sequence),
-        };
-        open.is_some_and(|open| open.leases > 0)
+        ticket.sequence < self.next
+            && self.kept(ticket.sequence).is_some_and(|open| open.leases > 0)
     }
 
     /// The fate of a send, or `None` while it has leases or was never made.
     pub(crate) fn fate(&self, ticket: Ticket) -> Option<Fate> {
         let sequence = ticket.sequence;
-        let open = match sequence.checked_sub(self.first) {
-            Some(at) => Some(*self.recent.get(at as usize)?),
-            None => self.late.get(&sequence).copied(),
-        };
-        if open.is_some_and(|open| open.leases > 0) {
+        if sequence >= self.next || self.is_open(ticket) {
             return None;
         }
         if let Some(truncation) = self.truncated.get(&sequence) {
             let Truncation { accepted, error } = *truncation;
             return Some(Fate::Truncated { accepted, len: ticket.len, error });
         }
-        Some(Fate::Released { accepted: ticket.len, copied: open.map(|open| open.copied) })
+        let copied = self.kept(sequence).map(|open| open.copied);
+        Some(Fate::Released { accepted: ticket.len, copied })
     }
 }
 
@@ -153,9 +191,9 @@ mod tests {
     fn a_send_resolves_with_its_last_lease() {
         let mut ledger = Ledger::default();
         let sequence = ledger.open(2);
-        assert!(!ledger.released(sequence, true));
+        ledger.released(sequence, true);
         assert_eq!(ledger.fate(ticket(sequence)), None);
-        assert!(ledger.released(sequence, false));
+        ledger.released(sequence, false);
         assert_eq!(ledger.fate(ticket(sequence)), released(Some(true)));
         assert_eq!(ledger.fate(ticket(sequence + 1)), None, "never made");
     }
@@ -177,7 +215,8 @@ mod tests {
         let truncated = Fate::Truncated { accepted: 3, len: 10, error };
         assert_eq!(ledger.fate(ticket(cut)), Some(truncated));
         assert_eq!(ledger.fate(ticket(cut + 1)), released(None));
-        assert!(ledger.released(straggler, false));
+        ledger.released(straggler, false);
+        assert!(!ledger.is_open(ticket(straggler)));
         assert_eq!(ledger.fate(ticket(straggler)), released(None));
     }
 

@@ -3,7 +3,8 @@
 //! | file | what |
 //! |---|---|
 //! | `builder` | settings, and what is checked before a socket is taken over |
-//! | `core` | the machine: two locks, the send path |
+//! | `core` | the machine: two locks, and how buffers enter it |
+//! | `call` | one system call: admitted, made, booked |
 //! | `drive` | reading notes, flushing, waking: what anybody may do for a sender |
 //! | `outbox` | the send that the socket has not wholly taken, cut into calls |
 //! | `in_flight` | what the kernel was given: notes, releases, poison |
@@ -19,6 +20,7 @@
 
 mod builder;
 mod calibrate;
+mod call;
 pub(crate) mod core;
 mod drive;
 mod ending;

@@ -1,16 +1,11 @@
 //! What the sender has taken and the socket has not: the elements of one send, in order, and how
 //! they are cut into system calls.
 
-use std::ops::Range;
-
-use super::transport::{CallLimits, Transport};
+use super::{
+    call::Call,
+    transport::{CallLimits, MIN_ZERO_COPY_ELEMENT, Transport},
+};
 use crate::{id::Ticket, sys::socket::IoVec, tracker::LeaseKey};
-
-/// Elements below this size always go by copy: a page reference costs more than they do.
-const MIN_ZERO_COPY_ELEMENT: usize = 4096;
-
-/// No datagram is longer: the kernel refuses it, and for that it need not count its pages.
-const MAX_DATAGRAM_BYTES: usize = u16::MAX as usize;
 
 /// Neighbours that go the same way.
 #[derive(Clone, Copy, Debug)]
@@ -18,15 +13,6 @@ struct Run {
     /// Index of the element behind the last.
     end: usize,
     zero_copy: bool,
-}
-
-/// One system call to come; its elements are in [`Outbox::memory`] and [`Outbox::keys`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Call {
-    pub(super) bytes: usize,
-    pub(super) zero_copy: bool,
-    /// More of the same send follows, so that a small header need not travel alone.
-    pub(super) more: bool,
 }
 
 /// The elements of the one send that the socket has not wholly taken.
@@ -40,9 +26,8 @@ pub(super) struct Outbox {
     runs: Vec<Run>,
     /// The first element that is not wholly accepted; those before it are dealt with.
     front: usize,
-    /// The elements of the call last cut.
-    call: Range<usize>,
-    /// What the call's last element has beyond the call.
+    /// One past the last element of the call last cut, and what that element has beyond the call.
+    last: usize,
     withheld: usize,
     /// Whether a part of the front went already.
     is_cut: bool,
@@ -67,33 +52,26 @@ impl Outbox {
         self.memory.push(memory);
     }
 
-    /// Starts the send of the elements pushed, deciding for each whether it goes without copy:
-    /// a run of neighbours of at least 4 KiB does so when together they reach the threshold. A
-    /// datagram goes one way as a whole: without copy if it is of that size on average.
+    /// Starts the send of the elements pushed. `without_copy` decides how so many neighbours of so
+    /// many bytes in all go: on a stream runs of large and of small ones, of a datagram all.
     pub(super) fn start(
         &mut self,
         ticket: Ticket,
-        threshold_bytes: Option<usize>,
         transport: Transport,
+        without_copy: impl Fn(usize, usize) -> bool,
     ) {
         let count = self.keys.len();
         if count == 0 {
             return;
         }
         self.ticket = Some(ticket);
-        let Some(threshold_bytes) = threshold_bytes else {
-            return self.runs.push(Run { end: count, zero_copy: false });
-        };
-        if transport == Transport::Datagram {
-            let fewest = threshold_bytes.max(count * MIN_ZERO_COPY_ELEMENT);
-            let zero_copy = (fewest..=MAX_DATAGRAM_BYTES).contains(&ticket.len);
-            return self.runs.push(Run { end: count, zero_copy });
-        }
         let large = |memory: &IoVec| memory.len() >= MIN_ZERO_COPY_ELEMENT;
+        let goes_with = |left: &IoVec, right: &IoVec| {
+            transport == Transport::Datagram || large(left) == large(right)
+        };
         let mut end = 0;
-        for run in self.memory.chunk_by(|left, right| large(left) == large(right)) {
-            let bytes: usize = run.iter().map(IoVec::len).sum();
-            let zero_copy = large(&run[0]) && bytes >= threshold_bytes;
+        for run in self.memory.chunk_by(goes_with) {
+            let zero_copy = without_copy(run.len(), run.iter().map(IoVec::len).sum());
             end += run.len();
             match self.runs.last_mut() {
                 Some(last) if last.zero_copy == zero_copy => last.end = end,
@@ -102,12 +80,26 @@ impl Outbox {
         }
     }
 
+    /// Takes what is left of a send of one element, of which so many bytes are accepted.
+    pub(super) fn put_rest(
+        &mut self,
+        ticket: Ticket,
+        key: LeaseKey,
+        memory: IoVec,
+        zero_copy: bool,
+        accepted: usize,
+    ) {
+        self.push(key, memory.part(accepted, memory.len()));
+        self.runs.push(Run { end: 1, zero_copy });
+        (self.is_cut, self.ticket, self.accepted) = (accepted > 0, Some(ticket), accepted);
+    }
+
     /// Cuts the next call: neighbours that go the same way, up to these limits. Empty elements in
     /// front go with it.
     ///
     /// The rest of an element of which a part went without copy goes alone, so that only the last
     /// lease of a run ever has further ids (what the tracker asks for).
-    pub(super) fn next_call(&mut self, limits: CallLimits) -> Option<Call> {
+    pub(super) fn next_call(&mut self, limits: CallLimits) -> Option<Call<'_>> {
         self.put_back();
         let count = self.keys.len();
         if self.front == count {
@@ -117,8 +109,7 @@ impl Outbox {
         let first = self.front + empty.count();
         let run = self.runs.iter().find(|run| run.end > first);
         let Some(&Run { end, zero_copy }) = run else {
-            self.call = first..first;
-            return Some(Call { bytes: 0, zero_copy: false, more: false });
+            return Some(Call { keys: &[], memory: &[], bytes: 0, zero_copy: false, more: false });
         };
         let alone = zero_copy && self.is_cut && first == self.front;
         let most = if alone { 1 } else { limits.elements };
@@ -136,31 +127,9 @@ impl Outbox {
                 bytes = limits.bytes;
             }
         }
-        self.call = first..last;
-        Some(Call { bytes, zero_copy, more: self.withheld > 0 || last < count })
-    }
-
-    /// The memory of the call last cut.
-    #[inline]
-    pub(super) fn memory(&self) -> &[IoVec] {
-        &self.memory[self.call.clone()]
-    }
-
-    /// The leases of the call last cut.
-    #[inline]
-    pub(super) fn keys(&self) -> &[LeaseKey] {
-        &self.keys[self.call.clone()]
-    }
-
-    /// Number of elements of which the first `bytes` of the call last cut cover a part.
-    pub(super) fn covered(&self, bytes: usize) -> usize {
-        let mut start = 0;
-        let reached = |memory: &&IoVec| {
-            let reached = start < bytes;
-            start += memory.len();
-            reached
-        };
-        self.memory().iter().take_while(reached).count()
+        self.last = last;
+        let (keys, memory) = (&self.keys[first..last], &self.memory[first..last]);
+        Some(Call { keys, memory, bytes, zero_copy, more: self.withheld > 0 || last < count })
     }
 
     /// Takes the `bytes` that were accepted of the call last cut off the front, and gives each
@@ -191,7 +160,7 @@ impl Outbox {
     /// The last element of the call last cut is whole again.
     fn put_back(&mut self) {
         if self.withheld > 0 {
-            let last = &mut self.memory[self.call.end - 1];
+            let last = &mut self.memory[self.last - 1];
             *last = IoVec::new(last.start(), last.len() + self.withheld);
             self.withheld = 0;
         }
@@ -201,7 +170,7 @@ impl Outbox {
         self.keys.clear();
         self.memory.clear();
         self.runs.clear();
-        (self.front, self.call, self.withheld) = (0, 0..0, 0);
+        (self.front, self.last, self.withheld) = (0, 0, 0);
         (self.is_cut, self.ticket, self.accepted) = (false, None, 0);
     }
 }
@@ -220,7 +189,9 @@ mod tests {
             outbox.push(tracker.insert(()), IoVec::new(std::ptr::null(), *len));
         }
         let ticket = Ticket { sequence: 0, len: lens.iter().sum() };
-        outbox.start(ticket, Some(16384), transport);
+        outbox.start(ticket, transport, |elements, bytes| {
+            transport.goes_without_copy(16384, elements, bytes)
+        });
         outbox
     }
 
@@ -236,8 +207,9 @@ mod tests {
     fn all_calls(mut outbox: Outbox, limits: CallLimits) -> Vec<(usize, usize, bool, bool)> {
         let mut calls = Vec::new();
         while let Some(call) = outbox.next_call(limits) {
-            calls.push((outbox.keys().len(), call.bytes, call.zero_copy, call.more));
-            outbox.advance(call.bytes, |_| ());
+            let bytes = call.bytes;
+            calls.push((call.keys.len(), bytes, call.zero_copy, call.more));
+            outbox.advance(bytes, |_| ());
         }
         calls
     }
@@ -307,8 +279,8 @@ mod tests {
     #[test]
     fn covered_counts_the_elements_touched() {
         let mut outbox = outbox(&[20_000, 20_000, 20_000], Transport::Stream);
-        outbox.next_call(limits(1 << 20));
-        let covered = [1, 20_000, 20_001, 60_000].map(|bytes| outbox.covered(bytes));
+        let call = outbox.next_call(limits(1 << 20)).unwrap();
+        let covered = [1, 20_000, 20_001, 60_000].map(|bytes| call.covered(bytes).len());
         assert_eq!(covered, [1, 1, 2, 3]);
     }
 }

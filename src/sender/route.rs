@@ -118,12 +118,14 @@ impl Route {
     }
 
     /// Whether sends go by copy because the kernel copies anyway.
+    #[inline]
     pub(super) fn is_copied(&self) -> bool {
         self.stats.mode == RouteMode::Copied
     }
 
     /// Whether a send needs to ask for each of its calls: `false` where all of them go by copy and
     /// nothing of before is left to be read. `outstanding` ids are in flight or unread.
+    #[inline]
     pub(super) fn concerns(&self, outstanding: usize) -> bool {
         !self.is_copied() || outstanding > 0 || self.bytes >= self.interval().0
     }
@@ -131,6 +133,7 @@ impl Route {
     /// Whether the error queue should be read before a call asks to be let through: while calls
     /// go by copy, nobody else may. The calls after which it is double, so that a note is read
     /// after at most twice its time, and hardly a read is in vain.
+    #[inline]
     pub(super) fn wants_notes(&mut self, outstanding: usize) -> bool {
         if outstanding == 0 || !self.is_exclusive() {
             return false;
@@ -141,6 +144,7 @@ impl Route {
 
     /// Whether a call may go without copy. If so, [`began`](Self::began) is to follow, with no
     /// note in between, or the call is not made.
+    #[inline]
     pub(super) fn admits(&mut self, outstanding: usize, now: impl FnOnce() -> Instant) -> bool {
         if !self.is_exclusive() {
             return true;
@@ -158,6 +162,7 @@ impl Route {
     }
 
     /// A call that was let through has this id.
+    #[inline]
     pub(super) fn began(&mut self, id: NotificationId) {
         if self.is_exclusive() {
             debug_assert!(self.probe.is_none(), "probes go alone");
@@ -175,6 +180,7 @@ impl Route {
     }
 
     /// The kernel accepted so many bytes, in whichever way.
+    #[inline]
     pub(super) fn accepted(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
     }
@@ -236,6 +242,7 @@ impl Route {
     }
 
     /// Whether only probes go without copy now, each alone.
+    #[inline]
     fn is_exclusive(&self) -> bool {
         match self.stats.mode {
             RouteMode::Ignored => false,

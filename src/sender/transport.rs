@@ -15,6 +15,12 @@ use crate::sys::errno;
 /// Elements one call may have: `IOV_MAX`.
 const MAX_CALL_ELEMENTS: usize = 1024;
 
+/// Elements below this size always go by copy: a page reference costs more than they do.
+pub(super) const MIN_ZERO_COPY_ELEMENT: usize = 4096;
+
+/// No datagram is longer: the kernel refuses it, and for that it need not count its pages.
+const MAX_DATAGRAM_BYTES: usize = u16::MAX as usize;
+
 /// Largest call of a stream, in bytes.
 const MAX_CALL_BYTES: usize = 1 << 20;
 
@@ -44,6 +50,18 @@ impl Transport {
             },
             Self::Datagram => CallLimits { elements: usize::MAX, bytes: usize::MAX },
         }
+    }
+
+    /// Whether neighbours go without copy: when together they reach the threshold, and are large
+    /// enough on average.
+    pub(super) fn goes_without_copy(
+        self,
+        threshold_bytes: usize,
+        elements: usize,
+        bytes: usize,
+    ) -> bool {
+        bytes >= threshold_bytes.max(elements * MIN_ZERO_COPY_ELEMENT)
+            && (self == Self::Stream || bytes <= MAX_DATAGRAM_BYTES)
     }
 
     /// Whether a call of no bytes means something. It always goes by copy, since with the flag it
@@ -208,7 +226,7 @@ mod tests {
     #[test]
     fn an_empty_datagram_goes_by_copy_and_an_empty_stream_send_not_at_all() {
         for (transport, seen) in
-            [(Transport::Datagram, vec![call(0, 0, false)]), (Transport::Stream, vec![])]
+            [(Transport::Datagram, vec![call(1, 0, false)]), (Transport::Stream, vec![])]
         {
             let kernel = FakeKernel::new(transport, Answer::Take);
             let sender = kernel.sender(Config { threshold_bytes: 0, ..Config::default() });

@@ -51,10 +51,12 @@ impl MemlockBudget {
     }
 
     /// What `calls` calls of `bytes` in all cost.
+    #[inline]
     fn cost(calls: usize, bytes: usize) -> usize {
         bytes + 2 * page_bytes() * calls
     }
 
+    #[inline]
     fn charge(&self, bytes: usize) -> bool {
         let Some(limit) = self.limit_bytes else { return true };
         let cost = Self::cost(1, bytes);
@@ -114,6 +116,7 @@ impl Window {
     /// Whether a call of `bytes` may join `sends` calls of `in_flight` bytes.
     ///
     /// A single call is always let through, so that no configuration can stop a sender.
+    #[inline]
     pub(crate) fn admit(
         &self,
         budget: &MemlockBudget,
@@ -136,6 +139,7 @@ impl Window {
     }
 
     /// A call went well.
+    #[inline]
     pub(crate) fn went_well(&mut self) {
         if self.sends == self.max_sends && self.bytes == self.max_bytes {
             return;

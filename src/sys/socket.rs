@@ -145,6 +145,7 @@ impl IoVec {
 
     /// Length in bytes.
     #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
+    #[inline]
     pub fn len(&self) -> usize {
         self.0.iov_len
     }
@@ -155,6 +156,7 @@ impl IoVec {
     }
 
     /// The `len` bytes from `offset` on, cut to what there is.
+    #[inline]
     pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
         let offset = offset.min(self.len());
         let start: *mut u8 = self.0.iov_base.cast();
@@ -182,6 +184,7 @@ pub struct SendFlags {
 /// The kernel reads the ranges: during the call, and with `zerocopy` until the socket released
 /// the id the call took. Until then each range must stay readable memory that nobody writes, or
 /// memory whose torn contents on the wire the caller answers for, or be no memory at all.
+#[inline]
 pub(crate) unsafe fn send(
     fd: BorrowedFd<'_>,
     ranges: &[IoVec],
@@ -376,6 +379,7 @@ pub(super) fn check(result: c_int) -> io::Result<c_int> {
 }
 
 /// Makes a system call until no signal interrupts it.
+#[inline]
 pub(super) fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {
         if let Ok(count) = usize::try_from(call()) {

@@ -1,0 +1,299 @@
+//! One system call: what must hold before it is made, and what became of it.
+
+use std::{io, mem};
+
+use super::{
+    core::Core,
+    in_flight::InFlight,
+    kernel::Kernel,
+    window::{Admission, Window},
+};
+use crate::{
+    error::{CopyReason, OsError, SendError},
+    id::NotificationId,
+    sync::Held,
+    sys::{
+        errno,
+        socket::{IoVec, SendFlags},
+    },
+    tracker::LeaseKey,
+};
+
+/// Option memory the kernel takes for one note until it is read, in bytes: on 6.1 and 6.18. On
+/// Debian's 6.12 it is 896; nothing but estimates and a statistic rests on the number.
+const OPTMEM_PER_NOTE: u32 = 832;
+
+/// Zero-copy calls after which the error queue is read at the latest.
+const MAX_UNREAD_CALLS: usize = 32;
+
+/// One system call to come.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Call<'a> {
+    /// The leases of its elements.
+    pub(super) keys: &'a [LeaseKey],
+    /// As many.
+    pub(super) memory: &'a [IoVec],
+    pub(super) bytes: usize,
+    pub(super) zero_copy: bool,
+    /// More of the same send follows, so that a small header need not travel alone.
+    pub(super) more: bool,
+}
+
+impl<'a> Call<'a> {
+    /// The leases of the elements of which the first `bytes` cover a part.
+    #[inline]
+    pub(super) fn covered(&self, bytes: usize) -> &'a [LeaseKey] {
+        let mut start = 0;
+        let reached = |memory: &&IoVec| {
+            let reached = start < bytes;
+            start += memory.len();
+            reached
+        };
+        &self.keys[..self.memory.iter().take_while(reached).count()]
+    }
+}
+
+/// What the calls so far say about the next one.
+pub(super) struct Calls {
+    pub(super) window: Window,
+    /// The first error of a connection that is over.
+    pub(super) failed: Option<OsError>,
+    /// Why the last attempt stopped.
+    pub(super) stuck: Option<Stuck>,
+    /// Whether the kernel has been seen to honour the flag.
+    verified: bool,
+    /// Zero-copy calls since the error queue was last read, and after how many it is.
+    pub(super) unread: usize,
+    max_unread: usize,
+}
+
+impl Calls {
+    pub(super) fn new(window: Window, optmem_max: u32) -> Self {
+        let max_unread = ((optmem_max / OPTMEM_PER_NOTE / 2) as usize).clamp(1, MAX_UNREAD_CALLS);
+        Self { window, failed: None, stuck: None, verified: false, unread: 0, max_unread }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stuck {
+    Socket,
+    Window,
+}
+
+/// Why a flush ended with the outbox not empty.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stop {
+    Stuck,
+    /// The connection is over.
+    Failed(OsError),
+    /// The front of the outbox was refused; the connection is as it was.
+    Refused(OsError),
+    /// A datagram was accepted, and dropped below the socket.
+    Dropped(OsError),
+}
+
+impl Stop {
+    /// As the error of a send of which nothing was accepted.
+    pub(super) fn into_send_error(self) -> SendError<()> {
+        match self {
+            Self::Stuck => SendError::WouldBlock(()),
+            Self::Failed(error) => SendError::Connection { error, buf: () },
+            Self::Refused(error) if error.raw() == errno::EFAULT => SendError::BadAddress(()),
+            Self::Refused(error) => SendError::Os { error, buf: () },
+            Self::Dropped(error) => SendError::Dropped { error, buf: () },
+        }
+    }
+}
+
+impl<K: Kernel> Core<K> {
+    /// Makes a call; returns how many bytes the kernel accepted of it.
+    #[inline]
+    pub(super) fn call(
+        &self,
+        calls: &mut Calls,
+        in_flight: &mut Held<'_, InFlight>,
+        call: Call<'_>,
+    ) -> Result<usize, Stop> {
+        let accepted = match call.zero_copy {
+            true => self.call_without_copy(calls, in_flight, call)?,
+            false => self.call_by_copy(calls, in_flight, call)?,
+        };
+        calls.stuck = (accepted < call.bytes).then_some(Stuck::Socket);
+        Ok(accepted)
+    }
+
+    fn call_by_copy(
+        &self,
+        calls: &mut Calls,
+        in_flight: &mut Held<'_, InFlight>,
+        call: Call<'_>,
+    ) -> Result<usize, Stop> {
+        if call.bytes == 0 && !self.kernel.transport().sends_nothing() {
+            return Ok(0);
+        }
+        let flags = SendFlags { zerocopy: false, more: call.more };
+        let accepted = in_flight
+            .unlocked(|| self.kernel.send(call.memory, flags))
+            .map_err(|error| self.stopped(calls, in_flight, &error))?;
+        in_flight.route.accepted(accepted);
+        for key in call.covered(accepted) {
+            in_flight.tracker.get_mut(*key).copied = true;
+        }
+        in_flight.done.stats.copied_calls += 1;
+        in_flight.done.stats.copied_bytes += accepted as u64;
+        Ok(accepted)
+    }
+
+    #[inline]
+    fn call_without_copy(
+        &self,
+        calls: &mut Calls,
+        in_flight: &mut Held<'_, InFlight>,
+        call: Call<'_>,
+    ) -> Result<usize, Stop> {
+        let flags = SendFlags { zerocopy: true, more: false };
+        let mut retried = false;
+        loop {
+            let id = match self.admit(calls, in_flight, call) {
+                Ok(id) => id,
+                Err(Admission::Full) => {
+                    calls.stuck = Some(Stuck::Window);
+                    return Err(Stop::Stuck);
+                }
+                Err(_) => return self.call_by_copy(calls, in_flight, call),
+            };
+            let sent = in_flight.unlocked(|| self.kernel.send(call.memory, flags));
+            let error = match sent {
+                Ok(accepted) if accepted > 0 => {
+                    self.accepted(calls, in_flight, call, id, accepted);
+                    return Ok(accepted);
+                }
+                Ok(_) => io::ErrorKind::WouldBlock.into(),
+                Err(error) => error,
+            };
+            let failed = in_flight.fail_call(&self.kernel, id, call);
+            if failed.took_id || error.raw_os_error() != Some(errno::ENOBUFS) {
+                return match error.raw_os_error() {
+                    // More parts of pages than a packet can have: 17.
+                    Some(errno::EMSGSIZE) if !failed.took_id => {
+                        self.call_by_copy(calls, in_flight, call)
+                    }
+                    _ => Err(self.stopped(calls, in_flight, &error)),
+                };
+            }
+            self.count_no_bufs(in_flight);
+            calls.unread = 0;
+            let read = in_flight.read_notes(&self.kernel).unwrap_or_default();
+            if failed.freed + read.ids == 0 || retried {
+                let stats = &in_flight.done.stats;
+                calls.window.shrink(in_flight.tracker.outstanding(), stats.in_flight_bytes);
+                return self.call_by_copy(calls, in_flight, call);
+            }
+            retried = true;
+        }
+    }
+
+    /// The id of a zero-copy call, or what must happen instead.
+    #[inline]
+    fn admit(
+        &self,
+        calls: &mut Calls,
+        in_flight: &mut InFlight,
+        call: Call<'_>,
+    ) -> Result<NotificationId, Admission> {
+        if calls.unread >= calls.max_unread
+            || in_flight.route.wants_notes(in_flight.tracker.outstanding())
+        {
+            calls.unread = 0;
+            let _ = in_flight.read_notes(&self.kernel);
+        }
+        // A full window is looked at again after reading the notes, and once more after asking
+        // whether a note went astray.
+        for attempt in 0.. {
+            let (sends, bytes) =
+                (in_flight.tracker.outstanding(), in_flight.done.stats.in_flight_bytes);
+            if in_flight.copy_reason.is_some()
+                || !in_flight.route.admits(sends, || self.kernel.now())
+            {
+                return Err(Admission::Copy);
+            }
+            let admission = calls.window.admit(&self.budget, call.bytes, sends, bytes);
+            match (admission, attempt) {
+                (Admission::ZeroCopy, _) => break,
+                (Admission::Full, 0) => {
+                    calls.unread = 0;
+                    let _ = in_flight.read_notes(&self.kernel);
+                }
+                (Admission::Full, 1) => {
+                    in_flight.prove(&self.kernel);
+                }
+                (other, _) => return Err(other),
+            }
+        }
+        in_flight.begin_call(&self.kernel, call).ok_or_else(|| {
+            self.budget.refund(1, call.bytes);
+            Admission::Copy
+        })
+    }
+
+    /// The kernel took `accepted` bytes of the call of `id`.
+    #[inline]
+    fn accepted(
+        &self,
+        calls: &mut Calls,
+        in_flight: &mut InFlight,
+        call: Call<'_>,
+        id: NotificationId,
+        accepted: usize,
+    ) {
+        in_flight.in_call = false;
+        in_flight.route.accepted(accepted);
+        if accepted < call.bytes {
+            in_flight.tracker.trim(id, call.covered(accepted).len());
+        }
+        in_flight.done.stats.zero_copy_calls += 1;
+        in_flight.done.stats.zero_copy_bytes += accepted as u64;
+        calls.window.went_well();
+        calls.unread += 1;
+        if !mem::replace(&mut calls.verified, true) {
+            self.verify(in_flight);
+        }
+    }
+
+    /// After the first zero-copy call: option memory reading 0 with the id outstanding means that
+    /// the kernel took the option and ignored the flag, so nothing is in flight.
+    fn verify(&self, in_flight: &mut InFlight) {
+        if in_flight.tracker.outstanding() > 0 && matches!(self.kernel.optmem(), Ok(0)) {
+            in_flight.release_all();
+            in_flight.copy_reason = Some(CopyReason::Ignored);
+        }
+    }
+
+    /// Which limit the kernel ran into.
+    fn count_no_bufs(&self, in_flight: &mut InFlight) {
+        let used = self.kernel.optmem().unwrap_or(0);
+        if used.saturating_add(OPTMEM_PER_NOTE) > self.optmem_max {
+            in_flight.done.stats.no_bufs_optmem += 1;
+        } else {
+            in_flight.done.stats.no_bufs_memlock += 1;
+        }
+    }
+
+    /// What a failed call means.
+    fn stopped(&self, calls: &mut Calls, in_flight: &mut InFlight, error: &io::Error) -> Stop {
+        if error.kind() == io::ErrorKind::WouldBlock {
+            calls.stuck = Some(Stuck::Socket);
+            return Stop::Stuck;
+        }
+        calls.stuck = None;
+        let error = OsError::from(error);
+        if errno::ends_connection(error.raw()) {
+            Stop::Failed(*calls.failed.get_or_insert(error))
+        } else if self.kernel.transport().is_drop(error.raw()) {
+            in_flight.done.stats.dropped_sends += 1;
+            Stop::Dropped(error)
+        } else {
+            Stop::Refused(error)
+        }
+    }
+}
