@@ -15,7 +15,7 @@ mod common;
 use std::{
     fs, io,
     net::TcpStream,
-    os::fd::{AsFd, AsRawFd},
+    os::fd::AsFd,
     ptr, slice,
     sync::{
         Arc,
@@ -26,11 +26,11 @@ use std::{
 };
 
 use common::{
-    assert_all_home, enable_zerocopy, eventually, fill, filled,
+    assert_all_home, disconnect, enable_zerocopy, eventually, fill, filled,
     namespace::in_a_namespace,
     option, reset,
     road::{Peer, Road, Side, report, wrong},
-    send_raw, set_option,
+    send_raw, set_option, unacked,
 };
 use pinbuf::{Backing, CloseReport, Pages, PinnedBuf, Policy, Pool, Sender};
 
@@ -158,27 +158,6 @@ fn raw(near: TcpStream, len: usize, count: usize, end: impl FnOnce(TcpStream)) {
     unsafe { slice::from_raw_parts_mut(start, len * count) }.fill(0xDD);
 }
 
-/// connect(2) to `AF_UNSPEC`, as an abort does; the descriptor is kept, to no avail.
-fn disconnect(near: TcpStream) {
-    // SAFETY: all zero bytes are a value of a struct of integers.
-    let mut address: libc::sockaddr = unsafe { std::mem::zeroed() };
-    address.sa_family = libc::AF_UNSPEC as _;
-    let len = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: connect(2) reads `len` bytes of the address, which outlives the call.
-    let done = unsafe { libc::connect(near.as_raw_fd(), &raw const address, len) };
-    assert_eq!(done, 0, "{}", io::Error::last_os_error());
-    std::mem::forget(near);
-}
-
-/// Bytes that are sent and not acknowledged.
-fn unacked(near: &impl AsFd) -> i32 {
-    let mut bytes = 0;
-    // SAFETY: tcp(7): SIOCOUTQ writes one int, which outlives the call.
-    let done = unsafe { libc::ioctl(near.as_fd().as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
-    assert_eq!(done, 0, "{}", io::Error::last_os_error());
-    bytes
-}
-
 // Loss.
 
 const SMALL: usize = 16 << 10;
@@ -189,7 +168,7 @@ const STALL: Duration = Duration::from_millis(300);
 
 fn losing(side: Side) -> Result<(), String> {
     let road = Road::build()?;
-    road.lose(side)?;
+    road.lose(side, 10)?;
     for end in [End::Close, End::CloseInHaste, End::Abort, End::Drop, End::DropInHaste] {
         let (near, far) = road.connect(LITTLE);
         let pool = pool(SMALL, MESSAGES, Pages::Base).unwrap();
@@ -267,7 +246,7 @@ fn queued(road: &Road, pool: &Pool, end: End) -> (Sender<TcpStream>, Peer) {
     let peer = Peer::of(far, Duration::ZERO, Duration::from_secs(5));
     send_all(&mut sender, pool, LARGE, SENT);
     assert_eq!(pool.stats().in_flight(), SENT);
-    assert!(unacked(&sender) > LARGE as i32);
+    assert!(unacked(&sender) > LARGE as u64);
     assert_eq!(option(&sender, libc::SOL_SOCKET, libc::SO_ERROR), 0);
     (sender, peer)
 }
@@ -384,7 +363,11 @@ fn without_the_library_what_waits_in_a_queue_leaves_as_it_was_written_later() {
     in_a_namespace(|| {
         let road = Road::build()?;
         road.block()?;
-        let end: fn(TcpStream) = disconnect;
+        let end: fn(TcpStream) = |near| {
+            disconnect(&near);
+            // The descriptor is kept, to no avail.
+            std::mem::forget(near);
+        };
         for (how, end) in [("disconnected", end), ("closed", drop), ("closed with a reset", reset)]
         {
             road.unblock();

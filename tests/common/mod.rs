@@ -175,12 +175,37 @@ fn queued(socket: &impl AsFd, request: libc::Ioctl) -> u64 {
     bytes as u64
 }
 
+/// Segments that were sent again.
+pub(crate) fn retransmissions(socket: &impl AsFd) -> u32 {
+    // SAFETY: all zero bytes are a value of a struct of integers.
+    let mut info: libc::tcp_info = unsafe { mem::zeroed() };
+    let mut len = size_of_val(&info) as libc::socklen_t;
+    let (fd, level, name) = (socket.as_fd().as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO);
+    // SAFETY: getsockopt(2) writes at most `len` bytes to the struct and then `len`; both outlive
+    // the call.
+    let done = unsafe { libc::getsockopt(fd, level, name, (&raw mut info).cast(), &raw mut len) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
+    info.tcpi_total_retrans
+}
+
 /// Whether something is on the error queue, without reading it.
 pub(crate) fn has_error(socket: &impl AsFd) -> bool {
     let mut fd = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: 0, revents: 0 };
     // SAFETY: poll(2) reads and writes one `pollfd`, which outlives the call.
     let ready = unsafe { libc::poll(&raw mut fd, 1, 0) };
     ready == 1 && fd.revents & libc::POLLERR != 0
+}
+
+/// connect(2) to `AF_UNSPEC`, as an abort does.
+pub(crate) fn disconnect(socket: &impl AsFd) {
+    // SAFETY: all zero bytes are a value of a struct of integers.
+    let mut address: libc::sockaddr = unsafe { mem::zeroed() };
+    address.sa_family = libc::AF_UNSPEC as _;
+    let len = size_of_val(&address) as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: connect(2) reads `len` bytes of the address, which outlives the call.
+    let done = unsafe { libc::connect(fd, &raw const address, len) };
+    assert_eq!(done, 0, "{}", io::Error::last_os_error());
 }
 
 /// Closes the socket with a reset.

@@ -19,7 +19,11 @@ use std::{
 use super::{eventually, namespace::run, pattern, set_option};
 
 const NEAR: &str = "10.77.0.1";
-const FAR: &str = "10.77.0.2";
+pub(crate) const FAR: &str = "10.77.0.2";
+
+/// Values of `SO_PRIORITY` on a road with [parted lanes](Road::part_lanes): their class ids.
+pub(crate) const SLOW: i32 = 0x0001_0010;
+pub(crate) const FAST: i32 = 0x0001_0020;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -131,10 +135,11 @@ impl Road {
         self.at_far_end(|| TcpListener::bind((FAR, 0)).unwrap())
     }
 
-    /// One packet in ten gets lost before it leaves, or before it is received.
-    pub(crate) fn lose(&self, side: Side) -> Result<(), String> {
-        let rule = |chain: &str| {
-            let dice = "-m statistic --mode random --probability 0.1";
+    /// So many packets out of a hundred get lost before they leave, or before they are received.
+    pub(crate) fn lose(&self, side: Side, percent: u32) -> Result<(), String> {
+        let rule = move |chain: &str| {
+            let dice =
+                format!("-m statistic --mode random --probability {}", f64::from(percent) / 100.0);
             run(&format!("iptables-legacy -I {chain} -p tcp {dice} -j DROP"))
         };
         match side {
@@ -143,11 +148,49 @@ impl Road {
         }
     }
 
+    /// Every answer of the receiver gets lost.
+    pub(crate) fn lose_answers(&self) -> Result<(), String> {
+        run("iptables-legacy -I INPUT -p tcp -j DROP")
+    }
+
+    /// Nothing gets lost any more.
+    pub(crate) fn lose_nothing(&self) {
+        run("iptables-legacy -F").unwrap();
+        self.at_far_end(|| run("iptables-legacy -F")).unwrap();
+    }
+
+    /// Packets of the priority [`SLOW`] queue below TCP, at so many bits a second; others do not.
+    pub(crate) fn part_lanes(&self, rate: &str) -> Result<(), String> {
+        let near = &self.near;
+        // Anew, or the slow one would owe for what it let pass before.
+        let _ = run(&format!("tc qdisc del dev {near} root"));
+        run(&format!("tc qdisc add dev {near} root handle 1: htb default 20"))?;
+        run(&format!("tc class replace dev {near} parent 1: classid 1:10 htb rate {rate}"))?;
+        run(&format!("tc class replace dev {near} parent 1: classid 1:20 htb rate 10gbit"))
+    }
+
+    /// Packets are at most so long, their headers included.
+    pub(crate) fn limit_packets(&self, bytes: usize) -> Result<(), String> {
+        let limit = |device: &str| format!("ip link set {device} mtu {bytes}");
+        run(&limit(&self.near))?;
+        let far = limit(&self.far);
+        self.at_far_end(move || run(&far))
+    }
+
+    /// The device at the far end.
+    pub(crate) fn far_device(&self) -> String {
+        self.far.clone()
+    }
+
+    /// Packets go through this queue at the near device.
+    pub(crate) fn queue(&self, words: &str) -> Result<(), String> {
+        run(&format!("tc qdisc replace dev {} root {words}", self.near))
+    }
+
     /// From now on packets queue below TCP, at the near device.
     pub(crate) fn block(&self) -> Result<(), String> {
-        let near = &self.near;
         // About two packets a second.
-        run(&format!("tc qdisc replace dev {near} root tbf rate 24kbit burst 2kb limit 8mb"))
+        self.queue("tbf rate 24kbit burst 2kb limit 8mb")
     }
 
     /// What queues there goes on its way, within a second: not in one burst, of which a device
@@ -166,7 +209,7 @@ impl Drop for Road {
             let process = std::process::id();
             let _ = run(&format!("tc qdisc del dev {} root", self.near));
             let back = self.at_far_end(move || run(&format!("ip link set {far} netns {process}")));
-            let _ = run("iptables-legacy -F OUTPUT");
+            let _ = run("iptables-legacy -F");
             assert_eq!(back, Ok(()));
         }
     }

@@ -19,7 +19,7 @@ use crate::common::{namespace::run, raise_loopback, set_option, socket, unacked,
 /// The device behind which the peer would be.
 pub(crate) const DEVICE: &str = "ifb0";
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 1);
-const FAR: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 2);
+pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 2);
 const FAR_PORT: u16 = 9;
 /// Where the numbers of our bytes and of theirs begin.
 const NEAR_START: u32 = 0x1000_0000;

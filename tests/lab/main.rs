@@ -10,5 +10,6 @@ mod acks;
 #[path = "../common/mod.rs"]
 mod common;
 mod fake_peer;
+mod overtaking;
 mod sniffer;
 mod source;

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    io,
     os::fd::{AsFd, BorrowedFd},
     ptr, slice,
 };
@@ -90,7 +91,6 @@ impl<S: AsFd + Send + Sync + 'static> Source for Library<S> {
 
 /// What a loop without the library goes by.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[allow(dead_code, reason = "for the courses to come")]
 pub(crate) enum Rule {
     /// What was sent may be written.
     Sent,
@@ -119,10 +119,15 @@ impl<S: AsFd> Loop<S> {
 impl<S: AsFd> Source for Loop<S> {
     fn send(&mut self, seed: usize, len: usize) {
         assert_eq!(seed, self.messages.len());
-        // Whole pages, so that it shares none with another message.
-        let memory = vec![0_u8; len.next_multiple_of(4096) + 4096].leak();
+        // Whole pages, which a fork does not share: after one, the first write would go to a copy.
+        let pages = len.next_multiple_of(4096);
+        let memory = vec![0_u8; pages + 4096].leak();
         let start = memory.as_ptr().align_offset(4096);
-        let message = &mut memory[start..][..len];
+        let memory = &mut memory[start..][..pages];
+        // SAFETY: madvise(2): the advice changes no contents, and no child needs the pages.
+        let done = unsafe { libc::madvise(memory.as_mut_ptr().cast(), pages, libc::MADV_DONTFORK) };
+        assert_eq!(done, 0, "{}", io::Error::last_os_error());
+        let message = &mut memory[..len];
         fill(message, seed);
         let message = ptr::from_mut(message);
         // SAFETY: it was leaked.

@@ -1,0 +1,306 @@
+//! Sends that are released before earlier ones: of datagrams that go different ways, and of streams
+//! whose packets wait in a queue below TCP after they were sent again.
+
+use std::{
+    collections::BTreeSet,
+    io::Write,
+    net::{SocketAddr, TcpStream, UdpSocket},
+    os::fd::BorrowedFd,
+    thread,
+    time::{Duration, Instant},
+};
+
+use pinbuf::{Policy, Sender, SharedBuf};
+
+use crate::{
+    common::{
+        after, assert_all_home, disconnect, eventually, filled,
+        namespace::in_a_namespace,
+        optmem, pattern, pool, retransmissions,
+        road::{FAR, FAST, Peer, Road, SLOW, report, wrong},
+        set_option, unacked,
+    },
+    fake_peer,
+    sniffer::{Sniffed, Sniffer},
+    source::{Library, Loop, Rule, SCRIBBLE, Source},
+};
+
+const LEN: usize = 4096;
+
+/// In which order the messages of a source get written over; those seen at the same time in order
+/// of their numbers.
+#[derive(Default)]
+struct Order(Vec<usize>);
+
+impl Order {
+    fn look(&mut self, source: &mut dyn Source) {
+        self.add(source.reuse());
+    }
+
+    fn add(&mut self, reused: impl IntoIterator<Item = usize>) {
+        for seed in reused {
+            if !self.0.contains(&seed) {
+                self.0.push(seed);
+            }
+        }
+    }
+
+    /// Messages written over before one that was sent earlier.
+    fn overtaken(&self) -> usize {
+        self.0.windows(2).filter(|pair| pair[0] > pair[1]).count()
+    }
+}
+
+// Datagrams.
+
+const DATAGRAMS: usize = 16;
+
+/// Sends datagrams, each on the way that `choose` sets for it.
+fn datagrams(source: &mut dyn Source, choose: &dyn Fn(usize, BorrowedFd<'_>)) -> Order {
+    let mut order = Order::default();
+    for seed in 0..DATAGRAMS {
+        choose(seed, source.socket());
+        source.send(seed, LEN);
+        order.look(source);
+    }
+    let deadline = after(20_000);
+    while order.0.len() < DATAGRAMS && Instant::now() < deadline {
+        order.look(source);
+    }
+    order
+}
+
+/// Datagrams that arrived, by number, and how many are none that was sent.
+fn received(far: &UdpSocket) -> (BTreeSet<usize>, usize) {
+    far.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let (mut seeds, mut corrupt) = (BTreeSet::new(), 0);
+    let mut datagram = [0; 2 * LEN];
+    while let Ok(len) = far.recv(&mut datagram) {
+        match (0..DATAGRAMS).find(|seed| datagram[..len] == *pattern(LEN, *seed)) {
+            Some(seed) => assert!(seeds.insert(seed), "twice"),
+            None => corrupt += 1,
+        }
+    }
+    (seeds, corrupt)
+}
+
+/// `arrive`: numbers of the datagrams that reach the far end.
+fn overtake(far: &UdpSocket, arrive: BTreeSet<usize>, choose: &dyn Fn(usize, BorrowedFd<'_>)) {
+    let near = || {
+        let near = UdpSocket::bind("0.0.0.0:0").unwrap();
+        near.connect(far.local_addr().unwrap()).unwrap();
+        near
+    };
+    let mut library = Library::over(near(), Sender::builder(), LEN, DATAGRAMS);
+    let order = datagrams(&mut library, choose);
+    report(&format!("released in the order {:?}", order.0));
+    assert_eq!(order.0.len(), DATAGRAMS);
+    assert!(order.overtaken() > 0, "no send overtook another");
+    assert_eq!(library.sender.stats().copied_calls, 0);
+    assert_eq!(received(far), (arrive.clone(), 0));
+    // Whoever counts notes and releases the oldest is wrong about which ones.
+    datagrams(&mut Loop::over(near(), Rule::Oldest), choose);
+    let (intact, corrupt) = received(far);
+    let total = arrive.len();
+    report(&format!("oldest first, without the library: {corrupt} of {total} datagrams corrupt"));
+    assert!(corrupt > 0 && intact.len() + corrupt == total, "{intact:?}");
+}
+
+fn far_socket(road: &Road) -> UdpSocket {
+    road.at_far_end(|| UdpSocket::bind((FAR, 0)).unwrap())
+}
+
+fn prioritize(socket: BorrowedFd<'_>, priority: i32) {
+    set_option(&socket, libc::SOL_SOCKET, libc::SO_PRIORITY, &priority);
+}
+
+#[test]
+fn datagrams_to_a_fast_peer_overtake_those_to_a_slow_one() {
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.limit_packets(9000)?;
+        road.queue("tbf rate 400kbit burst 10kb limit 1mb")?;
+        // Whatever is sent to an address there is released at once.
+        fake_peer::furnish()?;
+        let far = far_socket(&road);
+        let slow = far.local_addr().unwrap();
+        let fast: SocketAddr = (fake_peer::FAR, 9).into();
+        let even = (0..DATAGRAMS).step_by(2).collect();
+        overtake(&far, even, &|seed, socket| {
+            let socket = UdpSocket::from(socket.try_clone_to_owned().unwrap());
+            socket.connect(if seed % 2 == 0 { slow } else { fast }).unwrap();
+        });
+        Ok(())
+    });
+}
+
+#[test]
+fn datagrams_in_a_fast_lane_overtake_those_in_a_slow_one() {
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.limit_packets(9000)?;
+        road.part_lanes("400kbit")?;
+        let far = far_socket(&road);
+        overtake(&far, (0..DATAGRAMS).collect(), &|seed, socket| {
+            prioritize(socket, if (2..8).contains(&seed) { SLOW } else { FAST });
+        });
+        Ok(())
+    });
+}
+
+// Streams.
+
+/// What the peer takes that reads.
+const MUCH: i32 = 1 << 20;
+
+/// A course for both ends of a connection, and what arrives at the far one by a sniffer's and by the
+/// peer's account.
+fn sniff(road: &Road, course: impl FnOnce(TcpStream, TcpStream)) -> (Sniffed, Vec<u8>) {
+    let device = road.far_device();
+    let sniffer = road.at_far_end(move || Sniffer::on(&device));
+    let (near, far) = road.connect(MUCH);
+    let peer = Peer::of(far.try_clone().unwrap(), Duration::ZERO, Duration::from_secs(5));
+    course(near, far);
+    let stream = peer.stream();
+    (sniffer.stop(), stream)
+}
+
+/// Id 0 is sent, again and again, while no answer comes; the last time it goes the slow lane. Then
+/// ids 1 and 2 go the fast one, and all three are acknowledged.
+fn held_by_a_clone(road: &Road, source: &mut dyn Source, mut far: TcpStream) -> Order {
+    road.part_lanes("16kbit").unwrap();
+    prioritize(source.socket(), FAST);
+    road.lose_answers().unwrap();
+    source.send(0, LEN);
+    prioritize(source.socket(), SLOW);
+    // The slow lane lets one packet pass before others wait.
+    eventually("sent twice more", || retransmissions(&source.socket()) >= 2);
+    road.lose_nothing();
+    // Whatever the peer sends acknowledges what it has.
+    far.write_all(b"x").unwrap();
+    prioritize(source.socket(), FAST);
+    (1..3).for_each(|seed| source.send(seed, LEN));
+    let mut order = Order::default();
+    eventually("all is acknowledged", || unacked(&source.socket()) == 0);
+    // Without the library too, so that the clone arrives before the course ends.
+    eventually("all is released", || {
+        order.look(source);
+        optmem(&source.socket()) == 0
+    });
+    order
+}
+
+#[test]
+fn what_is_acknowledged_stays_in_flight_while_a_clone_waits_in_a_queue() {
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        // A message is a packet.
+        road.limit_packets(9000)?;
+        road.part_lanes("16kbit")?;
+        let (seen, stream) = sniff(&road, |near, far| {
+            let mut library = Library::over(near, Sender::builder(), LEN, 3);
+            let order = held_by_a_clone(&road, &mut library, far);
+            report(&format!("acknowledged and released in the order {:?}", order.0));
+            assert_eq!(order.0, [1, 2, 0]);
+        });
+        assert_eq!((seen.overwritten, stream.len(), wrong(&stream, LEN)), (0, 3 * LEN, (0, 0)));
+        // Whoever takes an acknowledgement for a release leaks what is written later.
+        let (early, stream) = sniff(&road, |near, far| {
+            held_by_a_clone(&road, &mut Loop::over(near, Rule::Acknowledged), far);
+        });
+        report(&format!(
+            "arriving packets: {seen:?}; acknowledged and written over, without the library: \
+             {early:?}, {:?} wrong in the stream",
+            wrong(&stream, LEN)
+        ));
+        assert!(early.overwritten > 0, "{early:?}");
+        Ok(())
+    });
+}
+
+/// What a peer gets of this is released in two groups, of which the second is not sent at all while
+/// the first waits in the queue.
+const LARGE: usize = 64 << 10;
+const SENDS: usize = 12;
+
+#[test]
+fn an_abort_releases_what_waits_in_no_queue_first_and_no_clones_memory_is_replaced() {
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        let blocked = |near: &TcpStream| {
+            set_option(near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno");
+            road.block().unwrap();
+        };
+        let let_go = || {
+            thread::sleep(Duration::from_millis(300));
+            road.unblock();
+        };
+        road.block()?;
+        road.unblock();
+        let (seen, stream) = sniff(&road, |near, _| {
+            blocked(&near);
+            let pool = pool(LARGE, 4 * SENDS);
+            let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+            let mut clones: Vec<(usize, SharedBuf)> = Vec::new();
+            for seed in 0..SENDS {
+                let buf = filled(pool.try_alloc(LARGE).unwrap(), LARGE, seed).freeze();
+                sender.send(buf.clone()).unwrap();
+                clones.push((seed, buf));
+            }
+            let report_of_abort = sender.abort();
+            assert!(report_of_abort.quarantined > 0, "{report_of_abort:?}");
+            let mut order = Order::default();
+            let mut scribbled = Vec::new();
+            let mut look = |order: &mut Order| {
+                for (seed, clone) in std::mem::take(&mut clones) {
+                    // Only the last holder can have it back.
+                    match clone.try_into_pinned() {
+                        Ok(mut buf) => {
+                            buf.fill(SCRIBBLE);
+                            order.add([seed]);
+                            scribbled.push(buf);
+                        }
+                        Err(clone) => {
+                            assert_eq!(*clone, *pattern(LARGE, seed));
+                            clones.push((seed, clone));
+                        }
+                    }
+                }
+                clones.len()
+            };
+            eventually("something is released", || look(&mut order) < SENDS);
+            let deadline = after(300);
+            while Instant::now() < deadline {
+                assert!(look(&mut order) > 0, "nothing waits in the queue");
+            }
+            assert_eq!(pool.stats().replaced_bytes, 0);
+            let_go();
+            eventually("all is released", || look(&mut order) == 0);
+            report(&format!("after an abort released in the order {:?}", order.0));
+            assert!(order.overtaken() > 0);
+            assert!(pinbuf::wait_idle(after(20_000)));
+            drop(scribbled);
+            assert_all_home(&pool);
+        });
+        assert_eq!((seen.overwritten, wrong(&stream, LARGE)), (0, (0, 0)));
+        let (early, stream) = sniff(&road, |near, _| {
+            blocked(&near);
+            let mut control = Loop::over(near, Rule::Sent);
+            (0..SENDS).for_each(|seed| control.send(seed, LARGE));
+            disconnect(&control.socket());
+            control.reuse();
+            let_go();
+            eventually("the queue is empty", || {
+                control.reuse();
+                optmem(&control.socket()) == 0
+            });
+        });
+        report(&format!(
+            "arriving packets: {seen:?}; aborted and written over, without the library: {early:?}, \
+             {:?} wrong in the stream",
+            wrong(&stream, LARGE)
+        ));
+        assert!(early.overwritten > 0, "{early:?}");
+        Ok(())
+    });
+}
