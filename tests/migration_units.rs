@@ -7,16 +7,20 @@
 mod accept;
 #[path = "../examples/migration_sender/bandwidth.rs"]
 mod bandwidth;
+#[path = "../examples/migration_sender/bitmap.rs"]
+mod bitmap;
 #[path = "../examples/migration_sender/channel.rs"]
 mod channel;
 #[path = "../examples/migration_sender/cli.rs"]
 mod cli;
+#[path = "../examples/migration_sender/clock.rs"]
+mod clock;
 #[path = "../examples/migration_sender/connect.rs"]
 mod connect;
 #[path = "../examples/migration_sender/destination.rs"]
 mod destination;
-#[path = "../examples/migration_sender/dirty.rs"]
-mod dirty;
+#[path = "../examples/migration_sender/dirtier.rs"]
+mod dirtier;
 #[path = "../examples/migration_sender/doctor.rs"]
 mod doctor;
 #[path = "../examples/migration_sender/failure.rs"]

@@ -257,6 +257,12 @@ fn auto_follows_the_route() {
     let near = group_sender(group, far.local_addr().unwrap().port());
     let mut sender = Sender::builder().policy(Policy::Auto).adopt(near).unwrap();
     let data: &'static [u8] = vec![7; 60_000].leak();
+    sender.send(data).unwrap();
+    sender.drain(soon()).unwrap();
+    if sender.stats().deferred_copies > 0 {
+        let why = "this kernel copies for loopback before it looks for members";
+        return skip("auto_follows_the_route", why);
+    }
     let mut send_until = |mode| {
         for _ in 0..200_000 {
             if sender.stats().route.mode == mode {

@@ -208,6 +208,7 @@ impl Channel {
             no_bufs_optmem: stats.no_bufs_optmem,
             no_bufs_memlock: stats.no_bufs_memlock,
             unreleased: closed.quarantined as u64,
+            cpu_us: 0,
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     cli::SourceArgs,
-    dirty::DirtierConfig,
+    dirtier::DirtierConfig,
     failure::{Code, Failure},
     memory::{GuestMemory, mix},
     report::mib,

@@ -9,7 +9,8 @@
 //! | `doctor.rs`      | whether zero copy will work here                                   |
 //! | `protocol.rs`    | the wire format, and why no page ever goes backwards               |
 //! | `memory.rs`      | the guest memory of both ends (unsafe code)                        |
-//! | `dirty.rs`       | the dirty bitmap, and the thread that plays the guest              |
+//! | `bitmap.rs`      | the dirty bitmap                                                   |
+//! | `dirtier.rs`     | the thread that plays the guest                                    |
 //! | `guest.rs`       | the guest that the arguments ask for                               |
 //! | `source.rs`      | rounds, convergence, verification                                  |
 //! | `bandwidth.rs`   | the estimate that convergence rests on                             |
@@ -21,17 +22,20 @@
 //! | `output.rs`      | `--memory-out`, whole or not at all                                |
 //! | `report.rs`      | progress, table, JSON                                              |
 //! | `signals.rs`     | SIGINT, SIGTERM, and SIGBUS of a truncated image (unsafe code)     |
+//! | `clock.rs`       | CPU time (unsafe code)                                             |
 //! | `failure.rs`     | exit codes                                                         |
 
 #![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]
 
 mod accept;
 mod bandwidth;
+mod bitmap;
 mod channel;
 mod cli;
+mod clock;
 mod connect;
 mod destination;
-mod dirty;
+mod dirtier;
 mod doctor;
 mod failure;
 mod guest;

@@ -1,6 +1,6 @@
 //! The guest memory of either end: a mapping that several threads and the kernel touch at once.
 //!
-//! This file and `signals.rs` hold all the unsafe code of the example. The rules:
+//! This file, `clock.rs` and `signals.rs` hold all the unsafe code of the example. The rules:
 //!
 //! - Nothing makes a reference to plain bytes of a [`GuestMemory`]. The source's memory is written
 //!   by the dirtier while other threads test and send it, so Rust reads and writes it as relaxed
@@ -133,8 +133,15 @@ impl GuestMemory {
     /// Whether the bytes all read zero. `offset` is a multiple of 8.
     pub(crate) fn is_zero(&self, offset: usize, len: usize) -> bool {
         let (words, tail) = self.cells(offset, len);
-        // Relaxed: a write that races is marked afterwards, so its page is looked at again.
-        words.iter().all(|word| word.load(Ordering::Relaxed) == 0)
+        let (pieces, rest) = words.as_chunks::<16>();
+        // Relaxed: a write that races is marked afterwards, so its page is looked at again. Vectors
+        // would be plain reads, which may not race, and no faster: an atomic load is an operand of
+        // an `or`, and with one branch for two cache lines that keeps up with any memory.
+        let zero = |words: &[AtomicU64]| {
+            words.iter().fold(0, |bits, word| bits | word.load(Ordering::Relaxed)) == 0
+        };
+        pieces.iter().all(|piece| zero(piece))
+            && zero(rest)
             && tail.iter().all(|byte| byte.load(Ordering::Relaxed) == 0)
     }
 

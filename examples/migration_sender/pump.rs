@@ -16,8 +16,9 @@ use std::{
 };
 
 use crate::{
+    bitmap::{DirtyBitmap, page_run},
     channel::{Channel, SendFailure},
-    dirty::{DirtyPages, page_run},
+    clock::thread_cpu,
     failure::{Code, Failure},
     memory::GuestMemory,
     protocol::{CHUNK, Header, Layout, MAX_PACKET, MAX_RUNS, PAGE, Run, goodbye, read_message},
@@ -39,7 +40,7 @@ pub(crate) const VERIFYING: u32 = u32::MAX;
 #[derive(Debug)]
 pub(crate) enum Command {
     /// Send this channel's share of the pages, then the round's end mark.
-    Round { round: u32, pages: DirtyPages, last: Option<Arc<[u8]>> },
+    Round { round: u32, last: Option<Arc<[u8]>> },
     /// Send this last word.
     Last(Header),
 }
@@ -48,17 +49,30 @@ pub(crate) enum Command {
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A pump has sent its share of a round.
-    Sent { normal: u64, duplicate: u64, normal_bytes: u64 },
+    Sent(Share),
     /// The destination said this, with the message of a `Goodbye`.
     Heard(Header, String),
     /// A channel is of no more use.
     Failed(Failure),
 }
 
+/// What a pump has sent of a round.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Share {
+    /// Pages sent with their bytes, and these.
+    pub(crate) normal: u64,
+    pub(crate) normal_bytes: u64,
+    /// Zero pages.
+    pub(crate) duplicate: u64,
+    /// Time that went into finding the pages.
+    pub(crate) scan: Duration,
+}
+
 /// What all threads of the source share.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) memory: Arc<GuestMemory>,
+    pub(crate) bitmap: Arc<DirtyBitmap>,
     pub(crate) layout: Layout,
     /// Bytes per second of one channel.
     pub(crate) rate_limit: Option<u64>,
@@ -206,18 +220,18 @@ impl Pump {
         if let Some(failure) = failure {
             let _ = self.events.send(Event::Failed(failure));
         }
-        self.channel.close(deadline)
+        ZeroCopyReport { cpu_us: thread_cpu().as_micros() as u64, ..self.channel.close(deadline) }
     }
 
     fn obey(&mut self, commands: &Receiver<Command>) -> Result<(), Halt> {
         let mut over = false;
         loop {
             match commands.recv_timeout(KEEP_ALIVE) {
-                Ok(Command::Round { round, pages, last }) => {
+                Ok(Command::Round { round, last }) => {
                     // The other channels have nothing to say after the last round.
                     over = last.is_some() && self.number != 0;
-                    let event = self.round(round, &pages, last)?;
-                    let _ = self.events.send(event);
+                    let share = self.round(round, last)?;
+                    let _ = self.events.send(Event::Sent(share));
                 }
                 Ok(Command::Last(header)) => {
                     over = true;
@@ -231,37 +245,36 @@ impl Pump {
         }
     }
 
-    fn round(
-        &mut self,
-        round: u32,
-        pages: &DirtyPages,
-        last: Option<Arc<[u8]>>,
-    ) -> Result<Event, Halt> {
-        let Layout { memory_len, channels } = self.shared.layout;
-        let memory = Arc::clone(&self.shared.memory);
-        let (mut normal, mut duplicate, mut normal_bytes) = (0, 0, 0);
-        for chunk in (self.number..memory_len.div_ceil(CHUNK)).step_by(channels) {
+    fn round(&mut self, round: u32, last: Option<Arc<[u8]>>) -> Result<Share, Halt> {
+        let shared = Arc::clone(&self.shared);
+        let memory = &shared.memory;
+        let mut share = Share::default();
+        let mut harvest = shared.bitmap.harvest(self.number, shared.layout.channels);
+        loop {
+            let begun = Instant::now();
+            let chunk = harvest.next();
+            share.scan += begun.elapsed();
+            let Some(chunk) = chunk else { break };
             memory.check_backing().map_err(Halt::Image)?;
-            pages.for_each_in_chunk(chunk, |page| {
-                let run = page_run(page, memory_len);
+            for page in chunk.pages() {
+                let run = page_run(page, memory.len());
                 if memory.is_zero(run.offset, run.len) {
-                    duplicate += 1;
+                    share.duplicate += 1;
                     if !self.zeros.add(run) {
                         self.send_zeros(round)?;
                         self.zeros.add(run);
                     }
                 } else {
-                    normal += 1;
-                    normal_bytes += run.len as u64;
+                    share.normal += 1;
+                    share.normal_bytes += run.len as u64;
                     if !self.pages.add(run) {
-                        self.send_pages(round, &memory)?;
+                        self.send_pages(round)?;
                         self.pages.add(run);
                     }
                 }
-                Ok::<(), Halt>(())
-            })?;
+            }
         }
-        self.send_pages(round, &memory)?;
+        self.send_pages(round)?;
         self.send_zeros(round)?;
         let is_last = last.is_some();
         if let (0, Some(device)) = (self.number, last) {
@@ -269,17 +282,17 @@ impl Pump {
             self.channel.send_bytes(&device)?;
         }
         self.channel.send(Header::RoundEnd { round, last: is_last })?;
-        Ok(Event::Sent { normal, duplicate, normal_bytes })
+        Ok(share)
     }
 
-    fn send_pages(&mut self, round: u32, memory: &GuestMemory) -> Result<(), Halt> {
+    fn send_pages(&mut self, round: u32) -> Result<(), Halt> {
         if self.pages.runs.is_empty() {
             return Ok(());
         }
         self.go_on()?;
         let RunList { runs, bytes, .. } = &self.pages;
         let header = Header::Pages { round, runs: runs.len() as u32, bytes: *bytes as u64 };
-        self.channel.send_runs(header, runs, Some(memory))?;
+        self.channel.send_runs(header, runs, Some(&self.shared.memory))?;
         let bytes = *bytes as u64;
         self.pages.clear();
         self.count();

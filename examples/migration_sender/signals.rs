@@ -1,7 +1,7 @@
 //! Signals: an interrupt ends the migration in order, a mapping that lost its file ends it with a
 //! sentence.
 //!
-//! This file and `memory.rs` hold all the unsafe code of the example.
+//! This file, `clock.rs` and `memory.rs` hold all the unsafe code of the example.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

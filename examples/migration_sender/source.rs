@@ -1,10 +1,10 @@
 //! The source: connects, drives the rounds, decides when to stop the guest, verifies.
 //!
 //! ```text
-//!   dirtier runs   harvest > round 0, all pages > applied
-//!                  harvest > round 1, what was dirtied meanwhile > applied
+//!   dirtier runs   round 0, all pages > applied
+//!                  round 1, what was dirtied meanwhile > applied
 //!                  ...                                    until the rest is small enough
-//!   dirtier stops  harvest > last round > device state > applied      this is the downtime
+//!   dirtier stops  last round > device state > applied              this is the downtime
 //!                  digests of both ends
 //! ```
 //!
@@ -26,16 +26,17 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     bandwidth::Bandwidth,
+    bitmap::DirtyBitmap,
     channel::{Buffers, Channel, Settings},
     cli::{CommonArgs, SourceArgs},
     connect::{connect, hang_up, their_failure, welcome},
-    dirty::{Dirtier, DirtyBitmap, DirtyPages},
+    dirtier::Dirtier,
     failure::{Code, Failure},
     guest,
     memory::{GuestMemory, mix},
     protocol::{Header, Layout, PAGE},
-    pump::{Command, Event, Pump, Shared, VERIFYING, listen},
-    report::{Progress, Report, Status, Verify, ZeroCopyReport, mib, rate},
+    pump::{Command, Event, Pump, Share, Shared, VERIFYING, listen},
+    report::{DowntimeSplit, Progress, Report, Status, Verify, ZeroCopyReport, mib, rate},
     signals::{self, Stop},
 };
 
@@ -106,7 +107,6 @@ pub(crate) fn migrate(plan: &Plan<'_>, memory: GuestMemory) -> (Report, Result<(
 struct Migration<'a> {
     plan: &'a Plan<'a>,
     shared: Arc<Shared>,
-    bitmap: Arc<DirtyBitmap>,
     streams: Vec<Arc<TcpStream>>,
     commands: Vec<Sender<Command>>,
     pumps: Vec<JoinHandle<ZeroCopyReport>>,
@@ -138,8 +138,8 @@ impl<'a> Migration<'a> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let session = mix(now.as_nanos() as u64 ^ mix(u64::from(std::process::id())));
         let (events_in, events) = mpsc::channel();
-        let bitmap = Arc::new(DirtyBitmap::all_dirty(memory.pages()));
         let shared = Arc::new(Shared {
+            bitmap: Arc::new(DirtyBitmap::all_dirty(memory.pages())),
             memory: Arc::new(memory),
             layout,
             rate_limit: plan.args.rate_limit.map(|rate| rate / channels as u64),
@@ -191,7 +191,6 @@ impl<'a> Migration<'a> {
         Ok(Self {
             plan,
             shared,
-            bitmap,
             streams,
             commands,
             pumps: threads,
@@ -215,7 +214,7 @@ impl<'a> Migration<'a> {
         ));
         let args = self.plan.args;
         let memory = Arc::clone(&self.shared.memory);
-        let dirtier = Dirtier::start(guest::dirtier(args), memory, Arc::clone(&self.bitmap))
+        let dirtier = Dirtier::start(guest::dirtier(args), memory, Arc::clone(&self.shared.bitmap))
             .map_err(|e| Failure::io("starting the dirtier", &e))?;
         self.precopy(report)?;
         report.ram.precopy_bytes = self.sent();
@@ -223,10 +222,11 @@ impl<'a> Migration<'a> {
         let stopped = Instant::now();
         dirtier.stop();
         let device = guest::device_state(args);
-        let pages = self.bitmap.harvest();
+        let stop_us = micros(stopped.elapsed());
         let round = report.ram.dirty_sync_count as u32;
-        self.round(round, pages, Some(Arc::clone(&device)), report)?;
+        let split = self.round(round, Some(Arc::clone(&device)), report)?;
         report.downtime = Some(millis(stopped.elapsed()));
+        report.downtime_split = Some(DowntimeSplit { stop_us, ..split });
         report.total_time = millis(self.started.elapsed());
         report.ram.remaining = 0;
         report.ram.downtime_bytes = self.sent() - report.ram.precopy_bytes;
@@ -245,12 +245,11 @@ impl<'a> Migration<'a> {
         let args = self.plan.args;
         let mut bandwidth = Bandwidth::default();
         for round in 0..args.max_rounds {
-            let pages = self.bitmap.harvest();
             let (before, begun) = (self.sent(), Instant::now());
-            self.round(round, pages, None, report)?;
+            self.round(round, None, report)?;
             let (bytes, took) = (self.sent() - before, begun.elapsed());
             bandwidth.measured(bytes, took);
-            let dirty = self.bitmap.count();
+            let dirty = self.shared.bitmap.count();
             report.ram.dirty_pages_rate = (dirty as f64 / took.as_secs_f64()) as u64;
             report.ram.remaining = dirty * PAGE as u64;
             let rest = bandwidth.time_for(report.ram.remaining + args.device_state);
@@ -283,27 +282,30 @@ impl<'a> Migration<'a> {
     fn round(
         &mut self,
         round: u32,
-        pages: DirtyPages,
         last: Option<Arc<[u8]>>,
         report: &mut Report,
-    ) -> Result<(), Failure> {
+    ) -> Result<DowntimeSplit, Failure> {
         self.shared.round.store(round, Ordering::Relaxed);
-        self.plan.progress.round(round, pages.count() * PAGE as u64);
+        // As estimated after the round before: counting again would be a part of the downtime.
+        self.plan.progress.round(round, report.ram.remaining);
         let before = self.sent();
         let is_last = last.is_some();
+        let begun = Instant::now();
         for command in &self.commands {
-            let (pages, last) = (pages.clone(), last.clone());
             // A pump that is gone has left the reason among the events.
-            let _ = command.send(Command::Round { round, pages, last });
+            let _ = command.send(Command::Round { round, last: last.clone() });
         }
         let (mut sent, mut applied) = (0, false);
+        let mut split = DowntimeSplit::default();
         while sent < self.commands.len() || !applied {
             match self.next(Some(before))? {
-                Event::Sent { normal, duplicate, normal_bytes } => {
+                Event::Sent(Share { normal, normal_bytes, duplicate, scan }) => {
                     sent += 1;
                     report.ram.normal += normal;
                     report.ram.duplicate += duplicate;
                     report.ram.normal_bytes += normal_bytes;
+                    split.scan_us = split.scan_us.max(micros(scan));
+                    split.send_us = micros(begun.elapsed());
                 }
                 Event::Heard(Header::RoundApplied { round: n }, _) if n == round => applied = true,
                 event @ Event::Heard(Header::Digest { .. }, _) if applied && is_last => {
@@ -312,8 +314,9 @@ impl<'a> Migration<'a> {
                 event => return Err(unexpected(&event)),
             }
         }
+        split.end_us = micros(begun.elapsed()) - split.send_us;
         report.ram.dirty_sync_count += 1;
-        Ok(())
+        Ok(split)
     }
 
     /// Compares digests with the destination and waits for its last word.
@@ -452,6 +455,10 @@ fn unexpected(event: &Event) -> Failure {
 
 fn no_thread(error: io::Error) -> Failure {
     Failure::io("starting a thread", &error)
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -7,7 +7,7 @@
 #   course   the same, with delay and loss (netem) under all of it
 #   lo       over the guest's loopback device
 #   late     over it, with delay
-#   nobody   as late, as an ordinary user who may lock little memory
+#   nobody   as late, as an ordinary user
 #
 # WAYS names some of these, TESTS some of the tests (a pattern of grep -E). What they print is kept in target/guest. Ends with 1 if one failed.
 #
@@ -61,9 +61,10 @@ boot() {
   "$qrun" --kernel "$kernel" --mem 2048 --timeout 900 "${guest[@]}" "${repeat[@]}" -- "$prepare
     echo 20 >/proc/sys/vm/nr_hugepages
     chmod 1777 /tmp
+    ulimit -n 65536
     for test in $tests; do
       echo \"== \$test\"
-      timeout 300 $role \$test --test-threads=1 --nocapture
+      timeout 300 $role /t/\$test --test-threads=1 --nocapture
       echo \"== \$?\"
     done" >"$log" 2>"$log.err" </dev/null || echo "== guest
 == $?" >>"$log"
@@ -74,20 +75,25 @@ course='export PINBUF_TEST_NETEM="delay 10ms 5ms loss 1%"'
 late='/t/tc qdisc add dev lo root netem delay 2ms'
 nobody='/t/setpriv --reuid 65534 --regid 65534 --clear-groups'
 plain=$(grep -xE 'negative_control|ending|tcp|udp|limits|shared|split|waiting|mapped' <<<"$all")
-for kernel in "${kernels[@]}"; do
+guests() {
+  local kernel=$1 both
   boot "$kernel" wire "$roads" "$devices"
   if [ -e "$logs/$kernel:wire" ]; then
-    mv "$logs/$kernel:wire" "$logs/first"
+    mv "$logs/$kernel:wire" "$logs/$kernel:wire.first"
     boot "$kernel" wire "$roads" "$devices"
-    cmp "$logs/first" "$logs/$kernel:wire" && what=0 || what=1
-    printf '== repeats\n1 passed\n== %s\n' "$what" >>"$logs/$kernel:wire"
-    mv "$logs/first" "$logs/$kernel:wire.first"
+    cmp "$logs/$kernel:wire"{,.first}
+    both=$?
+    printf '== repeats\n1 passed\n== %s\n' $both >>"$logs/$kernel:wire"
   fi
   boot "$kernel" course flagship "$devices; $course"
   boot "$kernel" lo "$(grep -vxF "$roads" <<<"$all")" ''
   boot "$kernel" late "$plain" "$late"
-  boot "$kernel" nobody "$plain" "$late; ulimit -l 256" "$nobody"
+  boot "$kernel" nobody "$plain" "$late" "$nobody"
+}
+for kernel in "${kernels[@]}"; do
+  guests "$kernel" &
 done
+wait
 
 # The table, from the lines that begin with "==" and what stands between them.
 cd "$logs" && awk -v kernels="${kernels[*]}" '

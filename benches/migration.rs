@@ -1,0 +1,241 @@
+//! `examples/migration_sender` against a bare loop of write(2) over the same pages, with as many
+//! threads and sockets, and what the last round costs the stopped guest.
+//!
+//! Over loopback, where the kernel copies whatever is asked of it; and between two devices that do
+//! not copy, where somebody lends some (`tests/common/road.rs`; `tests/guest/run.sh` does).
+
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "a part of the example is used here, without its tests"
+)]
+#![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]
+
+#[path = "migration/bare.rs"]
+mod bare;
+#[path = "../tests/common/mod.rs"]
+mod common;
+mod harness;
+
+#[path = "../examples/migration_sender/accept.rs"]
+mod accept;
+#[path = "../examples/migration_sender/bandwidth.rs"]
+mod bandwidth;
+#[path = "../examples/migration_sender/bitmap.rs"]
+mod bitmap;
+#[path = "../examples/migration_sender/channel.rs"]
+mod channel;
+#[path = "../examples/migration_sender/cli.rs"]
+mod cli;
+#[path = "../examples/migration_sender/clock.rs"]
+mod clock;
+#[path = "../examples/migration_sender/connect.rs"]
+mod connect;
+#[path = "../examples/migration_sender/destination.rs"]
+mod destination;
+#[path = "../examples/migration_sender/dirtier.rs"]
+mod dirtier;
+#[path = "../examples/migration_sender/doctor.rs"]
+mod doctor;
+#[path = "../examples/migration_sender/failure.rs"]
+mod failure;
+#[path = "../examples/migration_sender/guest.rs"]
+mod guest;
+#[path = "../examples/migration_sender/memory.rs"]
+mod memory;
+#[path = "../examples/migration_sender/output.rs"]
+mod output;
+#[path = "../examples/migration_sender/protocol.rs"]
+mod protocol;
+#[path = "../examples/migration_sender/pump.rs"]
+mod pump;
+#[path = "../examples/migration_sender/report.rs"]
+mod report;
+#[path = "../examples/migration_sender/signals.rs"]
+mod signals;
+#[path = "../examples/migration_sender/source.rs"]
+mod source;
+
+use std::{
+    cell::RefCell,
+    collections::VecDeque,
+    fs,
+    hint::black_box,
+    net::TcpListener,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::Duration,
+};
+
+use bare::Cost;
+use bitmap::{DirtyBitmap, DirtyChunk};
+use clap::Parser;
+use common::{
+    namespace, raise_loopback,
+    road::{Road, lent_devices},
+};
+use harness::{AtMost, Bench, thread_cpu};
+use report::{DowntimeSplit, Progress, Report};
+use signals::Stop;
+
+const CHANNELS: usize = 2;
+const ROUNDS: usize = 9;
+/// Pages of a terabyte.
+const TERABYTE: usize = 1 << 28;
+const WORDS: &str = "every word of the bitmap";
+const LOOP: &str = "loop of write(2)";
+const POLICIES: [&str; 3] = ["auto", "prefer", "never"];
+
+fn main() {
+    if lent_devices().is_none() && namespace::enter().is_ok() {
+        raise_loopback();
+        // With the default of some machines copying over loopback is slow, and zero copy flattered.
+        let _ = fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "cubic");
+    }
+    let mut bench = Bench::new("migration");
+    let road = lent_devices().map(|_| Road::build().expect("the devices are joined"));
+    // Devices that somebody lends are those of a guest, which is small and slow.
+    let small = bench.size(if road.is_some() { "64M" } else { "256M" }, "16M");
+    let size = bench.size(if road.is_some() { small } else { "1G" }, small);
+    let listener = match &road {
+        Some(road) => road.listener(),
+        None => TcpListener::bind("127.0.0.1:0").expect("loopback is up"),
+    };
+    let way = if road.is_some() { "devices that do not copy" } else { "loopback, copied" };
+
+    let memory = guest::memory(&arguments(size, "never", &[]).source).expect("memory for a guest");
+    let plan = bare::plan(&memory, CHANNELS);
+    // Of the same runs, time is told first and CPU then.
+    let bare = Runs::default();
+    let policies = POLICIES.map(|policy| {
+        (policy, arguments(size, policy, &["--dirty-rate=0", "--device-state=0"]), Runs::default())
+    });
+    let run_bare = || bare::migrate(&memory, &plan, &listener);
+    let run = |args: &cli::BothArgs| cost(&migrate(args, &listener));
+    bench.table("time to move a guest that stands still", "ms per GB").rounds(ROUNDS).case(
+        way,
+        LOOP,
+        |case| {
+            case.row(LOOP, || Ok(|_| bare.run(run_bare).wall_per_gigabyte()));
+            for (policy, args, runs) in &policies {
+                case.row(policy, || Ok(|_| runs.run(|| run(args)).wall_per_gigabyte()));
+            }
+            case.goal("auto", LOOP, AtMost::Times(1.0 / 0.95));
+        },
+    );
+    bench.table("CPU of the sending threads", "ms per GB").rounds(ROUNDS).case(way, LOOP, |case| {
+        case.row(LOOP, || Ok(|_| bare.again(run_bare).cpu_per_gigabyte()));
+        for (policy, args, runs) in &policies {
+            case.row(policy, || Ok(|_| runs.again(|| run(args)).cpu_per_gigabyte()));
+        }
+        if road.is_some() {
+            case.goal("auto", LOOP, AtMost::Times(1.0));
+        }
+    });
+    let name = "downtime of a busy guest, 64K of device state";
+    bench.table(name, "us").rounds(ROUNDS).case(way, "send", |case| {
+        let mut row = |name, part: fn(DowntimeSplit) -> u64| {
+            let args = arguments(small, "auto", &["--dirty-rate=400M", "--device-state=64K"]);
+            let listener = &listener;
+            case.row(name, move || {
+                let split = move || migrate(&args, listener).downtime_split.expect("it ended");
+                Ok(move |_| part(split()) as f64)
+            });
+        };
+        row("stop", |split| split.stop_us);
+        row("scan", |split| split.scan_us);
+        row("send", |split| split.send_us);
+        row("end", |split| split.end_us);
+    });
+    bench.table("finding dirty pages", "us of CPU").case("1000 of a terabyte", WORDS, |case| {
+        let words: Vec<_> = (0..TERABYTE / 64).map(|_| AtomicU64::new(0)).collect();
+        case.row(WORDS, || {
+            Ok(move |_| {
+                marks().for_each(|page| _ = words[page / 64].fetch_or(1, Ordering::Release));
+                let taken = || words.iter().filter(|word| word.swap(0, Ordering::Acquire) != 0);
+                microseconds(|| taken().count())
+            })
+        });
+        case.row("harvest", || {
+            let bitmap = DirtyBitmap::all_dirty(TERABYTE);
+            bitmap.harvest(0, 1).for_each(drop);
+            Ok(move |_| {
+                marks().for_each(|page| bitmap.mark(page));
+                microseconds(|| bitmap.harvest(0, 1).flat_map(DirtyChunk::pages).count())
+            })
+        });
+    });
+    bench.finish();
+}
+
+/// What the runs of one contestant have cost, so that each is told in two tables.
+#[derive(Default)]
+struct Runs(RefCell<VecDeque<Cost>>);
+
+impl Runs {
+    fn run(&self, run: impl FnOnce() -> Cost) -> Cost {
+        let cost = run();
+        self.0.borrow_mut().push_back(cost);
+        cost
+    }
+
+    /// The oldest run that was not told again, or a new one.
+    fn again(&self, run: impl FnOnce() -> Cost) -> Cost {
+        let oldest = self.0.borrow_mut().pop_front();
+        oldest.unwrap_or_else(run)
+    }
+}
+
+/// Some pages, all over the place.
+fn marks() -> impl Iterator<Item = usize> {
+    (0..1000).map(|n| memory::mix(n) as usize % TERABYTE)
+}
+
+fn microseconds<T>(work: impl FnOnce() -> T) -> f64 {
+    let begun = thread_cpu();
+    black_box(work());
+    (thread_cpu() - begun).as_secs_f64() * 1e6
+}
+
+fn arguments(memory: &str, policy: &str, more: &[&str]) -> cli::BothArgs {
+    let fixed = ["migration", "--quiet", "--memory", memory, "--zerocopy", policy];
+    let channels = format!("--channels={CHANNELS}");
+    let all = fixed.into_iter().chain([channels.as_str()]).chain(more.iter().copied());
+    cli::Cli::parse_from(all).both
+}
+
+/// One migration of both ends in this process.
+fn migrate(args: &cli::BothArgs, listener: &TcpListener) -> Report {
+    let (progress, stop) = (Progress::new(true), Stop::default());
+    let memory = guest::memory(&args.source).expect("memory for a guest");
+    let config = destination::Config {
+        output: None,
+        max_memory: u64::MAX,
+        timeout: args.common.timeout,
+        stall_timeout: args.common.stall_timeout,
+        stop: &stop,
+        progress: &progress,
+    };
+    let plan = source::Plan {
+        targets: &[listener.local_addr().expect("it listens")],
+        args: &args.source,
+        common: &args.common,
+        stop: &stop,
+        progress: &progress,
+    };
+    let (report, outcome) = thread::scope(|scope| {
+        scope.spawn(|| destination::serve(listener, &config));
+        source::migrate(&plan, memory)
+    });
+    outcome.expect("a migration");
+    report
+}
+
+fn cost(report: &Report) -> Cost {
+    let ram = &report.ram;
+    Cost {
+        bytes: ram.normal_bytes,
+        wall: Duration::from_secs_f64(ram.transferred as f64 * 8.0 / (ram.mbps * 1e6)),
+        cpu: Duration::from_micros(report.zerocopy.as_ref().expect("it has run").cpu_us),
+    }
+}
