@@ -11,12 +11,19 @@ use super::{again, must_succeed, network_namespace, plays, road::lent_devices, s
 
 /// Runs a program in the namespace of the calling thread; its words, separated by blanks.
 pub(crate) fn run(words: &str) -> Result<(), String> {
+    output(words).map(|_| ())
+}
+
+/// As [`run`]; what it says.
+pub(crate) fn output(words: &str) -> Result<String, String> {
     let mut parts = words.split_whitespace();
     let mut command = Command::new(parts.next().unwrap());
     // The second: a lock that an ordinary user can have.
     command.args(parts).env("PATH", path()).env("XTABLES_LOCKFILE", "/dev/null");
     match command.output() {
-        Ok(output) if output.status.success() => Ok(()),
+        Ok(output) if output.status.success() => {
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        }
         Ok(output) => Err(format!("{words}: {}", String::from_utf8_lossy(&output.stderr).trim())),
         Err(error) => Err(format!("{words}: {error}")),
     }

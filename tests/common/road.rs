@@ -16,7 +16,11 @@ use std::{
     time::Duration,
 };
 
-use super::{eventually, namespace::run, pattern, set_option};
+use super::{
+    eventually,
+    namespace::{output, run},
+    pattern, set_option,
+};
 
 const NEAR: &str = "10.77.0.1";
 pub(crate) const FAR: &str = "10.77.0.2";
@@ -137,14 +141,28 @@ impl Road {
 
     /// So many packets out of a hundred get lost before they leave, or before they are received.
     pub(crate) fn lose(&self, side: Side, percent: u32) -> Result<(), String> {
-        let rule = move |chain: &str| {
-            let dice =
-                format!("-m statistic --mode random --probability {}", f64::from(percent) / 100.0);
-            run(&format!("iptables-legacy -I {chain} -p tcp {dice} -j DROP"))
-        };
+        let dice = "-m statistic --mode random --probability";
+        let rule = format!("-p tcp {dice} {} -j DROP", f64::from(percent) / 100.0);
+        self.at_chain(side, move |chain| run(&format!("iptables-legacy -I {chain} {rule}")))
+    }
+
+    /// Packets that got lost there so far.
+    pub(crate) fn lost(&self, side: Side) -> u64 {
+        let list = |chain: &str| output(&format!("iptables-legacy -nvxL {chain}"));
+        // Two lines of titles, then the rule: packets, bytes, ..
+        let list = self.at_chain(side, list).unwrap();
+        list.lines().nth(2).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    }
+
+    /// Does something about the packets that a side is about to send or to receive.
+    fn at_chain<T: Send + 'static>(
+        &self,
+        side: Side,
+        job: impl FnOnce(&str) -> T + Send + 'static,
+    ) -> T {
         match side {
-            Side::Sender => rule("OUTPUT"),
-            Side::Receiver => self.at_far_end(move || rule("INPUT")),
+            Side::Sender => job("OUTPUT"),
+            Side::Receiver => self.at_far_end(move || job("INPUT")),
         }
     }
 
@@ -177,9 +195,14 @@ impl Road {
         self.at_far_end(move || run(&far))
     }
 
+    /// The device at the near end.
+    pub(crate) fn near_device(&self) -> &str {
+        &self.near
+    }
+
     /// The device at the far end.
-    pub(crate) fn far_device(&self) -> String {
-        self.far.clone()
+    pub(crate) fn far_device(&self) -> &str {
+        &self.far
     }
 
     /// Packets go through this queue at the near device.

@@ -2,7 +2,6 @@
 //! as it is told to, behind a device that never copies.
 
 use std::{
-    collections::BTreeSet,
     net::TcpStream,
     thread,
     time::{Duration, Instant},
@@ -11,10 +10,16 @@ use std::{
 use pinbuf::Sender;
 
 use crate::{
-    common::{after, namespace::in_a_namespace, random, road::report, seed, set_option, unsent},
+    common::{
+        after,
+        namespace::in_a_namespace,
+        random, retransmissions,
+        road::{Road, report, wrong},
+        seed, set_option, unsent,
+    },
     fake_peer::{self, DEVICE, FakePeer},
-    sniffer::{Sniffed, Sniffer},
-    source::{Library, Loop, Rule, Source},
+    sniffer::{sniff, sniff_arrivals},
+    source::{Library, Loop, Rule, Source, expect, hold},
 };
 
 const LEN: usize = 4096;
@@ -26,32 +31,6 @@ const RETRANSMITTED_MS: u64 = 700;
 /// What happens to a source that sends. The error tells of memory that was written over while its id
 /// was outstanding, or was not when it was released.
 type Course = fn(&mut dyn Source, &mut FakePeer) -> Result<(), String>;
-
-/// Exactly the first `released` messages get written over, within a patient wait.
-fn expect(source: &mut dyn Source, released: usize, when: &str) -> Result<(), String> {
-    let deadline = after(20_000);
-    loop {
-        let reused = source.reuse();
-        if reused == (0..released).collect::<BTreeSet<_>>() {
-            return Ok(());
-        }
-        if reused.len() >= released || Instant::now() > deadline {
-            return Err(format!("{when}: released {released}, written over {reused:?}"));
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
-/// The same at any time within so many milliseconds.
-fn hold(source: &mut dyn Source, released: usize, ms: u64, when: &str) -> Result<(), String> {
-    let end = after(ms);
-    let mut held = Ok(());
-    while Instant::now() < end {
-        held = held.and(expect(source, released, when));
-        thread::sleep(Duration::from_millis(10));
-    }
-    held
-}
 
 fn send_all(source: &mut dyn Source) {
     (0..MESSAGES).for_each(|seed| source.send(seed, LEN));
@@ -69,12 +48,6 @@ fn control(course: Course) {
     let (near, mut peer) = FakePeer::connect();
     let result = course(&mut Loop::over(near, Rule::Sent), &mut peer);
     report(&format!("without the library: {}", result.expect_err("a check that cannot fail")));
-}
-
-fn sniff<T>(action: impl FnOnce() -> T) -> (T, Sniffed) {
-    let sniffer = Sniffer::on(DEVICE);
-    let result = action();
-    (result, sniffer.stop())
 }
 
 #[test]
@@ -222,11 +195,11 @@ fn while_a_tap_is_open_retransmissions_carry_what_was_sent() {
     }
     in_a_namespace(|| {
         fake_peer::furnish()?;
-        let (library, seen) = sniff(|| library(course));
+        let (library, seen) = sniff(DEVICE, || library(course));
         assert_eq!(library.sender.stats().deferred_copies, 3, "the tap has the kernel copy");
         assert!(seen.packets > MESSAGES, "nothing was sent twice: {seen:?}");
         assert_eq!(seen.overwritten, 0, "{seen:?}");
-        let ((), early) = sniff(|| control(course));
+        let ((), early) = sniff(DEVICE, || control(course));
         report(&format!("a tap sees {seen:?}; without the library {early:?}"));
         assert!(early.overwritten > 0, "{early:?}");
         Ok(())
@@ -242,7 +215,7 @@ fn nothing_is_sent_from_memory_that_an_end_has_freed() {
             |sender| assert!(sender.close(after(50)).aborted),
             drop,
         ];
-        let (mut peers, seen) = sniff(|| {
+        let (mut peers, seen) = sniff(DEVICE, || {
             let ended = ends.map(|end| {
                 let (near, peer) = FakePeer::connect();
                 let linger = Sender::builder().linger(Duration::from_millis(50));
@@ -261,7 +234,7 @@ fn nothing_is_sent_from_memory_that_an_end_has_freed() {
         });
         assert!(seen.packets >= 3 * MESSAGES && seen.overwritten == 0, "{seen:?}");
         // Closed and written over: nobody is told when the kernel is done with it.
-        let ((), early) = sniff(|| {
+        let ((), early) = sniff(DEVICE, || {
             let (near, peer) = FakePeer::connect();
             let mut control = Loop::over(near, Rule::Sent);
             send_all(&mut control);
@@ -326,6 +299,41 @@ fn random_acknowledgements_release_nothing_early_and_everything_in_the_end() {
         let (near, mut peer) = FakePeer::connect();
         let control = course(&mut Loop::over(near, Rule::Sent), &mut peer, first);
         report(&format!("without the library: {}", control.expect_err("a check that cannot fail")));
+        Ok(())
+    });
+}
+
+#[test]
+fn while_answers_get_lost_every_slot_is_held_and_sent_again_as_it_was() {
+    fn course(road: &Road, source: &mut dyn Source) -> Result<(), String> {
+        road.lose_answers().unwrap();
+        send_all(source);
+        // What is sent arrives.
+        thread::sleep(Duration::from_millis(100));
+        let held = hold(source, 0, RETRANSMITTED_MS, "no answer arrives");
+        road.lose_nothing();
+        held.and(expect(source, MESSAGES, "answers arrive again"))
+    }
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.lose_answers()?;
+        road.lose_nothing();
+        let (seen, stream) = sniff_arrivals(&road, |near, _| {
+            let mut library = Library::over(near, Sender::builder(), LEN, MESSAGES);
+            assert_eq!(course(&road, &mut library), Ok(()));
+            assert!(retransmissions(&library.socket()) > 0);
+        });
+        assert_eq!(
+            (stream.len(), wrong(&stream, LEN), seen.overwritten),
+            (LEN * MESSAGES, (0, 0), 0)
+        );
+        let (early, stream) = sniff_arrivals(&road, |near, _| {
+            course(&road, &mut Loop::over(near, Rule::Sent)).expect_err("a check that cannot fail");
+        });
+        // Everything had arrived before: the stream is right, what the wire carries is not.
+        assert_eq!((stream.len(), wrong(&stream, LEN)), (LEN * MESSAGES, (0, 0)));
+        report(&format!("answers lost: {seen:?} arrive; without the library {early:?}"));
+        assert!(early.overwritten > 0, "{early:?}");
         Ok(())
     });
 }

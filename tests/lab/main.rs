@@ -13,3 +13,4 @@ mod fake_peer;
 mod overtaking;
 mod sniffer;
 mod source;
+mod traffic;

@@ -17,11 +17,11 @@ use crate::{
         after, assert_all_home, disconnect, eventually, filled,
         namespace::in_a_namespace,
         optmem, pattern, pool, retransmissions,
-        road::{FAR, FAST, Peer, Road, SLOW, report, wrong},
+        road::{FAR, FAST, Road, SLOW, report, wrong},
         set_option, unacked,
     },
     fake_peer,
-    sniffer::{Sniffed, Sniffer},
+    sniffer::sniff_arrivals,
     source::{Library, Loop, Rule, SCRIBBLE, Source},
 };
 
@@ -150,21 +150,6 @@ fn datagrams_in_a_fast_lane_overtake_those_in_a_slow_one() {
 
 // Streams.
 
-/// What the peer takes that reads.
-const MUCH: i32 = 1 << 20;
-
-/// A course for both ends of a connection, and what arrives at the far one by a sniffer's and by the
-/// peer's account.
-fn sniff(road: &Road, course: impl FnOnce(TcpStream, TcpStream)) -> (Sniffed, Vec<u8>) {
-    let device = road.far_device();
-    let sniffer = road.at_far_end(move || Sniffer::on(&device));
-    let (near, far) = road.connect(MUCH);
-    let peer = Peer::of(far.try_clone().unwrap(), Duration::ZERO, Duration::from_secs(5));
-    course(near, far);
-    let stream = peer.stream();
-    (sniffer.stop(), stream)
-}
-
 /// Id 0 is sent, again and again, while no answer comes; the last time it goes the slow lane. Then
 /// ids 1 and 2 go the fast one, and all three are acknowledged.
 fn held_by_a_clone(road: &Road, source: &mut dyn Source, mut far: TcpStream) -> Order {
@@ -197,7 +182,7 @@ fn what_is_acknowledged_stays_in_flight_while_a_clone_waits_in_a_queue() {
         // A message is a packet.
         road.limit_packets(9000)?;
         road.part_lanes("16kbit")?;
-        let (seen, stream) = sniff(&road, |near, far| {
+        let (seen, stream) = sniff_arrivals(&road, |near, far| {
             let mut library = Library::over(near, Sender::builder(), LEN, 3);
             let order = held_by_a_clone(&road, &mut library, far);
             report(&format!("acknowledged and released in the order {:?}", order.0));
@@ -205,7 +190,7 @@ fn what_is_acknowledged_stays_in_flight_while_a_clone_waits_in_a_queue() {
         });
         assert_eq!((seen.overwritten, stream.len(), wrong(&stream, LEN)), (0, 3 * LEN, (0, 0)));
         // Whoever takes an acknowledgement for a release leaks what is written later.
-        let (early, stream) = sniff(&road, |near, far| {
+        let (early, stream) = sniff_arrivals(&road, |near, far| {
             held_by_a_clone(&road, &mut Loop::over(near, Rule::Acknowledged), far);
         });
         report(&format!(
@@ -237,7 +222,7 @@ fn an_abort_releases_what_waits_in_no_queue_first_and_no_clones_memory_is_replac
         };
         road.block()?;
         road.unblock();
-        let (seen, stream) = sniff(&road, |near, _| {
+        let (seen, stream) = sniff_arrivals(&road, |near, _| {
             blocked(&near);
             let pool = pool(LARGE, 4 * SENDS);
             let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
@@ -283,7 +268,7 @@ fn an_abort_releases_what_waits_in_no_queue_first_and_no_clones_memory_is_replac
             assert_all_home(&pool);
         });
         assert_eq!((seen.overwritten, wrong(&stream, LARGE)), (0, (0, 0)));
-        let (early, stream) = sniff(&road, |near, _| {
+        let (early, stream) = sniff_arrivals(&road, |near, _| {
             blocked(&near);
             let mut control = Loop::over(near, Rule::Sent);
             (0..SENDS).for_each(|seed| control.send(seed, LARGE));

@@ -6,6 +6,7 @@
 use std::{
     ffi::CString,
     io,
+    net::TcpStream,
     os::fd::{AsRawFd, OwnedFd},
     sync::{
         Arc,
@@ -16,7 +17,10 @@ use std::{
 };
 
 use crate::{
-    common::{set_option, socket},
+    common::{
+        road::{Peer, Road},
+        set_option, socket,
+    },
     source::SCRIBBLE,
 };
 
@@ -64,6 +68,28 @@ impl Sniffer {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
+}
+
+/// What goes over a device of this thread's namespace during an action.
+pub(crate) fn sniff<T>(device: &str, action: impl FnOnce() -> T) -> (T, Sniffed) {
+    let sniffer = Sniffer::on(device);
+    let result = action();
+    (result, sniffer.stop())
+}
+
+/// A course for both ends of a connection, and what arrives at the far one by a sniffer's and by the
+/// peer's account.
+pub(crate) fn sniff_arrivals(
+    road: &Road,
+    course: impl FnOnce(TcpStream, TcpStream),
+) -> (Sniffed, Vec<u8>) {
+    let device = road.far_device().to_owned();
+    let sniffer = road.at_far_end(move || Sniffer::on(&device));
+    let (near, far) = road.connect(1 << 20);
+    let peer = Peer::of(far.try_clone().unwrap(), Duration::ZERO, Duration::from_secs(5));
+    course(near, far);
+    let stream = peer.stream();
+    (sniffer.stop(), stream)
 }
 
 fn is_overwritten(packet: &[u8]) -> bool {

@@ -5,12 +5,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd, BorrowedFd},
-    ptr, slice,
+    ptr, slice, thread,
+    time::{Duration, Instant},
 };
 
 use pinbuf::{PinnedBuf, Policy, Pool, Sender, SenderBuilder};
 
-use crate::common::{enable_zerocopy, fill, filled, pool, read_notes, send_raw, unacked};
+use crate::common::{after, enable_zerocopy, fill, filled, pool, read_notes, send_raw, unacked};
 
 /// What memory is written over with; no pattern has a run of it.
 pub(crate) const SCRIBBLE: u8 = 0xDD;
@@ -24,6 +25,37 @@ pub(crate) trait Source {
     fn reuse(&mut self) -> BTreeSet<usize>;
 
     fn socket(&self) -> BorrowedFd<'_>;
+}
+
+/// Exactly the first `released` messages get written over, within a patient wait.
+pub(crate) fn expect(source: &mut dyn Source, released: usize, when: &str) -> Result<(), String> {
+    let deadline = after(20_000);
+    loop {
+        let reused = source.reuse();
+        if reused == (0..released).collect::<BTreeSet<_>>() {
+            return Ok(());
+        }
+        if reused.len() >= released || Instant::now() > deadline {
+            return Err(format!("{when}: released {released}, written over {reused:?}"));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The same at any time within so many milliseconds.
+pub(crate) fn hold(
+    source: &mut dyn Source,
+    released: usize,
+    ms: u64,
+    when: &str,
+) -> Result<(), String> {
+    let end = after(ms);
+    let mut held = Ok(());
+    while Instant::now() < end {
+        held = held.and(expect(source, released, when));
+        thread::sleep(Duration::from_millis(10));
+    }
+    held
 }
 
 /// A sender and a pool of as many slots as there are messages: whatever slot is Free is taken,

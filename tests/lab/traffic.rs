@@ -1,0 +1,217 @@
+//! A stream out of few slots, each filled again as soon as the library gives it out, over networks
+//! that lose packets, hold them up, or are listened to. The peer compares byte for byte. The control
+//! writes the next message over the last one as soon as that is sent, though not before a round trip
+//! of an undisturbed network is over: it is the disturbance that makes the kernel read late.
+
+use std::{
+    net::TcpStream,
+    os::fd::{AsFd, BorrowedFd},
+    thread,
+    time::Duration,
+};
+
+use pinbuf::{Policy, Sender};
+
+use crate::{
+    common::{
+        assert_all_home, enable_zerocopy, fill, filled,
+        namespace::in_a_namespace,
+        pool, read_notes,
+        road::{FAST, Peer, Road, SLOW, Side, report, wrong},
+        send_raw, set_option, soon,
+    },
+    sniffer::Sniffer,
+};
+
+const LEN: usize = 16 << 10;
+const SLOTS: usize = 4;
+const FEW: usize = 50;
+/// What the peer takes that reads, and one that does not.
+const MUCH: i32 = 1 << 20;
+const LITTLE: i32 = 20_000;
+/// Many round trips between the two namespaces.
+const PACE: Duration = Duration::from_micros(300);
+
+/// What happens to the stream.
+struct Course {
+    name: String,
+    /// Bytes the peer takes before it reads, and when it begins.
+    receive: i32,
+    stall: Duration,
+    messages: usize,
+    /// Out of a hundred packets, and on which side.
+    loss: Option<(Side, u32)>,
+    /// What is done for each message before it is sent.
+    before: fn(usize, BorrowedFd<'_>),
+}
+
+impl Course {
+    fn new(name: impl Into<String>) -> Self {
+        let (stall, before) = (Duration::ZERO, |_, _: BorrowedFd<'_>| {});
+        Self { name: name.into(), receive: MUCH, stall, messages: FEW, loss: None, before }
+    }
+
+    fn losing(name: impl Into<String>, side: Side, percent: u32) -> Self {
+        let messages = 1000 / percent as usize;
+        Self { messages, loss: Some((side, percent)), ..Self::new(name) }
+    }
+
+    /// A connection, and its peer.
+    fn begin(&self, road: &Road) -> (TcpStream, Peer) {
+        let (near, far) = road.connect(self.receive);
+        if let Some((side, percent)) = self.loss {
+            road.lose(side, percent).unwrap();
+        }
+        (near, Peer::of(far, self.stall, Duration::from_secs(30)))
+    }
+
+    /// The whole stream.
+    fn end(&self, road: &Road, peer: Peer) -> Vec<u8> {
+        if let Some((side, _)) = self.loss {
+            assert!(road.lost(side) > 0, "{}: nothing got lost", self.name);
+            road.lose_nothing();
+        }
+        peer.stream()
+    }
+
+    fn through_the_library(&self, road: &Road) -> String {
+        let (near, peer) = self.begin(road);
+        let pool = pool(LEN, SLOTS);
+        let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+        for seed in 0..self.messages {
+            let buf = filled(pool.alloc(LEN).unwrap(), LEN, seed);
+            (self.before)(seed, sender.as_fd());
+            sender.send(buf).unwrap();
+        }
+        sender.drain(soon()).unwrap();
+        let (stats, sent) = (sender.stats(), LEN * self.messages);
+        assert_eq!((stats.zero_copy_bytes, stats.copied_bytes), (sent as u64, 0));
+        assert!(sender.close(soon().unwrap()).drained);
+        assert_all_home(&pool);
+        let stream = self.end(road, peer);
+        let (messages, bytes) = wrong(&stream, LEN);
+        assert_eq!((stream.len(), messages, bytes), (sent, 0, 0), "{}", self.name);
+        format!("0 of {} corrupt", self.messages)
+    }
+
+    fn reusing_at_once(&self, road: &Road) -> String {
+        let (near, peer) = self.begin(road);
+        enable_zerocopy(&near);
+        // For ever: nobody can tell when the kernel is done with it.
+        let memory = Box::leak(Box::new([0_u8; LEN])) as *mut [u8; LEN];
+        // More of them: by chance none might be read late.
+        let sent = 2 * self.messages;
+        for seed in 0..sent {
+            // SAFETY: the box was leaked; no other reference to it exists.
+            fill(unsafe { &mut *memory }, seed);
+            (self.before)(seed, near.as_fd());
+            // SAFETY: the box was leaked. The kernel may read while the next message is written:
+            // that is the point.
+            assert_eq!(unsafe { send_raw(near.as_fd(), memory) }.unwrap(), LEN);
+            thread::sleep(PACE);
+            // Or option memory runs out.
+            read_notes(near.as_fd());
+        }
+        drop(near);
+        let stream = self.end(road, peer);
+        let (messages, bytes) = wrong(&stream, LEN);
+        assert_eq!(stream.len(), LEN * sent, "it is delivered as good data");
+        assert!(messages > 0, "{}: a check that cannot fail", self.name);
+        let share = 100.0 * messages as f64 / sent as f64;
+        format!("{messages} of {sent} corrupt ({share:.1} %), {bytes} bytes")
+    }
+
+    fn run(&self, road: &Road) {
+        let library = self.through_the_library(road);
+        let control = self.reusing_at_once(road);
+        report(&format!("{:<38} {library}; reused at once {control}", self.name));
+    }
+}
+
+fn losing(side: Side, percent: u32) -> Result<(), String> {
+    let road = Road::build()?;
+    road.lose(side, percent)?;
+    road.lose_nothing();
+    let name = format!("{percent} % lost on the {side:?}'s side");
+    Course::losing(name, side, percent).run(&road);
+    Ok(())
+}
+
+#[test]
+fn one_packet_in_a_hundred_is_lost_before_it_leaves() {
+    in_a_namespace(|| losing(Side::Sender, 1));
+}
+
+#[test]
+fn one_packet_in_twenty_is_lost_before_it_leaves() {
+    in_a_namespace(|| losing(Side::Sender, 5));
+}
+
+#[test]
+fn one_packet_in_five_is_lost_before_it_leaves() {
+    in_a_namespace(|| losing(Side::Sender, 20));
+}
+
+#[test]
+fn one_packet_in_a_hundred_is_lost_before_it_is_received() {
+    in_a_namespace(|| losing(Side::Receiver, 1));
+}
+
+#[test]
+fn one_packet_in_twenty_is_lost_before_it_is_received() {
+    in_a_namespace(|| losing(Side::Receiver, 5));
+}
+
+#[test]
+fn one_packet_in_five_is_lost_before_it_is_received() {
+    in_a_namespace(|| losing(Side::Receiver, 20));
+}
+
+#[test]
+fn the_peer_stalls() {
+    in_a_namespace(|| {
+        let stall = Duration::from_millis(300);
+        let course = Course { receive: LITTLE, stall, ..Course::new("a peer that stalls") };
+        course.run(&Road::build()?);
+        Ok(())
+    });
+}
+
+#[test]
+fn packets_wait_in_one_queue() {
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.queue("tbf rate 20mbit burst 20kb limit 8mb")?;
+        Course::new("a queue of 20 Mbit/s (tbf)").run(&road);
+        Ok(())
+    });
+}
+
+#[test]
+fn every_second_message_waits_in_a_slow_lane() {
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.part_lanes("20mbit")?;
+        let before = |seed, near: BorrowedFd<'_>| {
+            let lane = if seed % 2 == 0 { FAST } else { SLOW };
+            set_option(&near, libc::SOL_SOCKET, libc::SO_PRIORITY, &lane);
+        };
+        let course = Course { before, ..Course::new("every second one at 20 Mbit/s (htb)") };
+        course.run(&road);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_tap_is_open_while_packets_get_lost() {
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.lose(Side::Receiver, 5)?;
+        road.lose_nothing();
+        let tap = Sniffer::on(road.near_device());
+        Course::losing("5 % lost behind an open tap", Side::Receiver, 5).run(&road);
+        let seen = tap.stop();
+        assert!(seen.packets > FEW, "{seen:?}");
+        Ok(())
+    });
+}
