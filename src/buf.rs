@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    raw::{Replaced, SlotRef, SlotState},
+    raw::{LocalMagazine, Replaced, SlotRef, SlotState},
     sync::panicking,
 };
 
@@ -50,7 +50,7 @@ pub struct PinnedBuf {
 }
 
 #[cfg(all(not(loom), target_pointer_width = "64"))]
-static_assertions::assert_eq_size!(PinnedBuf, [u8; 32]);
+static_assertions::assert_eq_size!(PinnedBuf, [u8; 24]);
 static_assertions::assert_impl_all!(PinnedBuf: Send, Sync);
 
 // SAFETY: a PinnedBuf owns its memory as a Box<[u8]> does (invariant 1); SlotRef is Send.
@@ -62,7 +62,7 @@ impl PinnedBuf {
     /// Takes over a slot that was just claimed.
     #[inline]
     pub(crate) fn new(slot: SlotRef) -> Self {
-        let memory = NonNull::new(slot.memory()).expect("no mapping lies at address 0");
+        let memory = slot.memory();
         Self { slot: ManuallyDrop::new(slot), memory, len: 0 }
     }
 
@@ -76,6 +76,30 @@ impl PinnedBuf {
         let mut buf = Self::new(slot);
         buf.len = len;
         buf
+    }
+
+    /// Recycles all buffers, which costs less than dropping them one by one. They may be of several
+    /// pools. The vector keeps its room for the next
+    /// [`try_alloc_many`](crate::Pool::try_alloc_many).
+    ///
+    /// ```
+    /// use pinbuf::{PinnedBuf, Pool};
+    ///
+    /// let pool = Pool::new(4096, 64)?;
+    /// let mut bufs = Vec::new();
+    /// pool.try_alloc_many(4096, 32, &mut bufs)?;
+    /// PinnedBuf::recycle_all(&mut bufs);
+    /// assert_eq!(pool.stats().free(), 64);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn recycle_all(bufs: &mut Vec<Self>) {
+        loop {
+            SlotRef::recycle_last(bufs, |buf| &buf.slot);
+            // What the magazine does not take.
+            let Some(buf) = bufs.pop() else { return };
+            drop(buf);
+        }
     }
 
     /// How many bytes the buffer can hold: the capacity of its size class, at least what was asked
@@ -202,6 +226,15 @@ impl PinnedBuf {
         (unsafe { ManuallyDrop::take(&mut buf.slot) }, buf.len)
     }
 
+    /// Drops the buffer, with its slot going into `magazine` if it fits.
+    #[inline]
+    pub(crate) fn recycle_into(self, magazine: &LocalMagazine<'_>) {
+        let (slot, _) = self.into_parts();
+        if let Err(slot) = slot.try_recycle_into(magazine) {
+            drop_unreleased(slot);
+        }
+    }
+
     /// Gives the slot, whose only holder is this quarantined lease, new pages: it becomes an empty
     /// buffer again. See [`SlotRef::replace_pages`].
     pub(crate) fn replace_pages(&mut self) -> Option<Replaced> {
@@ -296,9 +329,7 @@ impl Drop for PinnedBuf {
     fn drop(&mut self) {
         // SAFETY: the field is not used again: this is the drop.
         let slot = unsafe { ManuallyDrop::take(&mut self.slot) };
-        if slot.slot().is_alone() {
-            slot.recycle();
-        } else {
+        if let Err(slot) = slot.try_recycle() {
             drop_unreleased(slot);
         }
     }
@@ -306,6 +337,7 @@ impl Drop for PinnedBuf {
 
 /// Keeps a slot that the kernel may still read out of reach, whatever brought its handle here.
 #[cold]
+#[inline(never)]
 fn drop_unreleased(slot: SlotRef) {
     match slot.slot().state() {
         SlotState::InFlight => slot.quarantine().into_iter().for_each(Waker::wake),

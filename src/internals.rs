@@ -31,8 +31,8 @@ pub fn raw(pool: &Pool) -> &RawPool {
 /// Where the memory of each slot of a pool begins, and the slot's state.
 pub fn slots(pool: &RawPool) -> impl Iterator<Item = (*const u8, SlotState)> + '_ {
     pool.classes().iter().flat_map(|class| {
-        let places = (0_u32..).map(|index| class.memory(index).cast_const());
-        places.zip(class.slots().iter().map(Slot::state))
+        let places = (0_u32..).map(|index| class.record(index).memory().as_ptr().cast_const());
+        places.zip(class.records().iter().map(|record| record.slot().state()))
     })
 }
 

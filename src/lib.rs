@@ -35,7 +35,9 @@ pub use error::{
 pub use id::{IdRange, NotificationId, Ticket};
 pub use lease::{IntoPayload, Payload};
 pub use mapped::MappedSlice;
-pub use pool::{Alloc, Audit, ClassStats, Offender, Pool, PoolBuilder, PoolStats, Problem};
+pub use pool::{
+    Alloc, Audit, ClassStats, LocalPool, Offender, Pool, PoolBuilder, PoolStats, Problem,
+};
 pub use probe::Environment;
 pub use raw::{RegionReport, SlotState};
 pub use reaper::{ReaperStats, reaper_stats, wait_idle};

@@ -10,9 +10,11 @@ use crate::{
     sync::Arc,
 };
 
+mod local;
 mod stats;
 mod wait;
 
+pub use local::LocalPool;
 pub use stats::{Audit, ClassStats, Offender, PoolStats, Problem};
 pub use wait::Alloc;
 
@@ -34,9 +36,13 @@ pub use wait::Alloc;
 ///
 /// # Performance
 ///
-/// An allocation and the drop of its buffer are two uncontended compare-and-swaps, some ten
-/// nanoseconds together, and touch no reference count. Threads that share a size class contend for
-/// one cache line.
+/// An allocation and the drop of its buffer take about a nanosecond together, without an atomic
+/// read-modify-write: each thread has a magazine of free slots of each class it uses. Threads do not
+/// slow one another down; a thread that finds nothing else takes what stands in the magazines of
+/// others. Pools of fewer than 64 slots of a class, and those with
+/// [`zero_on_recycle`](PoolBuilder::zero_on_recycle), go without, at some ten nanoseconds and one
+/// cache line that all threads contend for, as does everything on a system without `membarrier(2)`.
+/// A thread that uses pools takes 8 KiB of memory, however many there are.
 ///
 /// # Examples
 ///
@@ -103,7 +109,69 @@ impl Pool {
     #[inline]
     pub fn try_alloc(&self, capacity: usize) -> Result<PinnedBuf, AllocError> {
         let class = self.class(capacity)?;
-        self.raw().take(class).map(PinnedBuf::new).ok_or(AllocError::Exhausted)
+        self.raw().take(class).map(PinnedBuf::new)
+    }
+
+    /// Takes up to `count` buffers of at least `capacity` bytes, as many as are free now, adds them
+    /// to `bufs` and returns their number.
+    ///
+    /// [`PinnedBuf::recycle_all`] is the counterpart.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_alloc`](Self::try_alloc), when not one is free.
+    ///
+    /// # Performance
+    ///
+    /// Costs less than half of so many single calls. Keep the vector for the next time.
+    ///
+    /// ```
+    /// use pinbuf::{AllocError, PinnedBuf, Pool};
+    ///
+    /// let pool = Pool::new(4096, 40)?;
+    /// let mut bufs = Vec::with_capacity(32);
+    /// assert_eq!(pool.try_alloc_many(4096, 32, &mut bufs)?, 32);
+    /// assert_eq!(pool.try_alloc_many(4096, 32, &mut bufs)?, 8);
+    /// assert_eq!(pool.try_alloc_many(4096, 32, &mut bufs), Err(AllocError::Exhausted));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn try_alloc_many(
+        &self,
+        capacity: usize,
+        count: usize,
+        bufs: &mut Vec<PinnedBuf>,
+    ) -> Result<usize, AllocError> {
+        let class = self.class(capacity)?;
+        // A wish beyond the pool's size reserves no room.
+        bufs.reserve(count.min(class.records().len()));
+        let before = bufs.len();
+        let taken = self.raw().take_many(class, count, |slot| bufs.push(PinnedBuf::new(slot)));
+        match bufs.len() - before {
+            0 => taken.map(|()| 0),
+            number => Ok(number),
+        }
+    }
+
+    /// A handle for one thread that takes buffers of at least `capacity` bytes from a magazine of its
+    /// own.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`](AllocError::TooLarge): no class fits.
+    /// [`Forked`](AllocError::Forked): the pool is the parent process's.
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(4096, 64)?;
+    /// let local = pool.local(4096)?;
+    /// let mut buf = local.try_alloc()?;
+    /// buf.extend_from_slice(b"mine");
+    /// local.recycle(buf);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn local(&self, capacity: usize) -> Result<LocalPool<'_>, AllocError> {
+        let class = self.class(capacity)?;
+        if class.is_forked() { Err(AllocError::Forked) } else { Ok(LocalPool::new(class)) }
     }
 
     /// Takes a buffer of at least `capacity` bytes, waiting until one is free.
@@ -249,11 +317,11 @@ impl Pool {
     #[inline]
     fn class(&self, capacity: usize) -> Result<&SizeClass, AllocError> {
         let classes = self.handle.classes();
-        let class = classes.iter().find(|class| class.capacity() >= capacity).ok_or_else(|| {
+        let fits = classes.iter().find(|class| class.capacity() >= capacity);
+        fits.ok_or_else(|| {
             let largest = classes.last().map_or(0, SizeClass::capacity);
             AllocError::TooLarge { requested: capacity, largest }
-        })?;
-        if class.is_forked() { Err(AllocError::Forked) } else { Ok(class) }
+        })
     }
 }
 

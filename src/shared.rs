@@ -58,7 +58,7 @@ pub struct SharedBuf {
 }
 
 #[cfg(all(not(loom), target_pointer_width = "64"))]
-static_assertions::assert_eq_size!(SharedBuf, [u8; 32]);
+static_assertions::assert_eq_size!(SharedBuf, [u8; 24]);
 static_assertions::assert_impl_all!(SharedBuf: Send, Sync);
 
 // SAFETY: a SharedBuf gives shared access to bytes that nobody writes (invariant 2), as an
@@ -133,7 +133,7 @@ impl SharedBuf {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: the field is not used again: `this` is never dropped.
         let slot = unsafe { ManuallyDrop::take(&mut this.slot) };
-        let end = this.start.as_ptr().addr() + this.len - slot.memory().addr();
+        let end = this.start.as_ptr().addr() + this.len - slot.memory().addr().get();
         // SAFETY: `is_alone` just said that this handle is the only holder; the slot's memory is
         // initialized up to the end of this slice (invariant 2).
         Ok(unsafe { PinnedBuf::from_parts(slot, end) })

@@ -12,12 +12,27 @@ pub(crate) use std::{
 #[cfg(not(loom))]
 mod imp {
     pub(crate) use crossbeam::utils::CachePadded;
+    #[cfg(not(miri))]
+    pub(crate) use std::sync::atomic::compiler_fence;
+    #[cfg(miri)]
+    pub(crate) use std::sync::atomic::fence;
     pub(crate) use std::sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     };
     pub(crate) use std::thread::yield_now;
     use std::{thread, time::Duration};
+
+    /// A static of which each thread has its own.
+    macro_rules! per_thread {
+        ($(#[$attribute:meta])* static $name:ident: $kind:ty = $value:expr;) => {
+            thread_local! {
+                $(#[$attribute])*
+                static $name: $kind = const { $value };
+            }
+        };
+    }
+    pub(crate) use per_thread;
 
     /// Puts the thread that made it to sleep, and wakes it. A wake-up before the sleep is kept.
     #[derive(Debug)]
@@ -60,10 +75,20 @@ mod imp {
     use loom::sync::Notify;
     pub(crate) use loom::sync::{
         Mutex, MutexGuard,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
     };
     pub(crate) use loom::thread::yield_now;
     use std::time::Duration;
+
+    macro_rules! per_thread {
+        ($(#[$attribute:meta])* static $name:ident: $kind:ty = $value:expr;) => {
+            loom::thread_local! {
+                $(#[$attribute])*
+                static $name: $kind = $value;
+            }
+        };
+    }
+    pub(crate) use per_thread;
 
     /// loom's threads lose a wake-up that comes while they block on a mutex; its `Notify` does not.
     #[derive(Debug)]
@@ -122,6 +147,18 @@ mod imp {
 
 pub(crate) use imp::*;
 pub(crate) use unmodelled::{sleep, spawn, unique_id};
+
+/// The light half of [`heavy`](crate::sys::barrier::heavy): between a store and a load that the
+/// threads which call the heavy half store to and load from the other way round.
+#[inline(always)]
+pub(crate) fn light_barrier() {
+    // SeqCst: partner of the heavy half, so that one of the two loads sees the other's store. For
+    // the compiler only where the heavy half has the processors do it.
+    #[cfg(not(any(loom, miri)))]
+    compiler_fence(Ordering::SeqCst);
+    #[cfg(any(loom, miri))]
+    fence(Ordering::SeqCst);
+}
 
 /// Locks, and goes on with the data of a thread that panicked: no lock here guards an invariant
 /// that user code could break half-way, since none is held while user code runs.

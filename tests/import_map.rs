@@ -22,12 +22,15 @@ const ROWS: [&[&str]; 11] = [
 ];
 
 /// Files, or folders with a slash at the end, that may contain unsafe code.
-const UNSAFE_CODE: [&str; 9] = [
+const UNSAFE_CODE: [&str; 12] = [
     "sys/",
-    "raw/region.rs",
-    "raw/slot.rs",
-    "raw/freelist.rs",
+    "raw/magazine.rs",
     "raw/pool.rs",
+    "raw/rack.rs",
+    "raw/record.rs",
+    "raw/region.rs",
+    "raw/roster.rs",
+    "raw/slotref.rs",
     "buf.rs",
     "mapped.rs",
     "shared.rs",

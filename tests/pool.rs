@@ -2,6 +2,9 @@
 
 #![allow(clippy::print_stderr, reason = "seeds and skips are for whoever reads a failure")]
 
+#[path = "common/alive.rs"]
+mod alive;
+
 use std::{
     collections::HashSet,
     io::Write,
@@ -15,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use alive::Alive;
 use pinbuf::{
     __internals::{Lease, Reclaim, raw},
     AllocError, Backing, BuildError, Pages, PinnedBuf, Pool, Refusal,
@@ -42,33 +46,6 @@ impl Wake for CountedWaker {
 fn poll<F: Future + Unpin>(future: &mut F, waker: &Arc<CountedWaker>) -> Poll<F::Output> {
     let waker = Waker::from(Arc::clone(waker));
     Pin::new(future).poll(&mut Context::from_waker(&waker))
-}
-
-/// Tells whether a pool's memory is still there, its handles being gone: the pool holds a weak
-/// reference of whoever registered with it.
-struct Alive(Arc<Nobody>);
-
-struct Nobody;
-
-impl Reclaim for Nobody {
-    fn drive(&self) {}
-
-    fn watch(self: Arc<Self>) -> bool {
-        true
-    }
-}
-
-impl Alive {
-    fn probe(pool: &Pool) -> Self {
-        let nobody = Arc::new(Nobody);
-        let weak: Weak<Nobody> = Arc::downgrade(&nobody);
-        raw(pool).register(weak);
-        Self(nobody)
-    }
-
-    fn get(&self) -> bool {
-        Arc::weak_count(&self.0) > 0
-    }
 }
 
 fn assert_all_home(pool: &Pool) {

@@ -77,12 +77,12 @@ impl ClassStats {
     fn read(class: &SizeClass) -> Self {
         let mut stats = Self {
             capacity: class.capacity(),
-            slots: class.slots().len(),
+            slots: class.records().len(),
             waiting: if class.is_forked() { 0 } else { class.waiters().waiting() },
             ..Self::default()
         };
-        for slot in class.slots() {
-            match slot.state() {
+        for record in class.records() {
+            match record.slot().state() {
                 SlotState::Free => stats.free += 1,
                 SlotState::Owned => stats.owned += 1,
                 SlotState::InFlight => stats.in_flight += 1,
@@ -156,14 +156,16 @@ impl Audit {
 }
 
 fn audit_class(class: &SizeClass, offenders: &mut Vec<Offender>) {
-    let slots = class.slots();
-    let mut listed = vec![0_u32; slots.len()];
-    let granted = if class.is_forked() { Vec::new() } else { class.waiters().granted() };
-    for index in class.free().iter(slots).chain(granted) {
+    // In a child the magazines are empty and the locks may be taken for ever.
+    if class.is_forked() {
+        return;
+    }
+    let mut listed = vec![0_u32; class.records().len()];
+    for index in class.at_home() {
         listed[index as usize] += 1;
     }
-    for (index, (slot, listed)) in slots.iter().zip(listed).enumerate() {
-        let state = slot.state();
+    for (index, (record, listed)) in class.records().iter().zip(listed).enumerate() {
+        let state = record.slot().state();
         let problem = match (state, listed) {
             (SlotState::Free, 0) => Problem::Lost,
             (_, 2..) => Problem::Repeated,
@@ -222,8 +224,8 @@ mod tests {
     fn a_free_slot_that_is_nowhere_is_named() {
         let pool = Pool::new(4096, 2).unwrap();
         let class = &pool.raw().classes()[0];
-        let lost = class.pop().unwrap();
-        assert_eq!(offenders(&pool), [(lost, SlotState::Free, Problem::Lost)]);
+        let lost = class.free().pop_single(class.records()).unwrap();
+        assert_eq!(offenders(&pool), [(lost.index(), SlotState::Free, Problem::Lost)]);
         assert!(pool.audit().to_string().contains("slot 0 of the class of 4096 bytes: Free, but"));
         assert!(matches!(class.home(lost), crate::raw::Home::Free));
         assert!(pool.audit().is_clean());
@@ -232,7 +234,7 @@ mod tests {
     #[test]
     fn a_listed_slot_in_use_is_named() {
         let pool = Pool::new(4096, 2).unwrap();
-        let slot = pool.raw().classes()[0].slot(1);
+        let slot = pool.raw().classes()[0].record(1).slot();
         slot.claim();
         assert_eq!(offenders(&pool), [(1, SlotState::Owned, Problem::InUse)]);
         slot.recycle();
@@ -242,7 +244,7 @@ mod tests {
     fn a_slot_listed_twice_is_named() {
         let pool = Pool::new(4096, 1).unwrap();
         let class = &pool.raw().classes()[0];
-        class.free().push(0, class.slot(0).next()).unwrap();
+        class.free().push(0, class.record(0).link()).unwrap();
         assert_eq!(offenders(&pool), [(0, SlotState::Free, Problem::Repeated)]);
         // Its hold on the pool would be given up twice.
         std::mem::forget(pool);

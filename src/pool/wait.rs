@@ -68,8 +68,9 @@ impl<'a> Alloc<'a> {
             Err(error) => return Poll::Ready(Err(error)),
         };
         if self.ticket.is_none() {
-            if let Some(slot) = self.pool.take(class) {
-                return Poll::Ready(Ok(PinnedBuf::new(slot)));
+            match self.pool.take(class) {
+                Err(AllocError::Exhausted) => {}
+                result => return Poll::Ready(result.map(PinnedBuf::new)),
             }
             match class.join(waker.clone()) {
                 Joined::Slot(index) => return Poll::Ready(Ok(hand_out(class, index))),
@@ -147,7 +148,7 @@ impl Drop for Alloc<'_> {
             && !class.is_forked()
             && let Some(index) = class.leave(ticket)
         {
-            SlotRef::pass_on(class, index);
+            SlotRef::pass_on(class.record(index));
         }
     }
 }
@@ -159,7 +160,7 @@ impl fmt::Debug for Alloc<'_> {
 }
 
 fn hand_out(class: &SizeClass, index: u32) -> PinnedBuf {
-    PinnedBuf::new(SlotRef::claim(class, index))
+    PinnedBuf::new(SlotRef::claim(class.record(index)))
 }
 
 struct Unpark(Parker);

@@ -3,26 +3,40 @@
 use std::{ptr::NonNull, task::Waker};
 
 use super::{
-    freelist::{Diverted, FreeList},
+    freelist::{BUNDLE, Diverted, FreeList},
+    magazine::Magazine,
     pool::RawPool,
-    slot::{Slot, SlotState},
+    rack::Place,
+    record::Record,
+    roster::{Bound, Roster},
+    slot::SlotState,
     waiters::{Joined, WaitTicket, Waiters},
 };
-use crate::{sync::CachePadded, sys::process::Process};
+use crate::{
+    sync::CachePadded,
+    sys::{barrier, process::Process},
+};
 
 /// Equal slots in a row: their records, the free ones, and who waits for one.
+///
+/// A free slot is on the free list, in a magazine, or granted to a waiter. In between, in nobody's
+/// sight, it is only while its magazine's owner is busy or the roster's lock is held. So whoever finds
+/// the list empty, takes the lock, recalls the magazines and finds it empty again may say that no
+/// slot is free.
 #[derive(Debug)]
 pub(crate) struct SizeClass {
     pool: NonNull<RawPool>,
-    /// Where the first slot starts.
-    memory: NonNull<u8>,
     capacity: usize,
     stride: usize,
     zero_on_recycle: bool,
     process: Process,
-    slots: Box<[Slot]>,
-    /// On a cache line of its own: it is written by every alloc and recycle, the rest never.
+    /// What a magazine holds at most; 0: there are no magazines.
+    magazine_limit: u32,
+    place: Place,
+    records: Box<[Record]>,
+    /// On a cache line of its own: it is written again and again, what stands above never.
     free: CachePadded<FreeList>,
+    roster: CachePadded<Roster>,
     waiters: Waiters,
 }
 
@@ -37,7 +51,9 @@ pub(crate) enum Home {
 }
 
 impl SizeClass {
+    /// A class that will lie at `place` and whose memory starts at `memory`.
     pub(crate) fn new(
+        at: NonNull<Self>,
         pool: NonNull<RawPool>,
         memory: NonNull<u8>,
         capacity: usize,
@@ -45,16 +61,34 @@ impl SizeClass {
         count: usize,
         zero_on_recycle: bool,
     ) -> Self {
-        let slots: Box<[Slot]> = (0..count as u32).map(Slot::new).collect();
-        let free = CachePadded::new(FreeList::new(&slots));
-        let waiters = Waiters::default();
-        let process = Process::this();
-        Self { pool, memory, capacity, stride, zero_on_recycle, process, slots, free, waiters }
+        let record = |index: u32| {
+            let start = memory.as_ptr().wrapping_add(index as usize * stride);
+            Record::new(index, at, NonNull::new(start).expect("no mapping lies at address 0"))
+        };
+        let records: Box<[Record]> = (0..count as u32).map(record).collect();
+        // To zero a slot takes so long that nothing is to be gained.
+        let magazines = !zero_on_recycle && barrier::is_available();
+        let magazine_limit = if magazines { Magazine::limit(count) } else { 0 };
+        let bundle = if magazine_limit > 0 { BUNDLE } else { 1 };
+        Self {
+            pool,
+            capacity,
+            stride,
+            zero_on_recycle,
+            process: Process::this(),
+            magazine_limit,
+            place: if magazine_limit > 0 { Place::next() } else { Place::default() },
+            free: CachePadded::new(FreeList::new(&records, bundle)),
+            records,
+            roster: CachePadded::default(),
+            waiters: Waiters::default(),
+        }
     }
 
     /// Whether the pool is that of the process which this one was forked from. Then its memory is
     /// not here and its locks may be taken for ever: only records and free lists, of which this
-    /// process has a copy, may be touched, so that the drop of a buffer need not ask.
+    /// process has a copy, may be touched. Alloc and the drop of a buffer ask only when a magazine
+    /// does not serve them, since a child finds no magazine bound.
     #[inline]
     pub(crate) fn is_forked(&self) -> bool {
         !self.process.is_this()
@@ -64,6 +98,7 @@ impl SizeClass {
         self.pool
     }
 
+    #[inline]
     pub(crate) fn capacity(&self) -> usize {
         self.capacity
     }
@@ -77,19 +112,21 @@ impl SizeClass {
         self.zero_on_recycle
     }
 
-    pub(crate) fn slots(&self) -> &[Slot] {
-        &self.slots
+    pub(crate) fn magazine_limit(&self) -> u32 {
+        self.magazine_limit
     }
 
     #[inline]
-    pub(crate) fn slot(&self, index: u32) -> &Slot {
-        &self.slots[index as usize]
+    pub(crate) fn place(&self) -> Place {
+        self.place
     }
 
-    /// Where the memory of a slot starts; `capacity` bytes of it are the slot's.
-    #[inline]
-    pub(crate) fn memory(&self, index: u32) -> *mut u8 {
-        self.memory.as_ptr().wrapping_add(index as usize * self.stride)
+    pub(crate) fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    pub(crate) fn record(&self, index: u32) -> &Record {
+        &self.records[index as usize]
     }
 
     pub(crate) fn free(&self) -> &FreeList {
@@ -100,15 +137,72 @@ impl SizeClass {
         &self.waiters
     }
 
-    /// Takes a free slot. It is the caller's, and still Free.
-    #[inline]
-    pub(crate) fn pop(&self) -> Option<u32> {
-        self.free.pop(&self.slots)
+    /// Binds the caller's own magazine, unless it is bound already. `false`: it cannot or should not
+    /// be now.
+    pub(crate) fn bind(&self, magazine: &Magazine) -> bool {
+        self.roster.bind(self, magazine)
     }
 
-    /// Queues for a slot.
+    /// Takes a free slot, by the caller's own magazine if that is bound. It is the caller's, and still
+    /// Free.
+    pub(crate) fn take(&self, magazine: Option<&Magazine>) -> Option<&Record> {
+        if let Some(record) = magazine.and_then(|own| own.take(self).or_else(|| own.refill(self))) {
+            return Some(record);
+        }
+        match self.free.pop_single(&self.records) {
+            Ok(record) => Some(record),
+            Err(_) if self.magazine_limit == 0 || self.free.has_waiters() => None,
+            Err(_) => {
+                let mut bound = self.roster.lock();
+                self.pop_one().or_else(|| {
+                    let recalled = self.recall(&mut bound, magazine);
+                    recalled.then(|| self.pop_one())?
+                })
+            }
+        }
+    }
+
+    /// Takes one slot of the bundle on top. Under the roster's lock.
+    fn pop_one(&self) -> Option<&Record> {
+        let mut first = None;
+        let mut rest = [None; BUNDLE - 1];
+        let mut places = rest.iter_mut();
+        self.free.pop(&self.records, 1, |record| match first {
+            None => first = Some(record),
+            Some(_) => *places.next().expect("a bundle is no larger") = Some(record),
+        });
+        self.put_back(rest.into_iter().flatten());
+        first
+    }
+
+    /// Brings the slots of all magazines but `own` onto the free list. Answers whether there were such
+    /// magazines.
+    fn recall(&self, bound: &mut Bound, own: Option<&Magazine>) -> bool {
+        let mut slots = Vec::new();
+        let recalled = self.roster.recall(bound, self, own, |record| slots.push(record));
+        self.put_back(slots);
+        recalled
+    }
+
+    /// Puts slots onto the free list that were there or in a magazine, while the roster's lock is held:
+    /// so there are no flags.
+    fn put_back<'a>(&self, slots: impl IntoIterator<Item = &'a Record>) {
+        let put = self.free.push_all(slots);
+        debug_assert_eq!(put, Ok(()));
+    }
+
+    /// Takes the caller's own magazine, which has been bound to this class, off the roster and sends
+    /// its slots home, unless others did so.
+    pub(crate) fn dismiss(&self, magazine: &Magazine) {
+        let mut bound = self.roster.lock();
+        self.put_back(bound.leave(self, magazine));
+    }
+
+    /// Queues for a slot. From then on none goes into a magazine.
     pub(crate) fn join(&self, waker: Waker) -> Joined {
-        self.waiters.join(&self.free, &self.slots, waker)
+        let mut bound = self.roster.lock();
+        self.recall(&mut bound, None);
+        self.waiters.join(&self.free, || self.pop_one().map(Record::index), waker)
     }
 
     /// Leaves the queue; a slot that was handed over in the meantime is the caller's.
@@ -117,13 +211,13 @@ impl SizeClass {
     }
 
     /// Sends a Free slot home although a push was diverted.
-    pub(crate) fn home(&self, index: u32) -> Home {
+    pub(crate) fn home(&self, record: &Record) -> Home {
         loop {
-            match self.free.push(index, self.slot(index).next()) {
+            match self.free.push(record.index(), record.link()) {
                 Ok(()) => return Home::Free,
                 Err(Diverted::Closed) => return Home::Closed,
                 Err(Diverted::Waiters) => {
-                    if let Ok(waker) = self.waiters.grant(&self.free, index) {
+                    if let Ok(waker) = self.waiters.grant(&self.free, record.index()) {
                         return Home::Granted(waker);
                     }
                 }
@@ -134,7 +228,7 @@ impl SizeClass {
     /// Whether no slot can come home before a late proof: waiting would wait for what may never
     /// come.
     pub(crate) fn is_wholly_quarantined(&self) -> bool {
-        self.slots.iter().all(|slot| slot.state() == SlotState::Quarantined)
+        self.records.iter().all(|record| record.slot().state() == SlotState::Quarantined)
     }
 
     /// Called after a slot became Quarantined: if it was the last that was not, nobody may go on
@@ -149,10 +243,26 @@ impl SizeClass {
         }
     }
 
+    /// The numbers of the slots at home: on the free list, in magazines, handed to waiters. Exact only
+    /// while nothing moves. Not in a forked child.
+    pub(crate) fn at_home(&self) -> Vec<u32> {
+        let bound = self.roster.lock();
+        let mut indices = self.free.indices(&self.records);
+        let in_magazines = bound.magazines().flat_map(|magazine| magazine.look(self));
+        indices.extend(in_magazines.map(Record::index));
+        indices.extend(self.waiters.granted());
+        indices
+    }
+
     /// Ends the class with its pool's handle; returns how many slots were at home. Slots handed to
     /// waiters are at home too: every waiter borrows the handle, so these were forgotten.
     pub(crate) fn close(&self) -> usize {
-        self.free.close(&self.slots) + self.waiters.granted().len()
+        let mut in_magazines = 0;
+        let mut bound = self.roster.lock();
+        self.roster.recall(&mut bound, self, None, |_| in_magazines += 1);
+        bound.close();
+        drop(bound);
+        in_magazines + self.free.close(&self.records) + self.waiters.granted().len()
     }
 }
 
@@ -160,6 +270,6 @@ impl SizeClass {
 impl Drop for SizeClass {
     /// The memory goes with the class: nobody may be using it.
     fn drop(&mut self) {
-        self.slots.iter().for_each(Slot::contents_written);
+        self.records.iter().for_each(|record| record.slot().contents_written());
     }
 }

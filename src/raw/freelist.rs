@@ -1,6 +1,6 @@
-//! The free slots of a class: a stack of indices behind one atomic word.
+//! The free slots of a class: a stack behind one atomic word.
 
-use super::slot::Slot;
+use super::record::Record;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 const INDEX_BITS: u32 = 26;
@@ -17,6 +17,9 @@ const TAG: u64 = 1 << (INDEX_BITS + 2);
 /// The most slots one class can have.
 pub(crate) const MAX_SLOTS: usize = EMPTY as usize;
 
+/// Slots in a bundle at most: as many as one cache line of a record can name.
+pub(crate) const BUNDLE: usize = if cfg!(loom) { 2 } else { 8 };
+
 /// Why a slot was not pushed. It is still the caller's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Diverted {
@@ -26,11 +29,43 @@ pub(crate) enum Diverted {
     Closed,
 }
 
-/// A stack of slot indices, linked through [`Slot::next`].
+/// Why nothing was popped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unpopped {
+    Empty,
+    /// What is on top is more than one slot.
+    Bundle,
+}
+
+/// A record's part in the free list.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    /// Index of the next bundle's first slot, and above it the number of followers.
+    next: AtomicU32,
+    followers: [AtomicU32; BUNDLE - 1],
+}
+
+impl Link {
+    /// Where the list goes on, and how many followers this bundle has.
+    fn read(&self) -> (u32, usize) {
+        // Relaxed: ordered by the load of the head.
+        let word = self.next.load(Ordering::Relaxed);
+        (word & EMPTY, (word >> INDEX_BITS) as usize)
+    }
+
+    fn write(&self, next: u32, followers: usize) {
+        // Relaxed: published by the exchange of the head.
+        self.next.store(next | (followers as u32) << INDEX_BITS, Ordering::Relaxed);
+    }
+}
+
+/// A stack of slots, in bundles: the first slot of each is linked to the next bundle's, and its
+/// record names the others, its followers. So a magazine's worth of slots comes and goes with few
+/// cache misses and one exchange.
 ///
 /// # Invariants
 ///
-/// 1. The index names a slot at home or is `EMPTY`, and so does the link of every slot on the list.
+/// 1. The index names a slot at home or is `EMPTY`, and so does the link of every bundle on the list.
 /// 2. The tag counts pops: between two occurrences of one head value no slot was popped. A pop that
 ///    read a link before another thread popped and pushed the same slot therefore fails. (After
 ///    2^36 pops while one pop stands still, minutes at least, the tag would repeat.)
@@ -46,30 +81,66 @@ pub(crate) struct FreeList {
 }
 
 impl FreeList {
-    /// All of `slots`, the first on top.
-    pub(crate) fn new(slots: &[Slot]) -> Self {
-        for (index, slot) in slots.iter().enumerate() {
-            let next = if index + 1 == slots.len() { EMPTY } else { index as u32 + 1 };
-            // Relaxed: nobody else knows the slots yet.
-            slot.next().store(next, Ordering::Relaxed);
+    /// All of `records`, the first on top, in bundles of so many.
+    pub(crate) fn new(records: &[Record], bundle: usize) -> Self {
+        let list = Self { head: AtomicU64::new(u64::from(EMPTY)) };
+        for bundle in records.chunks(bundle).rev() {
+            list.push_all(bundle.iter()).expect("a new list has no flags");
         }
-        let top = if slots.is_empty() { EMPTY } else { 0 };
-        Self { head: AtomicU64::new(u64::from(top)) }
+        list
     }
 
-    /// Takes the slot on top. `None`: the list is empty.
+    /// Takes as many as `most` bundles off the top and gives their slots to `take`, the top one
+    /// first. `false`: the list is empty.
     #[inline]
-    pub(crate) fn pop(&self, slots: &[Slot]) -> Option<u32> {
-        // Acquire: partner of the Release in `push_chain`; makes the link below and the slot's
+    pub(crate) fn pop<'a>(
+        &self,
+        records: &'a [Record],
+        most: usize,
+        take: impl FnMut(&'a Record),
+    ) -> bool {
+        match self.detach(records, most, |_| true) {
+            Ok((first, end)) => {
+                walk(records, first, end, take);
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    /// Takes the slot on top, unless it is one of a bundle.
+    #[inline]
+    pub(crate) fn pop_single<'a>(&self, records: &'a [Record]) -> Result<&'a Record, Unpopped> {
+        let (first, _) = self.detach(records, 1, |followers| followers == 0)?;
+        Ok(&records[first as usize])
+    }
+
+    /// Takes up to `most` bundles off the top, if the first one's number of followers is `wanted`.
+    /// Answers the index of the first one, and that at which the list now starts.
+    #[inline]
+    fn detach(
+        &self,
+        records: &[Record],
+        most: usize,
+        wanted: impl Fn(usize) -> bool,
+    ) -> Result<(u32, u32), Unpopped> {
+        // Acquire: partner of the Release in `push_chain`; makes the links below and the slots'
         // contents visible. Pushes and pops in between continue the release sequence.
         let mut head = self.head.load(Ordering::Acquire);
         loop {
-            let index = index(head);
-            let slot = slots.get(index as usize)?;
-            // Relaxed: ordered by the load of `head`. If the slot was popped since, this may be
-            // any value, and the exchange fails by invariant 2.
-            let next = slot.next().load(Ordering::Relaxed);
-            let popped = (head & !INDEX_MASK).wrapping_add(TAG) | u64::from(next);
+            let first = index(head);
+            // If the slot was popped since, its link may be any, and the exchange fails by
+            // invariant 2.
+            let top = records.get(first as usize).ok_or(Unpopped::Empty)?;
+            let (mut end, followers) = top.link().read();
+            if !wanted(followers) {
+                return Err(Unpopped::Bundle);
+            }
+            for _ in 1..most {
+                let Some(bundle) = records.get(end as usize) else { break };
+                (end, _) = bundle.link().read();
+            }
+            let popped = (head & !INDEX_MASK).wrapping_add(TAG) | u64::from(end);
             // Relaxed (success): the value is the one that the Acquire load read, by invariant 2
             // from the same write. Acquire (failure): as the load above.
             match self.head.compare_exchange_weak(
@@ -78,35 +149,58 @@ impl FreeList {
                 Ordering::Relaxed,
                 Ordering::Acquire,
             ) {
-                Ok(_) => return Some(index),
+                Ok(_) => return Ok((first, end)),
                 Err(now) => head = now,
             }
         }
     }
 
-    /// Puts one slot on top. `next` is its link.
+    /// Puts one slot on top. `link` is its record's.
     ///
     /// The caller may not touch the pool afterwards unless it keeps it alive in another way: the
     /// slot is at home. Both arguments consist of atomics only, so that they may dangle from then.
     #[inline]
-    pub(crate) fn push(&self, index: u32, next: &AtomicU32) -> Result<(), Diverted> {
-        self.push_chain(index, next)
+    pub(crate) fn push(&self, index: u32, link: &Link) -> Result<(), Diverted> {
+        self.push_chain(index, link, 0)
     }
 
-    /// Puts a chain of slots on top, linked from `first` to the one whose link is `last`.
+    /// Puts slots on top, in bundles; nothing if there are none. The caller keeps the pool alive.
+    pub(crate) fn push_all<'a>(
+        &self,
+        records: impl IntoIterator<Item = &'a Record>,
+    ) -> Result<(), Diverted> {
+        let mut records = records.into_iter().peekable();
+        let Some(mut first) = records.next() else { return Ok(()) };
+        let top = first.index();
+        loop {
+            let mut followers = 0;
+            for place in &first.link().followers {
+                let Some(follower) = records.next() else { break };
+                // Relaxed: published by the exchange of the head.
+                place.store(follower.index(), Ordering::Relaxed);
+                followers += 1;
+            }
+            let Some(next) = records.next() else {
+                return self.push_chain(top, first.link(), followers);
+            };
+            first.link().write(next.index(), followers);
+            first = next;
+        }
+    }
+
+    /// Puts a chain of bundles on top, whose last one is still to be linked.
     #[inline]
-    pub(crate) fn push_chain(&self, first: u32, last: &AtomicU32) -> Result<(), Diverted> {
+    fn push_chain(&self, first: u32, last: &Link, followers: usize) -> Result<(), Diverted> {
         // Relaxed: nothing is read through it.
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             if head & FLAGS != 0 {
                 return Err(diverted(head));
             }
-            // Relaxed: published by the exchange.
-            last.store(index(head), Ordering::Relaxed);
+            last.write(index(head), followers);
             let pushed = (head & !INDEX_MASK) | u64::from(first);
-            // Release (success): partner of the Acquire loads in `pop` and `close`; publishes the
-            // links, the slots' state words and what their owners did to the contents. Relaxed
+            // Release (success): partner of the Acquire loads in `detach` and `close`; publishes
+            // the links, the slots' state words and what their owners did to the contents. Relaxed
             // (failure): as the load above.
             match self.head.compare_exchange_weak(
                 head,
@@ -142,30 +236,43 @@ impl FreeList {
     }
 
     /// Sets `CLOSED`, takes every slot off the list and returns how many there were.
-    pub(crate) fn close(&self, slots: &[Slot]) -> usize {
+    pub(crate) fn close(&self, records: &[Record]) -> usize {
         // Acquire: partner of the Release in `push_chain`, for the links, and so that unmapping
         // comes after all that the slots' last owners did.
         let head = self.head.swap(CLOSED | u64::from(EMPTY), Ordering::Acquire);
-        self.walk(head, slots).count()
+        let mut count = 0;
+        walk(records, index(head), EMPTY, |_| count += 1);
+        count
     }
 
-    /// The indices on the list, from the top. Exact only while nothing moves; ends after as many
-    /// steps as there are slots even if the links are damaged.
-    pub(crate) fn iter<'a>(&self, slots: &'a [Slot]) -> impl Iterator<Item = u32> + 'a {
-        // Acquire: as in `pop`.
-        self.walk(self.head.load(Ordering::Acquire), slots)
+    /// The indices on the list, from the top. Exact only while nothing moves; ends in time even if
+    /// the links are damaged.
+    pub(crate) fn indices(&self, records: &[Record]) -> Vec<u32> {
+        // Acquire: as in `detach`.
+        let head = self.head.load(Ordering::Acquire);
+        let mut indices = Vec::new();
+        walk(records, index(head), EMPTY, |record| indices.push(record.index()));
+        indices
     }
+}
 
-    fn walk<'a>(&self, head: u64, slots: &'a [Slot]) -> impl Iterator<Item = u32> + use<'a> {
-        let link = |at: u32| {
-            // Relaxed: ordered by the load of the head.
-            slots.get(at as usize).map(|slot| slot.next().load(Ordering::Relaxed))
-        };
-        let first = Some(index(head)).filter(|&at| (at as usize) < slots.len());
-        std::iter::successors(first, move |&at| {
-            link(at).filter(|&next| (next as usize) < slots.len())
-        })
-        .take(slots.len() + 1)
+/// Visits the slots of the bundles from `first` on, up to the bundle `end`.
+#[inline]
+fn walk<'a>(records: &'a [Record], first: u32, end: u32, mut visit: impl FnMut(&'a Record)) {
+    let mut at = first;
+    let mut left = records.len() + 1;
+    while at != end
+        && left > 0
+        && let Some(lead) = records.get(at as usize)
+    {
+        let (next, followers) = lead.link().read();
+        visit(lead);
+        for place in lead.link().followers.iter().take(followers) {
+            // Relaxed: as in `read`.
+            visit(&records[place.load(Ordering::Relaxed) as usize]);
+        }
+        at = next;
+        left = left.saturating_sub(1 + followers);
     }
 }
 
@@ -179,68 +286,90 @@ fn diverted(head: u64) -> Diverted {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::ptr::NonNull;
+
     use super::*;
 
-    fn list(count: u32) -> (Vec<Slot>, FreeList) {
-        let slots: Vec<_> = (0..count).map(Slot::new).collect();
-        let list = FreeList::new(&slots);
-        (slots, list)
+    fn list(count: u32, bundle: usize) -> (Vec<Record>, FreeList) {
+        let record = |index| Record::new(index, NonNull::dangling(), NonNull::dangling());
+        let records: Vec<_> = (0..count).map(record).collect();
+        let list = FreeList::new(&records, bundle);
+        (records, list)
+    }
+
+    fn pop(list: &FreeList, records: &[Record], most: usize) -> Vec<u32> {
+        let mut popped = Vec::new();
+        assert_ne!(
+            list.pop(records, most, |record| popped.push(record.index())),
+            popped.is_empty()
+        );
+        popped
+    }
+
+    fn push(list: &FreeList, record: &Record) -> Result<(), Diverted> {
+        list.push(record.index(), record.link())
     }
 
     #[test]
     fn hands_out_low_addresses_first_and_the_last_pushed_again() {
-        let (slots, list) = list(3);
-        assert_eq!(list.pop(&slots), Some(0));
-        assert_eq!(list.pop(&slots), Some(1));
-        list.push(0, slots[0].next()).unwrap();
-        assert_eq!(list.iter(&slots).collect::<Vec<_>>(), [0, 2]);
-        assert_eq!(list.pop(&slots), Some(0));
-        assert_eq!(list.pop(&slots), Some(2));
-        assert_eq!(list.pop(&slots), None);
+        let (records, list) = list(3, 1);
+        assert_eq!(pop(&list, &records, 1), [0]);
+        assert_eq!(pop(&list, &records, 1), [1]);
+        push(&list, &records[0]).unwrap();
+        assert_eq!(list.indices(&records), [0, 2]);
+        assert_eq!(pop(&list, &records, 1), [0]);
+        assert_eq!(pop(&list, &records, 1), [2]);
+        assert_eq!(pop(&list, &records, 1), []);
     }
 
     #[test]
-    fn a_chain_goes_on_in_one_piece() {
-        let (slots, list) = list(3);
-        while list.pop(&slots).is_some() {}
-        slots[2].next().store(0, Ordering::Relaxed);
-        list.push_chain(2, slots[0].next()).unwrap();
-        assert_eq!(list.iter(&slots).collect::<Vec<_>>(), [2, 0]);
+    fn bundles_come_and_go_in_one_piece() {
+        let (records, list) = list(20, BUNDLE);
+        assert_eq!(list.indices(&records), Vec::from_iter(0..20));
+        assert_eq!(pop(&list, &records, 2), Vec::from_iter(0..16));
+        assert_eq!(list.pop_single(&records).unwrap_err(), Unpopped::Bundle);
+        push(&list, &records[3]).unwrap();
+        assert_eq!(list.pop_single(&records).unwrap().index(), 3);
+        list.push_all(records[..11].iter().rev()).unwrap();
+        assert_eq!(list.indices(&records), Vec::from_iter((0..11).rev().chain(16..20)));
+        assert_eq!(pop(&list, &records, 9).len(), 15);
+        assert_eq!(list.pop_single(&records).unwrap_err(), Unpopped::Empty);
     }
 
     #[test]
     fn every_pop_changes_the_tag() {
-        let (slots, list) = list(1);
+        let (records, list) = list(1, 1);
         let before = list.head.load(Ordering::Relaxed);
-        list.pop(&slots).unwrap();
-        list.push(0, slots[0].next()).unwrap();
+        pop(&list, &records, 1);
+        push(&list, &records[0]).unwrap();
         assert_ne!(list.head.load(Ordering::Relaxed), before);
     }
 
     #[test]
     fn the_waiters_flag_is_for_an_empty_list_and_diverts_pushes() {
-        let (slots, list) = list(1);
+        let (records, list) = list(1, 1);
         assert!(!list.set_waiters());
-        list.pop(&slots).unwrap();
+        pop(&list, &records, 1);
         assert!(list.set_waiters());
-        assert_eq!(list.push(0, slots[0].next()), Err(Diverted::Waiters));
+        assert_eq!(push(&list, &records[0]), Err(Diverted::Waiters));
         list.clear_waiters();
-        assert_eq!(list.push(0, slots[0].next()), Ok(()));
+        assert_eq!(push(&list, &records[0]), Ok(()));
     }
 
     #[test]
     fn closing_counts_the_slots_at_home_and_diverts_the_rest() {
-        let (slots, list) = list(3);
-        list.pop(&slots).unwrap();
-        assert_eq!(list.close(&slots), 2);
-        assert_eq!(list.push(0, slots[0].next()), Err(Diverted::Closed));
-        assert_eq!(list.pop(&slots), None);
+        let (records, list) = list(20, BUNDLE);
+        assert_eq!(pop(&list, &records, 1).len(), 8);
+        assert_eq!(list.close(&records), 12);
+        assert_eq!(push(&list, &records[0]), Err(Diverted::Closed));
+        assert_eq!(list.push_all(&records[..8]), Err(Diverted::Closed));
+        assert_eq!(pop(&list, &records, 1), []);
     }
 
     #[test]
     fn a_damaged_list_does_not_trap_the_walk() {
-        let (slots, list) = list(2);
-        slots[1].next().store(0, Ordering::Relaxed);
-        assert_eq!(list.iter(&slots).count(), 3);
+        let (records, list) = list(2, 1);
+        records[1].link().write(0, 0);
+        assert_eq!(list.indices(&records).len(), 3);
     }
 }

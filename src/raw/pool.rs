@@ -1,18 +1,14 @@
-//! The pool behind its handles, and the name of one slot that is out.
+//! The pool behind its handles.
 
-use std::{ops::Deref, ptr::NonNull, task::Waker};
+use std::{iter, ops::Deref, ptr::NonNull};
 
 use super::{
-    class::{Home, SizeClass},
-    freelist::MAX_SLOTS,
-    reclaim::Reclaim,
-    region::Region,
-    replaced::{Replaced, ReplacedBytes},
-    slot::Slot,
+    class::SizeClass, freelist::MAX_SLOTS, rack, reclaim::Reclaim, record::Record, region::Region,
+    replaced::ReplacedBytes, slotref::SlotRef,
 };
 use crate::{
     backing::Backing,
-    error::BuildError,
+    error::{AllocError, BuildError},
     sync::{Arc, AtomicUsize, Mutex, Ordering, Weak, lock, unique_id},
     sys::memory::{self, Supply},
 };
@@ -36,17 +32,16 @@ pub(crate) struct Options {
 /// # Invariants
 ///
 /// 1. `holds` is 1 for the handle, plus 1 for each slot, wherever it is, plus 1 for each thread that
-///    is handing a slot to a waiter. While the handle lives no alloc or recycle touches it. Closing
-///    gives up the handle's hold and those of the slots at home; from then a slot that comes home
-///    gives up its own. Whoever brings it to 0 frees the pool.
+///    is handing a slot to a waiter or giving up a magazine. While the handle lives no alloc or recycle
+///    touches it. Closing gives up the handle's hold and those of the slots at home, in magazines too;
+///    from then a slot that comes home gives up its own. Whoever brings it to 0 frees the pool.
 /// 2. Apart from that the pool is only ever used through shared references.
 pub struct RawPool {
     id: u64,
     holds: AtomicUsize,
-    /// In ascending order of capacity.
-    classes: Box<[SizeClass]>,
+    classes: Classes,
     reclaim: Mutex<Vec<Weak<dyn Reclaim>>>,
-    replaced: ReplacedBytes,
+    pub(super) replaced: ReplacedBytes,
     fallback: bool,
     sender_quota: Option<usize>,
     /// Dropped last: the classes point into it.
@@ -54,8 +49,8 @@ pub struct RawPool {
 }
 
 // SAFETY: the only parts that are not Send and Sync by themselves are the pointers in `classes`:
-// to this pool, which is used through shared references and atomics only (invariant 2), and into
-// `region`, which is accessed only through a SlotRef by that slot's holder.
+// to this pool and to its classes, which are used through shared references and atomics only
+// (invariant 2), and into `region`, which is accessed only through a SlotRef by that slot's holder.
 unsafe impl Send for RawPool {}
 // SAFETY: as above.
 unsafe impl Sync for RawPool {}
@@ -99,18 +94,50 @@ impl RawPool {
     /// Hands out a free slot of `class`, or, where that is chosen, of the next larger one that has
     /// one.
     #[inline]
-    pub(crate) fn take(&self, class: &SizeClass) -> Option<SlotRef> {
-        match class.pop() {
-            Some(index) => Some(SlotRef::claim(class, index)),
-            None if self.fallback => self.take_larger(class),
-            None => None,
+    pub(crate) fn take(&self, class: &SizeClass) -> Result<SlotRef, AllocError> {
+        match rack::with(class.place(), |magazine| magazine.take(class)) {
+            Some(record) => Ok(SlotRef::claim(record)),
+            None => self.take_elsewhere(class),
         }
     }
 
+    /// Hands out a slot where the magazine has none.
     #[cold]
-    fn take_larger(&self, than: &SizeClass) -> Option<SlotRef> {
-        let mut larger = self.classes.iter().filter(|class| class.capacity() > than.capacity());
-        larger.find_map(|class| Some(SlotRef::claim(class, class.pop()?)))
+    #[inline(never)]
+    fn take_elsewhere(&self, class: &SizeClass) -> Result<SlotRef, AllocError> {
+        if class.is_forked() {
+            return Err(AllocError::Forked);
+        }
+        let larger = |other: &&SizeClass| self.fallback && other.capacity() > class.capacity();
+        let classes = iter::once(class).chain(self.classes.iter().filter(larger));
+        let taken = classes.filter_map(take_at_length).next();
+        taken.map(SlotRef::claim).ok_or(AllocError::Exhausted)
+    }
+
+    /// Hands out up to `count` slots as [`take`](Self::take) does, and says why they are fewer.
+    #[inline]
+    pub(crate) fn take_many(
+        &self,
+        class: &SizeClass,
+        count: usize,
+        mut each: impl FnMut(SlotRef),
+    ) -> Result<(), AllocError> {
+        let mut left = count;
+        while left > 0 {
+            let most = left;
+            rack::with(class.place(), |magazine| {
+                magazine.take_many(class, most, |record| {
+                    each(SlotRef::claim(record));
+                    left -= 1;
+                });
+                Some(())
+            });
+            if left > 0 {
+                each(self.take_elsewhere(class)?);
+                left -= 1;
+            }
+        }
+        Ok(())
     }
 
     /// How many slots one sender may have in flight.
@@ -127,13 +154,19 @@ impl RawPool {
         self.replaced.get()
     }
 
+    /// Takes one more hold of the pool, to be given up.
+    pub(super) fn hold(&self) {
+        // Relaxed: taken while another one is alive.
+        self.holds.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Gives up `holds` of the pool's holds.
     ///
     /// # Safety
     ///
     /// The caller has that many (invariant 1) and uses them no more; without another one it does
     /// not touch the pool, nor any slot, again.
-    unsafe fn give_up(pool: NonNull<Self>, holds: usize) {
+    pub(super) unsafe fn give_up(pool: NonNull<Self>, holds: usize) {
         // SAFETY: the caller's holds keep the pool alive until the subtraction. A local place, not
         // a reference to all of the pool, because another thread may free it right after.
         let count = unsafe { &(*pool.as_ptr()).holds };
@@ -150,7 +183,7 @@ impl RawPool {
 impl std::fmt::Debug for RawPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let classes: Vec<_> =
-            self.classes.iter().map(|class| (class.capacity(), class.slots().len())).collect();
+            self.classes.iter().map(|class| (class.capacity(), class.records().len())).collect();
         f.debug_struct("Pool")
             .field("id", &self.id)
             .field("classes", &classes)
@@ -159,9 +192,48 @@ impl std::fmt::Debug for RawPool {
     }
 }
 
+/// The classes of a pool, in ascending order of capacity.
+///
+/// Not a box, which may not be moved while there are pointers into it.
+struct Classes(NonNull<[SizeClass]>);
+
+impl Classes {
+    /// So many classes, each made by `make`, which is told where it will lie.
+    fn new(count: usize, make: impl Fn(usize, NonNull<SizeClass>) -> SizeClass) -> Self {
+        let room = Box::leak(Box::<[SizeClass]>::new_uninit_slice(count));
+        for (number, room) in room.iter_mut().enumerate() {
+            let at = NonNull::from(room).cast();
+            // SAFETY: there is room for a class, unused so far.
+            unsafe { at.write(make(number, at)) };
+        }
+        Self(NonNull::slice_from_raw_parts(NonNull::from(room).cast(), count))
+    }
+}
+
+impl Deref for Classes {
+    type Target = [SizeClass];
+
+    #[inline]
+    fn deref(&self) -> &[SizeClass] {
+        // SAFETY: they live as long as this, and are only used through shared references.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for Classes {
+    fn drop(&mut self) {
+        // SAFETY: of the box leaked in `new`; nobody uses them after the pool's end.
+        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+    }
+}
+
 /// The one handle of a pool. Dropping it closes the pool; slots that are out stay valid, and the
 /// last of them to come home frees it.
-pub(crate) struct PoolHandle(NonNull<RawPool>);
+pub(crate) struct PoolHandle {
+    pool: NonNull<RawPool>,
+    /// Those of the pool, at hand.
+    classes: NonNull<[SizeClass]>,
+}
 
 // SAFETY: a PoolHandle gives out `&RawPool`, which is Sync, and its drop may run on any thread,
 // RawPool being Send.
@@ -184,17 +256,14 @@ impl PoolHandle {
             region.lock(options.supply)?;
         }
         let pool = NonNull::from(Box::leak(Box::<RawPool>::new_uninit())).cast::<RawPool>();
-        let classes: Box<[SizeClass]> = options
-            .classes
-            .iter()
-            .zip(&layout.places)
-            .map(|(&(capacity, count), place)| {
-                // SAFETY: the offset is at most `layout.bytes`, which the region spans.
-                let memory = unsafe { region.start().add(place.offset) };
-                let zero = options.zero_on_recycle;
-                SizeClass::new(pool, memory, capacity, place.stride, count, zero)
-            })
-            .collect();
+        let classes = Classes::new(layout.places.len(), |number, at| {
+            let ((capacity, count), place) = (options.classes[number], &layout.places[number]);
+            // SAFETY: the offset is at most `layout.bytes`, which the region spans.
+            let memory = unsafe { region.start().add(place.offset) };
+            let zero = options.zero_on_recycle;
+            SizeClass::new(at, pool, memory, capacity, place.stride, count, zero)
+        });
+        let handle = Self { pool, classes: classes.0 };
         let slots: usize = options.classes.iter().map(|(_, count)| count).sum();
         let raw = RawPool {
             id: unique_id(),
@@ -208,17 +277,26 @@ impl PoolHandle {
         };
         // SAFETY: the pointer is to a box of a RawPool's layout, unused so far.
         unsafe { pool.write(raw) };
-        Ok(Self(pool))
+        Ok(handle)
+    }
+
+    /// The pool's classes, in ascending order of capacity.
+    #[inline]
+    pub(crate) fn classes(&self) -> &[SizeClass] {
+        // SAFETY: the handle's hold keeps the pool alive, and with it its classes, which are only
+        // used through shared references.
+        unsafe { self.classes.as_ref() }
     }
 }
 
 impl Deref for PoolHandle {
     type Target = RawPool;
 
+    #[inline]
     fn deref(&self) -> &RawPool {
         // SAFETY: the handle's hold (invariant 1) keeps the pool alive, and it is used through
         // shared references only (invariant 2).
-        unsafe { self.0.as_ref() }
+        unsafe { self.pool.as_ref() }
     }
 }
 
@@ -226,13 +304,13 @@ impl Drop for PoolHandle {
     fn drop(&mut self) {
         // In a forked child nothing of the pool's lies where it was, which may be somebody else's by
         // now: unmapping it would be a mistake.
-        if self.classes.iter().any(SizeClass::is_forked) {
+        if self.classes().iter().any(SizeClass::is_forked) {
             return;
         }
-        let at_home: usize = self.classes.iter().map(SizeClass::close).sum();
+        let at_home: usize = self.classes().iter().map(SizeClass::close).sum();
         // SAFETY: the handle's hold is given up with the handle; those of the slots at home became
-        // ours when `close` took them off their lists.
-        unsafe { RawPool::give_up(self.0, at_home + 1) };
+        // ours when `close` took them off lists and magazines.
+        unsafe { RawPool::give_up(self.pool, at_home + 1) };
     }
 }
 
@@ -290,177 +368,10 @@ fn stride(capacity: usize, page_bytes: usize) -> Option<usize> {
     }
 }
 
-/// Names one slot that is out, and keeps its pool alive.
-///
-/// Not Clone, and no Drop: each is a holder counted in the slot's word, [`share`] makes one more,
-/// [`recycle`] and [`unshare`] end it. Forgetting one keeps the slot out and the pool's memory
-/// mapped, which is what Quarantined means.
-///
-/// # Invariants
-///
-/// 1. The slot is out: not on the free list, not with a waiter. Its hold keeps the pool alive.
-///
-/// [`share`]: Self::share
-/// [`recycle`]: Self::recycle
-/// [`unshare`]: Self::unshare
-#[derive(Debug)]
-pub struct SlotRef {
-    class: NonNull<SizeClass>,
-    index: u32,
-}
-
-// SAFETY: points to a SizeClass of a RawPool, which is Send and Sync; the slot's memory is handed
-// out as a raw pointer only.
-unsafe impl Send for SlotRef {}
-// SAFETY: as above.
-unsafe impl Sync for SlotRef {}
-
-impl SlotRef {
-    /// Hands out the slot that the caller took off `class`'s free list, or was granted.
-    #[inline]
-    pub(crate) fn claim(class: &SizeClass, index: u32) -> Self {
-        class.slot(index).claim();
-        Self { class: NonNull::from(class), index }
-    }
-
-    #[inline]
-    fn class(&self) -> &SizeClass {
-        // SAFETY: the pool is alive (invariant 1), and with it its classes, which are only used
-        // through shared references.
-        unsafe { self.class.as_ref() }
-    }
-
-    #[inline]
-    pub(crate) fn slot(&self) -> &Slot {
-        self.class().slot(self.index)
-    }
-
-    #[inline]
-    pub(crate) fn memory(&self) -> *mut u8 {
-        self.class().memory(self.index)
-    }
-
-    #[inline]
-    pub(crate) fn capacity(&self) -> usize {
-        self.class().capacity()
-    }
-
-    pub(crate) fn pool(&self) -> &RawPool {
-        let pool = self.class().pool();
-        // SAFETY: the pool is alive (invariant 1) and used through shared references only.
-        unsafe { pool.as_ref() }
-    }
-
-    /// Turns a lease into a quarantined one. Returns the wakers of those who wait, if that leaves
-    /// them nothing to wait for; they are to be woken with no lock held.
-    #[must_use]
-    pub(crate) fn quarantine(&self) -> Vec<Waker> {
-        self.slot().quarantine();
-        if self.class().is_forked() { Vec::new() } else { self.class().slot_quarantined() }
-    }
-
-    /// Turns a quarantined lease into a handle by giving the slot new pages, so that what the
-    /// kernel may still read is no longer the slot's. `len`, the length of what was written, becomes
-    /// 0 when that is lost.
-    ///
-    /// `None`, and the slot stays Quarantined: somebody else holds it too, by a handle or a lease of
-    /// whatever kind; it has no whole pages of its own, or such as cannot be replaced; the kernel
-    /// holds too much of the pool already; or it has no page to give.
-    pub(crate) fn replace_pages(&self, len: &mut usize) -> Option<Replaced> {
-        let (memory, bytes) = (NonNull::new(self.memory())?, self.class().stride());
-        let pool = self.pool();
-        if !self.slot().is_quarantined_alone() || !pool.region.can_replace(memory.as_ptr(), bytes) {
-            return None;
-        }
-        let replaced = pool.replaced.add(bytes)?;
-        self.slot().contents_written();
-        // SAFETY: `bytes` from `memory` on are the slot's, and so in the region, which can replace
-        // them. The caller's lease is the only holder, as just checked, and nobody can come to hold
-        // the slot but through a handle: apart from the kernel nobody uses the contents.
-        unsafe { pool.region.discard(memory, bytes) }.ok()?;
-        *len = 0;
-        pool.region.repopulate(memory, bytes).ok()?;
-        self.slot().quarantine_released();
-        Some(replaced)
-    }
-
-    /// One more handle, made from a handle.
-    ///
-    /// # Panics
-    ///
-    /// With 2^21 - 1 holders.
-    pub(crate) fn share(&self) -> Self {
-        self.slot().share();
-        Self { ..*self }
-    }
-
-    /// Gives up a handle; the last holder sends the slot home.
-    pub(crate) fn unshare(self) {
-        if self.slot().unshare() {
-            self.go_home();
-        }
-    }
-
-    /// Gives up the only handle and sends the slot home.
-    ///
-    /// # Panics
-    ///
-    /// If there is anything but one handle on the slot.
-    #[inline]
-    pub(crate) fn recycle(self) {
-        self.slot().recycle();
-        self.go_home();
-    }
-
-    /// Sends the slot home, which is Free.
-    #[inline]
-    fn go_home(self) {
-        let class = self.class();
-        let slot = class.slot(self.index);
-        // A forked child may put its copy of the record wherever it likes; the memory is not there.
-        if class.zero_on_recycle() && !class.is_forked() {
-            slot.contents_written();
-            // SAFETY: `capacity` bytes from `memory` are the slot's and mapped; the word says that
-            // there is no handle and no lease, so nobody else accesses them.
-            unsafe { self.memory().write_bytes(0, class.capacity()) };
-        }
-        // After a successful push nothing here keeps the pool alive: nothing of it is touched.
-        if class.free().push(self.index, slot.next()).is_err() {
-            self.recycle_diverted();
-        }
-    }
-
-    /// Hands the slot, which is Free, to a waiter or gives it up with a closed pool.
-    #[cold]
-    pub(crate) fn recycle_diverted(self) {
-        if self.class().is_forked() {
-            return;
-        }
-        let Self { class, index } = self;
-        // SAFETY: the slot's own hold keeps the pool alive up to `home`.
-        let pool = unsafe { class.as_ref() }.pool();
-        // Relaxed: taken from a live hold. It keeps the pool alive for the rest of the hand-over:
-        // the waiter may claim the slot, drop it and the pool, while this thread still unlocks.
-        // SAFETY: as above.
-        unsafe { pool.as_ref() }.holds.fetch_add(1, Ordering::Relaxed);
-        // SAFETY: kept alive by the hold just taken.
-        let (holds, waker) = match unsafe { class.as_ref() }.home(index) {
-            Home::Free => (1, None),
-            Home::Granted(waker) => (1, waker),
-            Home::Closed => (2, None),
-        };
-        // SAFETY: the hold taken above, and the slot's own if the class is closed.
-        unsafe { RawPool::give_up(pool, holds) };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    /// A granted slot that its waiter no longer wants: it passes on to the next, or home. It was
-    /// never claimed, so it is Free.
-    pub(crate) fn pass_on(class: &SizeClass, index: u32) {
-        Self { class: NonNull::from(class), index }.recycle_diverted();
-    }
+/// Takes a slot of the class, filling the thread's magazine up on the way, or emptying the others'.
+fn take_at_length(class: &SizeClass) -> Option<&Record> {
+    // SAFETY: the class lives while it is borrowed.
+    unsafe { rack::with_bound(NonNull::from(class), |magazine| class.take(magazine)) }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -1,8 +1,8 @@
-//! One slot's record: who holds it, and its link in the free list.
+//! One slot's state word: who holds it.
 
 use std::fmt;
 
-use crate::sync::{AtomicU32, AtomicU64, Ordering, Witness};
+use crate::sync::{AtomicU64, Ordering, Witness};
 
 /// What state a slot of a pool is in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -72,7 +72,7 @@ impl Holders {
     }
 }
 
-/// The record of one slot. It lies outside the mapped memory, so that no child process and no
+/// The state of one slot. It lies outside the mapped memory, so that no child process and no
 /// stray write to a buffer reaches it.
 ///
 /// # Invariants
@@ -80,29 +80,22 @@ impl Holders {
 /// 1. The word is 0 exactly while the slot is at home, being handed home or being handed out: then
 ///    one thread at most may touch it.
 /// 2. Every handle, lease and quarantined lease that exists is counted in the word.
-///
-/// Each record has a cache line of its own: neighbours are with other threads.
 #[derive(Debug)]
-#[cfg_attr(not(loom), repr(align(64)))]
 pub struct Slot {
     state: AtomicU64,
-    next: AtomicU32,
     index: u32,
     contents: Witness,
 }
 
-#[cfg(not(loom))]
-static_assertions::assert_eq_size!(Slot, [u8; 64]);
-
 impl Slot {
-    /// A free slot that is on no list.
+    /// A free slot.
     pub fn new(index: u32) -> Self {
-        Self {
-            state: AtomicU64::new(FREE),
-            next: AtomicU32::new(0),
-            index,
-            contents: Witness::default(),
-        }
+        Self { state: AtomicU64::new(FREE), index, contents: Witness::default() }
+    }
+
+    #[inline]
+    pub(crate) fn index(&self) -> u32 {
+        self.index
     }
 
     /// The state the word says now.
@@ -140,10 +133,23 @@ impl Slot {
         self.step(FREE, OWNED, "handed out");
     }
 
-    /// Owned to Free, by the only holder, who puts the slot onto the free list.
+    /// Owned to Free, by the only holder, who sends the slot home.
     #[inline]
     pub fn recycle(&self) {
         self.step(OWNED, FREE, "recycled");
+    }
+
+    /// As [`recycle`](Self::recycle), for a holder who may not be the only one: then nothing
+    /// happens.
+    #[inline]
+    #[must_use]
+    pub(crate) fn try_recycle(&self) -> bool {
+        let alone = self.is_alone();
+        if alone {
+            // Relaxed: as in `step`.
+            self.state.store(FREE, Ordering::Relaxed);
+        }
+        alone
     }
 
     #[inline]
@@ -255,11 +261,6 @@ impl Slot {
             self.index,
             Holders::unpack(word).state(),
         );
-    }
-
-    /// The link in the free list; the list's head orders it.
-    pub(crate) fn next(&self) -> &AtomicU32 {
-        &self.next
     }
 
     /// Tells a model about a read of the slot's memory.

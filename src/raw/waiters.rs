@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, task::Waker};
 
-use super::{freelist::FreeList, slot::Slot};
+use super::freelist::FreeList;
 use crate::sync::{Mutex, lock};
 
 /// Names one waiter of one class.
@@ -47,14 +47,19 @@ struct Queue {
 }
 
 impl Waiters {
-    /// Joins the queue, unless a slot is free.
-    pub(crate) fn join(&self, free: &FreeList, slots: &[Slot], waker: Waker) -> Joined {
+    /// Joins the queue, unless `pop` has a slot of the list.
+    pub(crate) fn join(
+        &self,
+        free: &FreeList,
+        pop: impl Fn() -> Option<u32>,
+        waker: Waker,
+    ) -> Joined {
         let mut queue = lock(&self.queue);
         // The flag says that the list is empty, and stays while the lock is held. Without it a
         // slot may come home between the two calls: then the flag is refused, and the pop, as
         // others pop too, is tried again.
         while !free.has_waiters() {
-            if let Some(index) = free.pop(slots) {
+            if let Some(index) = pop() {
                 return Joined::Slot(index);
             }
             if free.set_waiters() {

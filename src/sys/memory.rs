@@ -72,6 +72,58 @@ impl Default for Supply {
     }
 }
 
+/// Values in memory that a forked child finds full of zeros.
+#[cfg(all(target_os = "linux", not(any(loom, miri))))]
+#[derive(Debug)]
+pub(crate) struct WipedOnFork<T> {
+    map: memmap2::MmapRaw,
+    of: std::marker::PhantomData<T>,
+}
+
+#[cfg(all(target_os = "linux", not(any(loom, miri))))]
+impl<T> WipedOnFork<T> {
+    /// Maps memory for so many values, zeroed.
+    ///
+    /// # Safety
+    ///
+    /// Zeros are a `T` that needs no drop, and one that a child may find in the place of any other.
+    pub(crate) unsafe fn new(count: usize) -> io::Result<Self> {
+        let len = (count * size_of::<T>()).next_multiple_of(page_bytes());
+        let map = memmap2::MmapRaw::from(memmap2::MmapOptions::new().len(len).map_anon()?);
+        let advice = Advice::WipeOnFork as libc::c_int;
+        // SAFETY: madvise(2), MADV_WIPEONFORK: the range is a live private anonymous mapping of
+        // ours; it changes what a child finds there, and nothing here.
+        if unsafe { libc::madvise(map.as_mut_ptr().cast(), len, advice) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { map, of: std::marker::PhantomData })
+    }
+
+    /// The first of them.
+    pub(crate) fn start(&self) -> NonNull<T> {
+        NonNull::new(self.map.as_mut_ptr()).expect("no mapping lies at address 0").cast()
+    }
+}
+
+/// Values on the heap, where nothing forks or nothing needs to be wiped.
+#[cfg(not(all(target_os = "linux", not(any(loom, miri)))))]
+#[derive(Debug)]
+pub(crate) struct WipedOnFork<T>(Box<[T]>);
+
+#[cfg(not(all(target_os = "linux", not(any(loom, miri)))))]
+impl<T: Default> WipedOnFork<T> {
+    /// # Safety
+    ///
+    /// None here.
+    pub(crate) unsafe fn new(count: usize) -> io::Result<Self> {
+        Ok(Self((0..count).map(|_| T::default()).collect()))
+    }
+
+    pub(crate) fn start(&self) -> NonNull<T> {
+        NonNull::from(&*self.0).cast()
+    }
+}
+
 #[cfg(not(any(loom, miri)))]
 mod imp {
     use super::{NonNull, Supply, io, page_bytes};

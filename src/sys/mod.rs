@@ -3,6 +3,7 @@
 //! Every function has the same signature on every Unix. What only Linux has is answered by
 //! `fallback.rs` elsewhere, where all sends go by copy and nothing is ever in flight.
 
+pub(crate) mod barrier;
 pub(crate) mod errno;
 mod interface;
 pub(crate) mod memory;

@@ -72,19 +72,12 @@ fn cookie() -> &'static StaticU64 {
 /// A page that a forked child finds wiped.
 #[cfg(all(target_os = "linux", not(any(loom, miri))))]
 fn wiped_on_fork() -> Option<*mut StaticU64> {
-    use super::memory::{Advice, page_bytes};
-
-    let page = memmap2::MmapOptions::new().len(page_bytes()).map_anon().ok()?;
-    let page = memmap2::MmapRaw::from(page);
-    let start = page.as_mut_ptr();
-    // SAFETY: madvise(2), MADV_WIPEONFORK: the range is a live private anonymous mapping of ours; it
-    // changes what a child finds there, and nothing here.
-    if unsafe { libc::madvise(start.cast(), page.len(), Advice::WipeOnFork as libc::c_int) } != 0 {
-        return None;
-    }
+    // SAFETY: zeros are an atomic number.
+    let page = unsafe { super::memory::WipedOnFork::new(1) }.ok()?;
+    let start = page.start().as_ptr();
     // Never unmapped.
     std::mem::forget(page);
-    Some(start.cast())
+    Some(start)
 }
 
 #[cfg(not(all(target_os = "linux", not(any(loom, miri)))))]

@@ -1,0 +1,179 @@
+//! Magazines: a thread's own stock of free slots, which others empty when they find nothing else. In
+//! a model a magazine holds two slots, a pool of six has magazines, and slots come in twos.
+//!
+//! The owner's half of the barrier is a fence here, as the other one is. That the protocol is right is
+//! what these models show; that the kernel's barrier makes up for the missing half is not.
+
+use loom_tests::{Alive, block_on, model, pool, thread};
+use pinbuf::{PinnedBuf, Pool};
+
+/// Takes a slot, writes to its memory, and drops it into this thread's magazine.
+fn use_one(pool: &Pool) {
+    pool.try_alloc(1).expect("more slots than users").extend_from_slice(b"x");
+}
+
+/// A pool with two slots on the free list, the others out.
+fn two_left() -> (Pool, [PinnedBuf; 4]) {
+    let pool = pool(6);
+    let out = [(); 4].map(|()| pool.try_alloc(1).unwrap());
+    (pool, out)
+}
+
+fn assert_all_home(pool: &Pool) {
+    let audit = pool.audit();
+    assert!(audit.is_clean() && audit.stats.free() == 6, "{audit}");
+}
+
+/// A thread that has been joined may still be giving up its magazines.
+fn wait_for_the_end(alive: &Alive) {
+    while alive.get() {
+        thread::yield_now();
+    }
+}
+
+/// One thread works on its magazine while another takes the slots away. One slot is free all the
+/// time: it is found wherever it is, had by one of them, and written to by one after the other.
+#[test]
+fn a_slot_in_a_magazine_is_the_owners_or_the_takers() {
+    model(|| {
+        let (pool, out) = two_left();
+        let other = pool.clone();
+        let owner = thread::spawn(move || {
+            use_one(&other);
+            use_one(&other);
+        });
+        use_one(&pool);
+        owner.join().unwrap();
+        drop(out);
+        assert_all_home(&pool);
+    });
+}
+
+/// The only free slots are in the magazine of a thread that does no more.
+#[test]
+fn no_slot_is_stranded_with_an_idle_thread() {
+    model(|| {
+        let (pool, out) = two_left();
+        let local = pool.local(1).unwrap();
+        let buf = local.try_alloc().unwrap();
+        local.recycle(buf);
+        let other = pool.clone();
+        let waiter = thread::spawn(move || {
+            let two = [(); 2].map(|()| other.alloc(1).unwrap());
+            assert!(other.try_alloc(1).is_err());
+            drop(two);
+        });
+        waiter.join().unwrap();
+        drop((out, local));
+        assert_all_home(&pool);
+    });
+}
+
+/// What one owner wrote comes before what the next one writes, when the slot went through the
+/// magazines of both.
+#[test]
+fn contents_are_published_with_a_magazine() {
+    model(|| {
+        let (pool, out) = two_left();
+        let other = pool.clone();
+        let owner = thread::spawn(move || {
+            if let Ok(mut buf) = other.try_alloc(1) {
+                buf.extend_from_slice(b"x");
+            }
+        });
+        let mut two = [pool.alloc(1).unwrap(), pool.alloc(1).unwrap()];
+        two.iter_mut().for_each(|buf| buf.extend_from_slice(b"y"));
+        owner.join().unwrap();
+        drop((out, two));
+        assert_all_home(&pool);
+    });
+}
+
+/// A thread that has a magazine drops the last slot while somebody queues for one: it goes to the
+/// waiter, not into the magazine.
+#[test]
+fn a_waiter_gets_what_would_go_into_a_magazine() {
+    model(|| {
+        let (pool, out) = two_left();
+        let last = pool.try_alloc(1).unwrap();
+        let other = pool.clone();
+        let owner = thread::spawn(move || {
+            let buf = other.alloc(1).unwrap();
+            drop(buf);
+        });
+        block_on(pool.alloc_async(1)).unwrap().extend_from_slice(b"y");
+        owner.join().unwrap();
+        drop((out, last));
+        assert_all_home(&pool);
+    });
+}
+
+/// As above, but the thread has no magazine yet: it must not bind one while somebody waits.
+#[test]
+fn no_magazine_is_bound_beside_a_waiter() {
+    model(|| {
+        let (pool, out) = two_left();
+        let (last, buf) = (pool.try_alloc(1).unwrap(), pool.try_alloc(1).unwrap());
+        let holder = thread::spawn(move || drop(buf));
+        pool.alloc(1).unwrap().extend_from_slice(b"y");
+        holder.join().unwrap();
+        drop((out, last));
+        assert_all_home(&pool);
+    });
+}
+
+/// The pool's last handle goes while a slot is on its way into a magazine and others are in one. The
+/// memory is freed once, after the last use.
+#[test]
+fn the_pools_end_empties_magazines() {
+    model(|| {
+        let pool = pool(6);
+        let alive = Alive::probe(&pool);
+        let other = pool.clone();
+        let owner = thread::spawn(move || {
+            let mut buf = other.try_alloc(1).unwrap();
+            drop(other);
+            buf.extend_from_slice(b"x");
+        });
+        use_one(&pool);
+        drop(pool);
+        owner.join().unwrap();
+        wait_for_the_end(&alive);
+    });
+}
+
+/// A thread ends while its magazine is being emptied.
+#[test]
+fn a_thread_that_ends_sends_its_magazine_home_once() {
+    model(|| {
+        let (pool, out) = two_left();
+        let alive = Alive::probe(&pool);
+        let other = pool.clone();
+        let owner = thread::spawn(move || use_one(&other));
+        use_one(&pool);
+        owner.join().unwrap();
+        drop(out);
+        assert_all_home(&pool);
+        drop(pool);
+        wait_for_the_end(&alive);
+    });
+}
+
+/// A thread gives its magazine to another pool while the first pool ends: in a model a thread has
+/// one magazine for all pools.
+#[test]
+fn a_magazine_goes_to_another_pool_while_the_first_one_ends() {
+    model(|| {
+        let (next, pool) = (pool(6), pool(6));
+        let alive = Alive::probe(&pool);
+        let buf = pool.try_alloc(1).unwrap();
+        let owner = thread::spawn(move || {
+            drop(buf);
+            use_one(&next);
+            assert_all_home(&next);
+        });
+        drop(pool);
+        owner.join().unwrap();
+        wait_for_the_end(&alive);
+    });
+}

@@ -1,0 +1,59 @@
+//! What a class keeps of each of its slots.
+
+use std::ptr::NonNull;
+
+use super::{class::SizeClass, freelist::Link, slot::Slot};
+
+/// A slot's state, where it belongs, and its place in the free list while it is at home.
+///
+/// Each record has a cache line of its own: neighbours are with other threads.
+#[derive(Debug)]
+#[cfg_attr(not(loom), repr(align(64)))]
+pub(crate) struct Record {
+    slot: Slot,
+    class: NonNull<SizeClass>,
+    memory: NonNull<u8>,
+    link: Link,
+}
+
+#[cfg(all(not(loom), target_pointer_width = "64"))]
+static_assertions::assert_eq_size!(Record, [u8; 64]);
+
+// SAFETY: the pointers are only handed out: to the class, which is used through shared references,
+// and to the slot's memory, which only its holder accesses.
+unsafe impl Send for Record {}
+// SAFETY: as above.
+unsafe impl Sync for Record {}
+
+impl Record {
+    pub(crate) fn new(index: u32, class: NonNull<SizeClass>, memory: NonNull<u8>) -> Self {
+        Self { slot: Slot::new(index), class, memory, link: Link::default() }
+    }
+
+    #[inline]
+    pub(crate) fn slot(&self) -> &Slot {
+        &self.slot
+    }
+
+    /// The slot's number within its class.
+    #[inline]
+    pub(crate) fn index(&self) -> u32 {
+        self.slot.index()
+    }
+
+    /// Alive as long as this record is.
+    #[inline]
+    pub(crate) fn class(&self) -> NonNull<SizeClass> {
+        self.class
+    }
+
+    /// Where the slot's memory starts.
+    #[inline]
+    pub(crate) fn memory(&self) -> NonNull<u8> {
+        self.memory
+    }
+
+    pub(crate) fn link(&self) -> &Link {
+        &self.link
+    }
+}

@@ -1,0 +1,361 @@
+//! Magazines through the pool's public interface, with real threads: nothing is stranded in them, and
+//! they end well.
+
+#![cfg(target_os = "linux")]
+
+#[path = "common/alive.rs"]
+mod alive;
+mod common;
+
+use std::{
+    cell::RefCell,
+    sync::{
+        Barrier, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
+    thread,
+    time::Duration,
+};
+
+use alive::Alive;
+use common::assert_all_home;
+use pinbuf::{AllocError, PinnedBuf, Pool};
+
+/// A pool of slots of 64 bytes, enough for magazines.
+fn pool(count: usize) -> Pool {
+    common::pool(64, count)
+}
+
+/// All that the pool has.
+fn all(pool: &Pool) -> Vec<PinnedBuf> {
+    std::iter::from_fn(|| pool.try_alloc(1).ok()).collect()
+}
+
+/// Runs `body` on another thread, which then stays until the end of `meanwhile`.
+fn beside_idle<R: Send>(body: impl FnOnce() -> R + Send, meanwhile: impl FnOnce()) -> R {
+    thread::scope(|scope| {
+        let (done, is_done) = mpsc::channel();
+        let (over, is_over) = mpsc::channel::<()>();
+        let idle = scope.spawn(move || {
+            let result = body();
+            done.send(()).unwrap();
+            let _ = is_over.recv();
+            result
+        });
+        is_done.recv().unwrap();
+        meanwhile();
+        drop(over);
+        idle.join().unwrap()
+    })
+}
+
+#[test]
+fn what_an_idle_thread_has_is_found() {
+    for count in [64, 100, 1000] {
+        let pool = pool(count);
+        let use_one = || drop(pool.try_alloc(1).unwrap());
+        beside_idle(use_one, || {
+            let bufs = all(&pool);
+            assert_eq!(bufs.len(), count);
+            assert_eq!(pool.try_alloc(1).unwrap_err(), AllocError::Exhausted);
+            drop(bufs);
+        });
+        let use_local = || {
+            let local = pool.local(1).unwrap();
+            local.recycle(local.try_alloc().unwrap());
+            beside_idle(use_one, || {
+                let mut bufs = Vec::new();
+                assert_eq!(pool.try_alloc_many(1, usize::MAX, &mut bufs), Ok(count));
+                PinnedBuf::recycle_all(&mut bufs);
+            });
+        };
+        use_local();
+        assert_all_home(&pool);
+    }
+}
+
+#[test]
+fn a_waiter_gets_the_slot_that_would_go_into_a_magazine() {
+    let pool = pool(64);
+    thread::scope(|scope| {
+        let (give, take) = mpsc::channel::<PinnedBuf>();
+        let holder = scope.spawn({
+            let pool = &pool;
+            move || {
+                // Binds this thread's magazine.
+                drop(pool.try_alloc(1).unwrap());
+                let buf = take.recv().unwrap();
+                while pool.stats().classes[0].waiting == 0 {
+                    thread::yield_now();
+                }
+                drop(buf);
+            }
+        });
+        thread::sleep(Duration::from_millis(5));
+        let mut bufs = all(&pool);
+        assert_eq!(bufs.len(), 64);
+        give.send(bufs.pop().unwrap()).unwrap();
+        let got = pool.alloc_timeout(1, Duration::from_secs(20));
+        assert!(got.is_ok(), "the slot went where the waiter does not look");
+        holder.join().unwrap();
+    });
+    assert_all_home(&pool);
+}
+
+/// Of 64 slots 62 are out, and two threads use one each: there is always one for either, on the list,
+/// in its own magazine or in the other's.
+#[test]
+fn a_free_slot_is_always_found() {
+    let pool = pool(64);
+    let _out: Vec<_> = (0..62).map(|_| pool.try_alloc(1).unwrap()).collect();
+    thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for round in 0..20_000 {
+                    let buf = pool.try_alloc(1);
+                    assert!(buf.is_ok(), "none found in round {round}");
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn threads_that_end_leave_nothing_behind() {
+    let pool = pool(256);
+    for _ in 0..50 {
+        let pool = pool.clone();
+        thread::spawn(move || {
+            let bufs: Vec<_> = (0..40).map(|_| pool.try_alloc(1).unwrap()).collect();
+            drop(bufs);
+        })
+        .join()
+        .unwrap();
+        // A magazine left on the roster would be looked into, after its memory is gone.
+    }
+    assert_all_home(&pool);
+    assert_eq!(all(&pool).len(), 256);
+}
+
+/// Uses a pool when its thread ends.
+struct Late(Pool);
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        let bufs: Vec<_> = (0..20).map(|_| self.0.try_alloc(1).unwrap()).collect();
+        drop(bufs);
+        assert!(self.0.audit().is_clean());
+    }
+}
+
+#[test]
+fn what_ends_with_a_thread_can_use_the_pool() {
+    thread_local! {
+        static EARLIER: RefCell<Option<Late>> = const { RefCell::new(None) };
+        static LATER: RefCell<Option<Late>> = const { RefCell::new(None) };
+    }
+    let pool = pool(256);
+    let alive = Alive::probe(&pool);
+    for _ in 0..10 {
+        let pool = pool.clone();
+        thread::spawn(move || {
+            // One is made before the thread's magazines and one after: whatever the order in which
+            // they end, one ends without.
+            EARLIER.with(|late| *late.borrow_mut() = Some(Late(pool.clone())));
+            drop(pool.try_alloc(1).unwrap());
+            LATER.with(|late| *late.borrow_mut() = Some(Late(pool)));
+        })
+        .join()
+        .unwrap();
+    }
+    assert_all_home(&pool);
+    drop(pool);
+    assert!(!alive.get());
+}
+
+#[test]
+fn a_pool_ends_although_its_slots_stand_in_magazines_of_others() {
+    let pool = pool(1000);
+    let alive = Alive::probe(&pool);
+    let (one, two) = (pool.clone(), pool.clone());
+    let last = beside_idle(
+        move || {
+            let bufs: Vec<_> = (0..61).map(|_| one.try_alloc(1).unwrap()).collect();
+            let local = one.local(1).unwrap();
+            bufs.into_iter().take(20).for_each(|buf| local.recycle(buf));
+            drop(local);
+            one.try_alloc(1).unwrap()
+        },
+        || {
+            drop(two.try_alloc(1).unwrap());
+            drop(two);
+            drop(pool);
+        },
+    );
+    assert!(alive.get(), "one buffer is out");
+    // On this thread, whose magazine was bound to the class.
+    drop(last);
+    assert!(!alive.get());
+}
+
+#[test]
+fn pools_end_while_their_buffers_go_into_magazines() {
+    for _ in 0..300 {
+        let pool = pool(64);
+        let alive = Alive::probe(&pool);
+        let start = Barrier::new(3);
+        let mut bufs: Vec<_> = (0..20).map(|_| pool.try_alloc(1).unwrap()).collect();
+        let rest = bufs.split_off(10);
+        thread::scope(|scope| {
+            for bufs in [bufs, rest] {
+                let (start, pool) = (&start, pool.clone());
+                scope.spawn(move || {
+                    drop(pool.try_alloc(1).unwrap());
+                    drop(pool);
+                    start.wait();
+                    bufs.into_iter().for_each(drop);
+                });
+            }
+            start.wait();
+            drop(pool);
+        });
+        // A scope does not wait for what ends with its threads.
+        common::eventually("the pool is gone", || !alive.get());
+    }
+}
+
+#[test]
+fn memory_is_bounded_by_threads_and_not_by_pools() {
+    const POOLS: usize = 10_000;
+    const THREADS: usize = 100;
+    let pools: Vec<_> = (0..POOLS).map(|_| pool(64)).collect();
+    let resident = || -> usize {
+        let Ok(status) = std::fs::read_to_string("/proc/self/status") else { return 0 };
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.unwrap_or("0 kB").trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
+    };
+    let (used, over) = (Barrier::new(THREADS + 1), Barrier::new(THREADS + 1));
+    thread::scope(|scope| {
+        let before = resident();
+        for _ in 0..THREADS {
+            scope.spawn(|| {
+                for pool in &pools {
+                    drop(pool.try_alloc(1).unwrap());
+                }
+                used.wait();
+                over.wait();
+            });
+        }
+        used.wait();
+        let grown = resident().saturating_sub(before);
+        over.wait();
+        // Two pages, a stack, and rosters of pools that a few threads have magazines for.
+        assert!(grown < THREADS * (256 << 10), "{} KiB a thread", (grown / THREADS) >> 10);
+    });
+    let last = pools.last().unwrap();
+    common::eventually("all is home", || last.audit().is_clean() && last.stats().free() == 64);
+    pools.iter().for_each(assert_all_home);
+}
+
+#[test]
+fn many_at_once_are_as_good_as_one_by_one() {
+    let (pool, other) = (pool(64), pool(100));
+    let mut bufs = Vec::new();
+    assert_eq!(pool.try_alloc_many(1, 0, &mut bufs), Ok(0));
+    assert_eq!(pool.try_alloc_many(1, 10, &mut bufs), Ok(10));
+    assert_eq!(other.try_alloc_many(1, 90, &mut bufs), Ok(90));
+    assert_eq!(pool.try_alloc_many(1, 100, &mut bufs), Ok(54));
+    assert_eq!(pool.try_alloc_many(1, 1, &mut bufs), Err(AllocError::Exhausted));
+    assert!(pool.try_alloc_many(65, 1, &mut bufs).is_err());
+    for (mark, buf) in bufs.iter_mut().enumerate() {
+        assert!(buf.is_empty());
+        buf.resize(64, mark as u8);
+    }
+    assert!(bufs.iter().enumerate().all(|(mark, buf)| buf.iter().all(|&b| b == mark as u8)));
+    assert_eq!((pool.stats().free(), other.stats().free()), (0, 10));
+    PinnedBuf::recycle_all(&mut bufs);
+    assert!(bufs.is_empty());
+    assert_all_home(&pool);
+    assert_all_home(&other);
+}
+
+#[test]
+fn a_local_handle_takes_back_what_is_of_its_class_and_drops_the_rest() {
+    let two = Pool::builder().class(64, 64).class(128, 64).build().unwrap();
+    let local = two.local(65).unwrap();
+    assert_eq!(two.local(129).unwrap_err(), AllocError::TooLarge { requested: 129, largest: 128 });
+    let buf = local.try_alloc().unwrap();
+    assert_eq!(buf.capacity(), 128);
+    let small = two.try_alloc(1).unwrap();
+    let foreign = pool(64).try_alloc(1).unwrap();
+    [buf, small, foreign].into_iter().for_each(|buf| local.recycle(buf));
+    assert_all_home(&two);
+    let zeroing = Pool::builder().class(64, 64).zero_on_recycle(true).build().unwrap();
+    let local = zeroing.local(1).unwrap();
+    let mut buf = local.try_alloc().unwrap();
+    buf.extend_from_slice(&[7; 64]);
+    local.recycle(buf);
+    let mut buf = local.try_alloc().unwrap();
+    // SAFETY: zeroing is what was asked for.
+    unsafe { buf.set_len(64) };
+    assert_eq!(buf[..], [0; 64]);
+}
+
+/// Threads take and drop buffers in every way, pass them on, wait, and look at one another's marks, in
+/// a pool that is large enough, and in one that runs dry again and again.
+#[test]
+fn stays_correct_when_everything_goes_on_at_once() {
+    let seed = common::seed();
+    for (count, threads) in [(1000, 4), (64, 6)] {
+        let pool = pool(count);
+        let shelf = Mutex::new(Vec::<(u64, PinnedBuf)>::new());
+        let failed = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for id in 0..threads {
+                let (pool, shelf, failed) = (&pool, &shelf, &failed);
+                scope.spawn(move || {
+                    let mut random = common::random(seed ^ id << 32);
+                    let local = pool.local(64).unwrap();
+                    let mut bufs = Vec::new();
+                    for round in 0..4_000_u64 {
+                        let random = random();
+                        let mark = id << 32 | round;
+                        match random % 8 {
+                            0 | 1 => bufs.extend(pool.try_alloc(64)),
+                            2 => bufs.extend(local.try_alloc()),
+                            3 => {
+                                let most = (random >> 8) as usize % 40;
+                                let _ = pool.try_alloc_many(64, most, &mut bufs);
+                            }
+                            4 => {
+                                let wait = Duration::from_micros(random >> 8 & 63);
+                                bufs.extend(pool.alloc_timeout(64, wait));
+                            }
+                            5 => bufs.drain(..).for_each(|buf| local.recycle(buf)),
+                            6 => PinnedBuf::recycle_all(&mut bufs),
+                            _ => {
+                                if let Some((mark, buf)) = shelf.lock().unwrap().pop()
+                                    && buf[..] != mark.to_le_bytes()
+                                {
+                                    failed.store(true, Ordering::Relaxed);
+                                }
+                            }
+                        }
+                        if let Some(mut buf) = bufs.pop() {
+                            buf.clear();
+                            buf.extend_from_slice(&mark.to_le_bytes());
+                            shelf.lock().unwrap().push((mark, buf));
+                        }
+                        bufs.truncate(20);
+                    }
+                });
+            }
+        });
+        assert!(!failed.load(Ordering::Relaxed), "somebody wrote to another's buffer");
+        drop(shelf);
+        common::eventually("all is home", || {
+            pool.audit().is_clean() && pool.stats().free() == count
+        });
+    }
+}
