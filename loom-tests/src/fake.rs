@@ -11,12 +11,12 @@ use std::{
 use pinbuf::{
     __internals::{
         Batch, Config, Core, EdgeWait, Interest, IoVec, Kernel, MemlockBudget, Ready, Reclaim,
-        Record, SendFlags, Token,
+        Record, SendFlags, Token, Transport,
     },
-    NotificationId, Pool,
+    NotificationId, PinnedBuf, Pool,
 };
 
-use crate::Mutex;
+use crate::{Condvar, Mutex};
 
 /// `EAGAIN` of Linux.
 pub const EAGAIN: i32 = 11;
@@ -32,6 +32,8 @@ pub enum Answer {
     TakeAndNote(usize),
     /// Fails with an error number.
     Fail(i32),
+    /// As a datagram fails that is dropped below the socket: the id is used, and its note there.
+    FailAndNote(i32),
 }
 
 /// Bytes that the kernel has taken and not released.
@@ -59,21 +61,39 @@ fn first_byte(memory: &IoVec) -> u8 {
 
 #[derive(Default)]
 struct State {
+    transport: Option<Transport>,
     next_id: u32,
     answers: VecDeque<Answer>,
     taken: VecDeque<Taken>,
     notes: VecDeque<Record>,
     /// Every byte taken, by call.
     accepted: usize,
+    /// How many were when the stream was shut down.
+    shut_down: Option<usize>,
     aborted: bool,
     /// Whether an abort leaves what is taken where it is: packets in a queue below.
     queued_below: bool,
-    adopted: Option<Arc<dyn Reclaim>>,
+    care: Option<Care>,
+    /// Those who sleep until there is news.
+    sleepers: Vec<Edges>,
+}
+
+/// In what way the reaper has the sender in its care.
+enum Care {
+    Watched(Weak<dyn Reclaim>),
+    Adopted(Arc<dyn Reclaim>),
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// There is something for the reaper to do, or nothing ever again.
+    news: Condvar,
 }
 
 /// The fake socket; clones are the same one. Calls for which no answer is left are taken whole.
 #[derive(Clone, Default)]
-pub struct FakeKernel(Arc<Mutex<State>>);
+pub struct FakeKernel(Arc<Shared>);
 
 impl std::fmt::Debug for FakeKernel {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -89,6 +109,12 @@ impl FakeKernel {
         kernel
     }
 
+    /// The same socket, for datagrams.
+    pub fn datagrams(self) -> Self {
+        self.with(|state| state.transport = Some(Transport::Datagram));
+        self
+    }
+
     /// The same socket, whose packets wait in a queue below that an abort does not reach.
     pub fn queued_below(self) -> Self {
         self.with(|state| state.queued_below = true);
@@ -97,57 +123,144 @@ impl FakeKernel {
 
     /// A sender over this socket.
     pub fn sender(&self) -> Arc<Core<Self>> {
-        let config = Config { threshold_bytes: 1, ..Config::default() };
-        let budget = Arc::new(MemlockBudget::new(None));
-        Core::new(self.clone(), config, None, budget, 1 << 20, NotificationId(0))
+        self.sender_with(Config::default(), MemlockBudget::new(None))
     }
 
+    /// A sender over this socket that may have one call in flight.
+    pub fn sender_of_one(&self) -> Arc<Core<Self>> {
+        let config = Config { max_in_flight_sends: 1, ..Config::default() };
+        self.sender_with(config, MemlockBudget::new(None))
+    }
+
+    /// A sender over this socket, with its share of a budget.
+    pub fn sender_within(&self, budget: &Arc<MemlockBudget>) -> Arc<Core<Self>> {
+        self.sender_with(Config::default(), Arc::clone(budget))
+    }
+
+    fn sender_with(
+        &self,
+        config: Config,
+        budget: impl Into<Arc<MemlockBudget>>,
+    ) -> Arc<Core<Self>> {
+        let config = Config { threshold_bytes: 1, ..config };
+        Core::new(self.clone(), config, None, budget.into(), 1 << 20, NotificationId(0))
+    }
+
+    /// Changes the socket; all that happens to it is news.
     fn with<R>(&self, body: impl FnOnce(&mut State) -> R) -> R {
-        body(&mut self.0.lock().unwrap())
+        let result = body(&mut self.0.state.lock().unwrap());
+        self.0.news.notify_all();
+        result
     }
 
     /// Reads the oldest call not released, then posts its note. `false`: there is none.
     pub fn deliver(&self) -> bool {
-        self.with(|state| {
-            let Some(taken) = state.taken.pop_front() else { return false };
-            taken.read();
-            let (lo, hi) = (taken.id, taken.id);
-            state.notes.push_back(Record::Released { lo, hi, copied: false });
-            true
-        })
+        self.deliver_ids(VecDeque::pop_front)
     }
 
-    /// Drives the sender that was handed over, as the reaper thread does. `false`: there is none.
+    /// As [`deliver`](Self::deliver), the youngest call first.
+    pub fn deliver_youngest(&self) -> bool {
+        self.deliver_ids(VecDeque::pop_back)
+    }
+
+    fn deliver_ids(&self, next: impl FnOnce(&mut VecDeque<Taken>) -> Option<Taken>) -> bool {
+        let sleepers = self.with(|state| {
+            let taken = next(&mut state.taken)?;
+            taken.read();
+            state.notes.push_back(Record::Released { lo: taken.id, hi: taken.id, copied: false });
+            Some(state.sleepers.clone())
+        });
+        sleepers.inspect(|sleepers| sleepers.iter().for_each(rouse)).is_some()
+    }
+
+    /// Reads the notes, as somebody else may who shares the socket.
+    pub fn steal_notes(&self) {
+        self.with(|state| state.notes.clear());
+    }
+
+    /// Whether everything taken is released.
+    pub fn is_idle(&self) -> bool {
+        self.with(|state| state.taken.is_empty())
+    }
+
+    /// Drives the sender in the reaper's care, as its thread does. `false`: there is none.
     pub fn attend(&self) -> bool {
-        let sender = self.with(|state| state.adopted.clone());
+        let sender = self.with(|state| state.cared_for());
         sender.inspect(|sender| _ = sender.attend()).is_some()
     }
 
-    /// Whether a sender is in the reaper's care.
+    /// What the reaper's thread does: drives the sender in its care when there are notes, until all
+    /// is released and every note read.
+    pub fn reap(&self) {
+        let mut state = self.0.state.lock().unwrap();
+        while !(state.taken.is_empty() && state.notes.is_empty()) {
+            match state.cared_for().filter(|_| !state.notes.is_empty()) {
+                None => state = self.0.news.wait(state).unwrap(),
+                Some(sender) => {
+                    drop(state);
+                    sender.attend();
+                    state = self.0.state.lock().unwrap();
+                }
+            }
+        }
+    }
+
+    /// Whether a sender is in the reaper's care that nobody owns.
     pub fn has_orphan(&self) -> bool {
-        self.with(|state| state.adopted.is_some())
+        self.with(|state| matches!(state.care, Some(Care::Adopted(_))))
+    }
+
+    /// Whether the reaper has nothing in its care.
+    pub fn is_unwatched(&self) -> bool {
+        self.with(|state| state.care.is_none())
     }
 
     /// Bytes accepted so far.
     pub fn accepted(&self) -> usize {
         self.with(|state| state.accepted)
     }
+
+    /// Bytes accepted before the end of the stream, if that has come.
+    pub fn shut_down(&self) -> Option<usize> {
+        self.with(|state| state.shut_down)
+    }
+}
+
+impl State {
+    fn cared_for(&self) -> Option<Arc<dyn Reclaim>> {
+        match self.care.as_ref()? {
+            Care::Watched(sender) => sender.upgrade(),
+            Care::Adopted(sender) => Some(Arc::clone(sender)),
+        }
+    }
+
+    /// As `epoll_ctl(2)`, which refuses a socket that it has.
+    fn take_care(&mut self, care: Care) -> Token {
+        assert!(self.care.is_none(), "in the reaper's care twice");
+        self.care = Some(care);
+        Token::default()
+    }
 }
 
 impl Kernel for FakeKernel {
+    fn transport(&self) -> Transport {
+        self.with(|state| state.transport.unwrap_or(Transport::Stream))
+    }
+
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
         self.with(|state| {
-            if state.aborted {
+            if state.aborted || state.shut_down.is_some() {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             let offered = memory.iter().map(IoVec::len).sum::<usize>();
             let answer = state.answers.pop_front().unwrap_or(Answer::Take(offered));
-            let (len, at_once) = match answer {
-                Answer::Take(len) => (len.min(offered), false),
-                Answer::TakeAndNote(len) => (len.min(offered), true),
+            let (result, at_once) = match answer {
+                Answer::Take(len) => (Ok(len.min(offered)), false),
+                Answer::TakeAndNote(len) => (Ok(len.min(offered)), true),
                 Answer::Fail(errno) => return Err(io::Error::from_raw_os_error(errno)),
+                Answer::FailAndNote(errno) => (Err(io::Error::from_raw_os_error(errno)), true),
             };
-            state.accepted += len;
+            state.accepted += result.as_ref().unwrap_or(&0);
             if flags.zerocopy {
                 let id = state.next_id;
                 state.next_id += 1;
@@ -158,7 +271,7 @@ impl Kernel for FakeKernel {
                     state.taken.push_back(Taken { id, memory: memory[0], first });
                 }
             }
-            Ok(len)
+            result
         })
     }
 
@@ -169,12 +282,20 @@ impl Kernel for FakeKernel {
         Ok(Batch { messages, truncated: false, drained: true })
     }
 
-    fn wait(&self, _: Interest, _: Option<Duration>, _: Option<&EdgeWait>) -> io::Result<Ready> {
-        unreachable!("models do not block")
+    fn wait(
+        &self,
+        _: Interest,
+        _: Option<Duration>,
+        edges: Option<&EdgeWait>,
+    ) -> io::Result<Ready> {
+        sleep(edges)
     }
 
+    /// The present state is news to a real one; here it has to be looked at without.
     fn edges(&self, _: Interest) -> io::Result<Option<EdgeWait>> {
-        Ok(None)
+        let (edges, wait) = edges();
+        self.with(|state| state.sleepers.extend(edges));
+        Ok(wait)
     }
 
     fn optmem(&self) -> io::Result<u32> {
@@ -186,6 +307,7 @@ impl Kernel for FakeKernel {
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
+        self.with(|state| state.shut_down = Some(state.accepted));
         Ok(())
     }
 
@@ -211,19 +333,57 @@ impl Kernel for FakeKernel {
         *EPOCH.get_or_init(Instant::now)
     }
 
-    fn watch(&self, _: Weak<dyn Reclaim>) -> Option<Token> {
-        Some(Token::default())
+    fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<Token> {
+        self.with(|state| Some(state.take_care(Care::Watched(sender))))
     }
 
     fn adopt(&self, sender: Arc<dyn Reclaim>) -> (Token, bool) {
-        self.with(|state| state.adopted = Some(sender));
-        (Token::default(), true)
+        self.with(|state| (state.take_care(Care::Adopted(sender)), true))
     }
 
     fn unwatch(&self, _: Token) {
-        let sender = self.with(|state| state.adopted.take());
-        drop(sender);
+        let care = self.with(|state| state.care.take());
+        drop(care.expect("is in the reaper's care"));
     }
+}
+
+/// A thread that sleeps until there is news, for who brings it.
+#[cfg(loom)]
+type Edges = EdgeWait;
+#[cfg(not(loom))]
+type Edges = std::convert::Infallible;
+
+#[cfg(loom)]
+fn edges() -> (Option<Edges>, Option<EdgeWait>) {
+    let edges = EdgeWait::modelled();
+    (Some(edges.clone()), Some(edges))
+}
+
+/// Real ones need a real socket.
+#[cfg(not(loom))]
+fn edges() -> (Option<Edges>, Option<EdgeWait>) {
+    (None, None)
+}
+
+#[cfg(loom)]
+fn sleep(edges: Option<&EdgeWait>) -> io::Result<Ready> {
+    edges.expect("models wait by edges").wait(None)
+}
+
+#[cfg(not(loom))]
+fn sleep(_: Option<&EdgeWait>) -> io::Result<Ready> {
+    std::thread::yield_now();
+    Ok(Ready { error: true, ..Ready::default() })
+}
+
+#[cfg(loom)]
+fn rouse(edges: &Edges) {
+    edges.rouse().unwrap();
+}
+
+#[cfg(not(loom))]
+fn rouse(edges: &Edges) {
+    match *edges {}
 }
 
 static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
@@ -238,4 +398,25 @@ pub fn page_pool(count: usize) -> Pool {
         .backing(pinbuf::Backing::Require(pinbuf::Pages::Base))
         .build()
         .unwrap()
+}
+
+/// A slot of such a pool, full of `value`.
+pub fn filled(pool: &Pool, value: u8) -> PinnedBuf {
+    let mut buf = pool.try_alloc(PAGE).unwrap();
+    buf.resize(PAGE, value);
+    buf
+}
+
+/// Fills whatever is free with what nobody sends.
+pub fn overwrite(pool: &Pool) {
+    let free: Vec<_> = std::iter::from_fn(|| pool.try_alloc(PAGE).ok()).collect();
+    free.into_iter().for_each(|mut buf| buf.resize(PAGE, 0xee));
+}
+
+/// Every slot is at home, once.
+pub fn assert_home(pool: &Pool) {
+    let audit = pool.audit();
+    let stats = &audit.stats;
+    let out = stats.owned() + stats.in_flight() + stats.quarantined();
+    assert!(audit.is_clean() && out == 0, "{audit}");
 }

@@ -6,11 +6,18 @@
 #[cfg(loom)]
 use loom::sync::atomic::AtomicUsize as Passes;
 #[cfg(loom)]
-pub use loom::{future::block_on, sync::Mutex, thread};
+pub use loom::{
+    future::block_on,
+    sync::{Condvar, Mutex},
+    thread,
+};
 #[cfg(not(loom))]
 use std::sync::atomic::AtomicUsize as Passes;
 #[cfg(not(loom))]
-pub use std::{sync::Mutex, thread};
+pub use std::{
+    sync::{Condvar, Mutex},
+    thread,
+};
 
 #[allow(unsafe_code)]
 pub mod fake;

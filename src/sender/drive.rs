@@ -336,7 +336,11 @@ impl<K: Kernel> Reclaim for Core<K> {
         // News comes once: if another thread is sending and was refused just before, the rest is
         // this one's to send. A failure shows in the sender's own calls.
         let (_, next) = self.step_with(|send| Some(lock(send)));
-        if lock(&self.ending).is_some() {
+        // Held to the last: an end that begins only now hands the sender over, and what is let go of
+        // below would be the reaper's hold on it.
+        let ending = lock(&self.ending);
+        if ending.is_some() {
+            drop(ending);
             if self.is_over() {
                 self.finish();
             }

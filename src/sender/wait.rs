@@ -182,10 +182,12 @@ impl<K: Kernel> Core<K> {
     /// Waits until everything is accepted and released.
     pub fn drain(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
         Wait::new(self, deadline).until(|core| {
+            // Asked first: a proof that another thread finds in between releases all and poisons.
+            let poisoned = core.is_poisoned();
             if core.is_drained() {
                 Some(Ok(()))
             } else {
-                core.is_poisoned().then_some(Err(WaitError::Poisoned))
+                poisoned.then_some(Err(WaitError::Poisoned))
             }
         })
     }

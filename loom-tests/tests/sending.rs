@@ -1,0 +1,332 @@
+//! Sending against reaping, over a fake kernel: register before the call, roll back after a
+//! failure, release what a note names and no more, wake who waits for it.
+
+use std::{future::poll_fn, sync::Arc};
+
+use loom_tests::{
+    Alive, block_on,
+    fake::{Answer, EAGAIN, ENOBUFS, FakeKernel, PAGE, assert_home, filled, overwrite, page_pool},
+    model, thread,
+};
+use pinbuf::{
+    __internals::{Core, MemlockBudget},
+    Fate, SendError,
+};
+
+/// Drives a sender on a thread of its own, once.
+fn reaping(sender: &Arc<Core<FakeKernel>>) -> thread::JoinHandle<()> {
+    let sender = Arc::clone(sender);
+    thread::spawn(move || _ = sender.step().unwrap())
+}
+
+#[test]
+fn a_note_that_comes_before_the_call_returns_finds_its_lease() {
+    model(|| {
+        let pool = page_pool(1);
+        let sender = FakeKernel::new([Answer::TakeAndNote(PAGE)]).sender();
+        let reaper = reaping(&sender);
+        let ticket = sender.try_send(filled(&pool, 1)).unwrap();
+        reaper.join().unwrap();
+        sender.step().unwrap();
+        assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: PAGE, .. })));
+        // By the note: one that is not understood poisons, though a proof may make up for it.
+        assert!(sender.capabilities().zero_copy);
+        assert_home(&pool);
+    });
+}
+
+#[test]
+fn a_buffer_is_not_reused_before_its_note() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender();
+        sender.try_send(filled(&pool, 1)).unwrap();
+        let network = {
+            let kernel = kernel.clone();
+            thread::spawn(move || assert!(kernel.deliver()))
+        };
+        sender.step().unwrap();
+        // `deliver` must have read what is free.
+        overwrite(&pool);
+        network.join().unwrap();
+        sender.step().unwrap();
+        assert_home(&pool);
+    });
+}
+
+#[test]
+fn option_memory_proves_nothing_while_a_call_is_under_way() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender();
+        let doubter = {
+            let sender = Arc::clone(&sender);
+            thread::spawn(move || sender.check_overdue())
+        };
+        let ticket = sender.try_send(filled(&pool, 1)).unwrap();
+        doubter.join().unwrap();
+        assert_eq!(sender.fate(ticket), None, "nothing is delivered yet");
+        assert!(kernel.deliver());
+        sender.step().unwrap();
+        assert_home(&pool);
+    });
+}
+
+#[test]
+fn a_failed_call_is_rolled_back_while_another_thread_reaps() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::new([Answer::Fail(EAGAIN), Answer::TakeAndNote(PAGE)]);
+        let sender = kernel.sender();
+        let reaper = reaping(&sender);
+        let Err(SendError::WouldBlock(buf)) = sender.try_send(filled(&pool, 1)) else {
+            panic!("the first answer is EAGAIN");
+        };
+        assert_eq!(buf[0], 1);
+        let ticket = sender.try_send(buf).unwrap();
+        reaper.join().unwrap();
+        sender.step().unwrap();
+        assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: PAGE, .. })));
+        assert!(sender.capabilities().zero_copy, "by the note, not by a proof");
+        assert_home(&pool);
+    });
+}
+
+#[test]
+fn the_rest_of_a_buffer_goes_out_once_whoever_flushes() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::new([Answer::TakeAndNote(100), Answer::TakeAndNote(PAGE)]);
+        let sender = kernel.sender();
+        let ticket = sender.try_send(filled(&pool, 1)).unwrap();
+        assert_eq!(sender.fate(ticket), None, "a part is not accepted yet");
+        let flusher = reaping(&sender);
+        sender.step().unwrap();
+        flusher.join().unwrap();
+        sender.step().unwrap();
+        assert_eq!(kernel.accepted(), PAGE);
+        assert!(sender.fate(ticket).is_some());
+        assert_home(&pool);
+    });
+}
+
+#[test]
+fn a_pool_dropped_with_a_send_in_flight_lives_until_the_note() {
+    model(|| {
+        let pool = page_pool(1);
+        let alive = Alive::probe(&pool);
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender();
+        sender.try_send(filled(&pool, 1)).unwrap();
+        let dropper = thread::spawn(move || drop(pool));
+        assert!(alive.get(), "the kernel may still read");
+        assert!(kernel.deliver());
+        sender.step().unwrap();
+        dropper.join().unwrap();
+        assert!(!alive.get(), "the last slot home frees the pool");
+    });
+}
+
+/// The kernel used the id of the call that failed, and whoever reads the note must not take it for
+/// that of the next call.
+#[test]
+fn a_datagram_dropped_below_the_socket_keeps_its_id() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::new([Answer::FailAndNote(ENOBUFS)]).datagrams();
+        let sender = kernel.sender();
+        let reaper = reaping(&sender);
+        let Err(SendError::Dropped { buf, .. }) = sender.try_send(filled(&pool, 1)) else {
+            panic!("the first answer is ENOBUFS");
+        };
+        let ticket = sender.try_send(buf).unwrap();
+        reaper.join().unwrap();
+        sender.step().unwrap();
+        assert_eq!(sender.fate(ticket), None, "nothing is delivered yet");
+        assert!(kernel.deliver());
+        sender.step().unwrap();
+        assert!(sender.fate(ticket).is_some() && sender.capabilities().zero_copy);
+        assert_home(&pool);
+    });
+}
+
+/// One frozen buffer over two sockets, which let go of it in any order.
+#[test]
+fn two_sends_of_one_buffer_hold_it_until_both_are_released() {
+    model(|| {
+        let pool = page_pool(1);
+        let one = filled(&pool, 1).freeze();
+        let two = one.clone();
+        let other = thread::spawn(move || {
+            let kernel = FakeKernel::default();
+            let sender = kernel.sender();
+            sender.try_send(two).unwrap();
+            assert!(kernel.deliver());
+            sender.step().unwrap();
+        });
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender();
+        sender.try_send(one).unwrap();
+        assert!(kernel.deliver());
+        sender.step().unwrap();
+        overwrite(&pool);
+        other.join().unwrap();
+        assert_home(&pool);
+    });
+}
+
+/// The second call is released before the first. Whatever is free is written to at once.
+#[test]
+fn a_note_out_of_order_releases_what_it_names() {
+    model(|| {
+        let pool = page_pool(2);
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender();
+        for value in [1, 2] {
+            sender.try_send(filled(&pool, value)).unwrap();
+        }
+        let network = {
+            let kernel = kernel.clone();
+            thread::spawn(move || {
+                assert!(kernel.deliver_youngest());
+                assert!(kernel.deliver());
+            })
+        };
+        sender.step().unwrap();
+        overwrite(&pool);
+        network.join().unwrap();
+        sender.step().unwrap();
+        assert_home(&pool);
+    });
+}
+
+#[test]
+fn a_drain_ends_with_the_last_note_and_no_earlier() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender();
+        sender.try_send(filled(&pool, 1)).unwrap();
+        let network = {
+            let kernel = kernel.clone();
+            thread::spawn(move || assert!(kernel.deliver()))
+        };
+        sender.drain(None).unwrap();
+        assert!(kernel.is_idle(), "the kernel may still read");
+        assert_home(&pool);
+        network.join().unwrap();
+    });
+}
+
+/// The note is read by a stranger, and another thread finds out. Nothing comes from the socket.
+#[test]
+fn a_drain_is_woken_by_a_proof_that_another_thread_found() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender();
+        sender.try_send(filled(&pool, 1)).unwrap();
+        let doubter = {
+            let sender = Arc::clone(&sender);
+            thread::spawn(move || {
+                assert!(kernel.deliver());
+                kernel.steal_notes();
+                sender.check_overdue();
+            })
+        };
+        sender.drain(None).unwrap();
+        doubter.join().unwrap();
+        assert_home(&pool);
+    });
+}
+
+/// The note that makes room is read by somebody else, while this thread falls asleep.
+#[test]
+fn a_blocked_send_is_woken_by_what_another_thread_reads() {
+    model(|| {
+        let pool = page_pool(2);
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender_of_one();
+        sender.try_send(filled(&pool, 1)).unwrap();
+        let network = {
+            let kernel = kernel.clone();
+            let sender = Arc::clone(&sender);
+            thread::spawn(move || {
+                assert!(kernel.deliver());
+                sender.step().unwrap();
+            })
+        };
+        sender.send(filled(&pool, 2)).unwrap();
+        network.join().unwrap();
+        assert_eq!(kernel.accepted(), 2 * PAGE);
+        assert!(kernel.deliver());
+        sender.step().unwrap();
+        assert_home(&pool);
+    });
+}
+
+#[test]
+fn a_fate_is_told_to_whoever_awaits_it() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender();
+        let ticket = sender.try_send(filled(&pool, 1)).unwrap();
+        let reaper = {
+            let kernel = kernel.clone();
+            thread::spawn(move || {
+                assert!(kernel.deliver());
+                kernel.reap();
+            })
+        };
+        let fate = block_on(poll_fn(|cx| sender.poll_fate(cx, ticket))).unwrap();
+        assert!(matches!(fate, Fate::Released { accepted: PAGE, .. }));
+        reaper.join().unwrap();
+    });
+}
+
+#[test]
+fn a_fate_that_another_thread_finds_is_told() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::default();
+        let sender = kernel.sender();
+        let ticket = sender.try_send(filled(&pool, 1)).unwrap();
+        let reaper = {
+            let (kernel, sender) = (kernel.clone(), Arc::clone(&sender));
+            thread::spawn(move || {
+                assert!(kernel.deliver());
+                sender.step().unwrap();
+            })
+        };
+        let fate = block_on(poll_fn(|cx| sender.poll_fate(cx, ticket))).unwrap();
+        assert!(matches!(fate, Fate::Released { accepted: PAGE, .. }));
+        reaper.join().unwrap();
+    });
+}
+
+/// Two senders at once, and locked memory for one call.
+#[test]
+fn no_more_memory_is_locked_than_the_budget_has() {
+    model(|| {
+        let pool = page_pool(3);
+        let budget = Arc::new(MemlockBudget::new(Some(4 * PAGE)));
+        let [one, two] = [(); 2].map(|()| FakeKernel::default());
+        let buf = filled(&pool, 2);
+        let other = {
+            let (kernel, sender) = (two.clone(), two.sender_within(&budget));
+            thread::spawn(move || _ = kernel.is_idle() && sender.try_send(buf).is_ok())
+        };
+        let sender = one.sender_within(&budget);
+        sender.try_send(filled(&pool, 1)).unwrap();
+        other.join().unwrap();
+        assert!(one.is_idle() != two.is_idle(), "one of them copied");
+        if one.deliver() {
+            sender.step().unwrap();
+            sender.try_send(filled(&pool, 1)).unwrap();
+            assert!(!one.is_idle(), "the memory is given back");
+        }
+    });
+}
