@@ -15,8 +15,6 @@ mod common;
 use std::{
     fs, io,
     net::TcpStream,
-    os::fd::AsFd,
-    ptr, slice,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -26,11 +24,13 @@ use std::{
 };
 
 use common::{
-    assert_all_home, disconnect, enable_zerocopy, eventually, fill, filled,
+    assert_all_home, disconnect, eventually, filled,
     namespace::in_a_namespace,
     option, reset,
     road::{Peer, Road, Side, report, wrong},
-    send_raw, set_option, unacked,
+    set_option,
+    source::{Loop, Rule, Source},
+    unacked,
 };
 use pinbuf::{Backing, CloseReport, Pages, PinnedBuf, Policy, Pool, Sender};
 
@@ -138,24 +138,9 @@ fn send_all(sender: &mut Sender<TcpStream>, pool: &Pool, len: usize, count: usiz
 /// Sends messages without copy, ends the connection, writes over their memory at once.
 fn raw(near: TcpStream, len: usize, count: usize, end: impl FnOnce(TcpStream)) {
     set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno");
-    enable_zerocopy(&near);
-    // For ever: after a close nobody can tell when the kernel is done with it.
-    let memory: &'static mut [u8] = vec![0; len * count].leak();
-    for (seed, message) in memory.chunks_mut(len).enumerate() {
-        fill(message, seed);
-    }
-    let start = memory.as_mut_ptr();
-    for message in 0..count {
-        // SAFETY: inside the allocation.
-        let start = unsafe { start.add(message * len) };
-        // SAFETY: it was leaked.
-        let sent = unsafe { send_raw(near.as_fd(), ptr::slice_from_raw_parts(start, len)) };
-        assert_eq!(sent.unwrap(), len);
-    }
-    end(near);
-    // SAFETY: it was leaked, and no other reference to it is left. That the kernel may be reading
-    // is the point.
-    unsafe { slice::from_raw_parts_mut(start, len * count) }.fill(0xDD);
+    let mut control = Loop::over(near, Rule::Sent);
+    (0..count).for_each(|seed| control.send(seed, len));
+    control.end(end);
 }
 
 // Loss.

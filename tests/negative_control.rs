@@ -9,7 +9,8 @@ mod common;
 use std::{os::fd::AsFd, time::Duration};
 
 use common::{
-    STALLED, assert_all_home, corrupt, enable_zerocopy, fill, filled, pair_at, pool, reader, soon,
+    STALLED, assert_all_home, corrupt, enable_zerocopy, filled, pair_at, pool, reader, soon,
+    source::Reused,
 };
 use pinbuf::{Fate, Policy, Sender};
 
@@ -23,15 +24,8 @@ fn a_buffer_that_is_reused_at_once_arrives_corrupt() {
         let (near, far) = pair_at(address, STALLED);
         enable_zerocopy(&near);
         let peer = reader(far, PAUSE);
-        let memory = Box::leak(Box::new([0_u8; LEN])) as *mut [u8; LEN];
-        for message in 0..MESSAGES {
-            // SAFETY: the box was leaked; no other reference to it exists.
-            fill(unsafe { &mut *memory }, message);
-            // SAFETY: the box was leaked. The kernel may read while the next message is written:
-            // that is the point.
-            let sent = unsafe { common::send_raw(near.as_fd(), memory) };
-            assert_eq!(sent.unwrap(), LEN);
-        }
+        let message = Reused::new(LEN);
+        (0..MESSAGES).for_each(|seed| message.send(near.as_fd(), seed));
         drop(near);
         let stream = peer.join().unwrap();
         assert_eq!(stream.len(), MESSAGES * LEN);

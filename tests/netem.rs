@@ -17,12 +17,12 @@ use std::{
 };
 
 use common::{
-    again, assert_all_home, become_ordinary, enable_zerocopy, fill, filled, limit_memlock,
-    must_succeed,
+    again, assert_all_home, become_ordinary, enable_zerocopy, filled, limit_memlock, must_succeed,
     namespace::in_a_namespace,
     pool, reset,
     road::{Peer, Road, Side, report, wrong},
-    send_raw, soon,
+    soon,
+    source::Reused,
 };
 use pinbuf::{Fate, Policy, Sender, SenderStats};
 
@@ -94,15 +94,8 @@ fn without_the_library_a_buffer_reused_at_once_arrives_corrupt_on_every_course()
             let (near, far) = road.connect(MUCH);
             let peer = Peer::of(far, Duration::ZERO, PATIENCE);
             enable_zerocopy(&near);
-            let memory = Box::leak(Box::new([0_u8; LEN])) as *mut [u8; LEN];
-            for seed in 0..MESSAGES {
-                // SAFETY: the box was leaked; no other reference to it exists.
-                fill(unsafe { &mut *memory }, seed);
-                // SAFETY: the box was leaked. That the kernel may read while the next message is
-                // written is the point.
-                let sent = unsafe { send_raw(near.as_fd(), memory) };
-                assert_eq!(sent.unwrap(), LEN);
-            }
+            let message = Reused::new(LEN);
+            (0..MESSAGES).for_each(|seed| message.send(near.as_fd(), seed));
             drop(near);
             let stream = peer.stream();
             let (messages, bytes) = wrong(&stream, LEN);

@@ -21,6 +21,7 @@ use std::{
 
 pub(crate) mod namespace;
 pub(crate) mod road;
+pub(crate) mod source;
 
 use pinbuf::{Backing, Pages, PinnedBuf, Policy, Pool, Sender, SenderBuilder};
 

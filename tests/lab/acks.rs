@@ -2,6 +2,7 @@
 //! as it is told to, behind a device that never copies.
 
 use std::{
+    collections::BTreeSet,
     net::TcpStream,
     thread,
     time::{Duration, Instant},
@@ -11,15 +12,16 @@ use pinbuf::Sender;
 
 use crate::{
     common::{
-        after,
+        after, eventually,
         namespace::in_a_namespace,
         random, retransmissions,
         road::{Road, report, wrong},
-        seed, set_option, unsent,
+        seed, set_option,
+        source::{Library, Loop, Rule, Source, expect, hold},
+        unsent,
     },
     fake_peer::{self, DEVICE, FakePeer},
     sniffer::{sniff, sniff_arrivals},
-    source::{Library, Loop, Rule, Source, expect, hold},
 };
 
 const LEN: usize = 4096;
@@ -166,21 +168,27 @@ fn a_window_that_stays_closed_holds_everything_until_the_users_time_out() {
 }
 
 #[test]
-fn a_limit_on_the_hold_ends_the_connection_and_not_before() {
+fn a_limit_on_the_hold_ends_the_connection_though_nobody_drives_and_not_before() {
+    /// How long it takes until anything is written over.
+    fn held(mut reuse: impl FnMut() -> BTreeSet<usize>) -> Duration {
+        let begun = Instant::now();
+        eventually("something is written over", || !reuse().is_empty());
+        begun.elapsed()
+    }
     in_a_namespace(|| {
         fake_peer::furnish()?;
         let limit = Duration::from_millis(400);
         let (near, _peer) = FakePeer::connect();
         let mut library = Library::over(near, Sender::builder().max_hold(limit), LEN, MESSAGES);
-        let begun = Instant::now();
         send_all(&mut library);
-        // Nobody drives it.
-        while library.slots.reuse().is_empty() {
-            thread::sleep(Duration::from_millis(1));
-        }
-        assert!(begun.elapsed() >= limit, "{:?}", begun.elapsed());
+        let took = held(|| library.slots.reuse());
+        assert!(took >= limit, "{took:?}");
         assert_eq!(expect(&mut library, MESSAGES, "given up"), Ok(()));
         assert_timed_out(&mut library);
+        let (near, _peer) = FakePeer::connect();
+        let mut control = Loop::over(near, Rule::Sent);
+        send_all(&mut control);
+        assert!(held(|| control.reuse()) < limit);
         Ok(())
     });
 }
@@ -238,8 +246,7 @@ fn nothing_is_sent_from_memory_that_an_end_has_freed() {
             let (near, peer) = FakePeer::connect();
             let mut control = Loop::over(near, Rule::Sent);
             send_all(&mut control);
-            control.reuse();
-            drop(control);
+            control.end(drop);
             thread::sleep(Duration::from_millis(RETRANSMITTED_MS));
             peer.reset();
         });

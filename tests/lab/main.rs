@@ -12,5 +12,4 @@ mod common;
 mod fake_peer;
 mod overtaking;
 mod sniffer;
-mod source;
 mod traffic;

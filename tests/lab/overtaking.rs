@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinbuf::{Policy, Sender, SharedBuf};
+use pinbuf::{Backing, Pages, Policy, Pool, Sender, SharedBuf};
 
 use crate::{
     common::{
@@ -18,11 +18,12 @@ use crate::{
         namespace::in_a_namespace,
         optmem, pattern, pool, retransmissions,
         road::{FAR, FAST, Road, SLOW, report, wrong},
-        set_option, unacked,
+        set_option,
+        source::{Library, Loop, Rule, SCRIBBLE, Source},
+        unacked,
     },
     fake_peer,
     sniffer::sniff_arrivals,
-    source::{Library, Loop, Rule, SCRIBBLE, Source},
 };
 
 const LEN: usize = 4096;
@@ -144,6 +145,49 @@ fn datagrams_in_a_fast_lane_overtake_those_in_a_slow_one() {
         overtake(&far, (0..DATAGRAMS).collect(), &|seed, socket| {
             prioritize(socket, if (2..8).contains(&seed) { SLOW } else { FAST });
         });
+        Ok(())
+    });
+}
+
+/// There is no abort of datagrams: what waits in the queue leaves it some time.
+#[test]
+fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
+    const SENDS: usize = 6;
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.limit_packets(9000)?;
+        road.queue("tbf rate 200kbit burst 10kb limit 1mb")?;
+        let far = far_socket(&road);
+        let near = || {
+            let near = UdpSocket::bind("0.0.0.0:0").unwrap();
+            near.connect(far.local_addr().unwrap()).unwrap();
+            near
+        };
+        let mut control = Loop::over(near(), Rule::Sent);
+        (0..SENDS).for_each(|seed| control.send(seed, LEN));
+        control.end(drop);
+        let (_, corrupt) = received(&far);
+        report(&format!("closed, without the library: {corrupt} of {SENDS} datagrams corrupt"));
+        assert!(corrupt > 0);
+        for pages in [Pages::Base, Pages::Thp] {
+            // So many slots that the former pages of all may be held.
+            let pool = Pool::builder().class(LEN, 4 * SENDS).backing(Backing::Require(pages));
+            let pool = match pool.build() {
+                Ok(pool) => pool,
+                Err(error) => return Err(format!("{pages}: {error}")),
+            };
+            let mut library = Library::with_pool(near(), Sender::builder(), pool);
+            (0..SENDS).for_each(|seed| library.send(seed, LEN));
+            let Library { sender, mut slots } = library;
+            let closed = sender.close(after(20));
+            assert!(closed.quarantined > 0 && !closed.aborted, "{closed:?}");
+            eventually("every slot is written over", || slots.reuse().len() == SENDS);
+            // On new pages, while the queue has the old ones.
+            assert!(slots.pool.stats().replaced_bytes > 0);
+            assert_eq!(received(&far), ((0..SENDS).collect(), 0));
+            assert!(pinbuf::wait_idle(after(20_000)));
+            assert_eq!(slots.pool.stats().replaced_bytes, 0);
+        }
         Ok(())
     });
 }

@@ -16,11 +16,9 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    common::{
-        road::{Peer, Road},
-        set_option, socket,
-    },
+use crate::common::{
+    road::{Peer, Road},
+    set_option, socket,
     source::SCRIBBLE,
 };
 

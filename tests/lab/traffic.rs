@@ -14,11 +14,12 @@ use pinbuf::{Policy, Sender};
 
 use crate::{
     common::{
-        assert_all_home, enable_zerocopy, fill, filled,
+        assert_all_home, enable_zerocopy, filled,
         namespace::in_a_namespace,
         pool, read_notes,
         road::{FAST, Peer, Road, SLOW, Side, report, wrong},
-        send_raw, set_option, soon,
+        set_option, soon,
+        source::Reused,
     },
     sniffer::Sniffer,
 };
@@ -97,17 +98,12 @@ impl Course {
     fn reusing_at_once(&self, road: &Road) -> String {
         let (near, peer) = self.begin(road);
         enable_zerocopy(&near);
-        // For ever: nobody can tell when the kernel is done with it.
-        let memory = Box::leak(Box::new([0_u8; LEN])) as *mut [u8; LEN];
+        let message = Reused::new(LEN);
         // More of them: by chance none might be read late.
         let sent = 2 * self.messages;
         for seed in 0..sent {
-            // SAFETY: the box was leaked; no other reference to it exists.
-            fill(unsafe { &mut *memory }, seed);
             (self.before)(seed, near.as_fd());
-            // SAFETY: the box was leaked. The kernel may read while the next message is written:
-            // that is the point.
-            assert_eq!(unsafe { send_raw(near.as_fd(), memory) }.unwrap(), LEN);
+            message.send(near.as_fd(), seed);
             thread::sleep(PACE);
             // Or option memory runs out.
             read_notes(near.as_fd());

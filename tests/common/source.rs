@@ -11,7 +11,7 @@ use std::{
 
 use pinbuf::{PinnedBuf, Policy, Pool, Sender, SenderBuilder};
 
-use crate::common::{after, enable_zerocopy, fill, filled, pool, read_notes, send_raw, unacked};
+use super::{after, enable_zerocopy, fill, filled, pool, read_notes, send_raw, unacked};
 
 /// What memory is written over with; no pattern has a run of it.
 pub(crate) const SCRIBBLE: u8 = 0xDD;
@@ -100,9 +100,13 @@ impl Slots {
 
 impl<S: AsFd + Send + Sync + 'static> Library<S> {
     pub(crate) fn over(near: S, builder: SenderBuilder, len: usize, messages: usize) -> Self {
+        Self::with_pool(near, builder, pool(len, messages))
+    }
+
+    pub(crate) fn with_pool(near: S, builder: SenderBuilder, pool: Pool) -> Self {
         let sender = builder.policy(Policy::Require).threshold_bytes(1).adopt(near);
         let sender = sender.unwrap_or_else(|error| panic!("{error}"));
-        Self { sender, slots: Slots::of(pool(len, messages)) }
+        Self { sender, slots: Slots::of(pool) }
     }
 }
 
@@ -146,6 +150,12 @@ impl<S: AsFd> Loop<S> {
         enable_zerocopy(&near);
         Self { near, rule, messages: Vec::new(), named: 0 }
     }
+
+    /// Ends the socket, and writes over everything.
+    pub(crate) fn end(self, end: impl FnOnce(S)) {
+        end(self.near);
+        self.messages.into_iter().for_each(overwrite);
+    }
 }
 
 impl<S: AsFd> Source for Loop<S> {
@@ -177,16 +187,38 @@ impl<S: AsFd> Source for Loop<S> {
             Rule::Acknowledged => 0,
             Rule::Oldest => self.named,
         };
-        for message in &self.messages[..usable] {
-            // SAFETY: it was leaked, and no other reference to it is left. That the kernel may be
-            // reading is the point.
-            unsafe { slice::from_raw_parts_mut(message.cast::<u8>(), message.len()) }
-                .fill(SCRIBBLE);
-        }
+        self.messages[..usable].iter().for_each(|message| overwrite(*message));
         (0..usable).collect()
     }
 
     fn socket(&self) -> BorrowedFd<'_> {
         self.near.as_fd()
+    }
+}
+
+fn overwrite(message: *mut [u8]) {
+    // SAFETY: it was leaked, and no other reference to it is left. That the kernel may be reading is
+    // the point.
+    unsafe { slice::from_raw_parts_mut(message.cast::<u8>(), message.len()) }.fill(SCRIBBLE);
+}
+
+/// One buffer for all messages, written again as soon as the last one is sent.
+pub(crate) struct Reused(*mut [u8]);
+
+impl Reused {
+    /// For messages of `len` bytes.
+    pub(crate) fn new(len: usize) -> Self {
+        // For ever: nobody can tell when the kernel is done with it.
+        Self(vec![0; len].leak())
+    }
+
+    pub(crate) fn send(&self, near: BorrowedFd<'_>, seed: usize) {
+        let Self(memory) = *self;
+        // SAFETY: it was leaked, and no other reference to it is left.
+        fill(unsafe { slice::from_raw_parts_mut(memory.cast::<u8>(), memory.len()) }, seed);
+        // SAFETY: it was leaked. That the kernel may read while the next message is written is the
+        // point.
+        let sent = unsafe { send_raw(near, memory) };
+        assert_eq!(sent.unwrap(), memory.len());
     }
 }
