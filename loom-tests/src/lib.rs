@@ -23,9 +23,13 @@ pub use std::{
 pub mod fake;
 
 use std::{
-    cell::Cell,
-    panic,
-    sync::{Arc, Once, Weak, atomic::Ordering},
+    env,
+    fs::File,
+    os::unix::fs::FileExt,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread as test_thread,
     time::Instant,
 };
@@ -35,29 +39,27 @@ use pinbuf::{
     Backing, Pages, Pool,
 };
 
-/// Explores `body` and prints how many executions that took, or after how many one failed.
+/// Explores `body` and prints how many executions that took.
+///
+/// The number of the execution under way goes into the file that `LOOM_TESTS_COUNT` names: one that
+/// fails may abort the process, or worse.
 pub fn model(body: impl Fn() + Send + Sync + 'static) {
-    static TOLD: Once = Once::new();
-    // By a hook: a deadlock, for one, aborts the process before anybody could catch the panic.
-    TOLD.call_once(|| {
-        let tell = panic::take_hook();
-        panic::set_hook(Box::new(move |info| {
-            report("fails after", EXECUTIONS.get());
-            tell(info);
-        }));
-    });
-    EXECUTIONS.set(0);
+    let tell = env::var_os("LOOM_TESTS_COUNT").map(|path| File::create(path).unwrap());
+    let executions = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&executions);
     let start = Instant::now();
     explore(move || {
-        EXECUTIONS.set(EXECUTIONS.get() + 1);
+        // Relaxed: of no concern to the model.
+        let execution = count.fetch_add(1, Ordering::Relaxed) + 1;
+        if let Some(file) = &tell {
+            file.write_all_at(execution.to_string().as_bytes(), 0).unwrap();
+        }
         body();
     });
-    report(&format!("holds, {} s,", start.elapsed().as_secs()), EXECUTIONS.get());
-}
-
-thread_local! {
-    /// Executions begun of the model on this thread: a model's own threads all run on it.
-    static EXECUTIONS: Cell<usize> = const { Cell::new(0) };
+    // The test harness names its threads after the tests.
+    let test = test_thread::current();
+    let executions = executions.load(Ordering::Relaxed);
+    report(test.name().unwrap_or("?"), start.elapsed().as_secs(), executions);
 }
 
 #[cfg(loom)]
@@ -73,10 +75,8 @@ fn explore(body: impl Fn() + Send + Sync + 'static) {
 }
 
 #[allow(clippy::print_stdout, reason = "run.sh reads it")]
-fn report(what: &str, executions: usize) {
-    // The test harness names its threads after the tests.
-    let test = test_thread::current();
-    println!("model {} {what} {executions}", test.name().unwrap_or("?"));
+fn report(name: &str, seconds: u64, executions: usize) {
+    println!("model {name} holds, {seconds} s, {executions}");
 }
 
 /// Where threads pass one at a time, in every order, without learning of each other.
