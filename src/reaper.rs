@@ -106,6 +106,7 @@ pub(crate) fn unwatch(fd: BorrowedFd<'_>, token: Token) {
     let mut state = lock(&reaper.state);
     let sender = state.senders.remove(&token);
     state.due.remove(&token);
+    state.unserved.retain(|unserved| *unserved != token);
     state.ended += u64::from(matches!(sender, Some(Sender::Owned(_))));
     if let Some(watcher) = reaper.watcher.get() {
         // Fails only if the descriptor is not in the set.

@@ -8,7 +8,10 @@ use std::{
     fs,
     future::Future,
     io::Read,
-    os::fd::{AsFd, AsRawFd},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::process::CommandExt,
+    },
     panic::{self, AssertUnwindSafe},
     process::Command,
     sync::atomic::{AtomicBool, Ordering},
@@ -18,12 +21,12 @@ use std::{
 };
 
 use common::{
-    STALLED, after, assert_all_home, assert_same, census, filled, pair, pair_at, pattern, pool,
-    reader, soon,
+    STALLED, after, assert_all_home, assert_same, census, corrupt, filled, pair, pair_at, pattern,
+    pool, reader, reserve::Reserve, soon,
 };
 use pinbuf::{
-    AllocError, Fate, Interest, Policy, Pool, SendError, Sender, SenderStats, WaitError,
-    reaper_stats, wait_idle,
+    AllocError, Backing, Fate, Interest, Pages, Policy, Pool, SendError, Sender, SenderStats,
+    WaitError, reaper_stats, wait_idle,
 };
 
 const LEN: usize = 64 << 10;
@@ -309,6 +312,96 @@ fn a_child_never_waits_for_a_lock_that_nobody_holds() {
     });
     sender.abort();
     common::eventually("all is released", || pool.stats().free() == 2);
+}
+
+/// KiB of huge pages in the mapping that an address lies in.
+fn huge_kib(address: *const u8) -> usize {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    for line in maps.lines() {
+        let first = line.split_whitespace().next().unwrap();
+        if let Some((from, to)) = first.split_once('-') {
+            let [from, to] = [from, to].map(|end| usize::from_str_radix(end, 16).unwrap());
+            inside = (from..to).contains(&address.addr());
+        } else if inside && first == "AnonHugePages:" {
+            return line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        }
+    }
+    panic!("{address:?} is not mapped");
+}
+
+/// Whether an address is mapped in this process.
+fn is_mapped(address: *const u8) -> bool {
+    let page = address.cast_mut().with_addr(address.addr() & !4095).cast();
+    let mut resident = 0;
+    // SAFETY: mincore(2) writes a byte for each page, of which there is one; it fails if the page
+    // is not mapped.
+    unsafe { libc::mincore(page, 1, &raw mut resident) == 0 }
+}
+
+/// Children that live on, that end and that execute a program, while slots of the same pages are in
+/// flight, written and sent.
+#[test]
+fn on_every_kind_of_pages_children_come_and_go_and_the_peer_reads_what_was_sent() {
+    const NAME: &str =
+        "on_every_kind_of_pages_children_come_and_go_and_the_peer_reads_what_was_sent";
+    let huge = Pages::HugeTlb { page_bytes: Reserve::PAGE };
+    for pages in [Pages::Base, Pages::Thp, huge] {
+        // As many as the pool needs, and none to spare.
+        let _reserve = match (pages == huge).then(|| Reserve::add(1)).transpose() {
+            Ok(reserve) => reserve,
+            Err(error) => {
+                common::skip(NAME, &error);
+                continue;
+            }
+        };
+        let slots = Reserve::PAGE / LEN;
+        let builder = Pool::builder().class(LEN, slots).backing(Backing::Require(pages));
+        let pool = match builder.build() {
+            Ok(pool) => pool,
+            Err(error) => {
+                common::skip(NAME, &format!("{pages}: {error}"));
+                continue;
+            }
+        };
+        let (near, far) = pair_at("127.0.0.1:0", STALLED);
+        let mut sender = Sender::builder().policy(Policy::Prefer).adopt(near).unwrap();
+        let mut send = |seed| {
+            let buf = filled(pool.alloc(LEN).unwrap(), LEN, seed);
+            let start = buf.as_ptr();
+            sender.send(buf).unwrap();
+            start
+        };
+        let start = send(0);
+        let whole = huge_kib(start);
+        assert!(pages != Pages::Thp || whole > 0);
+        let peer = reader(far, Duration::from_millis(100));
+        // More than there are slots: each is written and sent again.
+        let count = 3 * slots;
+        let mut children = Vec::new();
+        for seed in 1..count {
+            if seed % 8 == 1 {
+                let Some(child) = fork() else {
+                    leave(|| {
+                        assert!(!is_mapped(start));
+                        match seed / 8 % 3 {
+                            0 => thread::sleep(Duration::from_millis(200)),
+                            1 => panic!("{}", Command::new("true").exec()),
+                            _ => {}
+                        }
+                    })
+                };
+                children.push(child);
+            }
+            send(seed);
+        }
+        assert_eq!(huge_kib(start), whole, "no huge page was split");
+        children.into_iter().for_each(assert_left_well);
+        assert!(sender.close(soon().unwrap()).drained);
+        let got = peer.join().unwrap();
+        assert_eq!((got.len(), corrupt(&got, LEN)), (count * LEN, vec![]), "{pages}");
+        assert_all_home(&pool);
+    }
 }
 
 #[test]

@@ -5,12 +5,20 @@
 
 mod common;
 
-use std::{fs, net::TcpStream, os::fd::AsFd, process::Command, time::Duration};
+use std::{
+    fs,
+    io::Read,
+    net::TcpStream,
+    os::fd::AsFd,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use common::{
     STALLED, TIGHT, again, assert_all_home, become_ordinary, corrupt, enable_zerocopy, filled,
-    limit_memlock, must_succeed, network_namespace, pair_at, pattern, plays, pool, raise_loopback,
-    reader, send_static, skip, soon,
+    limit_memlock, must_succeed, network_namespace, pair_at, pattern, plays, pool,
+    process::cpu_time, raise_loopback, reader, send_static, skip, soon,
 };
 use pinbuf::{Fate, Sender, SenderStats};
 
@@ -22,10 +30,13 @@ fn messages_arrive(
     count: usize,
 ) -> SenderStats {
     let pool = pool(len, 48);
+    // The first ones beforehand: a slow machine must not take longer than the peer's pause.
+    let ready: Vec<_> =
+        (0..48).map(|seed| filled(pool.try_alloc(len).unwrap(), len, seed)).collect();
     let peer = reader(far, Duration::from_millis(100));
+    let more = (48..count).map(|seed| filled(pool.alloc(len).unwrap(), len, seed));
     let mut tickets = Vec::new();
-    for seed in 0..count {
-        let buf = filled(pool.alloc(len).unwrap(), len, seed);
+    for buf in ready.into_iter().chain(more) {
         tickets.push(sender.send(buf).unwrap());
     }
     for ticket in tickets {
@@ -41,6 +52,32 @@ fn messages_arrive(
     let bytes = stats.zero_copy_bytes + stats.copied_bytes;
     assert_eq!(bytes, (len * count) as u64, "{stats:?}");
     stats
+}
+
+/// Sends to a peer that is slow all the time; who waits for it must not spin.
+fn sustained(mut sender: Sender<TcpStream>, mut far: TcpStream) -> SenderStats {
+    const LEN: usize = 128 << 10;
+    const COUNT: usize = 100;
+    let pool = pool(LEN, 6);
+    let peer = thread::spawn(move || {
+        let mut got = vec![0; LEN * COUNT];
+        for part in got.chunks_mut(LEN) {
+            thread::sleep(Duration::from_millis(15));
+            far.read_exact(part).unwrap();
+        }
+        got
+    });
+    let (begun, cpu) = (Instant::now(), cpu_time());
+    for seed in 0..COUNT {
+        sender.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)).unwrap();
+    }
+    sender.drain(soon()).unwrap();
+    let (took, cpu) = (begun.elapsed(), cpu_time() - cpu);
+    assert!(took > Duration::from_secs(1), "{took:?}: the peer is not slow");
+    assert!(cpu < took / 2, "{cpu:?} of CPU in {took:?}");
+    assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
+    assert_all_home(&pool);
+    sender.stats()
 }
 
 fn in_a_process(test: &str, part: &str) {
@@ -64,6 +101,21 @@ fn a_memlock_limit_lowered_behind_the_senders_back_makes_sends_copy() {
 }
 
 #[test]
+fn sustained_load_with_little_locked_memory_costs_waits_and_no_cpu() {
+    const NAME: &str = "sustained_load_with_little_locked_memory_costs_waits_and_no_cpu";
+    if !plays("sustained") {
+        return in_a_process(NAME, "sustained");
+    }
+    let _ = become_ordinary();
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    // Behind the sender's back, so that it runs into the limit again and again.
+    let sender = common::zero_copy().adopt(near).unwrap();
+    assert!(limit_memlock(256 << 10) || limit_memlock(0));
+    let stats = sustained(sender, far);
+    assert!(stats.no_bufs_memlock > 0 && stats.no_bufs_optmem == 0, "{stats:?}");
+}
+
+#[test]
 fn another_process_of_the_user_that_takes_all_of_memlock_makes_sends_copy() {
     const NAME: &str = "another_process_of_the_user_that_takes_all_of_memlock_makes_sends_copy";
     static MEMORY: [u8; 16 << 10] = [1; 16 << 10];
@@ -77,17 +129,17 @@ fn another_process_of_the_user_that_takes_all_of_memlock_makes_sends_copy() {
     // It could as well be another process: the kernel counts by user.
     let (hog, hogs_peer) = pair_at("127.0.0.1:0", STALLED);
     enable_zerocopy(&hog);
-    let take_all = |len: usize| {
-        let sends = std::iter::repeat_with(|| send_static(hog.as_fd(), &MEMORY[..len])).take(1000);
+    let take_all = || {
+        let sends = std::iter::repeat_with(|| send_static(hog.as_fd(), &MEMORY)).take(1000);
         let taken = sends.take_while(Result::is_ok).count();
         let error = std::io::Error::last_os_error().raw_os_error();
         assert_eq!(error, Some(libc::ENOBUFS), "a limit of 512 KiB");
         taken
     };
-    // Where packets take their time, the first few are acknowledged only a little later. What is
-    // left for less than a message goes too.
-    while take_all(MEMORY.len()) + take_all(1) > 0 {
-        std::thread::sleep(Duration::from_millis(50));
+    take_all();
+    // Where packets take their time, the first few are acknowledged only now.
+    while take_all() > 0 {
+        thread::sleep(Duration::from_millis(50));
     }
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let stats = messages_arrive(common::zero_copy().adopt(near).unwrap(), far, 32 << 10, 100);
@@ -168,15 +220,26 @@ fn with_optmem(test: &str, bytes: u32) -> bool {
 
 #[test]
 fn little_option_memory_makes_some_sends_copy() {
-    if !with_optmem("little_option_memory_makes_some_sends_copy", 1024) {
+    if !with_optmem("little_option_memory_makes_some_sends_copy", 4096) {
         return;
     }
     let setting = fs::read_to_string(OPTMEM).unwrap();
-    assert_eq!(setting.trim(), "1024", "for one note");
+    assert_eq!(setting.trim(), "4096");
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let stats = messages_arrive(common::zero_copy().adopt(near).unwrap(), far, 256 << 10, 100);
     assert!(stats.no_bufs_optmem > 0, "{stats:?}");
     assert!(stats.zero_copy_calls > 0 && stats.copied_calls > 0, "{stats:?}");
+}
+
+#[test]
+fn sustained_load_with_little_option_memory_costs_waits_and_no_cpu() {
+    if !with_optmem("sustained_load_with_little_option_memory_costs_waits_and_no_cpu", 900) {
+        return;
+    }
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let stats = sustained(common::zero_copy().adopt(near).unwrap(), far);
+    assert!(stats.zero_copy_calls > 0, "{stats:?}");
+    assert!(stats.no_bufs_optmem > 0 && stats.no_bufs_memlock == 0, "{stats:?}");
 }
 
 #[test]

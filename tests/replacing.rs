@@ -2,14 +2,11 @@
 
 mod common;
 
-use std::{
-    fs,
-    os::fd::{AsFd, AsRawFd},
-};
+use std::os::fd::AsFd;
 
 use common::{
     Buffers, assert_all_home, assert_same, census, enable_zerocopy, fill, filled, pair_at, pattern,
-    reader, skip,
+    reader, reserve::Reserve, skip,
 };
 use pinbuf::{
     __internals::{Lease, Replaced},
@@ -160,17 +157,12 @@ fn no_pages_are_replaced_that_somebody_else_holds_or_shares() {
 #[test]
 fn hugetlb_pages_are_not_replaced() {
     const NAME: &str = "hugetlb_pages_are_not_replaced";
-    const RESERVE: &str = "/proc/sys/vm/nr_hugepages";
-    // Whoever else runs this test has to wait, or what it finds and puts back is not the truth.
-    let reserve = fs::File::open(RESERVE).unwrap();
-    // SAFETY: flock(2) takes no pointers.
-    assert_eq!(unsafe { libc::flock(reserve.as_raw_fd(), libc::LOCK_EX) }, 0);
-    let before: usize = fs::read_to_string(RESERVE).unwrap().trim().parse().unwrap();
-    if fs::write(RESERVE, (before + 6).to_string()).is_err() {
-        return skip(NAME, "the reserve of huge pages cannot be changed");
-    }
+    let _reserve = match Reserve::add(6) {
+        Ok(reserve) => reserve,
+        Err(error) => return skip(NAME, &error),
+    };
     // Whole pages, and room for one more: nothing but their kind speaks against it.
-    let huge = 2 << 20;
+    let huge = Reserve::PAGE;
     let pool = Pool::builder().class(huge, 4);
     let pool = pool.backing(Backing::Require(Pages::HugeTlb { page_bytes: huge })).build();
     let refused = pool.as_ref().map(|pool| {
@@ -181,9 +173,6 @@ fn hugetlb_pages_are_not_replaced() {
         buf.quarantine_released();
         refused && buf.len() == huge && pool.stats().replaced_bytes == 0
     });
-    let refused = refused.map_err(Clone::clone);
-    drop(pool);
-    fs::write(RESERVE, before.to_string()).unwrap();
     match refused {
         Ok(refused) => assert!(refused),
         Err(error) => skip(NAME, &error.to_string()),

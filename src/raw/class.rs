@@ -94,7 +94,6 @@ impl SizeClass {
         !self.process.is_this()
     }
 
-    #[inline]
     pub(crate) fn pool(&self) -> NonNull<RawPool> {
         self.pool
     }
@@ -130,7 +129,6 @@ impl SizeClass {
         &self.records[index as usize]
     }
 
-    #[inline]
     pub(crate) fn free(&self) -> &FreeList {
         &self.free
     }

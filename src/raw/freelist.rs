@@ -230,7 +230,6 @@ impl FreeList {
         self.head.fetch_and(!WAITERS, Ordering::Relaxed);
     }
 
-    #[inline]
     pub(crate) fn has_waiters(&self) -> bool {
         // Relaxed: exact under the waiters' lock, a hint elsewhere.
         self.head.load(Ordering::Relaxed) & WAITERS != 0

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr, reason = "skips and seeds are for whoever reads the output")]
 
 use std::{
+    any::type_name_of_val,
     fs::OpenOptions,
     hash::{BuildHasher, RandomState},
     io::{self, Read, Write},
@@ -20,6 +21,8 @@ use std::{
 };
 
 pub(crate) mod namespace;
+pub(crate) mod process;
+pub(crate) mod reserve;
 pub(crate) mod road;
 pub(crate) mod source;
 
@@ -392,6 +395,13 @@ pub(crate) fn block_on<F: Future>(future: F) -> (F::Output, usize) {
 
 // Other processes.
 
+/// The name of the test that the closure is written in.
+pub(crate) fn test_of<F>(closure: &F) -> &'static str {
+    let name = type_name_of_val(closure).trim_end_matches("::{{closure}}");
+    // Behind the crate.
+    name.split_once("::").expect("a closure of a function").1
+}
+
 /// Whether this process was started by [`again`] to play this part.
 pub(crate) fn plays(part: &str) -> bool {
     std::env::var("PINBUF_TEST_PART").is_ok_and(|set| set == part)
@@ -449,16 +459,7 @@ pub(crate) fn become_ordinary() -> bool {
 
 /// Lowers the limit; false if it was lower already.
 pub(crate) fn limit_memlock(bytes: u64) -> bool {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: getrlimit(2) writes one `rlimit`, which outlives the call.
-    assert_eq!(unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) }, 0);
-    if limit.rlim_max < bytes {
-        return false;
-    }
-    limit.rlim_cur = bytes;
-    // SAFETY: setrlimit(2) reads one `rlimit`, which outlives the call.
-    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }, 0);
-    true
+    process::set_limit(libc::RLIMIT_MEMLOCK, bytes)
 }
 
 /// How to start a program in a network namespace of its own, with rights over it; `None` if this

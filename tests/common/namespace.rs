@@ -1,13 +1,12 @@
 //! Network namespaces of our own, and the programs that furnish them.
 
 use std::{
-    any::type_name_of_val,
     ffi::{OsStr, OsString},
     os::unix::process::CommandExt,
     process::Command,
 };
 
-use super::{again, must_succeed, network_namespace, plays, road::lent_devices, skip};
+use super::{again, must_succeed, network_namespace, plays, road::lent_devices, skip, test_of};
 
 /// Runs a program in the namespace of the calling thread; its words, separated by blanks.
 pub(crate) fn run(words: &str) -> Result<(), String> {
@@ -39,9 +38,7 @@ fn path() -> OsString {
 /// its own: nothing of them is left when it ends, however it ends. An error of `body` means that
 /// something which the test needs cannot be had here.
 pub(crate) fn in_a_namespace<F: FnOnce() -> Result<(), String>>(body: F) {
-    // The crate, the modules and the test, the closure.
-    let name = type_name_of_val(&body).trim_end_matches("::{{closure}}");
-    let test = name.split_once("::").expect("a closure of a function").1;
+    let test = test_of(&body);
     if plays(test) {
         if let Err(error) = body() {
             skip(test, &error);

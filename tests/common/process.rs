@@ -1,0 +1,106 @@
+//! What this process has and may have: descriptors, threads, memory, time.
+
+use std::{fs, mem, time::Duration};
+
+use super::{again, eventually, must_succeed, plays, test_of};
+
+/// Runs the calling test, of which `body` is a closure, in a process of its own.
+pub(crate) fn alone<F: FnOnce()>(body: F) {
+    let test = test_of(&body);
+    if plays(test) {
+        body();
+    } else {
+        must_succeed(again(&[], test, test));
+    }
+}
+
+pub(crate) fn open_files() -> usize {
+    fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// All threads of this process by number and name.
+fn threads() -> Vec<(libc::pid_t, String)> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    // One that ends meanwhile does not count.
+    tasks
+        .filter_map(|task| {
+            let name = fs::read_to_string(task.path().join("comm")).ok()?;
+            Some((task.file_name().to_str()?.parse().ok()?, name.trim().to_owned()))
+        })
+        .collect()
+}
+
+pub(crate) fn thread_count() -> usize {
+    threads().len()
+}
+
+/// The library's own threads.
+pub(crate) fn reapers() -> Vec<libc::pid_t> {
+    let mut threads = threads();
+    threads.retain(|(_, name)| name == "pinbuf-reaper");
+    threads.into_iter().map(|(thread, _)| thread).collect()
+}
+
+/// The library's one thread; a thread gets its name once it runs.
+pub(crate) fn the_reaper() -> libc::pid_t {
+    eventually("the reaper runs", || reapers().len() == 1);
+    reapers()[0]
+}
+
+/// A number of `/proc/self/status`.
+fn status(key: &str) -> usize {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+/// Bytes of memory in use, once the allocator has given back what it can.
+pub(crate) fn resident_bytes() -> usize {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) takes no pointers.
+    unsafe {
+        libc::malloc_trim(0)
+    };
+    status("VmRSS:") << 10
+}
+
+/// Time that all threads of this process have run for.
+pub(crate) fn cpu_time() -> Duration {
+    // SAFETY: all zero bytes are a value of a struct of integers.
+    let mut time: libc::timespec = unsafe { mem::zeroed() };
+    // SAFETY: clock_gettime(2) writes one `timespec`, which outlives the call.
+    let done = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    assert_eq!(done, 0);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// One of `RLIMIT_*`.
+#[cfg(target_env = "gnu")]
+type Resource = libc::__rlimit_resource_t;
+#[cfg(not(target_env = "gnu"))]
+type Resource = libc::c_int;
+
+/// A limit, soft and hard.
+pub(crate) fn limit(resource: Resource) -> (u64, u64) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit(2) writes one `rlimit`, which outlives the call.
+    assert_eq!(unsafe { libc::getrlimit(resource, &raw mut limit) }, 0);
+    (limit.rlim_cur, limit.rlim_max)
+}
+
+/// Sets the soft limit; says whether the hard one lets it.
+pub(crate) fn set_limit(resource: Resource, soft: u64) -> bool {
+    let (_, hard) = limit(resource);
+    let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
+    // SAFETY: setrlimit(2) reads one `rlimit`, which outlives the call.
+    hard >= soft && unsafe { libc::setrlimit(resource, &raw const limit) } == 0
+}
+
+/// Opens files until no more can be had. `spare` more can be had after that.
+pub(crate) fn hoard_descriptors(spare: usize) -> Vec<fs::File> {
+    let (soft, _) = limit(libc::RLIMIT_NOFILE);
+    set_limit(libc::RLIMIT_NOFILE, soft.min(200));
+    let mut hoard: Vec<_> = std::iter::from_fn(|| fs::File::open("/dev/null").ok()).collect();
+    hoard.truncate(hoard.len() - spare);
+    hoard
+}

@@ -1,0 +1,141 @@
+//! Ten thousand sockets, opened, loaded and let go of in every state.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    process::Stdio,
+    time::{Duration, Instant},
+};
+
+use pinbuf::{HandBack, Policy, Pool, Sender, SharedBuf, reaper_stats, wait_idle};
+
+use crate::common::{
+    after, again, assert_all_home, eventually, filled, plays,
+    process::{alone, limit, open_files, reapers, resident_bytes, set_limit, thread_count},
+    random, seed, skip,
+};
+
+const SENDERS: usize = 10_000;
+const LEN: usize = 16 << 10;
+static REST: [u8; 4 << 20] = [7; 4 << 20];
+
+/// The far ends, in a process of their own: takes connections and reads nothing until told.
+fn play_peers() {
+    raise_open_files();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let _ = io::stderr().write_all(format!("{}\n", listener.local_addr().unwrap()).as_bytes());
+    let peers: Vec<_> = (0..SENDERS).map(|_| listener.accept().unwrap().0).collect();
+    // Ends with its standard input, and takes the connections along.
+    let _ = io::stdin().read_to_end(&mut Vec::new());
+    drop(peers);
+}
+
+fn raise_open_files() -> bool {
+    const WANTED: u64 = SENDERS as u64 + 100;
+    limit(libc::RLIMIT_NOFILE).0 >= WANTED || set_limit(libc::RLIMIT_NOFILE, WANTED)
+}
+
+/// Loads a sender at random: with nothing, with a buffer, with more than the socket takes, with a
+/// buffer that all share.
+fn load(
+    sender: &mut Sender<TcpStream>,
+    pool: &Pool,
+    shared: &SharedBuf,
+    random: &mut impl FnMut() -> u64,
+) {
+    let kind = random() % 10;
+    if (1..8).contains(&kind) {
+        // The peers read nothing, and their kernel takes this much all the same.
+        let buf = filled(pool.alloc(LEN).unwrap(), LEN, kind as usize);
+        sender.try_send(buf).unwrap();
+    }
+    if kind > 6 {
+        sender.try_send(shared.slice(..1 + random() as usize % LEN)).unwrap();
+    }
+    if random().is_multiple_of(10) {
+        sender.try_send(&REST[..]).unwrap();
+    }
+}
+
+/// Ends a sender at random.
+fn end(mut sender: Sender<TcpStream>, random: &mut impl FnMut() -> u64) {
+    match random() % 10 {
+        0 => drop(Some(sender.abort())),
+        1 => drop(Some(sender.close(Instant::now()))),
+        2 => {
+            let (sending, reaping) = sender.split();
+            drop((sending, reaping));
+        }
+        3 => {
+            let (sending, reaping) = sender.split();
+            drop((reaping, sending));
+        }
+        4 => drop(sender.into_parts()),
+        5 => {
+            sender.reap().unwrap();
+        }
+        _ => drop(sender),
+    }
+}
+
+#[test]
+fn ten_thousand_sockets_in_random_states_leave_nothing_behind() {
+    const TEST: &str = "crowd::ten_thousand_sockets_in_random_states_leave_nothing_behind";
+    if plays("peers") {
+        return play_peers();
+    }
+    alone(|| {
+        if !raise_open_files() {
+            return skip(TEST, "RLIMIT_NOFILE is too low");
+        }
+        let mut random = random(seed());
+        let mut command = again(&[], TEST, "peers");
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut address = String::new();
+        let mut said = BufReader::new(child.stderr.take().unwrap());
+        said.read_line(&mut address).unwrap();
+        let pool = Pool::new(LEN, 64).unwrap();
+        let shared = filled(pool.try_alloc(LEN).unwrap(), LEN, 99).freeze();
+        let before = (open_files(), thread_count(), resident_bytes());
+        let mut waiting = Vec::new();
+        for _ in 0..SENDERS {
+            let socket = TcpStream::connect(address.trim()).unwrap();
+            let hand_back =
+                if random().is_multiple_of(8) { HandBack::Return } else { HandBack::Recycle };
+            let builder = Sender::builder().policy(Policy::Prefer).hand_back(hand_back);
+            let mut sender = builder.adopt(socket).unwrap();
+            load(&mut sender, &pool, &shared, &mut random);
+            // Half of what was handed back is never fetched.
+            while hand_back == HandBack::Return && random().is_multiple_of(2) {
+                let _ = sender.reap();
+                drop(sender.next_returned());
+            }
+            // Some slots are out with senders that are still there, but never all of them.
+            if hand_back == HandBack::Recycle && random().is_multiple_of(4) {
+                waiting.push(sender);
+            } else {
+                end(sender, &mut random);
+            }
+            if waiting.len() > 40 {
+                let at = random() as usize % waiting.len();
+                end(waiting.swap_remove(at), &mut random);
+            }
+        }
+        assert!(reaper_stats().owned > SENDERS / 50, "{:?}", reaper_stats());
+        assert_eq!(reapers().len(), 1);
+        waiting.into_iter().for_each(|sender| end(sender, &mut random));
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success());
+        assert!(wait_idle(after(60_000)), "{:?}", reaper_stats());
+        drop(shared);
+        assert_all_home(&pool);
+        // The reaper's thread and its two descriptors stay; the pipes of the child are closed.
+        eventually("every descriptor is closed", || open_files() <= before.0 + 2);
+        assert_eq!((reapers().len(), thread_count()), (1, before.1 + 1));
+        eventually("the memory is back", || {
+            std::thread::sleep(Duration::from_millis(50));
+            resident_bytes() < before.2 + (16 << 20)
+        });
+    });
+}

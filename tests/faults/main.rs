@@ -1,0 +1,12 @@
+//! What can befall a process: signals, shortages, panics in what it hands over, peers that are
+//! killed, a crowd of sockets in every state.
+
+#![cfg(target_os = "linux")]
+
+#[path = "../common/mod.rs"]
+mod common;
+mod crowd;
+mod payloads;
+mod peers;
+mod shortage;
+mod signals;

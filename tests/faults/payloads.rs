@@ -1,0 +1,151 @@
+//! What a program hands over and the library drops: it may panic, and it may use the library.
+
+use std::{
+    any::Any,
+    net::TcpStream,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex},
+    thread,
+    time::Duration,
+};
+
+use pinbuf::{MappedSlice, Pool, Sender, wait_idle};
+
+use crate::common::{
+    STALLED, after, assert_all_home, assert_same, census, corrupt, eventually, filled, pair,
+    pair_at, pattern, pool,
+    process::{alone, the_reaper},
+    reader, soon, zero_copy,
+};
+
+const LEN: usize = 64 << 10;
+
+/// Owns bytes, and does something when it is dropped.
+struct Owner {
+    bytes: Box<[u8]>,
+    last_act: Box<dyn Fn() + Send + Sync>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        (self.last_act)();
+    }
+}
+
+fn owned(seed: usize, last_act: impl Fn() + Send + Sync + 'static) -> MappedSlice {
+    let bytes = pattern(LEN, seed).to_vec().into_boxed_slice();
+    let owner = Arc::new(Owner { bytes, last_act: Box::new(last_act) });
+    let start = owner.bytes.as_ptr();
+    let owner: Arc<dyn Any + Send + Sync> = owner;
+    // SAFETY: the owner keeps the bytes where they are, and nobody writes them.
+    unsafe { MappedSlice::from_raw_parts(owner, start, LEN) }
+}
+
+fn panic_on_purpose() {
+    std::panic::resume_unwind(Box::new("on purpose"));
+}
+
+/// Buffers before and after an owner that panics, in flight.
+fn sent_around_a_bomb(pool: &Pool) -> (Sender<TcpStream>, TcpStream) {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = zero_copy().adopt(near).unwrap();
+    for seed in 0..5 {
+        if seed == 2 {
+            sender.send(owned(seed, panic_on_purpose)).unwrap();
+        } else {
+            sender.send(filled(pool.try_alloc(1).unwrap(), LEN, seed)).unwrap();
+        }
+    }
+    assert!(pool.stats().in_flight() > 0);
+    (sender, far)
+}
+
+#[test]
+fn an_owner_that_panics_while_a_waiter_drops_it_costs_nobody_a_slot() {
+    let pool = pool(LEN, 4);
+    let (sender, far) = sent_around_a_bomb(&pool);
+    let peer = reader(far, Duration::from_millis(100));
+    // Several wait for slots and drive the sender meanwhile, or the reaper does.
+    let held: Vec<_> = thread::scope(|scope| {
+        let waiters: Vec<_> = (0..4)
+            .map(|_| {
+                scope.spawn(|| {
+                    let attempts = std::iter::repeat_with(|| {
+                        catch_unwind(AssertUnwindSafe(|| {
+                            pool.alloc_timeout(1, Duration::from_secs(20))
+                        }))
+                    });
+                    attempts.take(2).find_map(Result::ok).expect("one panic at most").unwrap()
+                })
+            })
+            .collect();
+        waiters.into_iter().map(|waiter| waiter.join().unwrap()).collect()
+    });
+    assert_eq!(census(&pool), [0, 4, 0, 0]);
+    drop(held);
+    assert_all_home(&pool);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
+}
+
+#[test]
+fn an_owner_that_panics_in_the_reaper_ends_neither_it_nor_other_senders() {
+    alone(|| {
+        let pool = pool(LEN, 8);
+        let (bombed, far) = sent_around_a_bomb(&pool);
+        let (other, other_far) = {
+            let (near, far) = pair_at("127.0.0.1:0", STALLED);
+            let mut sender = zero_copy().adopt(near).unwrap();
+            for seed in 0..4 {
+                sender.send(filled(pool.try_alloc(1).unwrap(), LEN, seed)).unwrap();
+            }
+            (sender, far)
+        };
+        drop((bombed, other));
+        let before = the_reaper();
+        let peers = [reader(far, Duration::ZERO), reader(other_far, Duration::from_millis(50))];
+        eventually("all slots are home", || pool.stats().free() == 8);
+        for (peer, count) in peers.into_iter().zip([5, 4]) {
+            let got = peer.join().unwrap();
+            assert_eq!((got.len(), corrupt(&got, LEN)), (count * LEN, vec![]));
+        }
+        assert!(wait_idle(after(20_000)));
+        assert_eq!(the_reaper(), before);
+        assert_all_home(&pool);
+    });
+}
+
+#[test]
+fn an_owner_may_use_the_library_while_it_is_dropped() {
+    let pool = pool(LEN, 2);
+    let (near, far) = pair();
+    let second = Arc::new(Mutex::new(zero_copy().adopt(near).unwrap()));
+    let peer = reader(far, Duration::ZERO);
+    let last_act = {
+        let (pool, second) = (pool.clone(), Arc::clone(&second));
+        move || {
+            let buf = filled(pool.alloc(1).unwrap(), LEN, 7);
+            let mut second = second.lock().unwrap();
+            let ticket = second.send(buf).unwrap();
+            second.wait(ticket, soon()).unwrap();
+            // A sender is made and dropped too.
+            let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+            let mut third = zero_copy().adopt(near).unwrap();
+            third.send(filled(pool.alloc(1).unwrap(), LEN, 8)).unwrap();
+            third.abort();
+            drop((pool.stats(), pool.audit()));
+        }
+    };
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let mut first = zero_copy().adopt(near).unwrap();
+    first.send(owned(1, last_act)).unwrap();
+    let first_peer = reader(far, Duration::from_millis(20));
+    first.drain(soon()).unwrap();
+    assert!(first.close(soon().unwrap()).drained);
+    assert_same(&first_peer.join().unwrap(), &pattern(LEN, 1));
+    eventually("everything is home", || pool.stats().free() == 2);
+    // The owner, and with it the last act, is gone.
+    let second = Arc::into_inner(second).unwrap().into_inner().unwrap();
+    assert!(second.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &pattern(LEN, 7));
+}

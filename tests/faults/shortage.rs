@@ -1,0 +1,174 @@
+//! No descriptor, no thread, no huge page to be had.
+
+use std::{
+    io::Read,
+    net::TcpStream,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use pinbuf::{Backing, BuildError, Pages, Pool, Refusal, Sender, reaper_stats, wait_idle};
+
+use crate::common::{
+    STALLED, TIGHT, after, assert_all_home, assert_same, become_ordinary, corrupt, eventually,
+    filled, pair_at, pattern, pool,
+    process::{alone, cpu_time, hoard_descriptors, reapers, set_limit, the_reaper},
+    reader,
+    reserve::Reserve,
+    skip, soon, zero_copy,
+};
+
+const LEN: usize = 64 << 10;
+const COUNT: usize = 8;
+
+/// A sender with all of a pool in flight to a peer that reads nothing yet.
+fn loaded() -> (Sender<TcpStream>, TcpStream, Pool) {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(LEN, COUNT);
+    let mut sender = zero_copy().adopt(near).unwrap();
+    for seed in 0..COUNT {
+        sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
+    }
+    assert!(pool.stats().in_flight() > 0);
+    (sender, far, pool)
+}
+
+fn read_all(far: &mut TcpStream) {
+    far.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let mut got = vec![0; COUNT * LEN];
+    far.read_exact(&mut got).unwrap();
+    assert_eq!(corrupt(&got, LEN), []);
+}
+
+#[test]
+fn a_reaper_that_starts_late_serves_those_that_were_dropped_before() {
+    alone(|| {
+        let (sender, mut far, pool) = loaded();
+        let (late, mut late_far, late_pool) = loaded();
+        let hoard = hoard_descriptors(0);
+        drop(sender);
+        assert_eq!(reaper_stats().unserved, 1);
+        drop(hoard);
+        assert_eq!(reapers(), []);
+        read_all(&mut far);
+        // Has a reaper now; nothing else looks after the first one.
+        drop(late);
+        the_reaper();
+        eventually("the first one is served too", || pool.stats().free() == COUNT);
+        read_all(&mut late_far);
+        eventually("both are over", || reaper_stats().owned == 0);
+        assert_eq!(reaper_stats().unserved, 0);
+        assert_all_home(&late_pool);
+    });
+}
+
+#[test]
+fn sends_and_waits_need_no_descriptor() {
+    alone(|| {
+        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+        let mut sender = zero_copy().adopt(near).unwrap();
+        let peer = reader(far, Duration::from_millis(100));
+        let hoard = hoard_descriptors(0);
+        let data = pattern(1 << 20, 1);
+        let ticket = sender.send(data.clone()).unwrap();
+        sender.wait(ticket, soon()).unwrap();
+        sender.drain(soon()).unwrap();
+        assert!(sender.close(soon().unwrap()).drained);
+        drop(hoard);
+        assert_same(&peer.join().unwrap(), &data);
+    });
+}
+
+#[test]
+fn without_threads_whoever_waits_serves_himself_and_sleeps_in_between() {
+    alone(|| {
+        const NAME: &str = "without_threads_whoever_waits_serves_himself_and_sleeps_in_between";
+        let (mut sender, far, pool) = loaded();
+        let (dropped, mut dropped_far, dropped_pool) = loaded();
+        // Before the limit: a peer that reads after a while.
+        let pause = Duration::from_millis(500);
+        let peer = reader(far, pause);
+        // Root may have any number of threads.
+        let _ = become_ordinary();
+        let before = crate::common::process::limit(libc::RLIMIT_NPROC).0;
+        assert!(set_limit(libc::RLIMIT_NPROC, 0));
+        if std::thread::Builder::new().spawn(|| ()).is_ok() {
+            return skip(NAME, "this user may have any number of threads");
+        }
+        let ticket = sender.try_send(&b"and some more"[..]).unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        match sender.poll_fate(&mut cx, ticket) {
+            Poll::Ready(Err(error)) => assert!(error.to_string().contains("RLIMIT_NPROC")),
+            other => assert!(other.is_ready(), "{other:?}"),
+        }
+        drop(dropped);
+        assert_eq!(reaper_stats().unserved, 1);
+        let (begun, cpu) = (Instant::now(), cpu_time());
+        let buf = pool.alloc(LEN).unwrap();
+        let (took, cpu) = (begun.elapsed(), cpu_time() - cpu);
+        assert!(took > pause / 2 && cpu < took / 2, "{cpu:?} of CPU in {took:?}");
+        drop(buf);
+        read_all(&mut dropped_far);
+        assert!(wait_idle(after(20_000)), "{:?}", reaper_stats());
+        assert_all_home(&dropped_pool);
+        assert!(sender.close(soon().unwrap()).drained);
+        let got = peer.join().unwrap();
+        assert_eq!(corrupt(&got[..COUNT * LEN], LEN), []);
+        assert_all_home(&pool);
+        assert!(set_limit(libc::RLIMIT_NPROC, before));
+        let (sender, mut far, pool) = loaded();
+        drop(sender);
+        assert_eq!((reaper_stats().unserved, reaper_stats().owned), (0, 1));
+        read_all(&mut far);
+        eventually("a thread serves it", || pool.stats().free() == COUNT);
+    });
+}
+
+#[test]
+fn a_reserve_of_huge_pages_that_runs_out_ends_in_errors_and_loses_no_page() {
+    const NAME: &str = "a_reserve_of_huge_pages_that_runs_out_ends_in_errors_and_loses_no_page";
+    let pages = Pages::HugeTlb { page_bytes: Reserve::PAGE };
+    let _reserve = match Reserve::add(5) {
+        Ok(reserve) => reserve,
+        Err(error) => return skip(NAME, &error),
+    };
+    let free = Reserve::free();
+    let slots = Reserve::PAGE / LEN;
+    let build =
+        |pages: usize, backing| Pool::builder().class(LEN, pages * slots).backing(backing).build();
+    // More than there is, from several threads at once: pages are taken until there is none.
+    let pools: Vec<_> = std::thread::scope(|scope| {
+        let building: Vec<_> =
+            (0..4).map(|_| scope.spawn(|| build(2, Backing::Prefer(pages)).unwrap())).collect();
+        building.into_iter().map(|pool| pool.join().unwrap()).collect()
+    });
+    let (huge, other): (Vec<_>, Vec<_>) =
+        pools.iter().partition(|pool| pool.regions()[0].pages == pages);
+    assert_eq!(huge.len(), free / 2);
+    assert!(!other.is_empty(), "there were too many");
+    for pool in &other {
+        let refused = &pool.regions()[0].refused;
+        let [(kind, Refusal::Os(error)), ..] = refused[..] else { panic!("{refused:?}") };
+        assert_eq!((kind, error.raw()), (pages, libc::ENOMEM));
+    }
+    let refused = build(2, Backing::Require(pages)).unwrap_err();
+    let BuildError::Unavailable { refusal: Refusal::Os(error), .. } = refused else {
+        panic!("{refused:?}")
+    };
+    assert_eq!(error.raw(), libc::ENOMEM);
+    assert_eq!(Reserve::free(), free - 2 * huge.len());
+    // All of them work, whatever they got.
+    for pool in &pools {
+        let (near, far) = pair_at("127.0.0.1:0", STALLED);
+        let mut sender = zero_copy().adopt(near).unwrap();
+        let peer = reader(far, Duration::from_millis(20));
+        for seed in 0..40 {
+            sender.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)).unwrap();
+        }
+        assert!(sender.close(soon().unwrap()).drained);
+        assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
+        assert_all_home(pool);
+    }
+    drop(pools);
+    assert_eq!(Reserve::free(), free);
+}

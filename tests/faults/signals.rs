@@ -1,0 +1,143 @@
+//! Signals by the hundred, to whoever is in the middle of a system call.
+
+use std::{
+    mem, ptr,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use pinbuf::{AllocError, Sender, WaitError};
+
+use crate::common::{
+    STALLED, TIGHT, after, assert_all_home, corrupt, eventually, filled, pair_at, pool,
+    process::{alone, cpu_time, the_reaper},
+    reader, soon, zero_copy,
+};
+
+const LEN: usize = 64 << 10;
+
+static SIGNALS: AtomicUsize = AtomicUsize::new(0);
+
+extern "C" fn on_signal(_: libc::c_int) {
+    SIGNALS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Has SIGUSR1 interrupt system calls.
+fn catch_signals() {
+    // SAFETY: `sigaction` is a C struct for which all zeros is a value: no flags, so no SA_RESTART.
+    let mut action: libc::sigaction = unsafe { mem::zeroed() };
+    action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    // SAFETY: sigaction(2) reads the action, whose handler only counts.
+    assert_eq!(unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut()) }, 0);
+}
+
+fn this_thread() -> libc::pid_t {
+    // SAFETY: gettid(2) takes no pointers.
+    unsafe { libc::gettid() }
+}
+
+/// Signals a thread every millisecond while `body` runs.
+fn under_fire<T>(target: libc::pid_t, body: impl FnOnce() -> T) -> T {
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                let process = std::process::id();
+                // SAFETY: tgkill(2) takes no pointers.
+                unsafe { libc::syscall(libc::SYS_tgkill, process, target, libc::SIGUSR1) };
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let before = SIGNALS.load(Ordering::Relaxed);
+        let result = body();
+        over.store(true, Ordering::Relaxed);
+        let came = SIGNALS.load(Ordering::Relaxed) - before;
+        assert!(came > 50, "{came} signals: the test shows nothing");
+        result
+    })
+}
+
+/// The waits end in time, neither early nor late, and without spinning.
+#[track_caller]
+fn takes<T>(time: Duration, wait: impl FnOnce() -> T) -> T {
+    let (begun, cpu) = (Instant::now(), cpu_time());
+    let result = under_fire(this_thread(), wait);
+    let (took, cpu) = (begun.elapsed(), cpu_time() - cpu);
+    assert!(took >= time && took < time + Duration::from_secs(5), "{took:?} for {time:?}");
+    assert!(cpu < took / 2, "{cpu:?} of CPU in {took:?}");
+    result
+}
+
+#[test]
+fn a_wait_under_fire_ends_in_time() {
+    alone(|| {
+        catch_signals();
+        let (near, far) = pair_at("127.0.0.1:0", STALLED);
+        let pool = pool(LEN, 4);
+        let mut sender = zero_copy().max_in_flight_sends(2).adopt(near).unwrap();
+        let time = Duration::from_millis(300);
+        let tickets: Vec<_> = (0..2)
+            .map(|seed| sender.send(filled(pool.try_alloc(1).unwrap(), LEN, seed)).unwrap())
+            .collect();
+        let _held = (pool.try_alloc(1).unwrap(), pool.try_alloc(1).unwrap());
+        let deadline = || Some(Instant::now() + time);
+        let waited = takes(time, || sender.wait(tickets[1], deadline()));
+        assert_eq!(waited, Err(WaitError::TimedOut));
+        let drained = takes(time, || sender.drain(deadline()));
+        assert_eq!(drained, Err(WaitError::TimedOut));
+        let starved = takes(time, || pool.alloc_timeout(1, time));
+        assert_eq!(starved.unwrap_err(), AllocError::TimedOut);
+        // A hang-up that stays makes it wait by edges.
+        let closed = takes(time, || sender.close(Instant::now() + time));
+        assert!(!closed.drained && closed.aborted, "{closed:?}");
+        drop(far);
+    });
+}
+
+#[test]
+fn sends_under_fire_lose_and_change_nothing() {
+    alone(|| {
+        catch_signals();
+        const COUNT: usize = 300;
+        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+        let pool = pool(LEN, 8);
+        let mut sender = zero_copy().adopt(near).unwrap();
+        let peer = reader(far, Duration::from_millis(200));
+        under_fire(this_thread(), || {
+            for seed in 0..COUNT {
+                sender.send(filled(pool.alloc(1).unwrap(), LEN, seed)).unwrap();
+            }
+            sender.drain(soon()).unwrap();
+            assert!(sender.close(soon().unwrap()).drained);
+        });
+        let got = peer.join().unwrap();
+        assert_eq!((got.len(), corrupt(&got, LEN)), (COUNT * LEN, vec![]));
+        assert_all_home(&pool);
+    });
+}
+
+#[test]
+fn the_reaper_under_fire_sees_senders_to_their_end() {
+    alone(|| {
+        catch_signals();
+        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+        let pool = pool(1 << 20, 1);
+        let mut sender: Sender<_> = zero_copy().adopt(near).unwrap();
+        sender.try_send(filled(pool.try_alloc(1).unwrap(), 1 << 20, 0)).unwrap();
+        assert!(!sender.flush().unwrap(), "the reaper has something to flush");
+        drop(sender);
+        let reaper = the_reaper();
+        let cpu = cpu_time();
+        let (begun, pause) = (Instant::now(), Duration::from_millis(300));
+        let peer = reader(far, pause);
+        under_fire(reaper, || {
+            eventually("all is released", || pool.stats().free() == 1);
+            assert!(pinbuf::wait_idle(after(10_000)));
+        });
+        let (took, cpu) = (begun.elapsed(), cpu_time() - cpu);
+        assert!(took >= pause && cpu < took / 2, "{cpu:?} of CPU in {took:?}");
+        let got = peer.join().unwrap();
+        assert_eq!((got.len(), corrupt(&got, 1 << 20)), (1 << 20, vec![]));
+    });
+}
