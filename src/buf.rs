@@ -6,11 +6,10 @@ use std::{
     ops::{Deref, DerefMut},
     ptr::{self, NonNull},
     slice,
-    task::Waker,
 };
 
 use crate::{
-    raw::{LocalMagazine, Replaced, SlotRef, SlotState},
+    raw::{LocalMagazine, Replaced, SlotRef, SlotState, wake_all},
     sync::panicking,
 };
 
@@ -340,7 +339,7 @@ impl Drop for PinnedBuf {
 #[inline(never)]
 fn drop_unreleased(slot: SlotRef) {
     match slot.slot().state() {
-        SlotState::InFlight => slot.quarantine().into_iter().for_each(Waker::wake),
+        SlotState::InFlight => wake_all(slot.quarantine()),
         SlotState::Quarantined => {}
         // Reports the wrong state, unless a panic is under way already.
         SlotState::Free | SlotState::Owned if panicking() => {}

@@ -3,7 +3,7 @@
 
 use std::task::Waker;
 
-use crate::{buf::PinnedBuf, pool::Pool, shared::SharedBuf};
+use crate::{buf::PinnedBuf, pool::Pool, shared::SharedBuf, sys::errqueue};
 
 pub use crate::{
     raw::{RawPool, Reclaim, Replaced, Slot, SlotRef, SlotState},
@@ -23,6 +23,11 @@ pub use crate::{
     tracker::{CompletionTracker, LeaseKey, UnknownIds},
 };
 
+/// Calls `on_record` for each record in the control data of one message of the error queue.
+pub fn decode(control: &[u8], on_record: &mut dyn FnMut(Record)) {
+    errqueue::decode(control, on_record);
+}
+
 /// The machinery behind a pool.
 pub fn raw(pool: &Pool) -> &RawPool {
     pool.raw()
@@ -30,10 +35,8 @@ pub fn raw(pool: &Pool) -> &RawPool {
 
 /// Where the memory of each slot of a pool begins, and the slot's state.
 pub fn slots(pool: &RawPool) -> impl Iterator<Item = (*const u8, SlotState)> + '_ {
-    pool.classes().iter().flat_map(|class| {
-        let places = (0_u32..).map(|index| class.record(index).memory().as_ptr().cast_const());
-        places.zip(class.records().iter().map(|record| record.slot().state()))
-    })
+    let records = pool.classes().iter().flat_map(|class| class.records());
+    records.map(|record| (record.memory().as_ptr().cast_const(), record.slot().state()))
 }
 
 /// What a sender does with a buffer and its slot.

@@ -5,7 +5,7 @@ use std::{mem, task::Waker};
 use crate::{
     buf::PinnedBuf,
     mapped::MappedSlice,
-    raw::{RawPool, Replaced, SlotRef},
+    raw::{RawPool, Replaced, SlotRef, wake_all},
     shared::SharedBuf,
     sync::Arc,
     sys::socket::IoVec,
@@ -255,6 +255,6 @@ impl Drop for Lease {
     fn drop(&mut self) {
         let roused = self.quarantine();
         mem::forget(self.custody.take());
-        roused.into_iter().for_each(Waker::wake);
+        wake_all(roused);
     }
 }

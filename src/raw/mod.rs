@@ -37,4 +37,4 @@ pub use region::RegionReport;
 pub use replaced::Replaced;
 pub use slot::{Slot, SlotState};
 pub use slotref::SlotRef;
-pub(crate) use waiters::{Joined, WaitTicket};
+pub(crate) use waiters::{Joined, WaitTicket, wake_all};

@@ -1,6 +1,10 @@
 //! Those who wait for a slot of a class, in order.
 
-use std::{collections::VecDeque, task::Waker};
+use std::{
+    collections::VecDeque,
+    panic::{self, AssertUnwindSafe},
+    task::Waker,
+};
 
 use super::freelist::FreeList;
 use crate::sync::{Mutex, lock};
@@ -158,6 +162,17 @@ impl Waiters {
     pub(crate) fn waiting(&self) -> usize {
         let queue = lock(&self.queue);
         queue.entries.len() - queue.granted
+    }
+}
+
+/// Wakes all of them, those behind one that panics too; the panic goes on afterwards.
+pub(crate) fn wake_all(wakers: Vec<Waker>) {
+    let mut woken = Ok(());
+    for waker in wakers {
+        woken = woken.and(panic::catch_unwind(AssertUnwindSafe(|| waker.wake())));
+    }
+    if let Err(panic) = woken {
+        panic::resume_unwind(panic);
     }
 }
 

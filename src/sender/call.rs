@@ -118,7 +118,7 @@ impl<K: Kernel> Core<K> {
             true => self.call_without_copy(calls, in_flight, call)?,
             false => self.call_by_copy(calls, in_flight, call)?,
         };
-        calls.stuck = (accepted < call.bytes).then_some(Stuck::Socket);
+        calls.stuck = None;
         Ok(accepted)
     }
 
@@ -173,12 +173,20 @@ impl<K: Kernel> Core<K> {
             };
             let failed = in_flight.fail_call(&self.kernel, id, call);
             if failed.took_id || error.raw_os_error() != Some(errno::ENOBUFS) {
-                return match error.raw_os_error() {
+                let copies = match error.raw_os_error() {
                     // More parts of pages than a packet can have: 17.
-                    Some(errno::EMSGSIZE) if !failed.took_id => {
-                        self.call_by_copy(calls, in_flight, call)
+                    Some(errno::EMSGSIZE) => !failed.took_id,
+                    // The socket has come to need a copy, as one with kernel TLS does.
+                    Some(errno::EOPNOTSUPP) => {
+                        let reason = CopyReason::Refused(OsError::from(&error));
+                        in_flight.copy_reason.get_or_insert(reason);
+                        !failed.took_id
                     }
-                    _ => Err(self.stopped(calls, in_flight, &error)),
+                    _ => false,
+                };
+                return match copies {
+                    true => self.call_by_copy(calls, in_flight, call),
+                    false => Err(self.stopped(calls, in_flight, &error)),
                 };
             }
             self.count_no_bufs(in_flight);

@@ -271,16 +271,14 @@ impl<K: Kernel> Core<K> {
         Stop::Failed(error)
     }
 
-    /// Sends what the outbox holds, until it is empty or something stops it.
+    /// Sends what the outbox holds, until it is empty or something stops it. What a call did not
+    /// take is asked for again: only a refusal tells that the socket is full, and that there will
+    /// be news when it no longer is, and not that memory behind it cannot be read.
     fn flush(&self, send: &mut Send, in_flight: &mut Held<'_, InFlight>) -> Result<(), Stop> {
         let Send { outbox, calls, .. } = send;
         while let Some(call) = outbox.next_call(self.call_limits) {
             let accepted = self.call(calls, in_flight, call)?;
-            let whole = accepted == call.bytes;
             outbox.advance(accepted, |key| in_flight.settle(key));
-            if !whole {
-                return Err(Stop::Stuck);
-            }
         }
         Ok(())
     }
@@ -307,7 +305,8 @@ impl<K: Kernel> Core<K> {
             return Ok(());
         }
         send.outbox.put_rest(ticket, key, memory, zero_copy, accepted);
-        if called? < bytes { Err(Stop::Stuck) } else { self.flush(send, in_flight) }
+        called?;
+        self.flush(send, in_flight)
     }
 
     /// Whether neighbours of so many bytes go without copy.

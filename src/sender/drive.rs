@@ -3,7 +3,7 @@
 
 use std::{
     io, mem,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     error::{CopyReason, OsError},
     id::{NotificationId, Ticket},
-    raw::Reclaim,
+    raw::{Reclaim, wake_all},
     sync::{Arc, Held, Mutex, MutexGuard, lock, try_lock},
     sys::{Foreign, errno},
 };
@@ -88,7 +88,7 @@ impl<K: Kernel> Core<K> {
             done.wakers.extract_if(.., |(ticket, _)| resolved(ticket)).map(|(_, waker)| waker),
         );
         drop(in_flight);
-        woken.into_iter().for_each(Waker::wake);
+        wake_all(woken);
         settled.clear();
         let mut in_flight = lock(&self.in_flight);
         if in_flight.done.settled.capacity() == 0 {

@@ -9,12 +9,15 @@
 //! One step at a time, by whoever drives the sender: the caller of `close`, the half that is left,
 //! or the reaper. After a close no proof of release can come, so the descriptor lives until Over.
 
-use std::time::{Duration, Instant};
+use std::{
+    panic::{self, AssertUnwindSafe},
+    time::{Duration, Instant},
+};
 
 use super::{core::Core, in_flight::InFlight, kernel::Kernel};
 use crate::{
     error::OsError,
-    sync::{Arc, Ordering, lock},
+    sync::{Arc, Ordering, lock, panicking},
     sys::errno,
 };
 
@@ -166,18 +169,20 @@ impl<K: Kernel> Core<K> {
 
     /// Flushes, shuts down and drains; aborts what is left at the deadline.
     pub fn close(self: Arc<Self>, deadline: Instant) -> CloseReport {
-        self.begin_end(false);
-        if self.wait_over(deadline).is_err() {
-            self.abort();
+        let owner = Owner(self);
+        let core = &owner.0;
+        core.begin_end(false);
+        if core.wait_over(deadline).is_err() {
+            core.abort();
         }
-        self.end()
+        core.report()
     }
 
-    /// The only owner lets go, after the end has begun.
-    pub fn end(self: Arc<Self>) -> CloseReport {
-        let report = self.report();
-        self.leave(false);
-        report
+    /// [Aborts](Self::abort), and lets go.
+    pub fn break_off(self: Arc<Self>) -> CloseReport {
+        let owner = Owner(self);
+        owner.0.abort();
+        owner.0.report()
     }
 
     /// Breaks the connection: what is not accepted is let go of, and the kernel hands back every
@@ -278,17 +283,33 @@ impl<K: Kernel> Core<K> {
             }
             return;
         }
-        // A failure to read notes leaves the end to the reaper too.
-        let _ = self.step();
+        // A failure to read notes leaves the end to the reaper too, and so does a panic of what is
+        // the user's: a descriptor that is closed now would bring no proof of release any more.
+        let stepped = panic::catch_unwind(AssertUnwindSafe(|| _ = self.step()));
         if lock(&self.ending).is_none() && self.is_drained() {
             // No end is begun: somebody who waits for a slot may yet drive this once.
-            return self.finish();
-        }
-        self.begin_end(true);
-        if self.is_over() {
             self.finish();
         } else {
-            self.hand_over();
+            self.begin_end(true);
+            if self.is_over() {
+                self.finish();
+            } else {
+                self.hand_over();
+            }
         }
+        if let Err(panic) = stepped
+            && !panicking()
+        {
+            panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// The only owner of a sender that ends: lets go of it whatever happens on the way.
+struct Owner<K: Kernel>(Arc<Core<K>>);
+
+impl<K: Kernel> Drop for Owner<K> {
+    fn drop(&mut self) {
+        Arc::clone(&self.0).leave(false);
     }
 }

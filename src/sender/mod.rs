@@ -439,9 +439,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// # }
     /// ```
     pub fn abort(mut self) -> CloseReport {
-        let core = self.core.take().expect("present until taken apart");
-        core.abort();
-        core.end()
+        self.core.take().expect("present until taken apart").break_off()
     }
 
     /// Counters and state.

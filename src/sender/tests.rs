@@ -270,7 +270,7 @@ fn a_sender_with_a_limit_is_watched_when_there_is_something_to_watch() {
 #[test]
 fn news_that_comes_while_another_thread_sends_is_not_lost() {
     let pool = pool();
-    let script = Script::new([Ok(1000)]);
+    let script = Script::new([Ok(1000), Err(EAGAIN)]);
     let sender = script.sender(Config::default());
     let ticket = sender.try_send(filled(&pool)).unwrap();
     script.with(|state| state.answers.push_back(Err(EAGAIN)));

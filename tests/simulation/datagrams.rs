@@ -1,0 +1,168 @@
+//! A connected UDP socket over a device with two queues (KERNEL 2, 3.1, 3.2).
+
+use std::{collections::VecDeque, io};
+
+use pinbuf::__internals::{IoVec, SendFlags};
+
+use crate::{
+    memory::{Memory, Piece},
+    nature::{FOR_EVER, Nature},
+    notes::{ENOBUFS, GroupKey, Notes},
+    socket::{Expected, News},
+    stream::{EFAULT, ENOMEM},
+};
+
+const EPERM: i32 = 1;
+const EINVAL: i32 = 22;
+pub(crate) const EMSGSIZE: i32 = 90;
+pub(crate) const ECONNREFUSED: i32 = 111;
+
+const MAX_BYTES: usize = 65_507;
+const MAX_PAGES: usize = 17;
+
+#[derive(Debug)]
+struct Datagram {
+    pieces: Vec<Piece>,
+    group: Option<GroupKey>,
+    cost: usize,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Datagrams {
+    /// They leave one queue while the other waits.
+    queues: [VecDeque<Datagram>; 2],
+    /// The second queue is stuck until then.
+    stuck_until: u64,
+    used: usize,
+    send_room: usize,
+    no_space: bool,
+    /// Datagrams taken so far.
+    count: u64,
+    pub(crate) pending_error: Option<i32>,
+}
+
+impl Datagrams {
+    pub(crate) fn new(send_room: usize) -> Self {
+        Self { send_room, ..Self::default() }
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.count
+    }
+
+    pub(crate) fn stick(&mut self, until: u64) {
+        self.stuck_until = until;
+    }
+
+    fn has_room(&self) -> bool {
+        self.used < self.send_room
+    }
+
+    pub(crate) fn is_writable(&self) -> bool {
+        self.used * 2 <= self.send_room
+    }
+
+    pub(crate) fn send(
+        &mut self,
+        memory: &[IoVec],
+        flags: SendFlags,
+        nature: &mut Nature,
+        notes: &mut Notes,
+        expected: &mut Expected,
+        news: &mut News,
+    ) -> io::Result<usize> {
+        let fail = io::Error::from_raw_os_error;
+        if let Some(error) = self.pending_error.take() {
+            return Err(fail(error));
+        }
+        let bytes: usize = memory.iter().map(IoVec::len).sum();
+        assert_eq!(bytes, expected.pending(), "a datagram is one call");
+        if bytes > MAX_BYTES {
+            return Err(fail(EMSGSIZE));
+        }
+        if !self.has_room() {
+            self.no_space = true;
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if memory.iter().any(|range| nature.memory.readable(range) < range.len()) {
+            return Err(fail(EFAULT));
+        }
+        let pages = |range: &IoVec| {
+            let (start, len) = (range.start().addr(), range.len());
+            if len == 0 { 0 } else { (start + len - 1) / 4096 - start / 4096 + 1 }
+        };
+        if flags.zerocopy && memory.iter().map(pages).sum::<usize>() > MAX_PAGES {
+            return Err(fail(EMSGSIZE));
+        }
+        let fails = nature.choices.permille(nature.weather.errors);
+        if fails && nature.choices.once_in(4) {
+            return Err(fail(ENOMEM));
+        }
+        let group = match flags.zerocopy {
+            true => {
+                let key = notes.take_id(&mut nature.user, None, bytes, self.count).map_err(fail)?;
+                notes.hold(key, self.count + 1);
+                Some(key)
+            }
+            false => None,
+        };
+        if fails {
+            // The layer that frees the packet is the one that says so: the id is used.
+            if group.is_some_and(|group| notes.let_go(&mut nature.user, group)) {
+                news.note();
+            }
+            return Err(fail(nature.choices.pick(&[EPERM, EINVAL, ENOBUFS])));
+        }
+        let mut pieces = Vec::new();
+        for range in memory {
+            let mut start = 0;
+            while start < range.len() {
+                let text = expected.take(range.len() - start);
+                if flags.zerocopy {
+                    pieces.push(nature.memory.begin(range, start, text));
+                } else {
+                    Memory::copy(range, start, text);
+                }
+                start += text.len;
+            }
+        }
+        expected.skip_empty();
+        let cost = bytes + 256;
+        self.used += cost;
+        self.count += 1;
+        self.queues[nature.choices.below(2)].push_back(Datagram { pieces, group, cost });
+        Ok(bytes)
+    }
+
+    /// A datagram leaves; `false`: none can now.
+    pub(crate) fn turn(&mut self, nature: &mut Nature, notes: &mut Notes, news: &mut News) -> bool {
+        let first = nature.choices.below(2);
+        let stuck = nature.now < self.stuck_until;
+        let mut queues = [first, 1 - first].into_iter().filter(|queue| *queue == 0 || !stuck);
+        let queue = queues.find(|queue| !self.queues[*queue].is_empty());
+        let Some(queue) = queue else { return false };
+        let datagram = self.queues[queue].pop_front().expect("just seen");
+        let Datagram { pieces, group, cost } = datagram;
+        for piece in pieces {
+            nature.memory.end(&piece);
+        }
+        if let Some(group) = group {
+            if nature.choices.permille(nature.weather.copied) {
+                notes.copied(group);
+            }
+            if notes.let_go(&mut nature.user, group) {
+                news.note();
+            }
+        }
+        self.used -= cost;
+        if self.no_space && self.is_writable() {
+            self.no_space = false;
+            news.room();
+        }
+        true
+    }
+
+    pub(crate) fn next_time(&self) -> u64 {
+        if self.queues[1].is_empty() { FOR_EVER } else { self.stuck_until }
+    }
+}

@@ -1,0 +1,235 @@
+//! The library's one seam to the kernel, answered by the simulation.
+
+use std::{
+    io, mem,
+    sync::{Arc, Weak},
+    thread,
+    time::{Duration, Instant},
+};
+
+use pinbuf::__internals::{
+    Batch, EdgeWait, Interest, IoVec, Kernel, Ready, Reclaim, Record, SendFlags, Token, Transport,
+};
+
+use crate::{
+    mischief,
+    nature::Nature,
+    socket::{Care, Socket, Wire},
+    stream::ENOMEM,
+    world::Shared,
+};
+
+/// A socket of the simulation; dropping it closes the socket.
+pub(crate) struct SimKernel {
+    world: Shared,
+    number: usize,
+    transport: Transport,
+}
+
+impl SimKernel {
+    pub(crate) fn open(world: &Shared, socket: Socket) -> Self {
+        let transport = socket.transport();
+        let mut guard = world.lock();
+        let number = guard.sockets.iter().position(Option::is_none).unwrap_or(guard.sockets.len());
+        if number == guard.sockets.len() {
+            guard.sockets.push(None);
+        }
+        guard.sockets[number] = Some(socket);
+        drop(guard);
+        Self { world: world.clone(), number, transport }
+    }
+
+    pub(crate) fn number(&self) -> usize {
+        self.number
+    }
+
+    fn with<R>(&self, body: impl FnOnce(&mut Socket, &mut Nature) -> R) -> R {
+        let mut world = self.world.lock();
+        let (socket, nature) = world.socket(self.number);
+        body(socket, nature)
+    }
+
+    fn set_care(&self, care: Option<Care>) -> Option<Care> {
+        self.with(|socket, _| mem::replace(&mut socket.care, care))
+    }
+}
+
+impl Kernel for SimKernel {
+    fn transport(&self) -> Transport {
+        self.transport
+    }
+
+    fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
+        let mut world = self.world.lock();
+        let (socket, nature) = world.socket(self.number);
+        let result = socket.send(memory, flags, nature);
+        let core = nature.choices.once_in(16).then(|| socket.core.clone());
+        drop(world);
+        // Another thread reads notes while this one is in the call.
+        if let Some(core) = core.as_ref().and_then(Weak::upgrade) {
+            mischief::guarded(|| core.step());
+        }
+        result
+    }
+
+    fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
+        let mut world = self.world.lock();
+        let (socket, nature) = world.socket(self.number);
+        let mut batch = Batch { messages: 0, truncated: false, drained: true };
+        let cut = nature.choices.permille(nature.weather.cut);
+        if cut && nature.choices.once_in(2) {
+            socket.failures.push(ENOMEM);
+            return Err(io::Error::from_raw_os_error(ENOMEM));
+        }
+        while let Some(record) = socket.notes.pop() {
+            batch.messages += 1;
+            if cut && batch.messages == 1 {
+                // The message is gone, or what it says was in the room there was.
+                batch.truncated = true;
+                if nature.choices.once_in(2) {
+                    continue;
+                }
+            }
+            on_record(record);
+            if batch.messages == 32 {
+                batch.drained = false;
+                break;
+            }
+        }
+        Ok(batch)
+    }
+
+    fn wait(
+        &self,
+        interest: Interest,
+        timeout: Option<Duration>,
+        _: Option<&EdgeWait>,
+    ) -> io::Result<Ready> {
+        let mut world = self.world.lock();
+        let deadline = world.nature.now + timeout.expect("every wait is limited").as_nanos() as u64;
+        loop {
+            let calls = world.calls;
+            let now = world.nature.now;
+            let (socket, _) = world.socket(self.number);
+            // A new waiter is told how things are, later ones what has changed.
+            let first = mem::replace(&mut socket.waited_in, calls) != calls;
+            let news = mem::take(&mut socket.news);
+            socket.news.to_reaper = news.to_reaper;
+            let ready = Ready {
+                writable: interest.writable && (news.writable || (first && socket.is_writable())),
+                error: news.error || (first && socket.notes.has_unread()),
+                hangup: news.hangup || (first && socket.is_over()),
+            };
+            if ready != Ready::default() || now >= deadline {
+                let slept = now >= deadline && timeout == Some(Duration::from_secs(1));
+                let in_vain = slept && interest.writable && socket.is_writable();
+                assert!(!in_vain, "waits for room that there is");
+                return Ok(ready);
+            }
+            drop(world);
+            self.world.advance(deadline);
+            world = self.world.lock();
+        }
+    }
+
+    fn edges(&self, _: Interest) -> io::Result<Option<EdgeWait>> {
+        Ok(None)
+    }
+
+    fn optmem(&self) -> io::Result<u32> {
+        self.with(|socket, _| Ok(socket.notes.optmem() as u32))
+    }
+
+    fn unacked(&self) -> io::Result<usize> {
+        self.with(|socket, _| match &socket.wire {
+            Wire::Stream(stream) => Ok(stream.unacked()),
+            Wire::Datagrams(_) => Err(io::ErrorKind::Unsupported.into()),
+        })
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        self.with(|socket, _| {
+            let Wire::Stream(stream) = &mut socket.wire else { return Ok(()) };
+            assert_eq!(socket.expected.pending(), 0, "the stream ends before all is sent");
+            stream.shut_down()
+        })
+    }
+
+    fn abort(&self) -> io::Result<()> {
+        self.with(|socket, nature| {
+            let Socket { wire, notes, news, .. } = socket;
+            let Wire::Stream(stream) = wire else {
+                return Err(io::ErrorKind::Unsupported.into());
+            };
+            if nature.choices.permille(nature.weather.errors) {
+                return Err(io::Error::from_raw_os_error(ENOMEM));
+            }
+            stream.abort(nature, notes, news);
+            Ok(())
+        })
+    }
+
+    fn reset_on_close(&self) -> io::Result<()> {
+        self.with(|socket, _| {
+            if let Wire::Stream(stream) = &mut socket.wire {
+                stream.reset_on_close();
+            }
+            Ok(())
+        })
+    }
+
+    fn linger_off(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn now(&self) -> Instant {
+        self.world.lock().instant()
+    }
+
+    fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<Token> {
+        self.with(|socket, nature| {
+            assert!(socket.care.is_none(), "watched twice");
+            if nature.choices.permille(nature.weather.errors) {
+                return None;
+            }
+            socket.care = Some(Care::Watched(sender));
+            // Its present state counts as news.
+            socket.news.to_reaper =
+                socket.is_writable() || socket.notes.has_unread() || socket.is_over();
+            Some(Token::default())
+        })
+    }
+
+    fn adopt(&self, sender: Arc<dyn Reclaim>) -> (Token, bool) {
+        self.with(|socket, nature| {
+            assert!(socket.care.is_none(), "watched and adopted");
+            let served = !nature.choices.permille(nature.weather.errors);
+            socket.care = Some(Care::Owned(sender));
+            (socket.served, socket.due) = (served, Some(nature.now));
+            (Token::default(), served)
+        })
+    }
+
+    fn unwatch(&self, _: Token) {
+        // What this drops may be the last of a sender: not under the lock.
+        drop(self.set_care(None));
+    }
+}
+
+impl Drop for SimKernel {
+    fn drop(&mut self) {
+        let mut world = self.world.lock();
+        let Some(socket) = world.sockets[self.number].take() else { return };
+        world.closed += 1;
+        drop(world);
+        if thread::panicking() {
+            return;
+        }
+        assert!(!socket.notes.has_live(), "closed while the kernel may read what was sent");
+        if let Wire::Stream(stream) = &socket.wire
+            && stream.ends_in_order()
+        {
+            assert_eq!(socket.expected.pending(), 0, "an orderly end of what was cut short");
+        }
+    }
+}

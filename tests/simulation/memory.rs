@@ -1,0 +1,269 @@
+//! The memory that is sent: which of it the simulated kernel may still read, and what must stand
+//! there.
+
+use std::{collections::HashMap, ptr, slice, sync::LazyLock};
+
+use pinbuf::{
+    __internals::{self, IoVec, Lease, SlotState},
+    PinnedBuf,
+};
+
+use crate::choices::Choices;
+
+/// Everything that is ever sent is a part of this.
+pub(crate) static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let mut random = Choices::random(0);
+    (0..TABLE_BYTES).map(|_| random.below(256) as u8).collect()
+});
+pub(crate) const TABLE_BYTES: usize = 1 << 18;
+
+/// What a payload holds: bytes of the table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Text {
+    pub(crate) offset: usize,
+    pub(crate) len: usize,
+}
+
+impl Text {
+    pub(crate) fn new(choices: &mut Choices, len: usize) -> Self {
+        Self { offset: choices.below(TABLE_BYTES - len), len }
+    }
+
+    pub(crate) fn bytes(self) -> &'static [u8] {
+        &TABLE[self.offset..][..self.len]
+    }
+
+    pub(crate) fn part(self, start: usize, len: usize) -> Self {
+        assert!(start + len <= self.len);
+        Self { offset: self.offset + start, len }
+    }
+}
+
+/// Blocks of mapped memory, beside the pools: so many of so many bytes.
+const BLOCKS: usize = 64;
+pub(crate) const BLOCK_BYTES: usize = 32 << 10;
+
+/// Bytes that the kernel was given to read in place.
+#[derive(Debug)]
+pub(crate) struct Piece {
+    address: usize,
+    text: Text,
+    /// Where they lie, unless they are constant.
+    cell: Option<Cell>,
+}
+
+impl Piece {
+    pub(crate) fn len(&self) -> usize {
+        self.text.len
+    }
+}
+
+/// A slot or block, as long as it has the same pages.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Cell {
+    area: usize,
+    index: usize,
+    epoch: u32,
+}
+
+/// Memory in cells of equal size.
+#[derive(Debug)]
+struct Area {
+    start: usize,
+    cell_bytes: usize,
+    /// Pieces in each cell that the kernel may read, and how often the cell got new pages.
+    readers: Vec<u32>,
+    epochs: Vec<u32>,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// A slot that is never given back keeps the pool's records and memory.
+    Pool {
+        witness: PinnedBuf,
+    },
+    Blocks {
+        memory: Vec<u8>,
+        used: Vec<bool>,
+        holes: Vec<Option<usize>>,
+    },
+}
+
+/// All of it.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    areas: Vec<Area>,
+    /// Pieces that the kernel may read of pages that are no longer the cell's.
+    replaced: HashMap<Cell, u32>,
+}
+
+fn bytes_at(address: usize, len: usize) -> &'static [u8] {
+    // SAFETY: `from_raw_parts` needs initialized memory that nobody writes while the slice lives:
+    // the areas stay mapped as long as the simulation does, what was sent has been written, and
+    // there is one thread, which compares the slice at once.
+    unsafe { slice::from_raw_parts(ptr::with_exposed_provenance(address), len) }
+}
+
+impl Memory {
+    pub(crate) fn new() -> Self {
+        let memory = vec![0; BLOCKS * BLOCK_BYTES];
+        let blocks = Area {
+            start: memory.as_ptr().expose_provenance(),
+            cell_bytes: BLOCK_BYTES,
+            readers: vec![0; BLOCKS],
+            epochs: vec![0; BLOCKS],
+            kind: Kind::Blocks { memory, used: vec![false; BLOCKS], holes: vec![None; BLOCKS] },
+        };
+        Self { areas: vec![blocks], replaced: HashMap::new() }
+    }
+
+    /// Enters a pool of equal slots; `witness` is one of them.
+    pub(crate) fn add_pool(&mut self, witness: PinnedBuf) {
+        let starts: Vec<_> = __internals::slots(witness.pool())
+            .map(|(start, _)| start.expose_provenance())
+            .collect();
+        assert!(starts.is_sorted());
+        self.areas.push(Area {
+            start: starts[0],
+            cell_bytes: starts.get(1).map_or(witness.capacity(), |next| next - starts[0]),
+            readers: vec![0; starts.len()],
+            epochs: vec![0; starts.len()],
+            kind: Kind::Pool { witness },
+        });
+    }
+
+    /// Forgets the pools, whose witnesses go home.
+    pub(crate) fn take_witnesses(&mut self) -> Vec<PinnedBuf> {
+        let pools = self.areas.drain(1..);
+        pools
+            .filter_map(|area| match area.kind {
+                Kind::Pool { witness } => Some(witness),
+                Kind::Blocks { .. } => None,
+            })
+            .collect()
+    }
+
+    /// A block that nobody uses, filled; from `hole` on it cannot be read.
+    pub(crate) fn take_block(&mut self, text: Text, hole: Option<usize>) -> Option<(usize, usize)> {
+        let Area { start, readers, kind: Kind::Blocks { memory, used, holes }, .. } =
+            &mut self.areas[0]
+        else {
+            unreachable!("the blocks come first");
+        };
+        let index = used.iter().position(|used| !used)?;
+        assert_eq!(readers[index], 0, "block {index} was let go of while the kernel may read it");
+        used[index] = true;
+        holes[index] = hole;
+        memory[index * BLOCK_BYTES..][..text.len].copy_from_slice(text.bytes());
+        Some((index, *start + index * BLOCK_BYTES))
+    }
+
+    /// The owner of a block was dropped.
+    pub(crate) fn give_block(&mut self, index: usize) {
+        let Area { readers, kind: Kind::Blocks { used, .. }, .. } = &mut self.areas[0] else {
+            unreachable!("the blocks come first");
+        };
+        let readers = readers[index];
+        assert_eq!(readers, 0, "the owner of block {index} is dropped, the kernel may read it");
+        assert!(used[index], "the owner of block {index} is dropped twice");
+        used[index] = false;
+    }
+
+    /// Blocks whose owners live.
+    pub(crate) fn blocks_used(&self) -> usize {
+        match &self.areas[0].kind {
+            Kind::Blocks { used, .. } => used.iter().filter(|used| **used).count(),
+            Kind::Pool { .. } => 0,
+        }
+    }
+
+    /// How many bytes of a range can be read, from its start on.
+    pub(crate) fn readable(&self, range: &IoVec) -> usize {
+        let (area, address) = (&self.areas[0], range.start().addr());
+        let Kind::Blocks { holes, .. } = &area.kind else { unreachable!("the blocks come first") };
+        let Some(cell) = area.cell_of(address) else { return range.len() };
+        let offset = address - area.start - cell * BLOCK_BYTES;
+        holes[cell].map_or(range.len(), |hole| hole.saturating_sub(offset).min(range.len()))
+    }
+
+    /// The kernel takes a part of a range to read it in place, now and later.
+    pub(crate) fn begin(&mut self, range: &IoVec, start: usize, text: Text) -> Piece {
+        let address = range.start().expose_provenance() + start;
+        assert!(bytes_at(address, text.len) == text.bytes(), "other bytes than the owner's");
+        let cell = self.areas.iter_mut().enumerate().find_map(|(area, cells)| {
+            let index = cells.cell_of(address)?;
+            cells.readers[index] += 1;
+            Some(Cell { area, index, epoch: cells.epochs[index] })
+        });
+        Piece { address, text, cell }
+    }
+
+    /// The kernel copies a part of a range.
+    pub(crate) fn copy(range: &IoVec, start: usize, text: Text) {
+        let address = range.start().expose_provenance() + start;
+        assert!(bytes_at(address, text.len) == text.bytes(), "other bytes than the owner's");
+    }
+
+    /// The kernel reads a part of a piece.
+    pub(crate) fn read(&mut self, piece: &Piece, start: usize, len: usize) {
+        if self.is_replaced(piece) {
+            return;
+        }
+        let text = piece.text.part(start, len);
+        if bytes_at(piece.address + start, len) != text.bytes() {
+            self.check();
+            assert!(self.is_replaced(piece), "bytes that the kernel may read have changed");
+        }
+    }
+
+    /// The kernel lets go of a piece.
+    pub(crate) fn end(&mut self, piece: &Piece) {
+        self.read(piece, 0, piece.text.len);
+        let Some(cell) = piece.cell else { return };
+        let Some(readers) = self.replaced.get_mut(&cell) else {
+            self.areas[cell.area].readers[cell.index] -= 1;
+            return;
+        };
+        *readers -= 1;
+        if *readers == 0 {
+            self.replaced.remove(&cell);
+        }
+    }
+
+    /// Whether the cell of the piece has new pages, and the kernel the old ones.
+    fn is_replaced(&self, piece: &Piece) -> bool {
+        piece.cell.is_some_and(|cell| self.replaced.contains_key(&cell))
+    }
+
+    /// No slot is in anybody's hands while the kernel may read it, unless the slot has new pages
+    /// and the kernel the old ones. Of those there are no more than the pool says.
+    pub(crate) fn check(&mut self) {
+        for (at, area) in self.areas.iter_mut().enumerate() {
+            let Kind::Pool { witness } = &area.kind else { continue };
+            let pool = witness.pool();
+            for (index, (_, state)) in __internals::slots(pool).enumerate() {
+                let readers = area.readers[index];
+                if readers == 0 || !matches!(state, SlotState::Free | SlotState::Owned) {
+                    continue;
+                }
+                let held = self.replaced.keys().filter(|cell| cell.area == at).count();
+                assert!(
+                    (held + 1) * area.cell_bytes <= pool.replaced_bytes(),
+                    "slot {index} is {state}, but the kernel may read it"
+                );
+                let cell = Cell { area: at, index, epoch: area.epochs[index] };
+                self.replaced.insert(cell, readers);
+                area.readers[index] = 0;
+                area.epochs[index] += 1;
+            }
+        }
+    }
+}
+
+impl Area {
+    fn cell_of(&self, address: usize) -> Option<usize> {
+        let cell = address.checked_sub(self.start)? / self.cell_bytes;
+        (cell < self.readers.len()).then_some(cell)
+    }
+}

@@ -1,0 +1,197 @@
+//! The ids of a socket, what they cost, and the error queue (KERNEL 1.8, 1.9, 2, 7).
+
+use std::collections::VecDeque;
+
+use pinbuf::__internals::Record;
+
+/// `ENOBUFS` of Linux.
+pub(crate) const ENOBUFS: i32 = 105;
+
+const OPTMEM_PER_NOTE: usize = 832;
+/// TCP groups calls of so many bytes, or of so many calls, under one note.
+const MAX_GROUP_BYTES: usize = 512 << 10;
+const MAX_GROUP_CALLS: u32 = 65534;
+
+/// What the calls of a user id cost, over all of its processes.
+#[derive(Debug)]
+pub(crate) struct User {
+    pub(crate) limit_pages: Option<usize>,
+    pub(crate) charged_pages: usize,
+    pub(crate) others_pages: usize,
+}
+
+impl User {
+    fn charge(&mut self, bytes: usize) -> Option<usize> {
+        let Some(limit) = self.limit_pages else { return Some(0) };
+        let pages = (bytes >> 12) + 2;
+        if self.charged_pages + self.others_pages + pages > limit {
+            return None;
+        }
+        self.charged_pages += pages;
+        Some(pages)
+    }
+}
+
+/// Calls that are released together: a `ubuf` of the kernel.
+#[derive(Debug)]
+struct Group {
+    lo: u32,
+    calls: u32,
+    bytes: usize,
+    pages: usize,
+    /// Packets, and clones of them, that carry its bytes.
+    packets: u32,
+    copied: bool,
+    /// Bytes of the stream, or datagrams, by number.
+    from: u64,
+    to: u64,
+}
+
+/// Names a group that is live.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct GroupKey(usize);
+
+#[derive(Debug)]
+pub(crate) struct Notes {
+    next_id: u32,
+    groups: Vec<Option<Group>>,
+    live: usize,
+    queue: VecDeque<Record>,
+    /// Notes in the queue; the other messages cost nothing here.
+    unread: usize,
+    pub(crate) optmem_max: usize,
+    /// Option memory of others: a socket filter.
+    pub(crate) filter_bytes: usize,
+}
+
+impl Notes {
+    pub(crate) fn new(next_id: u32, optmem_max: usize) -> Self {
+        Self {
+            next_id,
+            groups: Vec::new(),
+            live: 0,
+            queue: VecDeque::new(),
+            unread: 0,
+            optmem_max,
+            filter_bytes: 0,
+        }
+    }
+
+    /// Takes an id for a call of `bytes`, in the group `tail` if the call can join it.
+    pub(crate) fn take_id(
+        &mut self,
+        user: &mut User,
+        tail: Option<GroupKey>,
+        bytes: usize,
+        number: u64,
+    ) -> Result<GroupKey, i32> {
+        if let Some(key) = tail {
+            let group = self.groups[key.0].as_mut().expect("a queued packet keeps its group");
+            if group.lo.wrapping_add(group.calls) == self.next_id
+                && group.bytes + bytes <= MAX_GROUP_BYTES
+                && group.calls < MAX_GROUP_CALLS
+            {
+                group.pages += user.charge(bytes).ok_or(ENOBUFS)?;
+                group.bytes += bytes;
+                group.calls += 1;
+                self.next_id = self.next_id.wrapping_add(1);
+                return Ok(key);
+            }
+        }
+        if self.optmem() + OPTMEM_PER_NOTE > self.optmem_max {
+            return Err(ENOBUFS);
+        }
+        let group = Group {
+            lo: self.next_id,
+            calls: 1,
+            bytes,
+            pages: user.charge(bytes).ok_or(ENOBUFS)?,
+            packets: 0,
+            copied: false,
+            from: number,
+            to: number,
+        };
+        self.next_id = self.next_id.wrapping_add(1);
+        self.live += 1;
+        let key = self.groups.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.groups.push(None);
+            self.groups.len() - 1
+        });
+        self.groups[key] = Some(group);
+        Ok(GroupKey(key))
+    }
+
+    fn group(&mut self, key: GroupKey) -> &mut Group {
+        self.groups[key.0].as_mut().expect("a packet keeps its group")
+    }
+
+    /// A packet carries bytes of the group, up to this number.
+    pub(crate) fn hold(&mut self, key: GroupKey, to: u64) {
+        let group = self.group(key);
+        group.packets += 1;
+        group.to = group.to.max(to);
+    }
+
+    /// Bytes of the group were copied after all.
+    pub(crate) fn copied(&mut self, key: GroupKey) {
+        self.group(key).copied = true;
+    }
+
+    /// A packet is gone; with the last one the group is released. Whether that was news.
+    pub(crate) fn let_go(&mut self, user: &mut User, key: GroupKey) -> bool {
+        let group = self.group(key);
+        group.packets -= 1;
+        if group.packets > 0 {
+            return false;
+        }
+        let Group { lo, calls, pages, copied, .. } =
+            self.groups[key.0].take().expect("it was just there");
+        user.charged_pages -= pages;
+        self.live -= 1;
+        let hi = lo.wrapping_add(calls - 1);
+        // The tail's flag stays; the flag of what joins is lost.
+        if let Some(Record::Released { hi: tail, .. }) = self.queue.back_mut()
+            && tail.wrapping_add(1) == lo
+        {
+            *tail = hi;
+        } else {
+            self.push(Record::Released { lo, hi, copied });
+        }
+        true
+    }
+
+    /// Something else arrives on the error queue.
+    pub(crate) fn push(&mut self, record: Record) {
+        self.unread += usize::from(matches!(record, Record::Released { .. }));
+        self.queue.push_back(record);
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Record> {
+        let record = self.queue.pop_front()?;
+        self.unread -= usize::from(matches!(record, Record::Released { .. }));
+        Some(record)
+    }
+
+    pub(crate) fn has_unread(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
+    pub(crate) fn has_live(&self) -> bool {
+        self.live > 0
+    }
+
+    pub(crate) fn next_id(&self) -> u32 {
+        self.next_id
+    }
+
+    /// Whether anything of the numbers `from..to` is not released.
+    pub(crate) fn is_live(&self, from: u64, to: u64) -> bool {
+        from < to
+            && self.live > 0
+            && self.groups.iter().flatten().any(|group| group.from < to && from < group.to)
+    }
+
+    pub(crate) fn optmem(&self) -> usize {
+        (self.live + self.unread) * OPTMEM_PER_NOTE + self.filter_bytes
+    }
+}

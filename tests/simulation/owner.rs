@@ -1,0 +1,460 @@
+//! The owner of one sender: what it may ask for, and what it must be told.
+
+use std::{
+    collections::VecDeque,
+    mem::{self, Discriminant},
+    sync::{Arc, Weak},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use pinbuf::{
+    __internals::{Config, Core, Interest, Transport},
+    Fate, HandBack, Payload, SendError, Ticket, WaitError,
+};
+
+use crate::{
+    datagrams::{ECONNREFUSED, EMSGSIZE},
+    kernel::SimKernel,
+    memory::Text,
+    mischief::{self, Bell},
+    socket::{Socket, Wire},
+    stream::ENOMEM,
+    world::Shared,
+};
+
+/// A send that was accepted.
+struct Sent {
+    ticket: Ticket,
+    /// Where it lies in the stream, or among the datagrams.
+    from: u64,
+    to: u64,
+    fate: Option<Fate>,
+    /// What is to be handed back.
+    parts: Vec<(Discriminant<Payload>, Text)>,
+}
+
+impl Sent {
+    /// Whether nothing more can be told of it.
+    fn is_settled(&self) -> bool {
+        self.parts.is_empty() && self.fate.is_some_and(|fate| fate != Fate::Quarantined)
+    }
+}
+
+pub(crate) struct Owner {
+    world: Shared,
+    core: Arc<Core<SimKernel>>,
+    /// Whether the sender is in two halves, of which this owns both.
+    pub(crate) is_split: bool,
+    pub(crate) number: usize,
+    transport: Transport,
+    hands_back: bool,
+    sent: VecDeque<Sent>,
+    sends: u64,
+    polls: Vec<(Ticket, Arc<Bell>)>,
+    /// Whether a send was lost to a panic of user code.
+    lost: bool,
+    aborted: bool,
+}
+
+/// Whether these are the bytes; nobody can tell of mapped memory.
+fn holds(payload: &Payload, text: Text) -> bool {
+    payload.len() == text.len
+        && match payload {
+            Payload::Pinned(buf) => buf[..] == *text.bytes(),
+            Payload::SharedBuf(buf) => buf[..] == *text.bytes(),
+            Payload::Static(bytes) => **bytes == *text.bytes(),
+            Payload::Shared(bytes) => bytes[..] == *text.bytes(),
+            _ => true,
+        }
+}
+
+impl Owner {
+    pub(crate) fn new(
+        world: &Shared,
+        core: Arc<Core<SimKernel>>,
+        (number, transport): (usize, Transport),
+        config: &Config,
+    ) -> Self {
+        if config.max_hold.is_none() {
+            world.lock().socket(number).0.core = Arc::downgrade(&core);
+        }
+        Self {
+            world: world.clone(),
+            core,
+            is_split: false,
+            number,
+            transport,
+            hands_back: config.hand_back == HandBack::Return,
+            sent: VecDeque::new(),
+            sends: 0,
+            polls: Vec::new(),
+            lost: false,
+            aborted: false,
+        }
+    }
+
+    /// Calls the library; `None` if user code panicked.
+    fn call<R>(&self, body: impl FnOnce(&Arc<Core<SimKernel>>) -> R) -> Option<R> {
+        self.world.lock().begin_call();
+        mischief::guarded(|| body(&self.core))
+    }
+
+    fn with_socket<R>(&self, body: impl FnOnce(&mut Socket) -> R) -> R {
+        body(self.world.lock().socket(self.number).0)
+    }
+
+    /// Whether the peer brings every wait to an end.
+    pub(crate) fn is_cooperative(&self) -> bool {
+        self.with_socket(|socket| match &socket.wire {
+            Wire::Stream(stream) => !stream.is_stalled_for_ever() && !stream.refuses,
+            Wire::Datagrams(_) => true,
+        })
+    }
+
+    /// Offers payloads as one send; those refused come back.
+    pub(crate) fn send(
+        &mut self,
+        payloads: Vec<Payload>,
+        texts: &[Text],
+        has_hole: bool,
+        blocking: bool,
+    ) -> Vec<Payload> {
+        let len: usize = texts.iter().map(|text| text.len).sum();
+        let from = self.with_socket(|socket| {
+            socket.expected.push(texts);
+            socket.failures.clear();
+            match &socket.wire {
+                Wire::Stream(_) => {
+                    socket.expected.accepted() + (socket.expected.pending() - len) as u64
+                }
+                Wire::Datagrams(datagrams) => datagrams.count(),
+            }
+        });
+        let kinds: Vec<_> = payloads.iter().map(mem::discriminant).collect();
+        let mut back = payloads;
+        let result = if back.len() == 1 {
+            let payload = back.pop().expect("there is one");
+            self.call(|core| match blocking {
+                true => core.send(payload),
+                false => core.try_send(payload),
+            })
+            .map(|result| result.map_err(|error| error.map(|payload| back.push(payload))))
+        } else {
+            self.call(|core| match blocking {
+                true => core.send_vectored(&mut back),
+                false => core.try_send_vectored(&mut back),
+            })
+        };
+        let Some(result) = result else {
+            self.recover(from, texts, &back);
+            return back;
+        };
+        let failures = self.with_socket(|socket| mem::take(&mut socket.failures));
+        let is_over = self.with_socket(|socket| socket.is_over());
+        let ticket = match result {
+            Ok(ticket) | Err(SendError::Truncated { ticket, .. }) => Some(ticket),
+            Err(_) => None,
+        };
+        if let Some(ticket) = ticket {
+            assert!(back.is_empty(), "accepted, and came back");
+            assert_eq!((ticket.sequence(), ticket.len()), (self.sends, len));
+            self.accepted(ticket, from, kinds.into_iter().zip(texts.iter().copied()).collect());
+            return back;
+        }
+        self.with_socket(|socket| socket.expected.withdraw(texts));
+        assert_eq!(back.len(), texts.len(), "refused, and not all came back");
+        for (payload, text) in back.iter().zip(texts) {
+            assert!(holds(payload, *text), "came back changed");
+        }
+        match result.expect_err("it has no ticket") {
+            SendError::WouldBlock(()) => {
+                assert!(!blocking, "a blocking send would block");
+                let interest = self.call(|core| core.interest()).unwrap_or_default();
+                let waits = interest != Interest::default() || self.core.is_poisoned();
+                assert!(waits, "it would block on nothing");
+            }
+            SendError::Connection { error, .. } => {
+                let told = self.core.connection_error();
+                assert_eq!(told, Some(error), "the first error stays");
+                let alone = self.transport == Transport::Datagram && !self.aborted;
+                assert!(!alone, "a datagram fails alone");
+            }
+            SendError::BadAddress(()) => assert!(has_hole || self.has_rest(), "all is readable"),
+            SendError::Dropped { error, .. } => assert!(failures.contains(&error.raw())),
+            SendError::Os { error, .. } => {
+                let known = [ENOMEM, EMSGSIZE, ECONNREFUSED, 1, 22, 105];
+                assert!(known.contains(&error.raw()), "{error:?} reaches the owner");
+                assert!(failures.contains(&error.raw()) || is_over, "{error:?} from nowhere");
+            }
+            error => panic!("{error:?}"),
+        }
+        back
+    }
+
+    /// Whether something of an earlier send is left.
+    fn has_rest(&self) -> bool {
+        self.with_socket(|socket| socket.expected.pending() > 0)
+    }
+
+    fn accepted(&mut self, ticket: Ticket, from: u64, parts: Vec<(Discriminant<Payload>, Text)>) {
+        self.sends += 1;
+        let len = match self.transport {
+            Transport::Stream => ticket.len() as u64,
+            Transport::Datagram => 1,
+        };
+        let parts = if self.hands_back { parts } else { Vec::new() };
+        self.sent.push_back(Sent { ticket, from, to: from + len, fate: None, parts });
+    }
+
+    /// User code panicked in a call that sends, and took its result with it.
+    fn recover(&mut self, from: u64, texts: &[Text], back: &[Payload]) {
+        let wanted: usize = texts.iter().map(|text| text.len).sum();
+        assert!(wanted > 0, "whether it was accepted could not be told");
+        let refused = self.with_socket(|socket| match &socket.wire {
+            Wire::Stream(_) => socket.expected.accepted() <= from,
+            Wire::Datagrams(datagrams) => datagrams.count() == from,
+        });
+        if refused {
+            self.with_socket(|socket| socket.expected.withdraw(texts));
+        } else {
+            assert!(back.is_empty(), "accepted, and came back");
+            self.sends += 1;
+            self.lost = true;
+        }
+    }
+
+    /// Asks what became of a send.
+    pub(crate) fn ask(&mut self, which: usize) {
+        if self.sent.is_empty() {
+            return;
+        }
+        let at = which % self.sent.len();
+        let ticket = self.sent[at].ticket;
+        if let Some(Some(fate)) = self.call(|core| core.fate(ticket)) {
+            self.judge(at, fate);
+        }
+        while self.sent.front().is_some_and(Sent::is_settled) {
+            self.sent.pop_front();
+        }
+    }
+
+    /// A send has this fate.
+    fn judge(&mut self, at: usize, fate: Fate) {
+        let Sent { ticket, from, to, fate: before, .. } = self.sent[at];
+        match fate {
+            Fate::Released { accepted, .. } => assert_eq!(accepted, ticket.len()),
+            Fate::Truncated { accepted, len, .. } => {
+                assert_eq!(len, ticket.len());
+                let taken = self.with_socket(|socket| socket.expected.accepted());
+                assert_eq!(accepted as u64, taken - from, "what the kernel took of it");
+                assert!(accepted < len && self.core.connection_error().is_some());
+            }
+            Fate::Quarantined => assert!(self.core.is_poisoned()),
+            _ => panic!("{fate:?}"),
+        }
+        if fate != Fate::Quarantined {
+            let live = self.with_socket(|socket| socket.notes.is_live(from, to));
+            assert!(!live, "{fate:?}, but the kernel may read it");
+        }
+        let changed = before.is_some_and(|before| before != fate && before != Fate::Quarantined);
+        assert!(!changed, "from {before:?} to {fate:?}");
+        self.sent[at].fate = Some(fate);
+    }
+
+    /// Waits for what becomes of a send.
+    pub(crate) fn wait(&mut self, which: usize, limit: Option<Duration>) {
+        if self.sent.is_empty() {
+            return;
+        }
+        let at = which % self.sent.len();
+        let ticket = self.sent[at].ticket;
+        let deadline = limit.map(|limit| self.world.lock().instant() + limit);
+        match self.call(|core| core.wait(ticket, deadline)) {
+            Some(Ok(fate)) => self.judge(at, fate),
+            Some(Err(error)) => self.accept_error(error, limit),
+            None => {}
+        }
+    }
+
+    pub(crate) fn drain(&mut self, limit: Option<Duration>) {
+        let deadline = limit.map(|limit| self.world.lock().instant() + limit);
+        match self.call(|core| core.drain(deadline)) {
+            Some(Ok(())) => self.check_drained(),
+            Some(Err(error)) => self.accept_error(error, limit),
+            None => {}
+        }
+    }
+
+    fn accept_error(&self, error: WaitError, limit: Option<Duration>) {
+        match error {
+            WaitError::TimedOut => assert!(limit.is_some(), "there was no limit"),
+            WaitError::Poisoned => assert!(self.core.is_poisoned()),
+            WaitError::Os(error) => assert_eq!(error.raw(), ENOMEM),
+            error => panic!("{error:?}"),
+        }
+    }
+
+    /// With nothing in flight and nothing to send every send has its fate.
+    fn check_drained(&mut self) {
+        self.fetch(usize::MAX);
+        for at in 0..self.sent.len() {
+            let ticket = self.sent[at].ticket;
+            let fate = self.core.fate(ticket).expect("it is released");
+            assert!(fate != Fate::Quarantined, "it is released");
+            self.judge(at, fate);
+            // What got new pages after an abort has nothing to hand back.
+            let excused = self.lost || self.aborted;
+            assert!(self.sent[at].parts.is_empty() || excused, "not handed back");
+        }
+        self.sent.clear();
+        self.polls.clear();
+        let stats = self.core.stats();
+        assert_eq!((stats.in_flight_calls, stats.in_flight_bytes, stats.leases), (0, 0, 0));
+    }
+
+    /// Asks to be woken when a send has its fate.
+    pub(crate) fn poll(&mut self, which: usize, misbehaves: bool) {
+        if self.sent.is_empty() {
+            return;
+        }
+        let at = which % self.sent.len();
+        let ticket = self.sent[at].ticket;
+        let bell = Bell::new(misbehaves);
+        let waker = Waker::from(Arc::clone(&bell));
+        match self.call(|core| core.poll_fate(&mut Context::from_waker(&waker), ticket)) {
+            Some(Poll::Ready(Ok(fate))) => self.judge(at, fate),
+            Some(Poll::Pending) => {
+                self.polls.retain(|(polled, _)| *polled != ticket);
+                self.polls.push((ticket, bell));
+            }
+            Some(Poll::Ready(Err(_))) | None => {}
+        }
+    }
+
+    /// Nothing more happens by itself: whoever is to be woken has been.
+    pub(crate) fn check_woken(&self) {
+        for (ticket, bell) in &self.polls {
+            let fate = self.core.fate(*ticket);
+            assert!(fate.is_none() || bell.is_rung(), "{fate:?}, but nobody was woken");
+            let sent = self.sent.iter().find(|sent| sent.ticket == *ticket);
+            if let Some(Sent { from, to, .. }) = sent
+                && !bell.is_rung()
+            {
+                let open = self.with_socket(|socket| {
+                    socket.expected.pending() > 0 || socket.notes.is_live(*from, *to)
+                });
+                assert!(open, "released, but nobody was woken");
+            }
+        }
+    }
+
+    /// Fetches what was handed back.
+    pub(crate) fn fetch(&mut self, most: usize) {
+        for _ in 0..most {
+            let Some(Some(returned)) = self.call(|core| core.next_returned()) else { break };
+            assert!(self.hands_back, "recycled, and handed back");
+            let sent =
+                self.sent.iter_mut().find(|sent| sent.ticket.sequence() == returned.sequence);
+            let Some(sent) = sent else {
+                assert!(self.lost, "handed back after all was");
+                self.drop_payload(returned.payload);
+                continue;
+            };
+            let part = sent.parts.iter().position(|(kind, text)| {
+                *kind == mem::discriminant(&returned.payload) && holds(&returned.payload, *text)
+            });
+            let Some(part) = part else {
+                panic!("handed back twice, or changed: {returned:?}; {:?}", sent.parts);
+            };
+            sent.parts.swap_remove(part);
+            self.drop_payload(returned.payload);
+        }
+        while let Some(Some(_)) = self.call(|core| core.next_event()) {}
+    }
+
+    fn drop_payload(&self, payload: Payload) {
+        self.call(|_| drop(payload));
+    }
+
+    /// Reads the notes.
+    pub(crate) fn reap(&self) {
+        self.call(|core| {
+            core.forget_refused();
+            core.reap().map_err(|error| assert_eq!(error.raw_os_error(), Some(ENOMEM)))
+        });
+    }
+
+    pub(crate) fn flush(&self) {
+        self.call(|core| core.flush_now());
+    }
+
+    /// Whatever else can be asked.
+    pub(crate) fn look(&self) {
+        self.call(|core| (core.stats(), core.capabilities(), core.oldest(), core.interest()));
+        self.call(|core| core.check_overdue());
+    }
+
+    pub(crate) fn split(&mut self) {
+        self.core.share();
+        self.is_split = true;
+    }
+
+    /// Breaks the connection, and goes on asking.
+    pub(crate) fn abort(&mut self) {
+        self.aborted = true;
+        self.with_socket(|socket| socket.core = Weak::new());
+        self.call(|core| core.abort());
+    }
+
+    /// Ends the stream in order, within a limit; `kind`: nothing stands in the way.
+    pub(crate) fn close(mut self, limit: Duration, kind: bool) {
+        self.fetch(usize::MAX);
+        let healthy = self.core.connection_error().is_none()
+            && !self.core.is_poisoned()
+            && !self.with_socket(|socket| socket.is_doomed());
+        self.with_socket(|socket| socket.core = Weak::new());
+        let Self { world, core, .. } = self;
+        world.lock().begin_call();
+        let deadline = world.lock().instant() + limit;
+        if let Some(report) = mischief::guarded(|| core.close(deadline)) {
+            assert!(!(report.drained && report.aborted), "{report:?}");
+            let excused = report.error.is_some() || !(healthy && kind);
+            assert!(report.drained || excused, "{report:?}");
+        }
+    }
+
+    /// Drops the sender, or both of its halves.
+    pub(crate) fn drop(self, sending_half_first: bool) {
+        self.with_socket(|socket| socket.core = Weak::new());
+        let Self { world, core, is_split, .. } = self;
+        world.lock().begin_call();
+        let halves: &[bool] = match (is_split, sending_half_first) {
+            (false, _) => &[false],
+            (true, true) => &[true, false],
+            (true, false) => &[false, true],
+        };
+        for begins_end in halves {
+            let core = Arc::clone(&core);
+            mischief::guarded(|| core.leave(*begins_end));
+        }
+        // With what was handed back and not fetched.
+        mischief::guarded(|| drop(core));
+    }
+
+    /// The socket alone, and the id that it goes on with.
+    pub(crate) fn into_parts(mut self) -> Result<(SimKernel, u64), Self> {
+        let drained = self.call(|core| core.step().is_ok() && core.is_drained());
+        if drained != Some(true) || self.is_split || self.core.capabilities().reason.is_some() {
+            return Err(self);
+        }
+        self.fetch(usize::MAX);
+        let id = self.core.next_id();
+        let next = self.with_socket(|socket| socket.notes.next_id());
+        assert_eq!(id.0 as u32, next, "the ids of the kernel");
+        // Whoever goes on behind a gap does so knowingly.
+        self.with_socket(|socket| socket.expected.forget());
+        let kernel = Core::into_kernel(self.core).expect("nobody else has it");
+        Ok((kernel, id.0))
+    }
+}
