@@ -25,8 +25,8 @@ use floor::{BareStack, MagazineAndDepot, Nothing};
 use harness::{AtMost, Bench, Case};
 use pinbuf::Pages;
 use rivals::{
-    LockfreeObjectPool, MIMALLOC, Opool, OpoolLocal, Pinbuf, SYSTEM, ShardedSlab, Zeropool,
-    array_queue, mutex, seg_queue,
+    LockfreeObjectPool, MIMALLOC, Opool, OpoolLocal, Pinbuf, PinbufLocal, SYSTEM, ShardedSlab,
+    Zeropool, array_queue, mutex, seg_queue,
 };
 use stock::Stock;
 use workload::Workload;
@@ -39,6 +39,8 @@ const SIZE: usize = 64 << 10;
 const BARE: &str = "floor: bare stack of a thread";
 const MAGAZINE: &str = "floor: magazine and depot";
 const PINBUF: &str = "pinbuf";
+const OPOOL_LOCAL: &str = "opool, local pool";
+const PINBUF_LOCAL: &str = "pinbuf, local handle";
 const ONE_THREAD: &str = "pinbuf, one thread";
 
 /// Enters all that can be used by several threads.
@@ -64,7 +66,8 @@ macro_rules! enter_all {
     ($case:ident, $workload:path) => {
         enter($case, BARE, || Ok(BareStack), $workload);
         enter_shared!($case, $workload);
-        enter($case, "opool, local pool", || Ok(OpoolLocal::new()), $workload);
+        enter($case, OPOOL_LOCAL, || Ok(OpoolLocal::new()), $workload);
+        enter($case, PINBUF_LOCAL, || Ok(PinbufLocal::new()), $workload);
     };
 }
 
@@ -75,6 +78,7 @@ fn main() {
         .case("one thread", MAGAZINE, |case| {
             enter_all!(case, workload::pair);
             case.goal(PINBUF, MAGAZINE, AtMost::Times(1.5));
+            case.goal(PINBUF_LOCAL, OPOOL_LOCAL, AtMost::Times(1.0));
         })
         .case("batch of 32", MAGAZINE, |case| {
             enter_all!(case, workload::batch);

@@ -13,7 +13,10 @@ use opool::{LocalPool, PoolAllocator, RefGuard, RefLocalGuard};
 use pinbuf::{Backing, Pages, PinnedBuf, Pool};
 use zeropool::{BufUninit, ZeroPool};
 
-use super::{COUNT, SIZE, stock::Stock};
+use super::{
+    COUNT, SIZE,
+    stock::{BULK, Stock},
+};
 
 type Memory = Vec<u8>;
 
@@ -46,6 +49,39 @@ impl Stock for Pinbuf {
     #[inline]
     fn alloc(&self) -> PinnedBuf {
         self.0.try_alloc(SIZE).expect("the pool is larger than what is out")
+    }
+
+    #[inline]
+    fn alloc_bulk(&self, bufs: &mut Vec<PinnedBuf>) {
+        self.0.try_alloc_many(SIZE, BULK, bufs).expect("the pool is larger than what is out");
+    }
+
+    #[inline]
+    fn recycle_bulk(&self, bufs: &mut Vec<PinnedBuf>) {
+        PinnedBuf::recycle_all(bufs);
+    }
+}
+
+/// A thread's own handle.
+pub(crate) struct PinbufLocal(pinbuf::LocalPool<'static>);
+
+impl PinbufLocal {
+    pub(crate) fn new() -> Self {
+        Self(for_ever(Pinbuf::new()).0.local(SIZE).expect("there is one class"))
+    }
+}
+
+impl Stock for PinbufLocal {
+    type Buf = PinnedBuf;
+
+    #[inline]
+    fn alloc(&self) -> PinnedBuf {
+        self.0.try_alloc().expect("the pool is larger than what is out")
+    }
+
+    #[inline]
+    fn recycle(&self, buf: PinnedBuf) {
+        self.0.recycle(buf);
     }
 }
 
