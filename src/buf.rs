@@ -38,18 +38,17 @@ use crate::{
 ///
 /// # Invariants
 ///
-/// 1. `memory` and the slot's capacity are the slot's memory, and nobody else accesses it, except
-///    that the kernel reads it while the slot's record says that there is a lease.
-/// 2. The first `len` bytes are initialized, and `len` is at most the capacity.
+/// 1. Nobody else accesses the slot's memory, except that the kernel reads it while the slot's record
+///    says that there is a lease. Nobody else uses the length in the record.
+/// 2. The first bytes up to the length are initialized, and it is at most the capacity.
 pub struct PinnedBuf {
     /// Taken by drop.
     slot: ManuallyDrop<SlotRef>,
-    memory: NonNull<u8>,
-    len: usize,
 }
 
-#[cfg(all(not(loom), target_pointer_width = "64"))]
-static_assertions::assert_eq_size!(PinnedBuf, [u8; 24]);
+// One word: a buffer is moved into vectors, channels and sends. Of several words that were just
+// written one by one, a move that reads two at once has to wait until they are in the cache.
+static_assertions::assert_eq_size!(PinnedBuf, usize);
 static_assertions::assert_impl_all!(PinnedBuf: Send, Sync);
 
 // SAFETY: a PinnedBuf owns its memory as a Box<[u8]> does (invariant 1); SlotRef is Send.
@@ -61,8 +60,8 @@ impl PinnedBuf {
     /// Takes over a slot that was just claimed.
     #[inline]
     pub(crate) fn new(slot: SlotRef) -> Self {
-        let memory = slot.memory();
-        Self { slot: ManuallyDrop::new(slot), memory, len: 0 }
+        slot.set_len(0);
+        Self { slot: ManuallyDrop::new(slot) }
     }
 
     /// The slot with its first `len` bytes.
@@ -72,9 +71,19 @@ impl PinnedBuf {
     /// `slot` is the only holder, a handle, and the first `len` bytes of its memory, which lie
     /// within its capacity, are initialized.
     pub(crate) unsafe fn from_parts(slot: SlotRef, len: usize) -> Self {
-        let mut buf = Self::new(slot);
-        buf.len = len;
-        buf
+        slot.set_len(len);
+        Self { slot: ManuallyDrop::new(slot) }
+    }
+
+    /// Where the slot's memory starts.
+    #[inline]
+    fn start(&self) -> NonNull<u8> {
+        self.slot.memory()
+    }
+
+    #[inline]
+    fn written(&self) -> usize {
+        self.slot.len()
     }
 
     /// Recycles all buffers, which costs less than dropping them one by one. They may be of several
@@ -138,7 +147,7 @@ impl PinnedBuf {
         // checked; they do not overlap, as `to` is borrowed mutably.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         // SAFETY: so many bytes from the old length on were written above, and fit.
-        unsafe { self.set_len(self.len + bytes.len()) };
+        unsafe { self.set_len(self.written() + bytes.len()) };
     }
 
     /// Makes the buffer `len` bytes long, filling up with `value` where it was shorter.
@@ -158,7 +167,7 @@ impl PinnedBuf {
     pub fn resize(&mut self, len: usize, value: u8) {
         let capacity = self.capacity();
         assert!(len <= capacity, "a length of {len} is above the capacity of {capacity}");
-        if let Some(more) = len.checked_sub(self.len) {
+        if let Some(more) = len.checked_sub(self.written()) {
             self.spare_capacity_mut()[..more].fill(MaybeUninit::new(value));
         }
         // SAFETY: at most the capacity; the bytes from the old length on were filled above.
@@ -167,12 +176,12 @@ impl PinnedBuf {
 
     /// Shortens the buffer to `len` bytes; does nothing if it is not longer.
     pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+        self.slot.set_len(self.written().min(len));
     }
 
     /// Makes the buffer empty. The capacity stays.
     pub fn clear(&mut self) {
-        self.len = 0;
+        self.slot.set_len(0);
     }
 
     /// The part of the buffer behind its length, to be written and then taken in with
@@ -192,10 +201,11 @@ impl PinnedBuf {
     #[inline]
     pub fn spare_capacity_mut(&mut self) -> &mut [MaybeUninit<u8>] {
         self.slot.slot().contents_written();
-        let spare = self.capacity() - self.len;
-        // SAFETY: `len` is at most the capacity (invariant 2), so the pointer stays inside the
+        let written = self.written();
+        let spare = self.capacity() - written;
+        // SAFETY: the length is at most the capacity (invariant 2), so the pointer stays inside the
         // slot's memory or one past it.
-        let start = unsafe { self.memory.add(self.len) };
+        let start = unsafe { self.start().add(written) };
         // SAFETY: `spare` bytes from there belong to the slot and are mapped, nobody else accesses
         // them (invariant 1) while `self` is borrowed, and MaybeUninit asks for nothing more.
         unsafe { slice::from_raw_parts_mut(start.as_ptr().cast(), spare) }
@@ -210,7 +220,7 @@ impl PinnedBuf {
     #[inline]
     pub unsafe fn set_len(&mut self, len: usize) {
         debug_assert!(len <= self.capacity());
-        self.len = len;
+        self.slot.set_len(len);
     }
 
     /// The slot, of which the buffer is the only holder.
@@ -219,10 +229,12 @@ impl PinnedBuf {
     }
 
     /// Slot and length; the slot is the caller's.
+    #[inline]
     pub(crate) fn into_parts(self) -> (SlotRef, usize) {
+        let len = self.written();
         let mut buf = ManuallyDrop::new(self);
         // SAFETY: the field is not used again: `buf` is never dropped.
-        (unsafe { ManuallyDrop::take(&mut buf.slot) }, buf.len)
+        (unsafe { ManuallyDrop::take(&mut buf.slot) }, len)
     }
 
     /// Drops the buffer, with its slot going into `magazine` if it fits.
@@ -237,12 +249,15 @@ impl PinnedBuf {
     /// Gives the slot, whose only holder is this quarantined lease, new pages: it becomes an empty
     /// buffer again. See [`SlotRef::replace_pages`].
     pub(crate) fn replace_pages(&mut self) -> Option<Replaced> {
-        self.slot.replace_pages(&mut self.len)
+        let mut len = self.written();
+        let replaced = self.slot.replace_pages(&mut len);
+        self.slot.set_len(len);
+        replaced
     }
 
     /// Address and length of the bytes written. No reference: the kernel may be reading them.
     pub(crate) fn as_raw(&self) -> (*const u8, usize) {
-        (self.memory.as_ptr(), self.len)
+        (self.start().as_ptr(), self.written())
     }
 }
 
@@ -252,9 +267,9 @@ impl Deref for PinnedBuf {
     #[inline]
     fn deref(&self) -> &[u8] {
         self.slot.slot().contents_read();
-        // SAFETY: the first `len` bytes are mapped, the slot's and initialized (invariant 2), and
+        // SAFETY: so many bytes are mapped, the slot's and initialized (invariant 2), and
         // nobody writes them while `self` is borrowed (invariant 1).
-        unsafe { slice::from_raw_parts(self.memory.as_ptr(), self.len) }
+        unsafe { slice::from_raw_parts(self.start().as_ptr(), self.written()) }
     }
 }
 
@@ -262,9 +277,9 @@ impl DerefMut for PinnedBuf {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         self.slot.slot().contents_written();
-        // SAFETY: the first `len` bytes are mapped, the slot's and initialized (invariant 2), and
+        // SAFETY: so many bytes are mapped, the slot's and initialized (invariant 2), and
         // nobody else accesses them while `self` is borrowed (invariant 1).
-        unsafe { slice::from_raw_parts_mut(self.memory.as_ptr(), self.len) }
+        unsafe { slice::from_raw_parts_mut(self.start().as_ptr(), self.written()) }
     }
 }
 
@@ -284,7 +299,7 @@ impl AsMut<[u8]> for PinnedBuf {
 /// [`io::ErrorKind::WriteZero`].
 impl io::Write for PinnedBuf {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let fits = bytes.len().min(self.capacity() - self.len);
+        let fits = bytes.len().min(self.capacity() - self.written());
         self.extend_from_slice(&bytes[..fits]);
         Ok(fits)
     }
@@ -300,13 +315,13 @@ impl io::Write for PinnedBuf {
 // but through `advance_mut`.
 unsafe impl bytes::BufMut for PinnedBuf {
     fn remaining_mut(&self) -> usize {
-        self.capacity() - self.len
+        self.capacity() - self.written()
     }
 
     unsafe fn advance_mut(&mut self, count: usize) {
         assert!(count <= self.remaining_mut(), "advanced by {count} bytes beyond the capacity");
         // SAFETY: the caller wrote the next `count` bytes; they fit, as checked.
-        unsafe { self.set_len(self.len + count) };
+        unsafe { self.set_len(self.written() + count) };
     }
 
     fn chunk_mut(&mut self) -> &mut bytes::buf::UninitSlice {
@@ -317,7 +332,7 @@ unsafe impl bytes::BufMut for PinnedBuf {
 impl fmt::Debug for PinnedBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PinnedBuf")
-            .field("len", &self.len)
+            .field("len", &self.written())
             .field("capacity", &self.capacity())
             .finish_non_exhaustive()
     }

@@ -6,7 +6,7 @@ use crate::{
     backing::Backing,
     buf::PinnedBuf,
     error::{AllocError, BuildError},
-    raw::{Options, PoolHandle, RawPool, RegionReport, SizeClass},
+    raw::{Options, PoolHandle, RawPool, RegionReport},
     sync::Arc,
 };
 
@@ -108,7 +108,7 @@ impl Pool {
     /// ```
     #[inline]
     pub fn try_alloc(&self, capacity: usize) -> Result<PinnedBuf, AllocError> {
-        let class = self.class(capacity)?;
+        let class = self.handle.class(capacity)?;
         self.raw().take(class).map(PinnedBuf::new)
     }
 
@@ -142,11 +142,11 @@ impl Pool {
         count: usize,
         bufs: &mut Vec<PinnedBuf>,
     ) -> Result<usize, AllocError> {
-        let class = self.class(capacity)?;
+        let class = self.handle.class(capacity)?;
         // A wish beyond the pool's size reserves no room.
         bufs.reserve(count.min(class.records().len()));
         let before = bufs.len();
-        let taken = self.raw().take_many(class, count, |slot| bufs.push(PinnedBuf::new(slot)));
+        let taken = self.raw().take_many(class, count, bufs, PinnedBuf::new);
         match bufs.len() - before {
             0 => taken.map(|()| 0),
             number => Ok(number),
@@ -170,7 +170,7 @@ impl Pool {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn local(&self, capacity: usize) -> Result<LocalPool<'_>, AllocError> {
-        let class = self.class(capacity)?;
+        let class = self.handle.class(capacity)?;
         if class.is_forked() { Err(AllocError::Forked) } else { Ok(LocalPool::new(class)) }
     }
 
@@ -258,7 +258,7 @@ impl Pool {
     /// # }
     /// ```
     pub fn alloc_async(&self, capacity: usize) -> Alloc<'_> {
-        Alloc::new(self.raw(), self.class(capacity))
+        Alloc::new(self.raw(), self.handle.class(capacity))
     }
 
     /// What backs the pool's memory, and what ended each better kind of pages.
@@ -312,16 +312,6 @@ impl Pool {
 
     pub(crate) fn raw(&self) -> &RawPool {
         &self.handle
-    }
-
-    #[inline]
-    fn class(&self, capacity: usize) -> Result<&SizeClass, AllocError> {
-        let classes = self.handle.classes();
-        let fits = classes.iter().find(|class| class.capacity() >= capacity);
-        fits.ok_or_else(|| {
-            let largest = classes.last().map_or(0, SizeClass::capacity);
-            AllocError::TooLarge { requested: capacity, largest }
-        })
     }
 }
 

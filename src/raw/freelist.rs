@@ -18,7 +18,7 @@ const TAG: u64 = 1 << (INDEX_BITS + 2);
 pub(crate) const MAX_SLOTS: usize = EMPTY as usize;
 
 /// Slots in a bundle at most: as many as one cache line of a record can name.
-pub(crate) const BUNDLE: usize = if cfg!(loom) { 2 } else { 8 };
+pub(crate) const BUNDLE: usize = if cfg!(loom) { 2 } else { 6 };
 
 /// Why a slot was not pushed. It is still the caller's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -326,13 +326,13 @@ mod tests {
     fn bundles_come_and_go_in_one_piece() {
         let (records, list) = list(20, BUNDLE);
         assert_eq!(list.indices(&records), Vec::from_iter(0..20));
-        assert_eq!(pop(&list, &records, 2), Vec::from_iter(0..16));
+        assert_eq!(pop(&list, &records, 2), Vec::from_iter(0..12));
         assert_eq!(list.pop_single(&records).unwrap_err(), Unpopped::Bundle);
         push(&list, &records[3]).unwrap();
         assert_eq!(list.pop_single(&records).unwrap().index(), 3);
         list.push_all(records[..11].iter().rev()).unwrap();
-        assert_eq!(list.indices(&records), Vec::from_iter((0..11).rev().chain(16..20)));
-        assert_eq!(pop(&list, &records, 9).len(), 15);
+        assert_eq!(list.indices(&records), Vec::from_iter((0..11).rev().chain(12..20)));
+        assert_eq!(pop(&list, &records, 9).len(), 19);
         assert_eq!(list.pop_single(&records).unwrap_err(), Unpopped::Empty);
     }
 
@@ -359,10 +359,10 @@ mod tests {
     #[test]
     fn closing_counts_the_slots_at_home_and_diverts_the_rest() {
         let (records, list) = list(20, BUNDLE);
-        assert_eq!(pop(&list, &records, 1).len(), 8);
-        assert_eq!(list.close(&records), 12);
+        assert_eq!(pop(&list, &records, 1).len(), 6);
+        assert_eq!(list.close(&records), 14);
         assert_eq!(push(&list, &records[0]), Err(Diverted::Closed));
-        assert_eq!(list.push_all(&records[..8]), Err(Diverted::Closed));
+        assert_eq!(list.push_all(&records[..6]), Err(Diverted::Closed));
         assert_eq!(pop(&list, &records, 1), []);
     }
 

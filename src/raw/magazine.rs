@@ -1,6 +1,6 @@
 //! A few slots of one class in the hands of one thread.
 
-use std::{array, ops::Range, ptr, ptr::NonNull, time::Duration};
+use std::{array, hint, ops::Range, ptr, ptr::NonNull, time::Duration};
 
 use super::{class::SizeClass, freelist::BUNDLE, record::Record};
 use crate::sync::{AtomicPtr, AtomicU32, Ordering, light_barrier, unmodelled::sleep, yield_now};
@@ -36,7 +36,8 @@ const TAKEN: usize = 1;
 ///    it otherwise.
 /// 3. While the owner is busy and has seen the key name a class, that class lives, and its free list has
 ///    no flags: both, to close it and to queue for its slots, begin with taking all magazines'.
-/// 4. A magazine is in memory that a forked child finds full of zeros: there it belongs to no class.
+/// 4. The limit is at most `ITEMS`.
+/// 5. A magazine is in memory that a forked child finds full of zeros: there it belongs to no class.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Magazine {
@@ -66,13 +67,12 @@ impl Default for Magazine {
 
 // All but `begin_taking`, `take_all` and `look` is for the owner only.
 impl Magazine {
-    /// How many slots the magazines of a class of `count` slots may hold each; none if 0.
+    /// How many slots the magazines of a class of `count` slots may hold each; 0: it has none.
     ///
     /// An eighth of the class: what stands in magazines has to be fetched when it runs short.
     pub(crate) fn limit(count: usize) -> u32 {
-        let share = if cfg!(loom) { 3 } else { 8 };
-        let limit = (count / share).min(ITEMS);
-        if limit < BUNDLE { 0 } else { limit as u32 }
+        let (least, share) = if cfg!(loom) { (6, 3) } else { (64, 8) };
+        if count < least { 0 } else { (count / share).min(ITEMS) as u32 }
     }
 
     /// How many slots of such magazines come and go at a time, whole bundles.
@@ -109,12 +109,15 @@ impl Magazine {
             let last = len.wrapping_sub(1);
             match self.items.get(last as usize) {
                 // Relaxed: only the owner writes it.
-                Some(item) => (last, item.load(Ordering::Relaxed)),
-                None => (len, ptr::null_mut()),
+                Some(item) => (last, Some(item.load(Ordering::Relaxed))),
+                None => (len, None),
             }
-        })?;
-        // SAFETY: null, or a record of `class` (invariant 1), which lives as long as that.
-        unsafe { taken.as_ref() }
+        })??;
+        // SAFETY: the items below the length name records (invariant 1). Said here, because otherwise
+        // what became of the branches above is asked once more.
+        unsafe { hint::assert_unchecked(!taken.is_null()) };
+        // SAFETY: a record of `class` (invariant 1), which lives as long as that.
+        Some(unsafe { &*taken })
     }
 
     /// Puts in a slot of `class`, which is Free, if the magazine belongs to that and is not full.
@@ -133,10 +136,13 @@ impl Magazine {
         put.unwrap_or(false)
     }
 
+    /// The place for one more item.
     #[inline(always)]
     fn room(&self, len: u32) -> Option<&AtomicPtr<Record>> {
         // Relaxed: only the owner writes it.
-        self.items.get(len as usize).filter(|_| len < self.limit.load(Ordering::Relaxed))
+        let is_room = len < self.limit.load(Ordering::Relaxed);
+        // SAFETY: the limit is at most the number of items (invariant 4).
+        is_room.then(|| unsafe { self.items.get_unchecked(len as usize) })
     }
 
     /// Fills up from `class`'s free list, being empty, and takes a slot. `None`: the list is empty,
@@ -162,22 +168,21 @@ impl Magazine {
         })?
     }
 
-    /// Takes up to `most` of the last slots put in, if the magazine belongs to `class`, and gives them
-    /// to `each`.
+    /// Takes up to `most` of the last slots put in, if the magazine belongs to `class`. The owner must
+    /// not put in others before it has them all.
     #[inline]
     pub(crate) fn take_many<'a>(
         &self,
         class: &'a SizeClass,
         most: usize,
-        each: impl FnMut(&'a Record),
-    ) {
+    ) -> impl Iterator<Item = &'a Record> {
         let taken = self.alter(NonNull::from(class), |len| {
             let rest = len.saturating_sub(u32::try_from(most).unwrap_or(u32::MAX));
             (rest, rest as usize..len as usize)
         });
         // The items stay until the owner puts in others.
         // SAFETY: they were records of `class` when the magazine belonged to it (invariant 1).
-        unsafe { self.items(taken.unwrap_or(0..0)) }.for_each(each);
+        unsafe { self.items(taken.unwrap_or(0..0)) }
     }
 
     /// Puts in slots of `class`, which are Free, as long as there is room and `next` has one, which
@@ -189,15 +194,17 @@ impl Magazine {
         class: NonNull<SizeClass>,
         mut next: impl FnMut() -> Option<NonNull<Record>>,
     ) {
-        self.alter(class, |mut len| {
-            while let Some(place) = self.room(len)
-                && let Some(record) = next()
-            {
+        self.alter(class, |len| {
+            // Relaxed: only the owner writes it.
+            let room = len as usize..self.limit.load(Ordering::Relaxed) as usize;
+            let mut put = 0;
+            for place in self.items.get(room).unwrap_or_default() {
+                let Some(record) = next() else { break };
                 // Relaxed: published with the length.
                 place.store(record.as_ptr(), Ordering::Relaxed);
-                len += 1;
+                put += 1;
             }
-            (len, ())
+            (len + put, ())
         });
     }
 

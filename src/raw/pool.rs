@@ -114,27 +114,25 @@ impl RawPool {
         taken.map(SlotRef::claim).ok_or(AllocError::Exhausted)
     }
 
-    /// Hands out up to `count` slots as [`take`](Self::take) does, and says why they are fewer.
+    /// Adds what `make` makes of up to `count` slots, handed out as by [`take`](Self::take), to `bufs`,
+    /// and says why they are fewer.
     #[inline]
-    pub(crate) fn take_many(
+    pub(crate) fn take_many<T>(
         &self,
         class: &SizeClass,
         count: usize,
-        mut each: impl FnMut(SlotRef),
+        bufs: &mut Vec<T>,
+        make: impl Fn(SlotRef) -> T,
     ) -> Result<(), AllocError> {
-        let mut left = count;
-        while left > 0 {
-            let most = left;
+        let full = bufs.len().saturating_add(count);
+        while bufs.len() < full {
             rack::with(class.place(), |magazine| {
-                magazine.take_many(class, most, |record| {
-                    each(SlotRef::claim(record));
-                    left -= 1;
-                });
+                let records = magazine.take_many(class, full - bufs.len());
+                bufs.extend(records.map(|record| make(SlotRef::claim(record))));
                 Some(())
             });
-            if left > 0 {
-                each(self.take_elsewhere(class)?);
-                left -= 1;
+            if bufs.len() < full {
+                bufs.push(make(self.take_elsewhere(class)?));
             }
         }
         Ok(())
@@ -231,8 +229,8 @@ impl Drop for Classes {
 /// last of them to come home frees it.
 pub(crate) struct PoolHandle {
     pool: NonNull<RawPool>,
-    /// Those of the pool, at hand.
-    classes: NonNull<[SizeClass]>,
+    /// That with the smallest slots, at hand.
+    smallest: NonNull<SizeClass>,
 }
 
 // SAFETY: a PoolHandle gives out `&RawPool`, which is Sync, and its drop may run on any thread,
@@ -263,7 +261,7 @@ impl PoolHandle {
             let zero = options.zero_on_recycle;
             SizeClass::new(at, pool, memory, capacity, place.stride, count, zero)
         });
-        let handle = Self { pool, classes: classes.0 };
+        let handle = Self { pool, smallest: classes.0.cast() };
         let slots: usize = options.classes.iter().map(|(_, count)| count).sum();
         let raw = RawPool {
             id: unique_id(),
@@ -280,12 +278,22 @@ impl PoolHandle {
         Ok(handle)
     }
 
-    /// The pool's classes, in ascending order of capacity.
+    /// The smallest class whose slots have `capacity` bytes.
     #[inline]
-    pub(crate) fn classes(&self) -> &[SizeClass] {
+    pub(crate) fn class(&self, capacity: usize) -> Result<&SizeClass, AllocError> {
         // SAFETY: the handle's hold keeps the pool alive, and with it its classes, which are only
         // used through shared references.
-        unsafe { self.classes.as_ref() }
+        let smallest = unsafe { self.smallest.as_ref() };
+        if smallest.capacity() >= capacity { Ok(smallest) } else { self.larger_class(capacity) }
+    }
+
+    fn larger_class(&self, capacity: usize) -> Result<&SizeClass, AllocError> {
+        let classes = self.classes();
+        let fits = classes.iter().find(|class| class.capacity() >= capacity);
+        fits.ok_or_else(|| {
+            let largest = classes.last().map_or(0, SizeClass::capacity);
+            AllocError::TooLarge { requested: capacity, largest }
+        })
     }
 }
 

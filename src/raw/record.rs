@@ -3,6 +3,7 @@
 use std::ptr::NonNull;
 
 use super::{class::SizeClass, freelist::Link, slot::Slot};
+use crate::sync::{AtomicUsize, Ordering};
 
 /// A slot's state, where it belongs, and its place in the free list while it is at home.
 ///
@@ -13,6 +14,8 @@ pub(crate) struct Record {
     slot: Slot,
     class: NonNull<SizeClass>,
     memory: NonNull<u8>,
+    /// Bytes written of an exclusive buffer.
+    len: AtomicUsize,
     link: Link,
 }
 
@@ -27,7 +30,8 @@ unsafe impl Sync for Record {}
 
 impl Record {
     pub(crate) fn new(index: u32, class: NonNull<SizeClass>, memory: NonNull<u8>) -> Self {
-        Self { slot: Slot::new(index), class, memory, link: Link::default() }
+        let len = AtomicUsize::new(0);
+        Self { slot: Slot::new(index), class, memory, len, link: Link::default() }
     }
 
     #[inline]
@@ -51,6 +55,18 @@ impl Record {
     #[inline]
     pub(crate) fn memory(&self) -> NonNull<u8> {
         self.memory
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        // Relaxed: only an exclusive holder uses it, and whoever passes the buffer on orders that.
+        self.len.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn set_len(&self, len: usize) {
+        // Relaxed: as in `len`.
+        self.len.store(len, Ordering::Relaxed);
     }
 
     pub(crate) fn link(&self) -> &Link {

@@ -1,6 +1,6 @@
 //! The name of one slot that is out.
 
-use std::{mem, ptr::NonNull, task::Waker};
+use std::{ptr::NonNull, task::Waker};
 
 use super::{
     class::{Home, SizeClass},
@@ -65,6 +65,17 @@ impl SlotRef {
     #[inline]
     pub(crate) fn memory(&self) -> NonNull<u8> {
         self.record().memory()
+    }
+
+    /// Bytes written, for an exclusive holder to keep.
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        self.record().len()
+    }
+
+    #[inline]
+    pub(crate) fn set_len(&self, len: usize) {
+        self.record().set_len(len);
     }
 
     #[inline]
@@ -155,19 +166,23 @@ impl SlotRef {
     pub(crate) fn recycle_last<T>(bufs: &mut Vec<T>, slot: impl Fn(&T) -> &SlotRef) {
         let Some(last) = bufs.last() else { return };
         let class = slot(last).record().class();
+        let mut rest = bufs.iter();
         rack::with(slot(last).class().place(), |magazine| {
             magazine.put_many(class, || {
-                let &Self(at) = slot(bufs.last()?);
+                let &Self(at) = slot(rest.as_slice().last()?);
                 // SAFETY: the slot is out (invariant 1).
                 let record = unsafe { at.as_ref() };
                 if record.class() != class || !record.slot().try_recycle() {
                     return None;
                 }
-                mem::forget(bufs.pop());
+                rest.next_back();
                 Some(at)
             });
             Some(())
         });
+        let rest = rest.len();
+        // SAFETY: not more than before. Those behind are recycled, and must not be dropped.
+        unsafe { bufs.set_len(rest) };
     }
 
     // A slot that goes home. Once it is there nothing here keeps the pool alive: nothing of it is

@@ -76,8 +76,8 @@ impl Default for Supply {
 #[cfg(all(target_os = "linux", not(any(loom, miri))))]
 #[derive(Debug)]
 pub(crate) struct WipedOnFork<T> {
-    map: memmap2::MmapRaw,
-    of: std::marker::PhantomData<T>,
+    start: NonNull<T>,
+    _map: memmap2::MmapRaw,
 }
 
 #[cfg(all(target_os = "linux", not(any(loom, miri))))]
@@ -96,12 +96,14 @@ impl<T> WipedOnFork<T> {
         if unsafe { libc::madvise(map.as_mut_ptr().cast(), len, advice) } != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { map, of: std::marker::PhantomData })
+        let start = NonNull::new(map.as_mut_ptr()).expect("no mapping lies at address 0").cast();
+        Ok(Self { start, _map: map })
     }
 
     /// The first of them.
+    #[inline]
     pub(crate) fn start(&self) -> NonNull<T> {
-        NonNull::new(self.map.as_mut_ptr()).expect("no mapping lies at address 0").cast()
+        self.start
     }
 }
 
