@@ -99,8 +99,10 @@ impl FakePeer {
         self.acked
     }
 
-    /// Takes no more, and acknowledges nothing new.
-    pub(crate) fn close_window(&self) {
+    /// Acknowledges the first `bytes`, and takes no more. Must acknowledge something new: else older
+    /// kernels do not believe in a smaller window.
+    pub(crate) fn ack_and_close_window(&mut self, bytes: u64) {
+        self.acked = bytes;
         self.answer(FLAG_ACK, 0);
     }
 

@@ -196,7 +196,7 @@ fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
 
 /// Id 0 is sent, again and again, while no answer comes; the last time it goes the slow lane. Then
 /// ids 1 and 2 go the fast one, and all three are acknowledged.
-fn held_by_a_clone(road: &Road, source: &mut dyn Source, mut far: TcpStream) -> Order {
+fn all_acknowledged_but_a_clone_waits(road: &Road, source: &mut dyn Source, mut far: TcpStream) {
     road.part_lanes("16kbit").unwrap();
     prioritize(source.socket(), FAST);
     road.lose_answers().unwrap();
@@ -209,9 +209,13 @@ fn held_by_a_clone(road: &Road, source: &mut dyn Source, mut far: TcpStream) -> 
     far.write_all(b"x").unwrap();
     prioritize(source.socket(), FAST);
     (1..3).for_each(|seed| source.send(seed, LEN));
-    let mut order = Order::default();
     eventually("all is acknowledged", || unacked(&source.socket()) == 0);
-    // Without the library too, so that the clone arrives before the course ends.
+}
+
+/// In which order that is released; the clone is gone afterwards.
+fn held_by_a_clone(road: &Road, source: &mut dyn Source, far: TcpStream) -> Order {
+    all_acknowledged_but_a_clone_waits(road, source, far);
+    let mut order = Order::default();
     eventually("all is released", || {
         order.look(source);
         optmem(&source.socket()) == 0
@@ -233,6 +237,18 @@ fn what_is_acknowledged_stays_in_flight_while_a_clone_waits_in_a_queue() {
             assert_eq!(order.0, [1, 2, 0]);
         });
         assert_eq!((seen.overwritten, stream.len(), wrong(&stream, LEN)), (0, 3 * LEN, (0, 0)));
+        // Nor does the end of the sender release it: its address goes on with another page.
+        let (ended, stream) = sniff_arrivals(&road, |near, far| {
+            let linger = Sender::builder().linger(Duration::from_millis(50));
+            let mut library = Library::over(near, linger, LEN, 12);
+            all_acknowledged_but_a_clone_waits(&road, &mut library, far);
+            let Library { sender, mut slots } = library;
+            drop(sender);
+            eventually("every slot is written over", || slots.reuse().len() == 3);
+            assert_eq!(slots.pool.stats().replaced_bytes, LEN);
+            assert!(pinbuf::wait_idle(after(20_000)));
+        });
+        assert_eq!((ended.overwritten, stream.len(), wrong(&stream, LEN)), (0, 3 * LEN, (0, 0)));
         // Whoever takes an acknowledgement for a release leaks what is written later.
         let (early, stream) = sniff_arrivals(&road, |near, far| {
             held_by_a_clone(&road, &mut Loop::over(near, Rule::Acknowledged), far);

@@ -9,7 +9,7 @@ use std::{
     net::TcpStream,
     os::fd::{AsRawFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -31,40 +31,55 @@ pub(crate) struct Sniffed {
 }
 
 pub(crate) struct Sniffer {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<Sniffed>,
+    shared: Arc<Shared>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    seen: Mutex<Sniffed>,
 }
 
 impl Sniffer {
     /// Listens to a device of the namespace that the calling thread is in.
     pub(crate) fn on(device: &str) -> Self {
         let tap = open(device).unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = thread::spawn(move || {
-            let mut sniffed = Sniffed::default();
-            let mut packet = vec![0; 1 << 16];
-            // What was on its way when it was stopped is read to the end.
-            loop {
-                let last = stopped.load(Ordering::Relaxed);
-                while let Some(len) = receive(&tap, &mut packet) {
-                    // The longest headers: IP 20, TCP 60.
-                    if len > 80 {
-                        sniffed.packets += 1;
-                        sniffed.overwritten += usize::from(is_overwritten(&packet[..len]));
-                    }
-                }
-                if last {
-                    return sniffed;
-                }
-            }
-        });
-        Self { stop, thread }
+        let shared = Arc::<Shared>::default();
+        let sniffing = Arc::clone(&shared);
+        let thread = thread::spawn(move || sniffing.sniff(&tap));
+        Self { shared, thread }
+    }
+
+    pub(crate) fn seen(&self) -> Sniffed {
+        *self.shared.seen.lock().unwrap()
     }
 
     pub(crate) fn stop(self) -> Sniffed {
-        self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap()
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap();
+        *self.shared.seen.lock().unwrap()
+    }
+}
+
+impl Shared {
+    fn sniff(&self, tap: &OwnedFd) {
+        let mut packet = vec![0; 1 << 16];
+        // What was on its way when it was stopped is read to the end.
+        loop {
+            let last = self.stop.load(Ordering::Relaxed);
+            while let Some(len) = receive(tap, &mut packet) {
+                // The longest headers: IP 20, TCP 60.
+                if len > 80 {
+                    let mut seen = self.seen.lock().unwrap();
+                    seen.packets += 1;
+                    seen.overwritten += usize::from(is_overwritten(&packet[..len]));
+                }
+            }
+            if last {
+                return;
+            }
+        }
     }
 }
 
