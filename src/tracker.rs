@@ -106,6 +106,7 @@ impl<T> CompletionTracker<T> {
     }
 
     /// The id that the next [`issue`](Self::issue) gives out.
+    #[inline]
     pub fn next_id(&self) -> NotificationId {
         NotificationId(self.next)
     }
@@ -116,6 +117,7 @@ impl<T> CompletionTracker<T> {
     }
 
     /// Number of outstanding ids.
+    #[inline]
     pub fn outstanding(&self) -> usize {
         self.outstanding
     }
@@ -135,6 +137,7 @@ impl<T> CompletionTracker<T> {
     /// # Panics
     ///
     /// With 2^32 - 1 leases entered.
+    #[inline]
     pub fn insert(&mut self, lease: T) -> LeaseKey {
         let entry = Entry { lease: Some(lease), holds: 1, link: NONE };
         let key = self.vacant;
@@ -157,6 +160,7 @@ impl<T> CompletionTracker<T> {
     /// # Panics
     ///
     /// When the lease has been given back.
+    #[inline]
     pub fn get(&self, key: LeaseKey) -> &T {
         self.table[key.0 as usize].lease.as_ref().expect("a key names an entered lease")
     }
@@ -166,6 +170,7 @@ impl<T> CompletionTracker<T> {
     /// # Panics
     ///
     /// When the lease has been given back.
+    #[inline]
     pub fn get_mut(&mut self, key: LeaseKey) -> &mut T {
         self.table[key.0 as usize].lease.as_mut().expect("a key names an entered lease")
     }
@@ -176,6 +181,7 @@ impl<T> CompletionTracker<T> {
     /// A lease that an outstanding id covers already may only be issued on its own (invariant 4).
     /// `None`, with nothing changed, when a straggler stands in the way and the side list is
     /// full, or when it is 2^32 ids old: send by copy until it is released.
+    #[inline]
     pub fn issue(&mut self, run: &[LeaseKey], bytes: u32) -> Option<NotificationId> {
         debug_assert!(!run.is_empty());
         debug_assert!(
@@ -240,6 +246,7 @@ impl<T> CompletionTracker<T> {
 
     /// Ends the sender's hold on a lease: all of it is accepted. Gives the lease back if every id
     /// that covers it is released.
+    #[inline]
     pub fn settle(&mut self, key: LeaseKey) -> Option<T> {
         self.let_go(key.0)
     }
@@ -301,16 +308,19 @@ impl<T> CompletionTracker<T> {
         self.table.iter_mut().filter_map(|entry| entry.lease.as_mut())
     }
 
+    #[inline]
     fn place(&self, id: u64) -> usize {
         id as usize & (self.ring.len() - 1)
     }
 
     /// The oldest id that may be outstanding.
+    #[inline]
     fn base(&self) -> u64 {
         self.stragglers.first().map_or(self.ring_base, |(id, _)| *id)
     }
 
     /// Moves `ring_base` to the oldest outstanding id of the ring.
+    #[inline]
     fn advance(&mut self) {
         while self.ring_base < self.next && self.ring[self.place(self.ring_base)].head == NONE {
             self.ring_base += 1;
@@ -365,6 +375,7 @@ impl<T> CompletionTracker<T> {
     }
 
     /// Drops one hold of each lease of the run that starts at `head`.
+    #[inline]
     fn release_run(&mut self, head: u32, on_released: &mut impl FnMut(T)) {
         let mut key = head;
         while key != NONE {
@@ -382,6 +393,7 @@ impl<T> CompletionTracker<T> {
         self.release_run(head, &mut |_| unreachable!("the sender holds a lease it is sending"));
     }
 
+    #[inline]
     fn let_go(&mut self, key: u32) -> Option<T> {
         let entry = &mut self.table[key as usize];
         entry.holds = entry.holds.checked_sub(1).expect("a lease that is let go of has a hold");

@@ -1,7 +1,7 @@
 //! Vectored sends cut by the kernel at every kind of place.
 //!
-//! This binary has its own `sendmsg`, which the library calls instead of the C library's: it gives
-//! the kernel no more than so many bytes of a call.
+//! This binary has its own `send` and `sendmsg`, which the library calls instead of the C library's:
+//! they give the kernel no more than so many bytes of a call.
 
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
@@ -13,7 +13,7 @@ use common::{
     STALLED, assert_all_home, assert_same, census, filled, pair_at, pattern, pool, reader, soon,
     turn,
 };
-use libc::c_int;
+use libc::{c_int, c_void};
 use pinbuf::{Fate, Payload};
 
 thread_local! {
@@ -53,6 +53,22 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_i
     cut.msg_iovlen = ranges.len();
     // SAFETY: the caller's promises; the ranges are parts of theirs.
     unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const cut, flags) as isize }
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As send(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_int) -> isize {
+    let mut range = libc::iovec { iov_base: bytes.cast_mut(), iov_len: len };
+    // SAFETY: all zero bytes are a value of `msghdr`: integers and raw pointers.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &raw mut range;
+    message.msg_iovlen = 1;
+    // SAFETY: one range, which the caller says is readable.
+    unsafe { sendmsg(fd, &raw const message, flags) }
 }
 
 const LEN: usize = 8 << 10;

@@ -341,6 +341,9 @@ mod tests {
         let memory = GuestMemory::zeroed(LEN).unwrap();
         let last = memory.pages() * PAGE - PAGE;
         assert!(memory.is_zero(last, 13));
+        memory.write_word(last, 1);
+        assert!(!memory.is_zero(last, 13));
+        memory.write_word(last, 0);
         memory.cells(last, 13).1[4].store(1, Ordering::Relaxed);
         assert!(!memory.is_zero(last, 13));
         let mut tail = [0; 13];

@@ -94,6 +94,7 @@ impl SizeClass {
         !self.process.is_this()
     }
 
+    #[inline]
     pub(crate) fn pool(&self) -> NonNull<RawPool> {
         self.pool
     }
@@ -129,6 +130,7 @@ impl SizeClass {
         &self.records[index as usize]
     }
 
+    #[inline]
     pub(crate) fn free(&self) -> &FreeList {
         &self.free
     }

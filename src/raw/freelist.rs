@@ -230,6 +230,7 @@ impl FreeList {
         self.head.fetch_and(!WAITERS, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn has_waiters(&self) -> bool {
         // Relaxed: exact under the waiters' lock, a hint elsewhere.
         self.head.load(Ordering::Relaxed) & WAITERS != 0

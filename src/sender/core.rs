@@ -172,7 +172,9 @@ impl<K: Kernel> Core<K> {
         if let Some(error) = send.calls.failed {
             return Err(SendError::Connection { error, buf: () });
         }
-        self.flush_rest(send, in_flight).map_err(Stop::into_send_error)?;
+        if !send.outbox.is_empty() {
+            self.flush_rest(send, in_flight).map_err(Stop::into_send_error)?;
+        }
         self.register(send, bufs.as_slice());
         if !in_flight.quotas_allow(bufs.as_slice(), &self.kernel) {
             send.calls.stuck = Some(Stuck::Window);
@@ -241,15 +243,11 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Sends what is left of the last send.
-    #[inline]
     pub(super) fn flush_rest(
         &self,
         send: &mut Send,
         in_flight: &mut Held<'_, InFlight>,
     ) -> Result<(), Stop> {
-        if send.outbox.is_empty() {
-            return Ok(());
-        }
         let before = send.outbox.sending();
         let flushed = self.flush(send, in_flight);
         if send.outbox.sending() != before {

@@ -133,6 +133,10 @@ impl InFlight {
     /// has nothing in flight for long, and a poisoned sender could wait for ever.
     #[inline]
     pub(super) fn quotas_allow(&mut self, bufs: &[Payload], kernel: &impl Kernel) -> bool {
+        self.done.held.is_empty() || self.some_quotas_allow(bufs, kernel)
+    }
+
+    fn some_quotas_allow(&mut self, bufs: &[Payload], kernel: &impl Kernel) -> bool {
         if self.copy_reason.is_some() || self.done.quotas_allow(bufs) {
             return true;
         }
@@ -442,7 +446,9 @@ impl Done {
     /// Ends [`hold`](Self::hold).
     #[inline]
     fn let_go(&mut self, payload: &Payload) {
-        if let Some(held) = self.held_of(payload) {
+        if !self.held.is_empty()
+            && let Some(held) = self.held_of(payload)
+        {
             *held -= 1;
         }
     }

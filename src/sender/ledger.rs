@@ -78,7 +78,11 @@ impl Ledger {
     pub(crate) fn open(&mut self, leases: u32) -> u64 {
         let sequence = self.next;
         if sequence - self.first == self.recent.len() as u64 {
-            self.make_room();
+            if self.recent.len() < HISTORY {
+                self.grow();
+            } else {
+                self.forget();
+            }
         }
         let place = self.place(sequence);
         self.recent[place] = Open { leases, copied: false };
@@ -86,18 +90,19 @@ impl Ledger {
         sequence
     }
 
-    /// Makes room for one more ticket: by growing, up to the whole history, else by forgetting the
-    /// oldest.
-    fn make_room(&mut self) {
-        if self.recent.len() < HISTORY {
-            let mut recent = vec![Open::default(); (self.recent.len() * 2).max(MIN_HISTORY)];
-            let mask = recent.len() - 1;
-            for sequence in self.first..self.next {
-                recent[sequence as usize & mask] = self.recent[self.place(sequence)];
-            }
-            self.recent = recent;
-            return;
+    #[cold]
+    fn grow(&mut self) {
+        let mut recent = vec![Open::default(); (self.recent.len() * 2).max(MIN_HISTORY)];
+        let mask = recent.len() - 1;
+        for sequence in self.first..self.next {
+            recent[sequence as usize & mask] = self.recent[self.place(sequence)];
         }
+        self.recent = recent;
+    }
+
+    /// Lets the oldest go of the history.
+    #[inline]
+    fn forget(&mut self) {
         let open = self.recent[self.place(self.first)];
         if open.leases > 0 {
             self.late.insert(self.first, open);
@@ -105,6 +110,7 @@ impl Ledger {
         self.first += 1;
     }
 
+    #[inline]
     fn place(&self, sequence: u64) -> usize {
         sequence as usize & (self.recent.len() - 1)
     }

