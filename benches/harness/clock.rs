@@ -7,10 +7,19 @@ use std::{
 
 /// CPU time of this thread: what others do meanwhile shows in caches only.
 pub(crate) fn thread_cpu() -> Duration {
+    cpu(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+/// CPU time of all threads of this process.
+pub(crate) fn process_cpu() -> Duration {
+    cpu(libc::CLOCK_PROCESS_CPUTIME_ID)
+}
+
+fn cpu(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: clock_gettime(2) writes one timespec where it is told to, and that is a live one.
-    let result = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    assert_eq!(result, 0, "every thread has a CPU clock");
+    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    assert_eq!(result, 0, "every thread and process has a CPU clock");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 

@@ -36,7 +36,7 @@ use std::{
 };
 
 pub(crate) use case::Case;
-pub(crate) use clock::{per_op, thread_cpu, wall};
+pub(crate) use clock::{per_op, process_cpu, thread_cpu, wall};
 pub(crate) use goal::AtMost;
 use machine::Machine;
 pub(crate) use memory::{Counting, allocated};

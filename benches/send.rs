@@ -1,0 +1,174 @@
+//! Sending: the library against plain sends, the least code that sends without copy, and `io_uring`.
+//!
+//! Everybody sends the same lengths out of 32 MiB in turn, which is colder than the caches next to
+//! the CPU, over sockets of the same kind; notes are read after every 32 sends. Paths that do not
+//! copy need a network namespace of our own and the device kind `ifb`.
+//!
+//! User instructions are counted by `valgrind --tool=callgrind`, where installed: they do not
+//! depend on the machine, nor on what else it does.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+#[path = "send/contestant.rs"]
+mod contestant;
+#[path = "send/count.rs"]
+mod count;
+#[path = "../tests/lab/fake_peer.rs"]
+mod fake_peer;
+#[path = "send/floor.rs"]
+mod floor;
+mod harness;
+#[path = "send/memory.rs"]
+mod memory;
+#[path = "send/uring.rs"]
+mod uring;
+#[path = "send/way.rs"]
+mod way;
+
+use std::{
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use common::namespace;
+use contestant::{Contestant, DATA, Pinbuf};
+use fake_peer::DEVICE;
+use floor::Floor;
+use harness::{AtMost, Bench, Case, per_op, process_cpu, thread_cpu};
+use memory::Memory;
+use pinbuf::Policy;
+use uring::Uring;
+use way::{FarEnd, Way};
+
+const PLAIN: &str = "plain send";
+const LOOP: &str = "floor: loop with MSG_ZEROCOPY";
+const PREFER: &str = "pinbuf, Prefer";
+const AUTO: &str = "pinbuf, Auto";
+const URING: &str = "io_uring SEND_ZC";
+const REGISTERED: &str = "io_uring SEND_ZC, registered";
+
+const KIB: usize = 1 << 10;
+
+fn main() {
+    if count::counts() {
+        return;
+    }
+    // Else the kernel cuts a datagram into fragments, and copies it for that.
+    let whole_datagrams = || namespace::run(&format!("ip link set {DEVICE} mtu 65535"));
+    let furnished =
+        namespace::enter().and_then(|()| fake_peer::furnish()).and_then(|()| whole_datagrams());
+    let mut bench = Bench::new("send");
+    let warm_up = bench.size(Duration::from_secs(1), Duration::from_millis(10));
+    let streams = bench.size(&[4, 16, 64, 256, 1024][..], &[64]);
+    let datagrams = bench.size(&[4, 16, 60][..], &[60]);
+    for huge in [true, false] {
+        let pages = if huge { "huge pages" } else { "base pages" };
+        for way in [Way::FakePeer, Way::Datagrams] {
+            let lens = if way == Way::Datagrams { datagrams } else { streams };
+            let name = format!("{way}, {pages}");
+            let mut table = bench.table(&name, "ms of CPU per GB").rounds(11);
+            for &kib in lens {
+                table.case(&format!("{kib} KiB"), PLAIN, |case| {
+                    let set_up =
+                        SetUp { way, len: kib * KIB, huge, furnished: &furnished, warm_up };
+                    enter_all(case, set_up);
+                    if kib >= 16 {
+                        case.goal(PREFER, LOOP, AtMost::Times(1.03));
+                    }
+                });
+            }
+        }
+    }
+    let mut table =
+        bench.table(&format!("{}, both ends", Way::Loopback), "ms of CPU per GB").rounds(11);
+    for &kib in streams {
+        table.case(&format!("{kib} KiB"), PLAIN, |case| {
+            let set_up = SetUp {
+                way: Way::Loopback,
+                len: kib * KIB,
+                huge: true,
+                furnished: &Ok(()),
+                warm_up,
+            };
+            enter_all(case, set_up);
+            case.goal(AUTO, PLAIN, AtMost::Times(1.05));
+            if kib >= 16 {
+                case.goal(PREFER, LOOP, AtMost::Times(1.03));
+            }
+        });
+    }
+    drop(table);
+    let mut table = bench.table("User instructions", "of a send and its release").rounds(1);
+    for way in [Way::NoDevice, Way::Loopback] {
+        table.case(&way.to_string(), LOOP, |case| {
+            for name in [PLAIN, LOOP, PREFER, AUTO] {
+                case.row(name, move || count::instructions(name, way).map(|count| move |_| count));
+            }
+            case.goal(PREFER, LOOP, AtMost::More(300.0));
+        });
+    }
+    drop(table);
+    bench.finish();
+}
+
+#[derive(Clone, Copy)]
+struct SetUp<'a> {
+    way: Way,
+    len: usize,
+    huge: bool,
+    /// Or why there is no device.
+    furnished: &'a Result<(), String>,
+    /// How long a contestant has to find out about its way, and a connection to get going.
+    warm_up: Duration,
+}
+
+impl SetUp<'_> {
+    fn memory(self) -> Rc<Memory> {
+        Rc::new(Memory::new(DATA, self.huge))
+    }
+
+    fn contestant(self, name: &str) -> Result<(Box<dyn Contestant>, FarEnd), String> {
+        if !matches!(self.way, Way::Loopback | Way::NoDevice) {
+            self.furnished.clone()?;
+        }
+        let (near, far) = self.way.connect();
+        let Self { len, huge, .. } = self;
+        let contestant: Box<dyn Contestant> = match name {
+            PLAIN => Box::new(Floor::new(near, false, self.memory(), len)),
+            LOOP => Box::new(Floor::new(near, true, self.memory(), len)),
+            PREFER => Box::new(Pinbuf::new(near, Policy::Prefer, len, huge)?),
+            AUTO => Box::new(Pinbuf::new(near, Policy::Auto, len, huge)?),
+            URING => Box::new(Uring::new(near, self.memory(), len, false)?),
+            REGISTERED => Box::new(Uring::new(near, self.memory(), len, true)?),
+            other => unreachable!("{other}"),
+        };
+        Ok((contestant, far))
+    }
+}
+
+/// Bytes that are timed together.
+const BATCH: usize = 4 << 20;
+
+fn enter_all<'a>(case: &mut Case<'a>, set_up: SetUp<'a>) {
+    for name in [PLAIN, LOOP, PREFER, AUTO, URING, REGISTERED] {
+        case.row(name, move || {
+            let (mut contestant, mut far) = set_up.contestant(name)?;
+            let SetUp { way, len, warm_up, .. } = set_up;
+            let mut batch = move || {
+                for _ in 0..BATCH / len {
+                    contestant.send(&mut far);
+                    far.take(contestant.fd(), len);
+                }
+                far.take_all(contestant.fd());
+                contestant.drain();
+            };
+            let clock = if way == Way::Loopback { process_cpu } else { thread_cpu };
+            let started = Instant::now();
+            while started.elapsed() < warm_up {
+                batch();
+            }
+            // From nanoseconds of a send to milliseconds of a gigabyte.
+            Ok(move |slice| per_op(clock, slice, BATCH / len, &mut batch) * 1e3 / len as f64)
+        });
+    }
+}

@@ -1,0 +1,112 @@
+//! Where the bytes go: a socket, and what has to be done at its far end.
+
+use std::{
+    fmt,
+    io::Read,
+    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    thread,
+};
+
+use crate::{
+    common::{set_option, unacked},
+    fake_peer::{FAR, FakePeer},
+};
+
+/// Bytes after which the fake peer acknowledges.
+const ACK_EVERY: usize = 128 << 10;
+
+/// What may be unacknowledged while more is sent: less than the socket buffer.
+const MOST_UNACKED: u64 = 1 << 20;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Way {
+    /// A peer in this process, over loopback: everything is copied.
+    Loopback,
+    /// Datagrams to a device that drops them: nothing is copied.
+    Datagrams,
+    /// Datagrams that end before any device: nothing is copied, and nothing is needed for it.
+    NoDevice,
+    /// A stream to a device that drops it, and forged acknowledgements: nothing is copied.
+    FakePeer,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Loopback => "TCP over loopback, copied",
+            Self::Datagrams => "UDP to ifb, true zero copy",
+            Self::NoDevice => "UDP that ends before a device, true zero copy",
+            Self::FakePeer => "TCP to ifb with forged ACKs, true zero copy",
+        })
+    }
+}
+
+/// The far end of a socket.
+pub(crate) struct FarEnd {
+    peer: Option<FakePeer>,
+    unacked: usize,
+}
+
+impl Way {
+    pub(crate) fn connect(self) -> (OwnedFd, FarEnd) {
+        let (near, peer) = match self {
+            Self::Loopback => (loopback(), None),
+            Self::Datagrams => {
+                let near = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+                near.connect((FAR, 9)).unwrap();
+                (near.into(), None)
+            }
+            Self::NoDevice => {
+                let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+                near.set_multicast_ttl_v4(0).unwrap();
+                near.set_multicast_loop_v4(false).unwrap();
+                near.connect((Ipv4Addr::new(239, 255, 255, 250), 9)).unwrap();
+                (near.into(), None)
+            }
+            Self::FakePeer => {
+                let (near, peer) = FakePeer::connect();
+                (near.into(), Some(peer))
+            }
+        };
+        (near, FarEnd { peer, unacked: 0 })
+    }
+}
+
+/// Connects to a thread that reads all there is.
+fn loopback() -> OwnedFd {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (mut far, _) = listener.accept().unwrap();
+    thread::spawn(move || {
+        let mut room = vec![0; 1 << 20];
+        while far.read(&mut room).is_ok_and(|read| read > 0) {}
+    });
+    // The default of some machines makes copying slow here, and so flatters zero copy.
+    set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"cubic");
+    near.into()
+}
+
+impl FarEnd {
+    /// So many bytes more were sent.
+    pub(crate) fn take(&mut self, near: BorrowedFd<'_>, bytes: usize) {
+        self.unacked += bytes;
+        if self.unacked >= ACK_EVERY {
+            self.unacked = 0;
+            self.acknowledge(near, MOST_UNACKED);
+        }
+    }
+
+    /// Everything is sent.
+    pub(crate) fn take_all(&mut self, near: BorrowedFd<'_>) {
+        self.acknowledge(near, 0);
+    }
+
+    fn acknowledge(&mut self, near: BorrowedFd<'_>, most: u64) {
+        let Some(peer) = &mut self.peer else { return };
+        peer.ack_sent(&near.as_fd());
+        while unacked(&near) > most {
+            peer.ack_sent(&near);
+        }
+    }
+}
