@@ -74,6 +74,35 @@ fn a_send_is_released_with_its_last_byte_and_was_not_copied() {
 }
 
 #[test]
+fn a_send_of_several_calls_is_released_with_the_last_byte_of_all() {
+    /// More than two of the sender's calls.
+    const HUGE: usize = (5 << 20) / 2;
+    fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
+        source.send(0, HUGE);
+        let mut held = Ok(());
+        let deadline = after(20_000);
+        loop {
+            let acked = peer.ack_sent(&source.socket());
+            if acked == HUGE as u64 {
+                return held.and(expect(source, 1, "all acknowledged"));
+            }
+            held = held.and(expect(source, 0, &format!("{acked} bytes acknowledged")));
+            assert!(Instant::now() < deadline, "stuck at {acked}");
+        }
+    }
+    in_a_namespace(|| {
+        fake_peer::furnish()?;
+        let (near, mut peer) = FakePeer::connect();
+        let mut library = Library::over(near, Sender::builder(), HUGE, 1);
+        assert_eq!(course(&mut library, &mut peer), Ok(()));
+        let stats = library.sender.stats();
+        assert!(stats.zero_copy_calls > 2 && stats.copied_calls == 0, "{stats:?}");
+        control(course);
+        Ok(())
+    });
+}
+
+#[test]
 fn a_reset_releases_everything_at_once() {
     fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
         send_all(source);

@@ -349,3 +349,49 @@ fn an_abort_releases_what_waits_in_no_queue_first_and_no_clones_memory_is_replac
         Ok(())
     });
 }
+
+#[test]
+fn a_reset_from_the_peer_releases_nothing_that_waits_in_a_queue() {
+    /// Sends, is reset, and some time later the queue is emptied.
+    fn course(road: &Road, source: &mut dyn Source, far: &TcpStream) -> Result<(), String> {
+        road.block().unwrap();
+        (0..SENDS).for_each(|seed| source.send(seed, LARGE));
+        disconnect(far);
+        eventually("something is released", || !source.reuse().is_empty());
+        let early = hold_some(source, 300);
+        road.unblock();
+        eventually("all is released", || {
+            source.reuse().len() == SENDS && optmem(&source.socket()) == 0
+        });
+        early
+    }
+    fn hold_some(source: &mut dyn Source, ms: u64) -> Result<(), String> {
+        let deadline = after(ms);
+        while Instant::now() < deadline {
+            if source.reuse().len() == SENDS {
+                return Err("written over while it waits in the queue".into());
+            }
+        }
+        Ok(())
+    }
+    in_a_namespace(|| {
+        let road = Road::build()?;
+        road.block()?;
+        road.unblock();
+        let (seen, stream) = sniff_arrivals(&road, |near, far| {
+            let mut library = Library::over(near, Sender::builder(), LARGE, SENDS);
+            assert_eq!(course(&road, &mut library, &far), Ok(()));
+            library.sender.try_send(&b"more"[..]).unwrap_err();
+            assert!(library.sender.connection_error().is_some());
+            assert_eq!(library.slots.pool.stats().replaced_bytes, 0);
+        });
+        assert_eq!((seen.overwritten, wrong(&stream, LARGE)), (0, (0, 0)));
+        let (early, _) = sniff_arrivals(&road, |near, far| {
+            let mut control = Loop::over(near, Rule::Sent);
+            course(&road, &mut control, &far).expect_err("a check that cannot fail");
+        });
+        report(&format!("reset: {seen:?} arrive; without the library {early:?}"));
+        assert!(early.overwritten > 0, "{early:?}");
+        Ok(())
+    });
+}
