@@ -71,6 +71,8 @@ struct State {
     /// How many were when the stream was shut down.
     shut_down: Option<usize>,
     aborted: bool,
+    /// Whether calls without an answer of their own are refused until there is room.
+    full: bool,
     /// Whether an abort leaves what is taken where it is: packets in a queue below.
     queued_below: bool,
     care: Option<Care>,
@@ -112,6 +114,12 @@ impl FakeKernel {
     /// The same socket, for datagrams.
     pub fn datagrams(self) -> Self {
         self.with(|state| state.transport = Some(Transport::Datagram));
+        self
+    }
+
+    /// The same socket, full once it has given its answers.
+    pub fn full(self) -> Self {
+        self.with(|state| state.full = true);
         self
     }
 
@@ -171,6 +179,15 @@ impl FakeKernel {
             Some(state.sleepers.clone())
         });
         sleepers.inspect(|sleepers| sleepers.iter().for_each(rouse)).is_some()
+    }
+
+    /// The socket takes bytes again.
+    pub fn make_room(&self) {
+        let sleepers = self.with(|state| {
+            state.full = false;
+            state.sleepers.clone()
+        });
+        sleepers.iter().for_each(rouse);
     }
 
     /// Reads the notes, as somebody else may who shares the socket.
@@ -253,7 +270,8 @@ impl Kernel for FakeKernel {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
             let offered = memory.iter().map(IoVec::len).sum::<usize>();
-            let answer = state.answers.pop_front().unwrap_or(Answer::Take(offered));
+            let otherwise = if state.full { Answer::Fail(EAGAIN) } else { Answer::Take(offered) };
+            let answer = state.answers.pop_front().unwrap_or(otherwise);
             let (result, at_once) = match answer {
                 Answer::Take(len) => (Ok(len.min(offered)), false),
                 Answer::TakeAndNote(len) => (Ok(len.min(offered)), true),

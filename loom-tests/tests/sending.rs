@@ -267,6 +267,25 @@ fn a_blocked_send_is_woken_by_what_another_thread_reads() {
     });
 }
 
+/// Room is told of once, to a thread that finds another one sending, which was refused just before.
+#[test]
+fn room_is_used_though_another_thread_found_none() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::new([Answer::TakeAndNote(100)]).full();
+        let sender = kernel.sender();
+        let waiter = reaping(&sender);
+        let network = {
+            let kernel = kernel.clone();
+            thread::spawn(move || kernel.make_room())
+        };
+        sender.send(filled(&pool, 1)).unwrap();
+        waiter.join().unwrap();
+        network.join().unwrap();
+        assert_eq!(kernel.accepted(), PAGE);
+    });
+}
+
 #[test]
 fn a_fate_is_told_to_whoever_awaits_it() {
     model(|| {

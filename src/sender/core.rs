@@ -154,6 +154,7 @@ impl<K: Kernel> Core<K> {
         let mut in_flight = Held::new(&self.in_flight);
         let result = self.offer_locked(&mut send, &mut in_flight, bufs);
         let whole = send.outbox.is_empty();
+        in_flight.has_rest = !whole;
         let quiet = in_flight.done.is_quiet();
         drop((in_flight, send));
         if !quiet {

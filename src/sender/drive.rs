@@ -10,7 +10,7 @@ use std::{
 use super::{
     Capabilities, Reaped, Returned, SenderStats,
     call::{Stop, Stuck},
-    core::{Core, Send, Watch},
+    core::{Core, Watch},
     in_flight::{InFlight, Read},
     kernel::{Interest, Kernel},
     ledger::Fate,
@@ -19,34 +19,36 @@ use crate::{
     error::{CopyReason, OsError},
     id::{NotificationId, Ticket},
     raw::{Reclaim, wake_all},
-    sync::{Arc, Held, Mutex, MutexGuard, lock, try_lock},
+    sync::{Arc, Held, lock, try_lock},
     sys::{Foreign, errno},
 };
 
 impl<K: Kernel> Core<K> {
     /// Reads the notes, then sends what the socket now takes of the last send.
     pub fn step(&self) -> io::Result<Step> {
-        // Whoever holds the lock is sending.
-        self.step_with(try_lock).0
+        self.step_and_next().0
     }
 
     /// Returns also when to look again though there is no news.
-    fn step_with(
-        &self,
-        lock_send: impl FnOnce(&Mutex<Send>) -> Option<MutexGuard<'_, Send>>,
-    ) -> (io::Result<Step>, Option<Duration>) {
+    fn step_and_next(&self) -> (io::Result<Step>, Option<Duration>) {
         if self.is_forked() {
             return (Err(io::Error::from_raw_os_error(errno::EPERM)), None);
         }
         self.check_hold();
-        let read = lock(&self.in_flight).read_notes(&self.kernel);
-        let flushed = match lock_send(&self.send) {
-            Some(mut send) => {
-                send.calls.unread = 0;
-                self.flush_rest(&mut send, &mut Held::new(&self.in_flight))
-            }
-            None => Err(Stop::Stuck),
+        let (read, has_rest) = {
+            let mut in_flight = lock(&self.in_flight);
+            (in_flight.read_notes(&self.kernel), in_flight.has_rest)
         };
+        // News comes once: if the thread that has the lock was refused just before, the rest is this
+        // one's to send. Without a rest nobody waits here for the half that sends.
+        let send = if has_rest { Some(lock(&self.send)) } else { try_lock(&self.send) };
+        let flushed = send.map_or(Ok(()), |mut send| {
+            send.calls.unread = 0;
+            let mut in_flight = Held::new(&self.in_flight);
+            let flushed = self.flush_rest(&mut send, &mut in_flight);
+            in_flight.has_rest = !send.outbox.is_empty();
+            flushed
+        });
         self.dispose();
         let next = self.advance_end();
         (read.map(|read| Step { read, flushed }), next)
@@ -264,7 +266,9 @@ impl<K: Kernel> Core<K> {
     pub(super) fn cut_short(&self, error: OsError) {
         let mut send = lock(&self.send);
         let error = *send.calls.failed.get_or_insert(error);
-        send.truncate(&mut lock(&self.in_flight), error);
+        let mut in_flight = lock(&self.in_flight);
+        send.truncate(&mut in_flight, error);
+        in_flight.has_rest = false;
     }
 
     /// Aborts the connection if something is in flight for longer than it may be.
@@ -333,9 +337,8 @@ impl<K: Kernel> Reclaim for Core<K> {
         if self.is_forked() {
             return None;
         }
-        // News comes once: if another thread is sending and was refused just before, the rest is
-        // this one's to send. A failure shows in the sender's own calls.
-        let (_, next) = self.step_with(|send| Some(lock(send)));
+        // A failure shows in the sender's own calls.
+        let (_, next) = self.step_and_next();
         // Held to the last: an end that begins only now hands the sender over, and what is let go of
         // below would be the reaper's hold on it.
         let ending = lock(&self.ending);

@@ -37,6 +37,8 @@ pub(super) struct InFlight {
     pub(super) done: Done,
     /// Whether a zero-copy call is under way, so that option memory reading 0 proves nothing.
     pub(super) in_call: bool,
+    /// Whether the socket has not taken all of a send, as the last to try has left it.
+    pub(super) has_rest: bool,
     /// Why everything goes by copy, for good, if it does.
     pub(super) copy_reason: Option<CopyReason>,
     /// Whether zero copy is worth it.
@@ -108,6 +110,7 @@ impl InFlight {
                 held: Vec::new(),
             },
             in_call: false,
+            has_rest: false,
             copy_reason,
             route: Route::new(config.observe_route && copy_reason.is_none()),
             events: VecDeque::new(),
