@@ -57,13 +57,17 @@ impl Course {
         Self { messages, loss: Some((side, percent)), ..Self::new(name) }
     }
 
-    /// A connection, and its peer.
-    fn begin(&self, road: &Road) -> (TcpStream, Peer) {
-        let (near, far) = road.connect(self.receive);
+    /// A connection.
+    fn begin(&self, road: &Road) -> (TcpStream, TcpStream) {
+        let ends = road.connect(self.receive);
         if let Some((side, percent)) = self.loss {
             road.lose(side, percent).unwrap();
         }
-        (near, Peer::of(far, self.stall, Duration::from_secs(30)))
+        ends
+    }
+
+    fn peer(&self, far: TcpStream) -> Peer {
+        Peer::of(far, self.stall, Duration::from_secs(30))
     }
 
     /// The whole stream.
@@ -76,7 +80,8 @@ impl Course {
     }
 
     fn through_the_library(&self, road: &Road) -> String {
-        let (near, peer) = self.begin(road);
+        let (near, far) = self.begin(road);
+        let peer = self.peer(far);
         let pool = pool(LEN, SLOTS);
         let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
         for seed in 0..self.messages {
@@ -96,7 +101,10 @@ impl Course {
     }
 
     fn reusing_at_once(&self, road: &Road) -> String {
-        let (near, peer) = self.begin(road);
+        let (near, far) = self.begin(road);
+        // One that stalls does so until all is sent, however long that takes.
+        let mut far = Some(far);
+        let peer = far.take_if(|_| self.stall.is_zero()).map(|far| self.peer(far));
         enable_zerocopy(&near);
         let message = Reused::new(LEN);
         // More of them: by chance none might be read late.
@@ -109,6 +117,7 @@ impl Course {
             read_notes(near.as_fd());
         }
         drop(near);
+        let peer = peer.unwrap_or_else(|| self.peer(far.expect("it stalled")));
         let stream = self.end(road, peer);
         let (messages, bytes) = wrong(&stream, LEN);
         assert_eq!(stream.len(), LEN * sent, "it is delivered as good data");
