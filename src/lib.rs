@@ -14,6 +14,7 @@ mod id;
 mod lease;
 #[allow(unsafe_code)]
 mod mapped;
+mod panics;
 mod pool;
 pub mod probe;
 mod raw;

@@ -319,6 +319,34 @@ fn an_owner_that_panics_when_dropped_takes_nothing_else_along() {
 }
 
 #[test]
+fn two_owners_that_panic_when_dropped_at_once_do_not_abort() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            std::panic::resume_unwind(Box::new("on purpose"));
+        }
+    }
+    static BYTES: [u8; LEN] = [7; LEN];
+    let bomb = || {
+        let owner: Arc<dyn Any + Send + Sync> = Arc::new(Bomb);
+        // SAFETY: the bytes are there for ever, and nobody writes them.
+        Payload::from(unsafe { MappedSlice::from_raw_parts(owner, BYTES.as_ptr(), LEN) })
+    };
+    let (near, far) = pair_at("127.0.0.1:0", Buffers::default());
+    let pool = pool(LEN, 1);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    let peer = reader(far, Duration::ZERO);
+    let buf = filled(pool.try_alloc(1).unwrap(), LEN, 0);
+    // One send, so that all of it is let go of at once.
+    let ticket = sender.send_vectored(&mut vec![bomb(), bomb(), buf.into()]).unwrap();
+    assert!(catch_unwind(AssertUnwindSafe(|| sender.wait(ticket, soon()))).is_err());
+    assert!(matches!(sender.fate(ticket), Some(Fate::Released { .. })));
+    assert_all_home(&pool);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(peer.join().unwrap().len(), 3 * LEN);
+}
+
+#[test]
 fn payloads_that_nobody_fetched_end_with_the_sender() {
     let (near, far) = pair_at("127.0.0.1:0", Buffers::default());
     let pool = pool(LEN, 4);

@@ -9,7 +9,7 @@ use std::{fs, path::Path};
 /// A module imports only from rows above its own, and from its own folder.
 const ROWS: [&[&str]; 11] = [
     &["backing", "id", "sync"],
-    &["error"],
+    &["error", "panics"],
     &["sys"],
     &["raw", "tracker"],
     &["buf", "mapped"],

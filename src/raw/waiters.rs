@@ -1,13 +1,12 @@
 //! Those who wait for a slot of a class, in order.
 
-use std::{
-    collections::VecDeque,
-    panic::{self, AssertUnwindSafe},
-    task::Waker,
-};
+use std::{collections::VecDeque, task::Waker};
 
 use super::freelist::FreeList;
-use crate::sync::{Mutex, lock};
+use crate::{
+    panics::Panics,
+    sync::{Mutex, lock},
+};
 
 /// Names one waiter of one class.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -167,13 +166,9 @@ impl Waiters {
 
 /// Wakes all of them, those behind one that panics too; the panic goes on afterwards.
 pub(crate) fn wake_all(wakers: Vec<Waker>) {
-    let mut woken = Ok(());
-    for waker in wakers {
-        woken = woken.and(panic::catch_unwind(AssertUnwindSafe(|| waker.wake())));
-    }
-    if let Err(panic) = woken {
-        panic::resume_unwind(panic);
-    }
+    let mut panics = Panics::default();
+    panics.catch_each(wakers.into_iter(), Waker::wake);
+    panics.resume();
 }
 
 impl Queue {

@@ -3,7 +3,7 @@
 
 use std::{
     io, mem,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -18,7 +18,8 @@ use super::{
 use crate::{
     error::{CopyReason, OsError},
     id::{NotificationId, Ticket},
-    raw::{Reclaim, wake_all},
+    panics::Panics,
+    raw::Reclaim,
     sync::{Arc, Held, lock, try_lock},
     sys::{Foreign, errno},
 };
@@ -90,12 +91,15 @@ impl<K: Kernel> Core<K> {
             done.wakers.extract_if(.., |(ticket, _)| resolved(ticket)).map(|(_, waker)| waker),
         );
         drop(in_flight);
-        wake_all(woken);
-        settled.clear();
+        let mut panics = Panics::default();
+        panics.catch_each(woken.into_iter(), Waker::wake);
+        panics.catch_each(settled.drain(..), drop);
         let mut in_flight = lock(&self.in_flight);
         if in_flight.done.settled.capacity() == 0 {
             in_flight.done.settled = settled;
         }
+        drop(in_flight);
+        panics.resume();
     }
 
     /// The owner looks at what there is to do anew: if nothing is left, nothing is stuck. What

@@ -9,15 +9,13 @@
 //! One step at a time, by whoever drives the sender: the caller of `close`, the half that is left,
 //! or the reaper. After a close no proof of release can come, so the descriptor lives until Over.
 
-use std::{
-    panic::{self, AssertUnwindSafe},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{core::Core, in_flight::InFlight, kernel::Kernel};
 use crate::{
     error::OsError,
-    sync::{Arc, Ordering, lock, panicking},
+    panics::Panics,
+    sync::{Arc, Ordering, lock},
     sys::errno,
 };
 
@@ -285,7 +283,8 @@ impl<K: Kernel> Core<K> {
         }
         // A failure to read notes leaves the end to the reaper too, and so does a panic of what is
         // the user's: a descriptor that is closed now would bring no proof of release any more.
-        let stepped = panic::catch_unwind(AssertUnwindSafe(|| _ = self.step()));
+        let mut panics = Panics::default();
+        panics.catch(|| _ = self.step());
         if lock(&self.ending).is_none() && self.is_drained() {
             // No end is begun: somebody who waits for a slot may yet drive this once.
             self.finish();
@@ -297,11 +296,7 @@ impl<K: Kernel> Core<K> {
                 self.hand_over();
             }
         }
-        if let Err(panic) = stepped
-            && !panicking()
-        {
-            panic::resume_unwind(panic);
-        }
+        panics.resume();
     }
 }
 
