@@ -1,9 +1,9 @@
 //! The tracker against maps, scans, and the least code that could do its job.
 //!
-//! What is tracked is as slim as a pointer. Its floor is a bare ring of what has to be kept for
-//! each id, the lease and the bytes of its call: 16 bytes, found by one index, with no check at
-//! all. The tracker enters a lease, issues an id for it and settles it, as the sender does around
-//! the system call, and it releases by the ids of a note, all or nothing.
+//! What is tracked is as large as a sender's lease: 80 bytes. Its floor is a bare ring of what has to
+//! be kept for each id, the lease and the bytes of its call: found by one index, and nothing is
+//! checked. The tracker is used as the sender uses it around a system call: it enters a lease,
+//! issues an id for it, settles it, and later releases the ids of a note, all of them or none.
 
 mod harness;
 

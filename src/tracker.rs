@@ -5,40 +5,49 @@
 //! send). The lease leaves with its last count, whatever the order of the notes.
 //!
 //! ```text
-//!   ring, indexed by id & mask         lease table
-//!   ... | 7: a | 8: a | 9: b | ...     a: holds 3            b: holds 2, link c    c: holds 2
-//!         `------`- two parts of a           `- the sender's own hold, until all is accepted
+//!   ring, indexed by id & mask             table of leases
+//!   ... | 7: A | 8: A | 9: -> b | 10: -> b | b: holds 3 | c: holds 2, link d | d: holds 2
+//!         |             `--------`- parts    `- the sender's own hold, until all is accepted
+//!         `- a lease of one id, and alone on it
 //! ```
 //!
-//! The ring holds eight bytes per id. It grows with the ids in flight and spans at most four
-//! windows; an older id that is still outstanding (a straggler) moves to a bounded side list, so
-//! that one send that a peer never acknowledges costs no memory however many follow it.
+//! The lease that is being sent waits in the place of the next id, and stays there if that id is its
+//! only one and it is alone on it: as nearly always. Then its note finds it in one access to memory
+//! where a table would take two, and with a million ids in flight these are what a release costs.
+//! What happens to be otherwise moves to the table.
+//!
+//! The ring grows with the ids in flight and spans at most four windows; an older id that is still
+//! outstanding (a straggler) moves to a bounded side list, so that one send that a peer never
+//! acknowledges costs no memory however many follow it.
 
-use std::fmt;
+use std::{fmt, mem, ops::Range};
 
 use crate::id::{IdRange, NotificationId};
 
-/// No lease: the id of this ring place is released, or was never issued.
-const NONE: u32 = u32::MAX;
+mod table;
+#[cfg(test)]
+mod tests;
 
-/// What one id covers: the first lease of its run, and the bytes of its call.
-#[derive(Clone, Copy)]
-struct Place {
-    head: u32,
-    bytes: u32,
-}
+use table::{NONE, Table};
 
-const VACANT: Place = Place { head: NONE, bytes: 0 };
-
-/// Ring places of a tracker that has issued its first id.
-const MIN_RING: usize = 16;
+/// Ring places of a tracker that has entered its first lease.
+const MIN_RING: usize = 4;
 
 /// Bound of the side list, for windows larger than this.
 const MAX_STRAGGLERS: usize = 1024;
 
-/// Names a lease in a [`CompletionTracker`] while the tracker has it.
+/// Names a lease in a [`CompletionTracker`] until it is settled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaseKey(u32);
+
+/// The key of the lease that was entered while all others were settled.
+const ALONE: LeaseKey = LeaseKey(NONE);
+
+/// Instead of an id: there is no lease under [`ALONE`].
+const NOBODY: u64 = u64::MAX;
+
+/// Instead of an id: the lease under [`ALONE`] is in the table.
+const IN_TABLE: u64 = u64::MAX - 1;
 
 /// The ids of one note, all released by it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -59,31 +68,55 @@ pub struct UnknownIds;
 ///
 /// 1. `ring_base <= next`, `next - ring_base <= ring.len()`, and `ring.len()` is 0 or a power of
 ///    two.
-/// 2. An id in `ring_base..next` is outstanding exactly if its ring place is not `NONE`; an id
-///    below `ring_base` exactly if it is in `stragglers`, which is sorted by id. `ring_base` is
-///    outstanding or equals `next`.
-/// 3. `holds` of a lease is the number of outstanding ids that cover it, plus one until the
-///    sender [settles](Self::settle) it.
-/// 4. Following `link` from the lease in an id's place gives exactly the leases of that id. Only
+/// 2. An id in `ring_base..next` is outstanding exactly if its ring place is not vacant; `holes` of
+///    them are not. An id below `ring_base` is outstanding exactly if it is in `stragglers`, which
+///    is sorted by id. `ring_base` is outstanding or equals `next`. All other places are vacant, but
+///    the one of `next` if `alone` is `next`.
+/// 3. A lease in a place is covered by the id of the place and no other, and settled unless the id is
+///    `alone`. The holds of a lease in the table are the outstanding ids that cover it, and one more
+///    until the sender [settles](Self::settle) it. `linked` outstanding ids cover leases there.
+/// 4. Following the links from the head in an id's place gives exactly the leases of that id. Only
 ///    the last lease of a run can be covered by further ids, each on its own, so one link per
 ///    lease is enough.
 pub struct CompletionTracker<T> {
-    ring: Vec<Place>,
-    table: Vec<Entry<T>>,
-    /// Head of the list of vacant table entries, linked by `link`.
-    vacant: u32,
-    stragglers: Vec<(u64, Place)>,
+    ring: Vec<Place<T>>,
+    table: Table<T>,
+    stragglers: Vec<(u64, Place<T>)>,
     ring_base: u64,
     next: u64,
-    outstanding: usize,
-    leases: usize,
+    holes: u64,
+    linked: usize,
+    /// The first id for which something has to be done before it can be issued: `ring_base` and
+    /// the ring's length, or 0 while there are stragglers.
+    limit: u64,
+    /// The id in whose place the lease under [`ALONE`] is, from `ring_base` to `next`.
+    alone: u64,
+    /// Its key in the table if it is there.
+    alone_key: u32,
     window: usize,
 }
 
-struct Entry<T> {
+/// What one id covers, and the bytes of its call.
+struct Place<T> {
+    /// The only lease, if it is here.
     lease: Option<T>,
-    holds: u32,
-    link: u32,
+    /// Else the first lease of the run, in the table.
+    head: u32,
+    bytes: u32,
+}
+
+impl<T> Place<T> {
+    const VACANT: Self = Self { lease: None, head: NONE, bytes: 0 };
+
+    /// Whether the id is released, or was never issued.
+    #[inline]
+    fn is_vacant(&self) -> bool {
+        self.lease.is_none() && self.head == NONE
+    }
+
+    fn take(&mut self) -> Self {
+        mem::replace(self, Self::VACANT)
+    }
 }
 
 impl<T> CompletionTracker<T> {
@@ -94,13 +127,15 @@ impl<T> CompletionTracker<T> {
     pub fn new(window: usize, first: NotificationId) -> Self {
         Self {
             ring: Vec::new(),
-            table: Vec::new(),
-            vacant: NONE,
+            table: Table::new(),
             stragglers: Vec::new(),
             ring_base: first.0,
             next: first.0,
-            outstanding: 0,
-            leases: 0,
+            holes: 0,
+            linked: 0,
+            limit: 0,
+            alone: NOBODY,
+            alone_key: NONE,
             window: window.max(1),
         }
     }
@@ -112,19 +147,22 @@ impl<T> CompletionTracker<T> {
     }
 
     /// The oldest outstanding id.
+    #[inline]
     pub fn oldest(&self) -> Option<NotificationId> {
-        (self.outstanding > 0).then(|| NotificationId(self.base()))
+        (self.outstanding() > 0).then(|| NotificationId(self.base()))
     }
 
     /// Number of outstanding ids.
     #[inline]
     pub fn outstanding(&self) -> usize {
-        self.outstanding
+        (self.next - self.ring_base - self.holes) as usize + self.stragglers.len()
     }
 
     /// Number of leases entered and not yet given back.
     pub fn leases(&self) -> usize {
-        self.leases
+        // No counter of its own, which every send would have to change twice.
+        let in_places = self.outstanding() - self.linked + usize::from(self.alone == self.next);
+        in_places + self.table.len()
     }
 
     /// Ring places now allocated, and ids on the side list.
@@ -136,75 +174,83 @@ impl<T> CompletionTracker<T> {
     ///
     /// # Panics
     ///
-    /// With 2^32 - 1 leases entered.
+    /// With 2^32 - 2 leases that share ids or wait for theirs.
     #[inline]
     pub fn insert(&mut self, lease: T) -> LeaseKey {
-        let entry = Entry { lease: Some(lease), holds: 1, link: NONE };
-        let key = self.vacant;
-        if key == NONE {
-            let key = u32::try_from(self.table.len()).ok().filter(|key| *key != NONE);
-            let key = key.expect("fewer than 2^32 - 1 leases");
-            self.table.push(entry);
-            self.leases += 1;
-            return LeaseKey(key);
+        if self.alone != NOBODY || self.next >= self.limit && !self.make_room() {
+            return LeaseKey(self.table.insert(lease, 1));
         }
-        let place = &mut self.table[key as usize];
-        self.vacant = place.link;
-        *place = entry;
-        self.leases += 1;
-        LeaseKey(key)
+        self.alone = self.next;
+        self.place_mut(self.next).lease = Some(lease);
+        ALONE
     }
 
     /// The lease under `key`.
     ///
     /// # Panics
     ///
-    /// When the lease has been given back.
+    /// When the lease is settled.
     #[inline]
     pub fn get(&self, key: LeaseKey) -> &T {
-        self.table[key.0 as usize].lease.as_ref().expect("a key names an entered lease")
+        let lease = match key {
+            ALONE if self.alone <= self.next => self.place(self.alone).lease.as_ref(),
+            _ => self.table.get(self.table_key(key)),
+        };
+        lease.expect("a key names an entered lease")
     }
 
     /// The lease under `key`, to be changed.
     ///
     /// # Panics
     ///
-    /// When the lease has been given back.
+    /// When the lease is settled.
     #[inline]
     pub fn get_mut(&mut self, key: LeaseKey) -> &mut T {
-        self.table[key.0 as usize].lease.as_mut().expect("a key names an entered lease")
+        let lease = match key {
+            ALONE if self.alone <= self.next => self.place_mut(self.alone).lease.as_mut(),
+            _ => self.table.get_mut(self.table_key(key)),
+        };
+        lease.expect("a key names an entered lease")
     }
 
-    /// Gives out the next id, covering `run` in order with a call of `bytes`. To be called *before* the system call: the
-    /// note can be there before the call returns.
+    /// Gives out the next id, covering `run` in order with a call of `bytes`. To be called *before*
+    /// the system call: the note can be there before the call returns.
     ///
     /// A lease that an outstanding id covers already may only be issued on its own (invariant 4).
     /// `None`, with nothing changed, when a straggler stands in the way and the side list is
     /// full, or when it is 2^32 ids old: send by copy until it is released.
     #[inline]
     pub fn issue(&mut self, run: &[LeaseKey], bytes: u32) -> Option<NotificationId> {
-        debug_assert!(!run.is_empty());
-        debug_assert!(
-            run.len() == 1 || run.iter().all(|key| self.table[key.0 as usize].holds == 1)
-        );
-        if self.next - self.ring_base == self.ring.len() as u64 && !self.make_room() {
-            return None;
-        }
-        if self.next - self.base() >= u64::from(u32::MAX) {
-            return None;
-        }
-        let mut link = NONE;
-        for key in run.iter().rev() {
-            let entry = &mut self.table[key.0 as usize];
-            entry.holds += 1;
-            entry.link = link;
-            link = key.0;
+        if run != [ALONE] || self.alone != self.next {
+            return self.issue_run(run, bytes);
         }
         let id = self.next;
-        let place = self.place(id);
-        self.ring[place] = Place { head: link, bytes };
+        self.place_mut(id).bytes = bytes;
         self.next += 1;
-        self.outstanding += 1;
+        Some(NotificationId(id))
+    }
+
+    /// Gives out the next id for leases in the table.
+    #[inline(never)]
+    fn issue_run(&mut self, run: &[LeaseKey], bytes: u32) -> Option<NotificationId> {
+        self.move_to_table();
+        debug_assert!(!run.is_empty());
+        debug_assert!(
+            run.len() == 1 || run.iter().all(|key| self.table.holds(self.table_key(*key)) == 1)
+        );
+        if self.next >= self.limit && !self.make_room() {
+            return None;
+        }
+        let mut head = NONE;
+        for key in run.iter().rev() {
+            let key = self.table_key(*key);
+            self.table.hold(key, head);
+            head = key;
+        }
+        let id = self.next;
+        *self.place_mut(id) = Place { lease: None, head, bytes };
+        self.linked += 1;
+        self.next += 1;
         Some(NotificationId(id))
     }
 
@@ -218,14 +264,16 @@ impl<T> CompletionTracker<T> {
     /// When `id` is not the last one issued.
     pub fn cancel(&mut self, id: NotificationId) -> bool {
         assert_eq!(id.0 + 1, self.next, "only the last id issued can be taken back");
-        if id.0 < self.ring_base || self.ring[self.place(id.0)].head == NONE {
+        if id.0 < self.ring_base || self.place(id.0).is_vacant() {
             return false;
         }
-        let place = self.place(id.0);
-        let run = std::mem::replace(&mut self.ring[place], VACANT);
-        self.unhold(run.head);
+        // The lease that is alone can stay: its place is that of the next id again.
+        if self.alone != id.0 {
+            let run = self.place_mut(id.0).take();
+            self.linked -= 1;
+            self.unhold(run.head);
+        }
         self.next -= 1;
-        self.outstanding -= 1;
         true
     }
 
@@ -233,14 +281,14 @@ impl<T> CompletionTracker<T> {
     /// others. Nothing to do when the id is released already.
     pub fn trim(&mut self, id: NotificationId, keep: usize) {
         debug_assert!(keep > 0);
-        if id.0 < self.ring_base || self.ring[self.place(id.0)].head == NONE {
+        if id.0 < self.ring_base || self.place(id.0).head == NONE {
             return;
         }
-        let mut last = self.ring[self.place(id.0)].head;
+        let mut last = self.place(id.0).head;
         for _ in 1..keep {
-            last = self.table[last as usize].link;
+            last = self.table.link(last);
         }
-        let rest = std::mem::replace(&mut self.table[last as usize].link, NONE);
+        let rest = self.table.cut(last);
         self.unhold(rest);
     }
 
@@ -248,7 +296,22 @@ impl<T> CompletionTracker<T> {
     /// that covers it is released.
     #[inline]
     pub fn settle(&mut self, key: LeaseKey) -> Option<T> {
-        self.let_go(key.0)
+        if key != ALONE || self.alone >= self.next {
+            return self.settle_elsewhere(key);
+        }
+        // From here on its id alone holds it.
+        self.alone = NOBODY;
+        None
+    }
+
+    /// Ends the sender's hold on a lease that has no id, or is in the table.
+    #[inline(never)]
+    fn settle_elsewhere(&mut self, key: LeaseKey) -> Option<T> {
+        let table_key = self.table_key(key);
+        if key == ALONE && mem::replace(&mut self.alone, NOBODY) == self.next {
+            return self.place_mut(self.next).lease.take();
+        }
+        self.table.let_go(table_key)
     }
 
     /// Releases the ids `lo..=hi` of a note, as the kernel wrote them, and gives each lease that
@@ -257,60 +320,124 @@ impl<T> CompletionTracker<T> {
     /// # Errors
     ///
     /// [`UnknownIds`], and nothing is released, when any id of the range is not outstanding.
+    #[inline]
     pub fn release(
         &mut self,
         lo: u32,
         hi: u32,
         mut on_released: impl FnMut(T),
     ) -> Result<Released, UnknownIds> {
+        // The usual note, of one id that has its lease to itself. A straggler's distance from
+        // `ring_base`, backwards, is beyond `next`: all outstanding ids are less than 2^32 apart.
+        let id = self.ring_base + u64::from(lo.wrapping_sub(self.ring_base as u32));
+        if lo == hi && id < self.next && id != self.alone {
+            let place = self.place_mut(id);
+            if let Some(lease) = place.lease.take() {
+                let bytes = place.bytes as usize;
+                self.leave_ring(id..id + 1);
+                on_released(lease);
+                let ids = IdRange { start: NotificationId(id), end: NotificationId(id + 1) };
+                return Ok(Released { ids, bytes });
+            }
+        }
+        self.release_range(lo, hi, on_released)
+    }
+
+    /// Releases the ids of any note.
+    #[inline(never)]
+    fn release_range(
+        &mut self,
+        lo: u32,
+        hi: u32,
+        mut on_released: impl FnMut(T),
+    ) -> Result<Released, UnknownIds> {
         let base = NotificationId(self.base());
-        let range = IdRange::extend(lo, hi, base, self.next_id()).ok_or(UnknownIds)?;
-        let in_ring = range.start.0.max(self.ring_base)..range.end.0.max(self.ring_base);
-        if in_ring.clone().any(|id| self.ring[self.place(id)].head == NONE) {
+        let ids = IdRange::extend(lo, hi, base, self.next_id()).ok_or(UnknownIds)?;
+        let in_ring = ids.start.0.max(self.ring_base)..ids.end.0.max(self.ring_base);
+        if in_ring.contains(&self.alone) {
+            self.move_to_table();
+        }
+        if self.holes > 0 && in_ring.clone().any(|id| self.place(id).is_vacant()) {
             return Err(UnknownIds);
         }
         let mut bytes = 0;
-        if range.start.0 < self.ring_base {
-            bytes += self.release_stragglers(
-                range.start.0..range.end.0.min(self.ring_base),
-                &mut on_released,
-            )?;
+        if ids.start.0 < self.ring_base {
+            let below = ids.start.0..ids.end.0.min(self.ring_base);
+            bytes += self.release_stragglers(below, &mut on_released)?;
         }
-        for id in in_ring.clone() {
-            let place = self.place(id);
-            let run = std::mem::replace(&mut self.ring[place], VACANT);
-            self.release_run(run.head, &mut on_released);
-            bytes += run.bytes as usize;
+        let Self { ring, table, linked, .. } = self;
+        // The places lie in one piece, or in two around the end of the ring.
+        let start = in_ring.start as usize & (ring.len() - 1);
+        let count = (in_ring.end - in_ring.start) as usize;
+        let (front, back) = ring.split_at_mut(start);
+        let in_back = count.min(back.len());
+        for places in [&mut back[..in_back], &mut front[..count - in_back]] {
+            for place in places {
+                bytes += place.bytes as usize;
+                match place.lease.take() {
+                    Some(lease) => on_released(lease),
+                    None => {
+                        *linked -= 1;
+                        table.let_go_all(mem::replace(&mut place.head, NONE), &mut on_released);
+                    }
+                }
+            }
         }
-        self.outstanding -= (in_ring.end - in_ring.start) as usize;
-        if in_ring.start == self.ring_base {
-            self.advance();
-        }
-        Ok(Released { ids: range, bytes })
+        self.leave_ring(in_ring);
+        Ok(Released { ids, bytes })
     }
 
     /// Releases every outstanding id: the socket's option memory read 0.
     pub fn release_all(&mut self, mut on_released: impl FnMut(T)) {
-        for (_, run) in std::mem::take(&mut self.stragglers) {
-            self.release_run(run.head, &mut on_released);
-        }
-        for id in self.ring_base..self.next {
-            let place = self.place(id);
-            let run = std::mem::replace(&mut self.ring[place], VACANT);
-            self.release_run(run.head, &mut on_released);
+        self.move_to_table();
+        let stragglers = mem::take(&mut self.stragglers).into_iter().map(|(_, place)| place);
+        for place in stragglers.chain(mem::take(&mut self.ring)) {
+            self.release_place(place, &mut on_released);
         }
         self.ring_base = self.next;
-        self.outstanding = 0;
+        self.holes = 0;
+        self.linked = 0;
+        self.limit = 0;
     }
 
     /// Every lease, in no particular order.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.table.iter_mut().filter_map(|entry| entry.lease.as_mut())
+        let stragglers = self.stragglers.iter_mut().map(|(_, place)| place);
+        let places = self.ring.iter_mut().chain(stragglers);
+        self.table.iter_mut().chain(places.filter_map(|place| place.lease.as_mut()))
     }
 
     #[inline]
-    fn place(&self, id: u64) -> usize {
-        id as usize & (self.ring.len() - 1)
+    fn place(&self, id: u64) -> &Place<T> {
+        &self.ring[id as usize & (self.ring.len() - 1)]
+    }
+
+    #[inline]
+    fn place_mut(&mut self, id: u64) -> &mut Place<T> {
+        let mask = self.ring.len() - 1;
+        &mut self.ring[id as usize & mask]
+    }
+
+    /// What a lease in the table is called there.
+    fn table_key(&self, key: LeaseKey) -> u32 {
+        if key == ALONE { self.alone_key } else { key.0 }
+    }
+
+    /// Moves the lease that is alone to the table, for what is to happen to it.
+    #[cold]
+    fn move_to_table(&mut self) {
+        let id = self.alone;
+        if id > self.next {
+            return;
+        }
+        let lease = self.place_mut(id).lease.take().expect("the one that is alone is there");
+        let is_issued = id < self.next;
+        self.alone = IN_TABLE;
+        self.alone_key = self.table.insert(lease, 1 + u32::from(is_issued));
+        if is_issued {
+            self.place_mut(id).head = self.alone_key;
+            self.linked += 1;
+        }
     }
 
     /// The oldest id that may be outstanding.
@@ -319,91 +446,107 @@ impl<T> CompletionTracker<T> {
         self.stragglers.first().map_or(self.ring_base, |(id, _)| *id)
     }
 
-    /// Moves `ring_base` to the oldest outstanding id of the ring.
+    /// `ids` of the ring are not outstanding any more.
     #[inline]
-    fn advance(&mut self) {
-        while self.ring_base < self.next && self.ring[self.place(self.ring_base)].head == NONE {
-            self.ring_base += 1;
+    fn leave_ring(&mut self, ids: Range<u64>) {
+        if ids.start > self.ring_base {
+            self.holes += ids.end - ids.start;
+        } else {
+            self.ring_base = ids.end;
+            self.advance();
         }
     }
 
-    /// Makes room for one more id in a full ring: by growing while at least a quarter of it is
-    /// in use, else by moving its oldest id, a straggler, to the side list.
-    fn make_room(&mut self) -> bool {
-        let in_ring = self.outstanding - self.stragglers.len();
-        let span = self.window.saturating_mul(4).max(MIN_RING).next_power_of_two();
-        if self.ring.is_empty() || (in_ring * 4 > self.ring.len() && self.ring.len() < span) {
-            let mut ring = vec![VACANT; (self.ring.len() * 2).max(MIN_RING)];
-            let mask = ring.len() - 1;
-            for id in self.ring_base..self.next {
-                ring[id as usize & mask] = self.ring[self.place(id)];
-            }
-            self.ring = ring;
-            return true;
+    /// Sets `limit` after a change of what it is made of.
+    #[inline]
+    fn set_limit(&mut self) {
+        let end = self.ring_base + self.ring.len() as u64;
+        self.limit = if self.stragglers.is_empty() { end } else { 0 };
+    }
+
+    /// Moves `ring_base` over the holes behind it.
+    #[inline]
+    fn advance(&mut self) {
+        while self.holes > 0 && self.place(self.ring_base).is_vacant() {
+            self.ring_base += 1;
+            self.holes -= 1;
         }
+        self.set_limit();
+    }
+
+    /// Makes room for one more id: in a full ring, by growing while at least a quarter of it is
+    /// in use, else by moving its oldest id, a straggler, to the side list.
+    #[cold]
+    fn make_room(&mut self) -> bool {
+        let is_full = self.next - self.ring_base == self.ring.len() as u64;
+        (!is_full || self.grow() || self.put_aside())
+            && self.next - self.base() < u64::from(u32::MAX)
+    }
+
+    fn grow(&mut self) -> bool {
+        let in_ring = self.outstanding() - self.stragglers.len();
+        let span = self.window.saturating_mul(4).max(MIN_RING).next_power_of_two();
+        if !self.ring.is_empty() && (in_ring * 4 <= self.ring.len() || self.ring.len() >= span) {
+            return false;
+        }
+        let len = (self.ring.len() * 2).max(MIN_RING);
+        let mut ring: Vec<_> = (0..len).map(|_| Place::VACANT).collect();
+        for id in self.ring_base..self.next {
+            ring[id as usize & (len - 1)] = self.place_mut(id).take();
+        }
+        self.ring = ring;
+        self.set_limit();
+        true
+    }
+
+    /// Moves the oldest id of the ring to the side list, if that has room.
+    fn put_aside(&mut self) -> bool {
         if self.stragglers.len() == self.window.min(MAX_STRAGGLERS) {
             return false;
         }
-        let place = self.place(self.ring_base);
-        let run = std::mem::replace(&mut self.ring[place], VACANT);
-        self.stragglers.push((self.ring_base, run));
+        let place = self.place_mut(self.ring_base).take();
+        self.stragglers.push((self.ring_base, place));
+        self.ring_base += 1;
         self.advance();
         true
     }
 
     /// Releases `ids`, all below the ring; each must be on the side list.
+    #[cold]
     fn release_stragglers(
         &mut self,
-        ids: std::ops::Range<u64>,
+        ids: Range<u64>,
         on_released: &mut impl FnMut(T),
     ) -> Result<usize, UnknownIds> {
-        let count = (ids.end - ids.start) as usize;
         let first = self.stragglers.partition_point(|(id, _)| *id < ids.start);
         let last = self.stragglers.partition_point(|(id, _)| *id < ids.end);
-        if last - first != count {
+        if (last - first) as u64 != ids.end - ids.start {
             return Err(UnknownIds);
         }
         let mut bytes = 0;
         for at in first..last {
-            let (_, run) = self.stragglers[at];
-            self.release_run(run.head, on_released);
-            bytes += run.bytes as usize;
+            let place = self.stragglers[at].1.take();
+            bytes += place.bytes as usize;
+            self.linked -= usize::from(place.lease.is_none());
+            self.release_place(place, on_released);
         }
         self.stragglers.drain(first..last);
-        self.outstanding -= count;
+        self.set_limit();
         Ok(bytes)
     }
 
-    /// Drops one hold of each lease of the run that starts at `head`.
-    #[inline]
-    fn release_run(&mut self, head: u32, on_released: &mut impl FnMut(T)) {
-        let mut key = head;
-        while key != NONE {
-            let link = self.table[key as usize].link;
-            if let Some(lease) = self.let_go(key) {
-                on_released(lease);
-            }
-            key = link;
+    /// Drops one hold of each lease that the id of a place covered; nothing if it is vacant.
+    fn release_place(&mut self, place: Place<T>, on_released: &mut impl FnMut(T)) {
+        match place.lease {
+            Some(lease) => on_released(lease),
+            None => self.table.let_go_all(place.head, on_released),
         }
     }
 
     /// Drops one hold of each lease of a run that the kernel did not take; the sender's own hold
     /// keeps them all.
     fn unhold(&mut self, head: u32) {
-        self.release_run(head, &mut |_| unreachable!("the sender holds a lease it is sending"));
-    }
-
-    #[inline]
-    fn let_go(&mut self, key: u32) -> Option<T> {
-        let entry = &mut self.table[key as usize];
-        entry.holds = entry.holds.checked_sub(1).expect("a lease that is let go of has a hold");
-        if entry.holds > 0 {
-            return None;
-        }
-        entry.link = self.vacant;
-        self.vacant = key;
-        self.leases -= 1;
-        entry.lease.take()
+        self.table.let_go_all(head, |_| unreachable!("the sender holds a lease it is sending"));
     }
 }
 
@@ -412,12 +555,9 @@ impl<T> fmt::Debug for CompletionTracker<T> {
         f.debug_struct("CompletionTracker")
             .field("oldest", &self.oldest())
             .field("next", &self.next)
-            .field("outstanding", &self.outstanding)
-            .field("leases", &self.leases)
+            .field("outstanding", &self.outstanding())
+            .field("leases", &self.leases())
             .field("stragglers", &self.stragglers.len())
             .finish_non_exhaustive()
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,6 +1,6 @@
 //! The orders in which ids come back, and the loop that issues and releases in them.
 
-use std::rc::Rc;
+use std::{hint::black_box, num::NonZeroU64, rc::Rc};
 
 use super::rivals::{Lease, Tracker};
 
@@ -93,7 +93,7 @@ impl<T: Tracker> Driver<T> {
             let (first, count) = self.order.notes[self.at];
             let lo = self.base.wrapping_add(first);
             let Self { tracker, sum, .. } = self;
-            let released = |lease: Lease| *sum = sum.wrapping_add(lease.get());
+            let released = |lease: Lease| *sum = sum.wrapping_add(black_box(lease).number.get());
             tracker.release(lo, lo.wrapping_add(count - 1), released);
             for _ in 0..count {
                 self.tracker.issue(self.next, lease(self.next));
@@ -112,7 +112,7 @@ impl<T: Tracker> Driver<T> {
         let end = self.base.wrapping_add(self.order.window as u32);
         // Their sum is known, unless the ids wrap in between.
         if T::KEEPS_LEASES && end > self.base {
-            let expected = count * lease(self.base).get() + count * (count - 1) / 2;
+            let expected = count * lease(self.base).number.get() + count * (count - 1) / 2;
             assert_eq!(self.sum, expected, "the leases of {count} ids from {first} on");
         }
         self.at = 0;
@@ -123,5 +123,5 @@ impl<T: Tracker> Driver<T> {
 
 /// Some lease, which its id tells.
 fn lease(id: u32) -> Lease {
-    Lease::MIN.saturating_add(u64::from(id))
+    Lease::new(NonZeroU64::MIN.saturating_add(u64::from(id)))
 }

@@ -10,8 +10,18 @@ use pinbuf::__internals::CompletionTracker;
 use rustc_hash::FxBuildHasher;
 use slab::Slab;
 
-/// What is tracked: as slim as a pointer.
-pub(crate) type Lease = NonZeroU64;
+/// What is tracked: as large as a sender's lease, and with a value that it never has.
+#[derive(Clone, Copy)]
+pub(crate) struct Lease {
+    pub(crate) number: NonZeroU64,
+    _rest: [u64; 9],
+}
+
+impl Lease {
+    pub(crate) fn new(number: NonZeroU64) -> Self {
+        Self { number, _rest: [0; 9] }
+    }
+}
 
 /// What there is to keep for an id: its lease, and the bytes of its call.
 pub(crate) type Place = (Lease, u32);
@@ -48,7 +58,7 @@ impl Tracker for CompletionTracker<Lease> {
         Self::new(window, pinbuf::NotificationId(0))
     }
 
-    #[inline]
+    #[inline(always)]
     fn issue(&mut self, _: u32, lease: Lease) {
         let key = self.insert(lease);
         Self::issue(self, &[key], BYTES).expect("no straggler is that old");
@@ -59,7 +69,7 @@ impl Tracker for CompletionTracker<Lease> {
         unreachable!("it releases notes");
     }
 
-    #[inline]
+    #[inline(always)]
     fn release(&mut self, lo: u32, hi: u32, released: impl FnMut(Lease)) -> usize {
         Self::release(self, lo, hi, released).expect("the ids are outstanding").bytes
     }
@@ -105,7 +115,7 @@ impl Tracker for Nothing {
 
     #[inline]
     fn remove(&mut self, id: u32) -> Place {
-        (Lease::MIN, id)
+        (Lease::new(NonZeroU64::MIN), id)
     }
 }
 
@@ -135,7 +145,7 @@ pub(crate) type Foldhash = Map<hashbrown::DefaultHashBuilder>;
 /// Ids to leases, and leases to how many ids they have: folly's shape.
 pub(crate) struct TwoMaps {
     leases: HashMap<u32, Lease>,
-    counts: HashMap<Lease, (u32, u32)>,
+    counts: HashMap<NonZeroU64, (u32, u32)>,
 }
 
 impl Tracker for TwoMaps {
@@ -147,7 +157,7 @@ impl Tracker for TwoMaps {
     #[inline]
     fn issue(&mut self, id: u32, lease: Lease) {
         self.leases.insert(id, lease);
-        let (count, bytes) = self.counts.entry(lease).or_default();
+        let (count, bytes) = self.counts.entry(lease.number).or_default();
         *count += 1;
         *bytes += BYTES;
     }
@@ -155,11 +165,12 @@ impl Tracker for TwoMaps {
     #[inline]
     fn remove(&mut self, id: u32) -> Place {
         let lease = self.leases.remove(&id).expect("the id is outstanding");
-        let (count, bytes) = self.counts.get_mut(&lease).expect("a lease with an id has a count");
+        let (count, bytes) =
+            self.counts.get_mut(&lease.number).expect("a lease with an id has a count");
         *count -= 1;
         let bytes = *bytes;
         if *count == 0 {
-            self.counts.remove(&lease);
+            self.counts.remove(&lease.number);
         }
         (lease, bytes)
     }

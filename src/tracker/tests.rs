@@ -354,7 +354,7 @@ proptest! {
                 }
                 Step::Withdraw => {
                     model.part_sent = false;
-                    for (name, key) in std::mem::take(&mut model.unsettled) {
+                    for (name, key) in mem::take(&mut model.unsettled) {
                         let gone = tracker.settle(key);
                         prop_assert_eq!(gone, (!model.held(name)).then_some(name));
                     }

@@ -1,0 +1,106 @@
+//! Leases that more than one party holds, under keys.
+
+use std::mem;
+
+/// No entry.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// Leases with the number of their holds, each linked to the next of its run.
+pub(super) struct Table<T> {
+    entries: Vec<Entry<T>>,
+    /// Head of the list of vacant entries, linked by `link`.
+    vacant: u32,
+    len: usize,
+}
+
+struct Entry<T> {
+    /// `None` in a vacant entry.
+    lease: Option<T>,
+    holds: u32,
+    link: u32,
+}
+
+impl<T> Table<T> {
+    pub(super) fn new() -> Self {
+        Self { entries: Vec::new(), vacant: NONE, len: 0 }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// # Panics
+    ///
+    /// With 2^32 - 2 leases in the table.
+    pub(super) fn insert(&mut self, lease: T, holds: u32) -> u32 {
+        self.len += 1;
+        let entry = Entry { lease: Some(lease), holds, link: NONE };
+        let key = self.vacant;
+        if let Some(place) = self.entries.get_mut(key as usize) {
+            self.vacant = place.link;
+            *place = entry;
+            return key;
+        }
+        let key = u32::try_from(self.entries.len()).ok().filter(|key| *key < NONE - 1);
+        self.entries.push(entry);
+        key.expect("fewer than 2^32 - 2 leases")
+    }
+
+    pub(super) fn get(&self, key: u32) -> Option<&T> {
+        self.entries[key as usize].lease.as_ref()
+    }
+
+    pub(super) fn get_mut(&mut self, key: u32) -> Option<&mut T> {
+        self.entries[key as usize].lease.as_mut()
+    }
+
+    pub(super) fn holds(&self, key: u32) -> u32 {
+        self.entries[key as usize].holds
+    }
+
+    /// The next of the run.
+    pub(super) fn link(&self, key: u32) -> u32 {
+        self.entries[key as usize].link
+    }
+
+    /// One more hold, as a part of a run in front of `link`.
+    pub(super) fn hold(&mut self, key: u32, link: u32) {
+        let entry = &mut self.entries[key as usize];
+        entry.holds += 1;
+        entry.link = link;
+    }
+
+    /// Ends a run behind `key`; the rest of it.
+    pub(super) fn cut(&mut self, key: u32) -> u32 {
+        mem::replace(&mut self.entries[key as usize].link, NONE)
+    }
+
+    /// Drops one hold; the lease if that was the last.
+    pub(super) fn let_go(&mut self, key: u32) -> Option<T> {
+        let entry = &mut self.entries[key as usize];
+        entry.holds = entry.holds.checked_sub(1).expect("a lease that is let go of has a hold");
+        if entry.holds > 0 {
+            return None;
+        }
+        entry.link = mem::replace(&mut self.vacant, key);
+        self.len -= 1;
+        entry.lease.take()
+    }
+
+    /// Drops one hold of each lease of the run that starts at `head`.
+    #[inline(never)]
+    pub(super) fn let_go_all(&mut self, head: u32, mut on_released: impl FnMut(T)) {
+        let mut key = head;
+        while key != NONE {
+            let link = self.link(key);
+            if let Some(lease) = self.let_go(key) {
+                on_released(lease);
+            }
+            key = link;
+        }
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.entries.iter_mut().filter_map(|entry| entry.lease.as_mut())
+    }
+}
