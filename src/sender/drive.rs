@@ -282,11 +282,16 @@ impl<K: Kernel> Core<K> {
             return;
         }
         let held = lock(&self.in_flight).oldest(self.kernel.now());
-        if held.is_some_and(|held| held > limit) && self.connection_error().is_none() {
+        if held.is_none_or(|held| held <= limit) {
+            return;
+        }
+        if self.connection_error().is_none() {
             self.cut_short(OsError::from_raw(errno::ETIMEDOUT));
             // If it fails, what is in flight stays there.
             let _ = self.kernel.abort();
         }
+        // No note comes for what was released without one, or whose note somebody else has read.
+        lock(&self.in_flight).prove(&self.kernel);
     }
 
     /// How long the oldest call in flight has been there.

@@ -127,8 +127,8 @@ impl<K: Kernel> Core<K> {
         match ending.phase {
             Phase::Over => None,
             Phase::Unproven { since, quarantined } => {
-                if quarantined || self.kernel.now().duration_since(since) < GRACE {
-                    return Some(if quarantined { LOOK_EVERY_UNPROVEN } else { GRACE });
+                if !quarantined && self.kernel.now().duration_since(since) < GRACE {
+                    return Some(GRACE);
                 }
                 let flushed = self.is_flushed();
                 let mut in_flight = lock(&self.in_flight);
@@ -136,6 +136,9 @@ impl<K: Kernel> Core<K> {
                 if in_flight.tracker.outstanding() == 0 {
                     ending.phase = Phase::Over;
                     return None;
+                }
+                if quarantined {
+                    return Some(LOOK_EVERY_UNPROVEN);
                 }
                 in_flight.quarantine();
                 if flushed {

@@ -104,11 +104,13 @@ impl Owner {
         body(self.world.lock().socket(self.number).0)
     }
 
-    /// Whether the peer brings every wait to an end.
+    /// Whether every wait comes to an end: the peer sees to it, and option memory that others
+    /// have does not hide what is released without a note.
     pub(crate) fn is_cooperative(&self) -> bool {
-        self.with_socket(|socket| match &socket.wire {
-            Wire::Stream(stream) => !stream.is_stalled_for_ever() && !stream.refuses,
-            Wire::Datagrams(_) => true,
+        self.with_socket(|socket| {
+            let stalls =
+                matches!(&socket.wire, Wire::Stream(stream) if stream.is_stalled_for_ever());
+            !stalls && socket.notes.filter_bytes == 0
         })
     }
 
