@@ -155,7 +155,7 @@ impl<K: Kernel> Core<K> {
                 }
                 let idle = now.duration_since(ending.progress);
                 if ending.lingers && idle >= self.config.linger {
-                    if unacked == Some(0) {
+                    if unacked == Some(0) && self.is_flushed() {
                         // The peer has everything; a reset would only spoil that.
                         ending.phase = Phase::Unproven { since: now, quarantined: false };
                     } else {
