@@ -409,7 +409,7 @@ impl Episode {
             (Wire::Stream(stream), 11..16) => stream.stall(until),
             (Wire::Datagrams(datagrams), 8..12) => datagrams.stick(until),
             (Wire::Datagrams(datagrams), 12..16) => datagrams.pending_error = Some(ECONNREFUSED),
-            (_, 16) => _ = socket.notes.pop(),
+            (_, 16) => socket.deaf |= socket.notes.pop().is_some(),
             (_, 17) => {
                 // Another user of the socket, far ahead: what would look like ours is past help.
                 let lo = socket.notes.next_id().wrapping_add(1 << 31);

@@ -79,6 +79,7 @@ impl Kernel for SimKernel {
         let cut = nature.choices.permille(nature.weather.cut);
         if cut && nature.choices.once_in(2) {
             socket.failures.push(ENOMEM);
+            socket.deaf = true;
             return Err(io::Error::from_raw_os_error(ENOMEM));
         }
         while let Some(record) = socket.notes.pop() {

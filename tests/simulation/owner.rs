@@ -344,7 +344,11 @@ impl Owner {
                 && !bell.is_rung()
             {
                 let open = self.with_socket(|socket| {
-                    socket.expected.pending() > 0 || socket.notes.is_live(*from, *to)
+                    let ignores = matches!(&socket.wire, Wire::Stream(stream) if stream.ignores);
+                    socket.deaf
+                        || ignores
+                        || socket.expected.pending() > 0
+                        || socket.notes.is_live(*from, *to)
                 });
                 assert!(open, "released, but nobody was woken");
             }

@@ -134,6 +134,9 @@ pub(crate) struct Socket {
     pub(crate) waited_in: u64,
     /// Error numbers of the calls that failed, since somebody asked.
     pub(crate) failures: Vec<i32>,
+    /// A note was read by somebody else, or a read failed for want of memory: nobody is told of
+    /// what that was about.
+    pub(crate) deaf: bool,
 }
 
 impl Socket {
@@ -149,6 +152,7 @@ impl Socket {
             core: Weak::new(),
             waited_in: 0,
             failures: Vec::new(),
+            deaf: false,
         }
     }
 
