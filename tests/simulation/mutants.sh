@@ -23,6 +23,8 @@ for patch in "$here"/mutants/*.patch; do
     result='DOES NOT BUILD'; missed=1
   elif (cd "$copy/tree" && timeout 300 cargo test --quiet --release --test simulation -- --nocapture) >"$copy/log" 2>&1; then
     result='NOT CAUGHT'; missed=1
+  elif ! grep -q '^failed after' "$copy/log"; then
+    result='NO VERDICT'; missed=1  # Out of time, or out of memory.
   else
     result=caught
     steps=$(sed -n 's/^failed after \([0-9]*\) steps.*/\1/p' "$copy/log" | head -n 1)
