@@ -17,7 +17,7 @@ use std::{
 };
 
 use common::{
-    again, assert_all_home, become_ordinary, enable_zerocopy, filled, limit_memlock, must_succeed,
+    again, all_come_home, become_ordinary, enable_zerocopy, filled, limit_memlock, must_succeed,
     namespace::in_a_namespace,
     pool, reset,
     road::{Peer, Road, Side, report, wrong},
@@ -53,7 +53,7 @@ fn send_all(sender: &mut Sender<TcpStream>) -> SenderStats {
         sender.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)).unwrap();
     }
     sender.drain(soon()).unwrap();
-    assert_all_home(&pool);
+    all_come_home(&pool);
     let stats = sender.stats();
     assert_eq!(stats.zero_copy_bytes + stats.copied_bytes, (LEN * MESSAGES) as u64);
     stats
@@ -140,7 +140,7 @@ fn a_clone_that_waits_in_a_queue_releases_a_send_after_later_ones() {
         }
         let overtaken = overtaken.iter().filter(|overtaken| **overtaken).count();
         sender.drain(soon()).unwrap();
-        assert_all_home(&pool);
+        all_come_home(&pool);
         let stats = sender.stats();
         assert!(sender.close(soon().unwrap()).drained);
         let stream = peer.stream();
@@ -193,7 +193,7 @@ fn a_reset_in_the_middle_settles_every_send_and_frees_every_slot() {
             assert_eq!(wrong(&stream, LEN), (0, 0));
             drop(sender);
             assert!(pinbuf::wait_idle(soon().unwrap()));
-            assert_all_home(&pool);
+            all_come_home(&pool);
         }
         Ok(())
     });

@@ -394,6 +394,9 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
 
     /// Blocks until everything is accepted and released, or the deadline.
     ///
+    /// While somebody waits for a slot, the reaper reads notes too: the last buffers it found
+    /// released may still be on their way home when this returns.
+    ///
     /// On a connection that has failed this waits for the releases only; see
     /// [`connection_error`](Self::connection_error).
     ///

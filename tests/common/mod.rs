@@ -360,6 +360,13 @@ pub(crate) fn census(pool: &Pool) -> [usize; 4] {
     [stats.free(), stats.owned(), stats.in_flight(), stats.quarantined()]
 }
 
+/// Every slot becomes Free. What is released need not be home yet if somebody waited for a slot: the
+/// reaper reads notes then, and may not have dropped the buffers they named.
+pub(crate) fn all_come_home(pool: &Pool) {
+    eventually("every slot is home", || pool.stats().owned() == 0);
+    assert_all_home(pool);
+}
+
 /// Every slot is Free, and the pool's records agree.
 pub(crate) fn assert_all_home(pool: &Pool) {
     let slots: usize = pool.stats().classes.iter().map(|class| class.slots).sum();

@@ -14,7 +14,7 @@ use pinbuf::{Policy, Sender};
 
 use crate::{
     common::{
-        assert_all_home, enable_zerocopy, filled,
+        all_come_home, enable_zerocopy, filled,
         namespace::in_a_namespace,
         pool, read_notes,
         road::{FAST, Peer, Road, SLOW, Side, report, wrong},
@@ -93,7 +93,7 @@ impl Course {
         let (stats, sent) = (sender.stats(), LEN * self.messages);
         assert_eq!((stats.zero_copy_bytes, stats.copied_bytes), (sent as u64, 0));
         assert!(sender.close(soon().unwrap()).drained);
-        assert_all_home(&pool);
+        all_come_home(&pool);
         let stream = self.end(road, peer);
         let (messages, bytes) = wrong(&stream, LEN);
         assert_eq!((stream.len(), messages, bytes), (sent, 0, 0), "{}", self.name);
