@@ -13,7 +13,7 @@ use pinbuf::{
         Batch, Config, Core, EdgeWait, Interest, IoVec, Kernel, MemlockBudget, Ready, Reclaim,
         Record, SendFlags, Token, Transport,
     },
-    NotificationId, PinnedBuf, Pool,
+    NotificationId, PinnedBuf, Pool, Ticket,
 };
 
 use crate::{Condvar, Mutex};
@@ -132,6 +132,13 @@ impl FakeKernel {
     /// A sender over this socket.
     pub fn sender(&self) -> Arc<Core<Self>> {
         self.sender_with(Config::default(), MemlockBudget::new(None))
+    }
+
+    /// A sender over this socket, and the pool whose only slot it has been given.
+    pub fn with_one_in_flight(&self) -> (Pool, Arc<Core<Self>>, Ticket) {
+        let (pool, sender) = (page_pool(1), self.sender());
+        let ticket = sender.try_send(filled(&pool, 1)).unwrap();
+        (pool, sender, ticket)
     }
 
     /// A sender over this socket that may have one call in flight.

@@ -13,10 +13,8 @@ use pinbuf::__internals::{Kernel, Reclaim};
 #[test]
 fn a_sender_left_in_flight_ends_in_the_reapers_care() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default();
-        let sender = kernel.sender();
-        sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, _) = kernel.with_one_in_flight();
         let network = {
             let kernel = kernel.clone();
             thread::spawn(move || {
@@ -35,10 +33,8 @@ fn a_sender_left_in_flight_ends_in_the_reapers_care() {
 #[test]
 fn an_abort_keeps_what_a_packet_in_a_queue_still_carries() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default().queued_below();
-        let sender = kernel.sender();
-        sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, _) = kernel.with_one_in_flight();
         let network = {
             let kernel = kernel.clone();
             thread::spawn(move || assert!(kernel.deliver()))
@@ -56,10 +52,8 @@ fn an_abort_keeps_what_a_packet_in_a_queue_still_carries() {
 #[test]
 fn halves_that_leave_at_once_end_the_sender_once() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default();
-        let sender = kernel.sender();
-        sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, _) = kernel.with_one_in_flight();
         sender.share();
         let sending_half = {
             let sender = Arc::clone(&sender);
@@ -78,10 +72,8 @@ fn halves_that_leave_at_once_end_the_sender_once() {
 #[test]
 fn a_close_ends_with_the_last_note_whoever_drives() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default();
-        let sender = kernel.sender();
-        sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, _) = kernel.with_one_in_flight();
         let network = {
             let (kernel, waiter) = (kernel.clone(), Arc::clone(&sender));
             thread::spawn(move || {
@@ -102,14 +94,12 @@ fn a_close_ends_with_the_last_note_whoever_drives() {
 #[test]
 fn a_stream_ends_behind_the_rest_whoever_sends_it() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::new([
             Answer::TakeAndNote(100),
             Answer::Fail(EAGAIN),
             Answer::TakeAndNote(PAGE),
         ]);
-        let sender = kernel.sender();
-        sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, _) = kernel.with_one_in_flight();
         let waiter = {
             let sender = Arc::clone(&sender);
             thread::spawn(move || sender.drive())
@@ -129,10 +119,8 @@ fn a_stream_ends_behind_the_rest_whoever_sends_it() {
 #[test]
 fn a_watched_sender_is_handed_over_once() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default();
-        let sender = kernel.sender();
-        sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, _) = kernel.with_one_in_flight();
         let waiter = {
             let sender = Arc::clone(&sender);
             thread::spawn(move || assert!(sender.watch()))
@@ -151,10 +139,8 @@ fn a_watched_sender_is_handed_over_once() {
 #[test]
 fn who_waits_while_the_reaper_lets_go_is_not_forgotten() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default();
-        let sender = kernel.sender();
-        sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, _) = kernel.with_one_in_flight();
         assert!(Arc::clone(&sender).watch());
         let reaper = {
             let kernel = kernel.clone();
@@ -173,10 +159,8 @@ fn who_waits_while_the_reaper_lets_go_is_not_forgotten() {
 #[test]
 fn who_awaits_a_fate_while_the_reaper_lets_go_is_not_forgotten() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default();
-        let sender = kernel.sender();
-        let ticket = sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, ticket) = kernel.with_one_in_flight();
         assert!(Arc::clone(&sender).watch());
         let reaper = {
             let kernel = kernel.clone();

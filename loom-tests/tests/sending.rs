@@ -38,10 +38,8 @@ fn a_note_that_comes_before_the_call_returns_finds_its_lease() {
 #[test]
 fn a_buffer_is_not_reused_before_its_note() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default();
-        let sender = kernel.sender();
-        sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, _) = kernel.with_one_in_flight();
         let network = {
             let kernel = kernel.clone();
             thread::spawn(move || assert!(kernel.deliver()))
@@ -97,10 +95,8 @@ fn a_failed_call_is_rolled_back_while_another_thread_reaps() {
 #[test]
 fn the_rest_of_a_buffer_goes_out_once_whoever_flushes() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::new([Answer::TakeAndNote(100), Answer::TakeAndNote(PAGE)]);
-        let sender = kernel.sender();
-        let ticket = sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, ticket) = kernel.with_one_in_flight();
         assert_eq!(sender.fate(ticket), None, "a part is not accepted yet");
         let flusher = reaping(&sender);
         sender.step().unwrap();
@@ -205,10 +201,8 @@ fn a_note_out_of_order_releases_what_it_names() {
 #[test]
 fn a_drain_ends_with_the_last_note_and_no_earlier() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default();
-        let sender = kernel.sender();
-        sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, _) = kernel.with_one_in_flight();
         let network = {
             let kernel = kernel.clone();
             thread::spawn(move || assert!(kernel.deliver()))
@@ -224,10 +218,8 @@ fn a_drain_ends_with_the_last_note_and_no_earlier() {
 #[test]
 fn a_drain_is_woken_by_a_proof_that_another_thread_found() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default();
-        let sender = kernel.sender();
-        sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, _) = kernel.with_one_in_flight();
         let doubter = {
             let sender = Arc::clone(&sender);
             thread::spawn(move || {
@@ -289,10 +281,8 @@ fn room_is_used_though_another_thread_found_none() {
 #[test]
 fn a_fate_is_told_to_whoever_awaits_it() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default();
-        let sender = kernel.sender();
-        let ticket = sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, ticket) = kernel.with_one_in_flight();
         let reaper = {
             let kernel = kernel.clone();
             thread::spawn(move || {
@@ -309,10 +299,8 @@ fn a_fate_is_told_to_whoever_awaits_it() {
 #[test]
 fn a_fate_that_another_thread_finds_is_told() {
     model(|| {
-        let pool = page_pool(1);
         let kernel = FakeKernel::default();
-        let sender = kernel.sender();
-        let ticket = sender.try_send(filled(&pool, 1)).unwrap();
+        let (pool, sender, ticket) = kernel.with_one_in_flight();
         let reaper = {
             let (kernel, sender) = (kernel.clone(), Arc::clone(&sender));
             thread::spawn(move || {
