@@ -48,7 +48,7 @@ while read -r test binary; do
   guest+=(--bin "$logs/bin/$test")
 done <<<"$tests"
 all=$(cut -d ' ' -f 1 <<<"$tests" | sort)
-roads=$(grep -lr 'Road::build()' tests | sed 's,tests/,,; s,[/.].*,,' | grep -vx common | sort -u)
+roads=$(grep -lr --include='*.rs' 'Road::build()' tests | sed 's,tests/,,; s,[/.].*,,' | grep -vx common | sort -u)
 
 # boot KERNEL WAY TESTS PREPARATION [ROLE]: runs tests in one guest, one after the other, each through ROLE.
 boot() {
