@@ -82,7 +82,6 @@ const CHANNELS: usize = 2;
 const ROUNDS: usize = 9;
 /// Pages of a terabyte.
 const TERABYTE: usize = 1 << 28;
-const WORDS: &str = "every word of the bitmap";
 const LOOP: &str = "loop of write(2)";
 const POLICIES: [&str; 3] = ["auto", "prefer", "never"];
 
@@ -93,53 +92,82 @@ fn main() {
         let _ = fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "cubic");
     }
     let mut bench = Bench::new("migration");
-    let road = lent_devices().map(|_| Road::build().expect("the devices are joined"));
-    // Devices that somebody lends are those of a guest, which is small and slow.
-    let small = bench.size(if road.is_some() { "64M" } else { "256M" }, "16M");
-    let size = bench.size(if road.is_some() { small } else { "1G" }, small);
-    let listener = match &road {
-        Some(road) => road.listener(),
-        None => TcpListener::bind("127.0.0.1:0").expect("loopback is up"),
-    };
-    let way = if road.is_some() { "devices that do not copy" } else { "loopback, copied" };
+    let place = Place::here();
+    let small = bench.size(place.small, "16M");
+    let large = bench.size(place.large, small);
+    move_a_guest(&mut bench, &place, large);
+    stop_a_guest(&mut bench, &place, small);
+    find_dirty_pages(&mut bench);
+    bench.finish();
+}
 
+/// Where the bytes go.
+struct Place {
+    name: &'static str,
+    listener: TcpListener,
+    copies: bool,
+    /// Sizes of guests.
+    small: &'static str,
+    large: &'static str,
+    _road: Option<Road>,
+}
+
+impl Place {
+    fn here() -> Self {
+        if lent_devices().is_some() {
+            let road = Road::build().expect("the devices are joined");
+            let listener = road.listener();
+            // They are those of a guest, which is small and slow.
+            let (name, small) = ("devices that do not copy", "64M");
+            return Self { name, listener, copies: false, small, large: small, _road: Some(road) };
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback is up");
+        let (name, small, large) = ("loopback, copied", "256M", "1G");
+        Self { name, listener, copies: true, small, large, _road: None }
+    }
+}
+
+/// Tells of each run first its time, then its CPU.
+fn move_a_guest(bench: &mut Bench, place: &Place, size: &str) {
     let memory = guest::memory(&arguments(size, "never", &[]).source).expect("memory for a guest");
     let plan = bare::plan(&memory, CHANNELS);
-    // Of the same runs, time is told first and CPU then.
     let bare = Runs::default();
     let policies = POLICIES.map(|policy| {
         (policy, arguments(size, policy, &["--dirty-rate=0", "--device-state=0"]), Runs::default())
     });
-    let run_bare = || bare::migrate(&memory, &plan, &listener);
-    let run = |args: &cli::BothArgs| cost(&migrate(args, &listener));
-    bench.table("time to move a guest that stands still", "ms per GB").rounds(ROUNDS).case(
-        way,
-        LOOP,
-        |case| {
-            case.row(LOOP, || Ok(|_| bare.run(run_bare).wall_per_gigabyte()));
-            for (policy, args, runs) in &policies {
-                case.row(policy, || Ok(|_| runs.run(|| run(args)).wall_per_gigabyte()));
-            }
-            case.goal("auto", LOOP, AtMost::Times(1.0 / 0.95));
-        },
-    );
-    bench.table("CPU of the sending threads", "ms per GB").rounds(ROUNDS).case(way, LOOP, |case| {
+    let run_bare = || bare::migrate(&memory, &plan, &place.listener);
+    let run = |args: &cli::BothArgs| cost(&migrate(args, &place.listener));
+    let mut table =
+        bench.table("time to move a guest that stands still", "ms per GB").rounds(ROUNDS);
+    table.case(place.name, LOOP, |case| {
+        case.row(LOOP, || Ok(|_| bare.run(run_bare).wall_per_gigabyte()));
+        for (policy, args, runs) in &policies {
+            case.row(policy, || Ok(|_| runs.run(|| run(args)).wall_per_gigabyte()));
+        }
+        case.goal("auto", LOOP, AtMost::Times(1.0 / 0.95));
+    });
+    drop(table);
+    let mut table = bench.table("CPU of the sending threads", "ms per GB").rounds(ROUNDS);
+    table.case(place.name, LOOP, |case| {
         case.row(LOOP, || Ok(|_| bare.again(run_bare).cpu_per_gigabyte()));
         for (policy, args, runs) in &policies {
             case.row(policy, || Ok(|_| runs.again(|| run(args)).cpu_per_gigabyte()));
         }
-        if road.is_some() {
+        if !place.copies {
             case.goal("auto", LOOP, AtMost::Times(1.0));
         }
     });
+}
+
+/// Where the time goes in which a busy guest stands still.
+fn stop_a_guest(bench: &mut Bench, place: &Place, size: &str) {
     let name = "downtime of a busy guest, 64K of device state";
-    bench.table(name, "us").rounds(ROUNDS).case(way, "send", |case| {
+    bench.table(name, "us").rounds(ROUNDS).case(place.name, "send", |case| {
         let mut row = |name, part: fn(DowntimeSplit) -> u64| {
-            let args = arguments(small, "auto", &["--dirty-rate=400M", "--device-state=64K"]);
-            let listener = &listener;
+            let args = arguments(size, "auto", &["--dirty-rate=400M", "--device-state=64K"]);
             case.row(name, move || {
-                let split = move || migrate(&args, listener).downtime_split.expect("it ended");
-                Ok(move |_| part(split()) as f64)
+                let split = move || migrate(&args, &place.listener).downtime_split;
+                Ok(move |_| part(split().expect("it ended")) as f64)
             });
         };
         row("stop", |split| split.stop_us);
@@ -147,9 +175,13 @@ fn main() {
         row("send", |split| split.send_us);
         row("end", |split| split.end_us);
     });
-    bench.table("finding dirty pages", "us of CPU").case("1000 of a terabyte", WORDS, |case| {
+}
+
+fn find_dirty_pages(bench: &mut Bench) {
+    const EVERY: &str = "every word of the bitmap";
+    bench.table("finding dirty pages", "us of CPU").case("1000 of a terabyte", EVERY, |case| {
         let words: Vec<_> = (0..TERABYTE / 64).map(|_| AtomicU64::new(0)).collect();
-        case.row(WORDS, || {
+        case.row(EVERY, || {
             Ok(move |_| {
                 marks().for_each(|page| _ = words[page / 64].fetch_or(1, Ordering::Release));
                 let taken = || words.iter().filter(|word| word.swap(0, Ordering::Acquire) != 0);
@@ -165,7 +197,6 @@ fn main() {
             })
         });
     });
-    bench.finish();
 }
 
 /// What the runs of one contestant have cost, so that each is told in two tables.

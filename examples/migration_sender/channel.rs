@@ -22,6 +22,7 @@ use pinbuf::{
 
 use crate::{
     cli::ZeroCopy,
+    clock::thread_cpu,
     failure::{Code, Failure},
     memory::GuestMemory,
     protocol::{Header, Run},
@@ -182,7 +183,8 @@ impl Channel {
         self.sent
     }
 
-    /// Ends the stream in order, waits until the kernel has let go of everything, and adds up.
+    /// Ends the stream in order, waits until the kernel has let go of everything, and adds up
+    /// what it and the calling thread did.
     /// Without a deadline the migration is off: the connection is aborted.
     pub(crate) fn close(mut self, deadline: Option<Instant>) -> ZeroCopyReport {
         if deadline.is_some() {
@@ -208,7 +210,7 @@ impl Channel {
             no_bufs_optmem: stats.no_bufs_optmem,
             no_bufs_memlock: stats.no_bufs_memlock,
             unreleased: closed.quarantined as u64,
-            cpu_us: 0,
+            cpu_us: thread_cpu().as_micros() as u64,
         }
     }
 

@@ -18,7 +18,6 @@ use std::{
 use crate::{
     bitmap::{DirtyBitmap, page_run},
     channel::{Channel, SendFailure},
-    clock::thread_cpu,
     failure::{Code, Failure},
     memory::GuestMemory,
     protocol::{CHUNK, Header, Layout, MAX_PACKET, MAX_RUNS, PAGE, Run, goodbye, read_message},
@@ -220,7 +219,7 @@ impl Pump {
         if let Some(failure) = failure {
             let _ = self.events.send(Event::Failed(failure));
         }
-        ZeroCopyReport { cpu_us: thread_cpu().as_micros() as u64, ..self.channel.close(deadline) }
+        self.channel.close(deadline)
     }
 
     fn obey(&mut self, commands: &Receiver<Command>) -> Result<(), Halt> {

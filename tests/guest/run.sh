@@ -4,12 +4,14 @@
 #
 #   wire     between two vmxnet3 devices on one QEMU hub, which do not copy; twice, repeatable to the instruction (netem's
 #            dice included): both must print the same, byte for byte (or two of three: a busy host can disturb a run)
-#   course   the same, with delay and loss (netem) under all of it
+#   lab      the network lab between them, once
+#   course   flagship between them, with delay and loss (netem) under all of it
 #   lo       over the guest's loopback device
 #   late     over it, with delay
 #   nobody   as late, as an ordinary user
 #
-# WAYS names some of these, TESTS some of the tests (a pattern of grep -E). What they print is kept in target/guest. Ends with 1 if one failed.
+# WAYS names some of these, TESTS some of the tests (a pattern of grep -E). What they print is kept in target/guest. Ends
+# with 1 if one failed. WAYS=bench runs benches/migration.rs instead, as wire: a nanosecond is an instruction there.
 #
 # It needs qrun (QRUN names it), which boots a Debian kernel under QEMU with programs beside it: see its header. Without it
 # nothing is run.
@@ -24,20 +26,20 @@ kernels=("$@")
 logs=$PWD/target/guest
 rm -rf "$logs"
 mkdir -p "$logs/bin"
-guest=()
+parts=()
 for tool in ip tc iptables-legacy unshare setpriv; do
   where=$(command -v $tool) || { echo "SKIPPED tests/guest: no $tool" >&2; exit 0; }
-  guest+=(--bin "$where:$tool")
+  parts+=(--bin "$where:$tool")
 done
 # What iptables loads when it is asked to.
 for file in /usr/lib/*/xtables/libxt_{standard,statistic,tcp}.so; do
-  guest+=(--file "$file:${file#/}")
+  parts+=(--file "$file:${file#/}")
 done
 for module in vmxnet3 veth ifb sch_netem sch_tbf sch_htb ip_tables iptable_filter xt_statistic xt_tcpudp af_packet; do
-  guest+=(--mod $module)
+  parts+=(--mod $module)
 done
 for nic in 1 2; do
-  guest+=(--qemu "-netdev hubport,hubid=0,id=h$nic -device vmxnet3,netdev=h$nic,romfile=,mac=52:54:00:00:00:0$nic")
+  parts+=(--qemu "-netdev hubport,hubid=0,id=h$nic -device vmxnet3,netdev=h$nic,romfile=,mac=52:54:00:00:00:0$nic")
 done
 # Tests that read the source or run the example are not about kernels.
 tests=$(cargo test --no-run --message-format=json --tests |
@@ -45,22 +47,29 @@ tests=$(cargo test --no-run --message-format=json --tests |
   grep -vE '^(import_map|migration|migration_units|doctor) ') || exit 1
 while read -r test binary; do
   strip -o "$logs/bin/$test" "$binary" || exit 1
-  guest+=(--bin "$logs/bin/$test")
+  parts+=(--bin "$logs/bin/$test")
 done <<<"$tests"
 all=$(cut -d ' ' -f 1 <<<"$tests" | sort)
-roads=$(grep -lr --include='*.rs' 'Road::build()' tests | sed 's,tests/,,; s,[/.].*,,' | grep -vx common | sort -u)
 
-# boot KERNEL WAY TESTS PREPARATION [ROLE]: runs tests in one guest, one after the other, each through ROLE.
+# boot KERNEL WAY COMMAND [QRUN-OPTION...]: runs a command in a guest and keeps what it prints.
 boot() {
-  local kernel=$1 way=$2 tests prepare=$4 role=${5-} log=$logs/$1:$2 repeat=()
+  local kernel=$1 log=$logs/$1:$2 command=$3
+  shift 3
+  # Where the host is busy, the emulated clock does not keep up with the kernel's look at it.
+  "$qrun" --kernel "$kernel" --mem 2048 --timeout 900 --append no_timer_check "${parts[@]}" "$@" -- "$command" \
+    >"$log" 2>"$log.err" </dev/null || echo "== guest
+== $?" >>"$log"
+}
+
+# rows KERNEL WAY TESTS PREPARATION [ROLE]: runs tests in one guest, one after the other, each through ROLE.
+rows() {
+  local kernel=$1 way=$2 tests prepare=$4 role=${5-} repeatable=()
   [[ " ${WAYS-$way} " == *" $way "* ]] || return 0
   tests=$(grep -xE "${TESTS-.*}" <<<"$3" | tr '\n' ' ')
-  [ "$way" != wire ] || repeat=(--det --cpu qemu64)
   [ -n "$tests" ] || return 0
-  # Where the host is busy, the emulated clock does not keep up with the kernel's look at it.
-  repeat+=(--append no_timer_check)
+  [[ $way != @(wire|lab) ]] || repeatable=(--det --cpu qemu64)
   echo "$kernel $way: $tests" >&2
-  "$qrun" --kernel "$kernel" --mem 2048 --timeout 900 "${guest[@]}" "${repeat[@]}" -- "$prepare
+  boot "$kernel" "$way" "$prepare
     echo 20 >/proc/sys/vm/nr_hugepages
     chmod 1777 /tmp
     ulimit -n 65536
@@ -68,30 +77,41 @@ boot() {
       echo \"== \$test\"
       timeout 300 $role /t/\$test --test-threads=1 --nocapture
       echo \"== \$?\"
-    done" >"$log" 2>"$log.err" </dev/null || echo "== guest
-== $?" >>"$log"
+    done" "${repeatable[@]}"
 }
 
 devices='ip link set eth0 up; ip link set eth1 up; export PINBUF_TEST_DEVICES="eth0 eth1"'
 course='export PINBUF_TEST_NETEM="delay 10ms 5ms loss 1%"'
 late='/t/tc qdisc add dev lo root netem delay 2ms'
 nobody='/t/setpriv --reuid 65534 --regid 65534 --clear-groups'
+wire=$(printf 'flagship\nnetem')
 plain=$(grep -xE 'negative_control|ending|tcp|udp|limits|shared|split|waiting|mapped' <<<"$all")
 guests() {
   local kernel=$1 log=$logs/$1:wire try differ=1
-  boot "$kernel" wire "$roads" "$devices"
+  rows "$kernel" wire "$wire" "$devices"
   for try in 1 2; do
     [ -e "$log" ] && [ $differ = 1 ] || break
     mv "$log" "$log.$try"
-    boot "$kernel" wire "$roads" "$devices"
+    rows "$kernel" wire "$wire" "$devices"
     if cmp -s "$log" "$log.1" || cmp -s "$log" "$log.2"; then differ=0; fi
   done
   [ ! -e "$log" ] || printf '== repeats\n1 passed\n== %s\n' $differ >>"$log"
-  boot "$kernel" course flagship "$devices; $course"
-  boot "$kernel" lo "$all" ''
-  boot "$kernel" late "$plain" "$late"
-  boot "$kernel" nobody "$plain" "$late" "$nobody"
+  rows "$kernel" lab lab "$devices"
+  rows "$kernel" course flagship "$devices; $course"
+  rows "$kernel" lo "$all" ''
+  rows "$kernel" late "$plain" "$late"
+  rows "$kernel" nobody "$plain" "$late" "$nobody"
 }
+if [ "${WAYS-}" = bench ]; then
+  bench=$(cargo bench --no-run --message-format=json --bench migration |
+    sed -n 's/.*"kind":\["bench"\].*"executable":"\([^"]*\)".*/\1/p') || exit 1
+  strip -o "$logs/bin/bench" "$bench" || exit 1
+  for kernel in "${kernels[@]}"; do
+    boot "$kernel" bench "$devices; /t/bench --bench" --det --cpu qemu64 --bin "$logs/bin/bench"
+    cat "$logs/$kernel:bench"
+  done
+  exit
+fi
 for kernel in "${kernels[@]}"; do
   guests "$kernel" &
 done
@@ -132,4 +152,4 @@ cd "$logs" && awk -v kernels="${kernels[*]}" '
     }
     printf "%d tests passed, %d skipped, %d programs failed\n", tests, skipped, bad
     exit bad > 0
-  }' ./*:wire ./*:course ./*:lo ./*:late ./*:nobody
+  }' $(ls -d ./*:{wire,lab,course,lo,late,nobody} 2>/dev/null)
