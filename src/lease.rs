@@ -183,7 +183,7 @@ enum Custody {
 static_assertions::const_assert!(size_of::<Lease>() <= 56);
 
 impl Lease {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn new(payload: Payload, ticket: u64) -> Self {
         if let Some(slot) = payload.slot() {
             slot.slot().begin_lease();
@@ -199,14 +199,14 @@ impl Lease {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) fn io_vec(&self) -> IoVec {
         let (start, len) = self.payload().expect("present until released").as_raw();
         IoVec::new(start, len)
     }
 
     /// Whether somebody waits for a slot of the pool this payload comes from.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn is_awaited(&self) -> bool {
         self.payload().and_then(Payload::pool).is_some_and(RawPool::has_waiters)
     }
@@ -237,7 +237,7 @@ impl Lease {
 
     /// Gives the payload, if the lease still has it, to its next owner. The caller has the proof
     /// that the kernel reads none of it any more, or never took any of it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn release(mut self) -> Option<Payload> {
         let custody = self.custody.take();
         let quarantined = self.quarantined;

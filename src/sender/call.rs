@@ -107,7 +107,7 @@ impl Stop {
 
 impl<K: Kernel> Core<K> {
     /// Makes a call; returns how many bytes the kernel accepted of it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn call(
         &self,
         calls: &mut Calls,
@@ -144,7 +144,7 @@ impl<K: Kernel> Core<K> {
         Ok(accepted)
     }
 
-    #[inline]
+    #[inline(always)]
     fn call_without_copy(
         &self,
         calls: &mut Calls,
@@ -202,7 +202,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// The id of a zero-copy call, or what must happen instead.
-    #[inline]
+    #[inline(always)]
     fn admit(
         &self,
         calls: &mut Calls,
@@ -245,7 +245,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// The kernel took `accepted` bytes of the call of `id`.
-    #[inline]
+    #[inline(always)]
     fn accepted(
         &self,
         calls: &mut Calls,

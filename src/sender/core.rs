@@ -123,7 +123,7 @@ impl<K: Kernel> Core<K> {
         self.offer_all(bufs).map(|offered| offered.ticket)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn offer_one<P: IntoPayload>(
         self: &Arc<Self>,
         buf: P,
@@ -148,7 +148,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Takes all of `bufs` and sends; on an error that carries a buffer they are all back.
-    #[inline]
+    #[inline(always)]
     fn offer(self: &Arc<Self>, bufs: &mut impl Bufs) -> Result<Offered, SendError<()>> {
         let mut send = lock(&self.send);
         let mut in_flight = Held::new(&self.in_flight);
@@ -156,14 +156,15 @@ impl<K: Kernel> Core<K> {
         let whole = send.outbox.is_empty();
         in_flight.has_rest = !whole;
         let quiet = in_flight.done.is_quiet();
-        drop((in_flight, send));
+        drop(in_flight);
+        drop(send);
         if !quiet {
             self.dispose();
         }
         result.map(|ticket| Offered { ticket, whole })
     }
 
-    #[inline]
+    #[inline(always)]
     fn offer_locked(
         self: &Arc<Self>,
         send: &mut Send,
@@ -214,7 +215,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Takes `bufs` as the next send and sends; tells whether somebody waits for a slot of theirs.
-    #[inline]
+    #[inline(always)]
     fn enter(
         &self,
         send: &mut Send,
@@ -284,7 +285,7 @@ impl<K: Kernel> Core<K> {
 
     /// Sends the only buffer of a send, which has just been entered. What its first call leaves of
     /// it goes to the outbox.
-    #[inline]
+    #[inline(always)]
     fn send_lone(
         &self,
         send: &mut Send,

@@ -120,7 +120,7 @@ impl InFlight {
     }
 
     /// Takes custody of a payload.
-    #[inline]
+    #[inline(always)]
     pub(super) fn enter(&mut self, payload: Payload, ticket: u64) -> (LeaseKey, IoVec) {
         if self.done.hand_back == HandBack::Return {
             // Room for every lease that can come back, so that no note is lost for want of it.
@@ -150,7 +150,7 @@ impl InFlight {
 
     /// Ends the sender's hold on a lease that the kernel has wholly accepted, or that will not be
     /// sent any further.
-    #[inline]
+    #[inline(always)]
     pub(super) fn settle(&mut self, key: LeaseKey) {
         if let Some(lease) = self.tracker.settle(key) {
             self.done.finish(lease, false);
@@ -172,7 +172,7 @@ impl InFlight {
     }
 
     /// Gives out the id of a call that is about to be made, and charges its leases for it.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin_call(
         &mut self,
         kernel: &impl Kernel,
@@ -433,7 +433,7 @@ impl Ages {
 
 impl Done {
     /// Whether there is nothing to tell anybody and nothing to drop.
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_quiet(&self) -> bool {
         !self.news && self.settled.is_empty() && self.wakers.is_empty() && self.roused.is_empty()
     }
@@ -478,7 +478,7 @@ impl Done {
     }
 
     /// A lease has lost its last hold.
-    #[inline]
+    #[inline(always)]
     fn finish(&mut self, lease: Lease, copied: bool) {
         let ticket = lease.ticket;
         self.ledger.released(ticket, copied || lease.copied);

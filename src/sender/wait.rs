@@ -129,6 +129,7 @@ impl<K: Kernel> Drop for Wait<'_, K> {
 /// The calls that block.
 impl<K: Kernel> Core<K> {
     /// Sends a buffer and waits until all of it is accepted.
+    #[inline(always)]
     pub fn send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
         self.send_with(buf, |buf| self.offer_one(buf))
     }
@@ -141,7 +142,7 @@ impl<K: Kernel> Core<K> {
         self.send_with((), |()| self.offer_all(bufs))
     }
 
-    #[inline]
+    #[inline(always)]
     fn send_with<B>(
         &self,
         buf: B,
