@@ -155,9 +155,11 @@ impl<K: Kernel> Core<K> {
         let result = self.offer_locked(&mut send, &mut in_flight, bufs);
         let whole = send.outbox.is_empty();
         in_flight.has_rest = !whole;
+        let settled = in_flight.done.take_lone();
         let quiet = in_flight.done.is_quiet();
         drop(in_flight);
         drop(send);
+        drop(settled);
         if !quiet {
             self.dispose();
         }

@@ -27,24 +27,32 @@ use crate::{
 impl<K: Kernel> Core<K> {
     /// Reads the notes, then sends what the socket now takes of the last send.
     pub fn step(&self) -> io::Result<Step> {
-        self.step_and_next().0
+        self.step_and_next(true).0
+    }
+
+    /// As [`step`](Self::step), but for the notes.
+    pub(super) fn push(&self) -> io::Result<Step> {
+        self.step_and_next(false).0
     }
 
     /// Returns also when to look again though there is no news.
-    fn step_and_next(&self) -> (io::Result<Step>, Option<Duration>) {
+    fn step_and_next(&self, reads: bool) -> (io::Result<Step>, Option<Duration>) {
         if self.is_forked() {
             return (Err(io::Error::from_raw_os_error(errno::EPERM)), None);
         }
         self.check_hold();
         let (read, has_rest) = {
             let mut in_flight = lock(&self.in_flight);
-            (in_flight.read_notes(&self.kernel), in_flight.has_rest)
+            let read = if reads { in_flight.read_notes(&self.kernel) } else { Ok(Read::default()) };
+            (read, in_flight.has_rest)
         };
         // News comes once: if the thread that has the lock was refused just before, the rest is this
         // one's to send. Without a rest nobody waits here for the half that sends.
         let send = if has_rest { Some(lock(&self.send)) } else { try_lock(&self.send) };
         let flushed = send.map_or(Ok(()), |mut send| {
-            send.calls.unread = 0;
+            if reads {
+                send.calls.unread = 0;
+            }
             let mut in_flight = Held::new(&self.in_flight);
             let flushed = self.flush_rest(&mut send, &mut in_flight);
             in_flight.has_rest = !send.outbox.is_empty();
@@ -347,7 +355,7 @@ impl<K: Kernel> Reclaim for Core<K> {
             return None;
         }
         // A failure shows in the sender's own calls.
-        let (_, next) = self.step_and_next();
+        let (_, next) = self.step_and_next(true);
         // Held to the last: an end that begins only now hands the sender over, and what is let go of
         // below would be the reaper's hold on it.
         let ending = lock(&self.ending);

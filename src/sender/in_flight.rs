@@ -46,6 +46,9 @@ pub(super) struct InFlight {
     pub(super) events: VecDeque<Foreign>,
     /// Threads that wait for news of this sender, which another thread may be the one to read.
     pub(super) sleepers: Vec<Arc<EdgeWait>>,
+    /// What a thread that waited has left for the next one: two descriptors and the calls to make
+    /// them, which a busy sender would spend on every buffer. A sender that never waits has none.
+    pub(super) spare_edges: Option<Arc<EdgeWait>>,
     ages: Ages,
 }
 
@@ -115,6 +118,7 @@ impl InFlight {
             route: Route::new(config.observe_route && copy_reason.is_none()),
             events: VecDeque::new(),
             sleepers: Vec::new(),
+            spare_edges: None,
             ages: Ages::default(),
         }
     }
@@ -432,6 +436,12 @@ impl Ages {
 }
 
 impl Done {
+    /// The only payload to drop, if it is that: what a send by copy leaves behind.
+    #[inline]
+    pub(super) fn take_lone(&mut self) -> Option<Payload> {
+        if self.settled.len() == 1 { self.settled.pop() } else { None }
+    }
+
     /// Whether there is nothing to tell anybody and nothing to drop.
     #[inline(always)]
     pub(super) fn is_quiet(&self) -> bool {

@@ -33,15 +33,17 @@ pub(super) struct Wait<'a, K: Kernel> {
     edges: Option<Arc<EdgeWait>>,
     /// Whether the last round ended with an error condition of the socket.
     error: bool,
+    /// Whether it ended with nothing else.
+    notes_only: bool,
 }
 
 impl<'a, K: Kernel> Wait<'a, K> {
     pub(super) fn new(core: &'a Core<K>, deadline: Option<Instant>) -> Self {
-        Self { core, deadline, sending: false, edges: None, error: false }
+        Self { core, deadline, sending: false, edges: None, error: false, notes_only: false }
     }
 
     fn to_send(core: &'a Core<K>) -> Self {
-        Self { core, deadline: None, sending: true, edges: None, error: false }
+        Self { core, deadline: None, sending: true, edges: None, error: false, notes_only: false }
     }
 
     /// Drives the sender until `done` gives a result.
@@ -53,7 +55,8 @@ impl<'a, K: Kernel> Wait<'a, K> {
             return Err(WaitError::Forked);
         }
         loop {
-            let step = self.core.step().map_err(|error| os(&error))?;
+            let step = if self.leaves_notes() { self.core.push() } else { self.core.step() };
+            let step = step.map_err(|error| os(&error))?;
             if self.sending
                 && let Some(error) = step.refused()
             {
@@ -67,9 +70,12 @@ impl<'a, K: Kernel> Wait<'a, K> {
         }
     }
 
-    /// Drives the sender once, then waits once, without a deadline, if that brought no news.
-    pub(super) fn step_and_round(&mut self) -> Result<(), OsError> {
-        if self.core.step().map_err(|error| OsError::from(&error))?.read.messages > 0 {
+    /// Waits once, without a deadline, for what a refused buffer waits for.
+    fn round_to_send(&mut self) -> Result<(), OsError> {
+        let leaves_notes = self.take_spare() || self.leaves_notes();
+        if !leaves_notes
+            && self.core.step().map_err(|error| OsError::from(&error))?.read.messages > 0
+        {
             return Ok(());
         }
         match self.round(0) {
@@ -78,10 +84,32 @@ impl<'a, K: Kernel> Wait<'a, K> {
         }
     }
 
-    /// Starts to wait for edges; whether it did just now. What came before is no news: look again.
+    /// Whether the notes are left to the calls to come, which read them many at once: there is room
+    /// for those, and by edges an unread note does not end a wait for it.
+    fn leaves_notes(&self) -> bool {
+        self.sending && self.edges.is_some() && !self.notes_only
+    }
+
+    /// Takes over what an earlier wait has left; whether it did.
+    fn take_spare(&mut self) -> bool {
+        if self.edges.is_some() {
+            return false;
+        }
+        let mut in_flight = lock(&self.core.in_flight);
+        self.edges = in_flight.spare_edges.take();
+        in_flight.sleepers.extend(self.edges.clone());
+        self.edges.is_some()
+    }
+
+    /// Starts to wait for edges; whether to look again first, since news of before may be missed.
     fn listen(&mut self, messages: usize) -> Result<bool, WaitError> {
         if self.edges.is_some() {
             return Ok(false);
+        }
+        if self.take_spare() {
+            // What the socket had to tell since is kept. Only of the halves' own news there was no
+            // word, which a wait for room is not about.
+            return Ok(!self.sending);
         }
         match self.core.kernel.edges(Interest { writable: true, released: true }) {
             Ok(edges) => {
@@ -112,6 +140,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         let ready = self.core.kernel.wait(interest, Some(left), self.edges.as_deref());
         let ready = ready.map_err(|error| os(&error))?;
         self.error = ready.error || ready.hangup;
+        self.notes_only = self.error && !ready.writable;
         if interest != Interest::default() && !ready.writable && !self.error {
             self.core.check_overdue();
         }
@@ -122,7 +151,12 @@ impl<'a, K: Kernel> Wait<'a, K> {
 impl<K: Kernel> Drop for Wait<'_, K> {
     fn drop(&mut self) {
         let Some(edges) = self.edges.take() else { return };
-        lock(&self.core.in_flight).sleepers.retain(|sleeper| !Arc::ptr_eq(sleeper, &edges));
+        let mut in_flight = lock(&self.core.in_flight);
+        in_flight.sleepers.retain(|sleeper| !Arc::ptr_eq(sleeper, &edges));
+        let left = in_flight.spare_edges.replace(edges);
+        drop(in_flight);
+        // Two threads may have waited at once. Descriptors are closed with no lock held.
+        drop(left);
     }
 }
 
@@ -166,7 +200,7 @@ impl<K: Kernel> Core<K> {
             match offered {
                 Ok(Offered { ticket, whole: true }) => return Ok(ticket),
                 Ok(Offered { ticket, .. }) => break ticket,
-                Err(SendError::WouldBlock(buf)) => match wait.step_and_round() {
+                Err(SendError::WouldBlock(buf)) => match wait.round_to_send() {
                     Ok(()) => offered = attempt(buf),
                     Err(error) => return Err(SendError::Os { error, buf }),
                 },
