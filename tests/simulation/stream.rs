@@ -230,7 +230,7 @@ impl Stream {
         if self.over || most == 0 {
             return false;
         }
-        let bytes = nature.choices.pick(&[1, 1448, 16 << 10, 64 << 10]).min(most);
+        let bytes = nature.choices.pick(&[64 << 10, 16 << 10, 1448, 1]).min(most);
         let from = self.sent;
         self.sent += bytes;
         self.retransmits_at = nature.now + MILLISECOND;
@@ -245,7 +245,7 @@ impl Stream {
         self.tries += 1;
         self.retransmits_at = nature.now + (MILLISECOND << self.tries.min(10));
         let most = self.sent - self.acknowledged;
-        let bytes = nature.choices.pick(&[1448, 16 << 10, 64 << 10]).min(most);
+        let bytes = nature.choices.pick(&[64 << 10, 16 << 10, 1448]).min(most);
         self.acknowledges = true;
         let from = self.acknowledged;
         self.emit(from, from + bytes, nature, notes);
@@ -353,7 +353,7 @@ impl Stream {
         if self.over || self.unread == 0 || nature.now < self.stalled_until {
             return false;
         }
-        self.unread -= self.unread.min(nature.choices.pick(&[1000, 64 << 10, u64::MAX]));
+        self.unread -= self.unread.min(nature.choices.pick(&[u64::MAX, 64 << 10, 1000]));
         true
     }
 
