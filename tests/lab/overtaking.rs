@@ -156,7 +156,9 @@ fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
     in_a_namespace(|| {
         let road = Road::build()?;
         road.limit_packets(9000)?;
-        road.queue("tbf rate 200kbit burst 10kb limit 1mb")?;
+        let slow = "tbf rate 20kbit burst 10kb limit 1mb";
+        let let_go = || road.queue("tbf rate 2mbit burst 10kb limit 1mb").unwrap();
+        road.queue(slow)?;
         let far = far_socket(&road);
         let near = || {
             let near = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -166,6 +168,7 @@ fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
         let mut control = Loop::over(near(), Rule::Sent);
         (0..SENDS).for_each(|seed| control.send(seed, LEN));
         control.end(drop);
+        let_go();
         let (_, corrupt) = received(&far);
         report(&format!("closed, without the library: {corrupt} of {SENDS} datagrams corrupt"));
         assert!(corrupt > 0);
@@ -176,6 +179,7 @@ fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
                 Ok(pool) => pool,
                 Err(error) => return Err(format!("{pages}: {error}")),
             };
+            road.queue(slow).unwrap();
             let mut library = Library::with_pool(near(), Sender::builder(), pool);
             (0..SENDS).for_each(|seed| library.send(seed, LEN));
             let Library { sender, mut slots } = library;
@@ -184,6 +188,7 @@ fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
             eventually("every slot is written over", || slots.reuse().len() == SENDS);
             // On new pages, while the queue has the old ones.
             assert!(slots.pool.stats().replaced_bytes > 0);
+            let_go();
             assert_eq!(received(&far), ((0..SENDS).collect(), 0));
             assert!(pinbuf::wait_idle(after(20_000)));
             assert_eq!(slots.pool.stats().replaced_bytes, 0);
