@@ -36,7 +36,7 @@ pub use wait::Alloc;
 ///
 /// # Performance
 ///
-/// An allocation and the drop of its buffer take about a nanosecond together, without an atomic
+/// An allocation and the drop of its buffer take some two nanoseconds together, without an atomic
 /// read-modify-write: each thread has a magazine of free slots of each class it uses. Threads do not
 /// slow one another down; a thread that finds nothing else takes what stands in the magazines of
 /// others. Pools of fewer than 64 slots of a class, and those with

@@ -231,6 +231,13 @@ pub(crate) mod unmodelled {
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
+    /// Numbers that go up by one from class to class.
+    pub(crate) fn next_class() -> u64 {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // Relaxed: as in `unique_id`.
+        NEXT.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// Starts a thread that nobody joins.
     pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
         std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)

@@ -405,6 +405,40 @@ fn on_every_kind_of_pages_children_come_and_go_and_the_peer_reads_what_was_sent(
 }
 
 #[test]
+fn a_child_finds_no_slot_in_its_parents_magazines() {
+    let pool = pool(4096, 256);
+    let borrowed = pool.clone();
+    let local = borrowed.local(4096).unwrap();
+    let bufs: Vec<_> = (0..40).map(|_| pool.try_alloc(1).unwrap()).collect();
+    let kept = bufs.into_iter().nth(39).unwrap();
+    local.recycle(local.try_alloc().unwrap());
+    let Some(child) = fork() else {
+        leave(|| {
+            assert_eq!(pool.try_alloc(1).unwrap_err(), AllocError::Forked);
+            assert_eq!(local.try_alloc().unwrap_err(), AllocError::Forked);
+            let mut none = Vec::new();
+            assert_eq!(pool.try_alloc_many(1, 8, &mut none), Err(AllocError::Forked));
+            assert!(pool.local(1).is_err());
+            drop(kept);
+            assert_eq!(pool.try_alloc(1).unwrap_err(), AllocError::Forked);
+            assert!(pool.audit().is_clean());
+            drop((local, pool));
+            // Its own have magazines, taken away and given back.
+            let own = common::pool(64, 64);
+            thread::scope(|scope| scope.spawn(|| drop(own.try_alloc(1).unwrap())).join().unwrap());
+            let bufs: Vec<_> = (0..64).map(|_| own.try_alloc(1).unwrap()).collect();
+            assert!(own.try_alloc(1).is_err());
+            drop(bufs);
+            assert_all_home(&own);
+        })
+    };
+    assert_left_well(child);
+    assert_eq!(census(&pool), [255, 1, 0, 0]);
+    drop((kept, local));
+    assert_all_home(&pool);
+}
+
+#[test]
 fn no_descriptor_survives_an_exec() {
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
     let socket = fs::read_link(format!("/proc/self/fd/{}", near.as_raw_fd())).unwrap();

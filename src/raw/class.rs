@@ -69,7 +69,7 @@ impl SizeClass {
         // To zero a slot takes so long that nothing is to be gained.
         let magazines = !zero_on_recycle && barrier::is_available();
         let magazine_limit = if magazines { Magazine::limit(count) } else { 0 };
-        let bundle = if magazine_limit > 0 { BUNDLE } else { 1 };
+        let bundle = Magazine::batch(magazine_limit);
         Self {
             pool,
             capacity,
@@ -115,6 +115,11 @@ impl SizeClass {
 
     pub(crate) fn magazine_limit(&self) -> u32 {
         self.magazine_limit
+    }
+
+    /// How many slots make a bundle of the free list.
+    pub(crate) fn bundle(&self) -> usize {
+        Magazine::batch(self.magazine_limit)
     }
 
     #[inline]
@@ -169,7 +174,7 @@ impl SizeClass {
         let mut first = None;
         let mut rest = [None; BUNDLE - 1];
         let mut places = rest.iter_mut();
-        self.free.pop(&self.records, 1, |record| match first {
+        self.free.pop(&self.records, |record| match first {
             None => first = Some(record),
             Some(_) => *places.next().expect("a bundle is no larger") = Some(record),
         });
@@ -189,7 +194,7 @@ impl SizeClass {
     /// Puts slots onto the free list that were there or in a magazine, while the roster's lock is held:
     /// so there are no flags.
     fn put_back<'a>(&self, slots: impl IntoIterator<Item = &'a Record>) {
-        let put = self.free.push_all(slots);
+        let put = self.free.push_all(slots, self.bundle());
         debug_assert_eq!(put, Ok(()));
     }
 

@@ -17,8 +17,11 @@ const TAG: u64 = 1 << (INDEX_BITS + 2);
 /// The most slots one class can have.
 pub(crate) const MAX_SLOTS: usize = EMPTY as usize;
 
-/// Slots in a bundle at most: as many as one cache line of a record can name.
-pub(crate) const BUNDLE: usize = if cfg!(loom) { 2 } else { 6 };
+/// Slots that the cache line of a record can name.
+const FOLLOWERS: usize = if cfg!(loom) { 1 } else { 5 };
+
+/// Slots in a bundle at most: one, those it names, and those they name.
+pub(crate) const BUNDLE: usize = 1 + FOLLOWERS + FOLLOWERS * FOLLOWERS;
 
 /// Why a slot was not pushed. It is still the caller's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +45,7 @@ pub(crate) enum Unpopped {
 pub(crate) struct Link {
     /// Index of the next bundle's first slot, and above it the number of followers.
     next: AtomicU32,
-    followers: [AtomicU32; BUNDLE - 1],
+    followers: [AtomicU32; FOLLOWERS],
 }
 
 impl Link {
@@ -53,15 +56,33 @@ impl Link {
         (word & EMPTY, (word >> INDEX_BITS) as usize)
     }
 
+    /// Names followers as long as there is room, and answers how many.
+    fn name<'a>(&self, mut follower: impl FnMut() -> Option<&'a Record>) -> usize {
+        let mut named = 0;
+        for place in &self.followers {
+            let Some(follower) = follower() else { break };
+            // Relaxed: published by the exchange of the head.
+            place.store(follower.index(), Ordering::Relaxed);
+            named += 1;
+        }
+        named
+    }
+
+    /// So many of those named.
+    fn followers(&self, count: usize) -> impl Iterator<Item = u32> {
+        // Relaxed: as in `read`.
+        self.followers.iter().take(count).map(|place| place.load(Ordering::Relaxed))
+    }
+
     fn write(&self, next: u32, followers: usize) {
         // Relaxed: published by the exchange of the head.
         self.next.store(next | (followers as u32) << INDEX_BITS, Ordering::Relaxed);
     }
 }
 
-/// A stack of slots, in bundles: the first slot of each is linked to the next bundle's, and its
-/// record names the others, its followers. So a magazine's worth of slots comes and goes with few
-/// cache misses and one exchange.
+/// A stack of slots, in bundles: the first slot of each is linked to the next bundle's, and its record
+/// names followers, whose records name more. So a magazine's worth of slots comes and goes with one
+/// exchange, and only two cache misses after one another.
 ///
 /// # Invariants
 ///
@@ -84,63 +105,44 @@ impl FreeList {
     /// All of `records`, the first on top, in bundles of so many.
     pub(crate) fn new(records: &[Record], bundle: usize) -> Self {
         let list = Self { head: AtomicU64::new(u64::from(EMPTY)) };
-        for bundle in records.chunks(bundle).rev() {
-            list.push_all(bundle.iter()).expect("a new list has no flags");
-        }
+        list.push_all(records, bundle).expect("a new list has no flags");
         list
     }
 
-    /// Takes as many as `most` bundles off the top and gives their slots to `take`, the top one
-    /// first. `false`: the list is empty.
+    /// Takes the bundle on top and gives its slots to `take`, the top one first. `false`: the list is
+    /// empty.
     #[inline]
-    pub(crate) fn pop<'a>(
-        &self,
-        records: &'a [Record],
-        most: usize,
-        take: impl FnMut(&'a Record),
-    ) -> bool {
-        match self.detach(records, most, |_| true) {
-            Ok((first, end)) => {
-                walk(records, first, end, take);
-                true
-            }
-            Err(_) => false,
-        }
+    pub(crate) fn pop<'a>(&self, records: &'a [Record], take: impl FnMut(&'a Record)) -> bool {
+        let popped = self.detach(records, |_| true);
+        popped.map(|first| unpack(records, first, take)).is_ok()
     }
 
     /// Takes the slot on top, unless it is one of a bundle.
     #[inline]
     pub(crate) fn pop_single<'a>(&self, records: &'a [Record]) -> Result<&'a Record, Unpopped> {
-        let (first, _) = self.detach(records, 1, |followers| followers == 0)?;
-        Ok(&records[first as usize])
+        self.detach(records, |followers| followers == 0)
     }
 
-    /// Takes up to `most` bundles off the top, if the first one's number of followers is `wanted`.
-    /// Answers the index of the first one, and that at which the list now starts.
+    /// Takes the bundle on top, if its first slot's number of followers is `wanted`, and answers that
+    /// slot.
     #[inline]
-    fn detach(
+    fn detach<'a>(
         &self,
-        records: &[Record],
-        most: usize,
+        records: &'a [Record],
         wanted: impl Fn(usize) -> bool,
-    ) -> Result<(u32, u32), Unpopped> {
+    ) -> Result<&'a Record, Unpopped> {
         // Acquire: partner of the Release in `push_chain`; makes the links below and the slots'
         // contents visible. Pushes and pops in between continue the release sequence.
         let mut head = self.head.load(Ordering::Acquire);
         loop {
-            let first = index(head);
             // If the slot was popped since, its link may be any, and the exchange fails by
             // invariant 2.
-            let top = records.get(first as usize).ok_or(Unpopped::Empty)?;
-            let (mut end, followers) = top.link().read();
+            let top = records.get(index(head) as usize).ok_or(Unpopped::Empty)?;
+            let (next, followers) = top.link().read();
             if !wanted(followers) {
                 return Err(Unpopped::Bundle);
             }
-            for _ in 1..most {
-                let Some(bundle) = records.get(end as usize) else { break };
-                (end, _) = bundle.link().read();
-            }
-            let popped = (head & !INDEX_MASK).wrapping_add(TAG) | u64::from(end);
+            let popped = (head & !INDEX_MASK).wrapping_add(TAG) | u64::from(next);
             // Relaxed (success): the value is the one that the Acquire load read, by invariant 2
             // from the same write. Acquire (failure): as the load above.
             match self.head.compare_exchange_weak(
@@ -149,7 +151,7 @@ impl FreeList {
                 Ordering::Relaxed,
                 Ordering::Acquire,
             ) {
-                Ok(_) => return Ok((first, end)),
+                Ok(_) => return Ok(top),
                 Err(now) => head = now,
             }
         }
@@ -164,22 +166,24 @@ impl FreeList {
         self.push_chain(index, link, 0)
     }
 
-    /// Puts slots on top, in bundles; nothing if there are none. The caller keeps the pool alive.
+    /// Puts slots on top, in bundles of `bundle`; nothing if there are none. The caller keeps the pool
+    /// alive.
     pub(crate) fn push_all<'a>(
         &self,
         records: impl IntoIterator<Item = &'a Record>,
+        bundle: usize,
     ) -> Result<(), Diverted> {
-        let mut records = records.into_iter().peekable();
+        let mut records = records.into_iter();
         let Some(mut first) = records.next() else { return Ok(()) };
         let top = first.index();
         loop {
-            let mut followers = 0;
-            for place in &first.link().followers {
-                let Some(follower) = records.next() else { break };
-                // Relaxed: published by the exchange of the head.
-                place.store(follower.index(), Ordering::Relaxed);
-                followers += 1;
-            }
+            let mut rest = records.by_ref().take(bundle - 1);
+            let followers = first.link().name(|| {
+                let follower = rest.next()?;
+                let named = follower.link().name(|| rest.next());
+                follower.link().write(EMPTY, named);
+                Some(follower)
+            });
             let Some(next) = records.next() else {
                 return self.push_chain(top, first.link(), followers);
             };
@@ -242,7 +246,7 @@ impl FreeList {
         // comes after all that the slots' last owners did.
         let head = self.head.swap(CLOSED | u64::from(EMPTY), Ordering::Acquire);
         let mut count = 0;
-        walk(records, index(head), EMPTY, |_| count += 1);
+        walk(records, index(head), |_| count += 1);
         count
     }
 
@@ -252,28 +256,31 @@ impl FreeList {
         // Acquire: as in `detach`.
         let head = self.head.load(Ordering::Acquire);
         let mut indices = Vec::new();
-        walk(records, index(head), EMPTY, |record| indices.push(record.index()));
+        walk(records, index(head), |record| indices.push(record.index()));
         indices
     }
 }
 
-/// Visits the slots of the bundles from `first` on, up to the bundle `end`.
-#[inline]
-fn walk<'a>(records: &'a [Record], first: u32, end: u32, mut visit: impl FnMut(&'a Record)) {
+/// Visits the slots of all bundles from `first` on; ends after as many bundles as there are slots.
+fn walk<'a>(records: &'a [Record], first: u32, mut visit: impl FnMut(&'a Record)) {
     let mut at = first;
-    let mut left = records.len() + 1;
-    while at != end
-        && left > 0
-        && let Some(lead) = records.get(at as usize)
-    {
-        let (next, followers) = lead.link().read();
-        visit(lead);
-        for place in lead.link().followers.iter().take(followers) {
-            // Relaxed: as in `read`.
-            visit(&records[place.load(Ordering::Relaxed) as usize]);
-        }
-        at = next;
-        left = left.saturating_sub(1 + followers);
+    for _ in 0..=records.len() {
+        let Some(first) = records.get(at as usize) else { break };
+        (at, _) = first.link().read();
+        unpack(records, first, &mut visit);
+    }
+}
+
+/// Visits the slots of one bundle.
+#[inline]
+fn unpack<'a>(records: &'a [Record], first: &'a Record, mut visit: impl FnMut(&'a Record)) {
+    let (_, followers) = first.link().read();
+    visit(first);
+    for follower in first.link().followers(followers) {
+        let follower = &records[follower as usize];
+        visit(follower);
+        let (_, named) = follower.link().read();
+        follower.link().followers(named).for_each(|last| visit(&records[last as usize]));
     }
 }
 
@@ -291,19 +298,16 @@ mod tests {
 
     use super::*;
 
-    fn list(count: u32, bundle: usize) -> (Vec<Record>, FreeList) {
+    fn list(count: u32, bundle: u32) -> (Vec<Record>, FreeList) {
         let record = |index| Record::new(index, NonNull::dangling(), NonNull::dangling());
         let records: Vec<_> = (0..count).map(record).collect();
-        let list = FreeList::new(&records, bundle);
+        let list = FreeList::new(&records, bundle as usize);
         (records, list)
     }
 
-    fn pop(list: &FreeList, records: &[Record], most: usize) -> Vec<u32> {
+    fn pop(list: &FreeList, records: &[Record]) -> Vec<u32> {
         let mut popped = Vec::new();
-        assert_ne!(
-            list.pop(records, most, |record| popped.push(record.index())),
-            popped.is_empty()
-        );
+        assert_ne!(list.pop(records, |record| popped.push(record.index())), popped.is_empty());
         popped
     }
 
@@ -314,34 +318,36 @@ mod tests {
     #[test]
     fn hands_out_low_addresses_first_and_the_last_pushed_again() {
         let (records, list) = list(3, 1);
-        assert_eq!(pop(&list, &records, 1), [0]);
-        assert_eq!(pop(&list, &records, 1), [1]);
+        assert_eq!(pop(&list, &records), [0]);
+        assert_eq!(pop(&list, &records), [1]);
         push(&list, &records[0]).unwrap();
         assert_eq!(list.indices(&records), [0, 2]);
-        assert_eq!(pop(&list, &records, 1), [0]);
-        assert_eq!(pop(&list, &records, 1), [2]);
-        assert_eq!(pop(&list, &records, 1), []);
+        assert_eq!(pop(&list, &records), [0]);
+        assert_eq!(pop(&list, &records), [2]);
+        assert_eq!(pop(&list, &records), []);
     }
 
     #[test]
     fn bundles_come_and_go_in_one_piece() {
-        let (records, list) = list(20, BUNDLE);
-        assert_eq!(list.indices(&records), Vec::from_iter(0..20));
-        assert_eq!(pop(&list, &records, 2), Vec::from_iter(0..12));
-        assert_eq!(list.pop_single(&records).unwrap_err(), Unpopped::Bundle);
-        push(&list, &records[3]).unwrap();
-        assert_eq!(list.pop_single(&records).unwrap().index(), 3);
-        list.push_all(records[..11].iter().rev()).unwrap();
-        assert_eq!(list.indices(&records), Vec::from_iter((0..11).rev().chain(12..20)));
-        assert_eq!(pop(&list, &records, 9).len(), 19);
-        assert_eq!(list.pop_single(&records).unwrap_err(), Unpopped::Empty);
+        for bundle in 1..=BUNDLE {
+            let (records, list) = list(70, bundle as u32);
+            assert_eq!(list.indices(&records), Vec::from_iter(0..70));
+            assert_eq!(pop(&list, &records), Vec::from_iter(0..bundle as u32));
+            let single = list.pop_single(&records).map(Record::index);
+            let want = if bundle == 1 { Ok(1) } else { Err(Unpopped::Bundle) };
+            assert_eq!(single, want);
+            push(&list, &records[0]).unwrap();
+            assert_eq!(list.pop_single(&records).unwrap().index(), 0);
+            list.push_all(records[..bundle].iter().rev(), bundle).unwrap();
+            assert_eq!(pop(&list, &records), Vec::from_iter((0..bundle as u32).rev()));
+        }
     }
 
     #[test]
     fn every_pop_changes_the_tag() {
         let (records, list) = list(1, 1);
         let before = list.head.load(Ordering::Relaxed);
-        pop(&list, &records, 1);
+        pop(&list, &records);
         push(&list, &records[0]).unwrap();
         assert_ne!(list.head.load(Ordering::Relaxed), before);
     }
@@ -350,7 +356,7 @@ mod tests {
     fn the_waiters_flag_is_for_an_empty_list_and_diverts_pushes() {
         let (records, list) = list(1, 1);
         assert!(!list.set_waiters());
-        pop(&list, &records, 1);
+        pop(&list, &records);
         assert!(list.set_waiters());
         assert_eq!(push(&list, &records[0]), Err(Diverted::Waiters));
         list.clear_waiters();
@@ -359,12 +365,12 @@ mod tests {
 
     #[test]
     fn closing_counts_the_slots_at_home_and_diverts_the_rest() {
-        let (records, list) = list(20, BUNDLE);
-        assert_eq!(pop(&list, &records, 1).len(), 6);
+        let (records, list) = list(20, 6);
+        assert_eq!(pop(&list, &records).len(), 6);
         assert_eq!(list.close(&records), 14);
         assert_eq!(push(&list, &records[0]), Err(Diverted::Closed));
-        assert_eq!(list.push_all(&records[..6]), Err(Diverted::Closed));
-        assert_eq!(pop(&list, &records, 1), []);
+        assert_eq!(list.push_all(&records[..6], 6), Err(Diverted::Closed));
+        assert_eq!(pop(&list, &records), []);
     }
 
     #[test]

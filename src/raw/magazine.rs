@@ -10,7 +10,7 @@ const ITEMS: usize = if cfg!(loom) { 2 } else { 61 };
 
 /// How often the owner has to want another class before it gets the magazine: the exchange costs
 /// about as much as so many visits to the free list.
-const MISSES: u32 = if cfg!(loom) { 0 } else { 64 };
+const MISSES: u32 = if cfg!(loom) { 1 } else { 64 };
 
 /// The length while the owner is at work.
 const BUSY: u32 = u32::MAX;
@@ -75,9 +75,10 @@ impl Magazine {
         if count < least { 0 } else { (count / share).min(ITEMS) as u32 }
     }
 
-    /// How many slots of such magazines come and go at a time, whole bundles.
-    fn batch(limit: u32) -> usize {
-        (limit as usize / 2).next_multiple_of(BUNDLE)
+    /// How many slots come and go at a time with magazines of this limit: a bundle of the free list.
+    pub(crate) fn batch(limit: u32) -> usize {
+        let half = if cfg!(loom) { limit } else { limit / 2 };
+        (half as usize).clamp(1, BUNDLE)
     }
 
     /// Does what `body` does with the length, unless the magazine does not belong to `class` (any
@@ -152,10 +153,9 @@ impl Magazine {
             debug_assert_eq!(len, 0);
             let mut first = None;
             let mut len = 0;
-            let bundles = Self::batch(class.magazine_limit()) / BUNDLE;
             // Busy meanwhile, so that who finds the list empty and looks into the magazines waits
             // until the slots are here.
-            class.free().pop(class.records(), bundles, |record| {
+            class.free().pop(class.records(), |record| {
                 if first.is_none() {
                     first = Some(record);
                 } else {
@@ -214,11 +214,12 @@ impl Magazine {
         let spilt = self.alter(class, |len| {
             // SAFETY: the class lives while the owner is busy (invariant 3).
             let class = unsafe { class.as_ref() };
-            let kept = (len as usize).saturating_sub(Self::batch(class.magazine_limit()));
+            let bundle = class.bundle();
+            let kept = (len as usize).saturating_sub(bundle);
             // SAFETY: they are records of `class`, to which the magazine belongs (invariant 1).
             let records = unsafe { self.items(kept..len as usize) };
             // There are no flags (invariant 3).
-            if class.free().push_all(records).is_err() {
+            if class.free().push_all(records, bundle).is_err() {
                 return (len, false);
             }
             // Relaxed: published with the length.
@@ -259,8 +260,8 @@ impl Magazine {
     /// for that to be worth while.
     pub(crate) fn is_missed(&self) -> bool {
         // Relaxed, both: the owner's alone.
-        let misses = self.misses.load(Ordering::Relaxed);
-        self.misses.store(misses.wrapping_add(1), Ordering::Relaxed);
+        let misses = self.misses.load(Ordering::Relaxed).saturating_add(1);
+        self.misses.store(misses, Ordering::Relaxed);
         misses >= MISSES
     }
 

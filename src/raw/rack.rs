@@ -9,11 +9,11 @@ use std::{
 
 use super::{class::SizeClass, magazine::Magazine, pool::RawPool};
 use crate::{
-    sync::{Ordering, per_thread, unmodelled::StaticU64},
+    sync::{per_thread, unmodelled},
     sys::memory::WipedOnFork,
 };
 
-/// Magazines of a thread.
+/// Magazines of a thread, a power of two.
 const PLACES: usize = if cfg!(loom) { 1 } else { 16 };
 
 /// Where in a rack the magazine for a class stands: its distance from the first in bytes.
@@ -23,10 +23,7 @@ pub(crate) struct Place(usize);
 impl Place {
     /// The place that the fewest classes have.
     pub(crate) fn next() -> Self {
-        static NEXT: StaticU64 = StaticU64::new(0);
-        // Relaxed: only the numbers matter.
-        let next = NEXT.fetch_add(1, Ordering::Relaxed) as usize;
-        Self(next % PLACES * size_of::<Magazine>())
+        Self((unmodelled::next_class() as usize & (PLACES - 1)) * size_of::<Magazine>())
     }
 }
 
