@@ -56,7 +56,7 @@ fn a_killed_peer_costs_no_slot_and_every_fate_is_known() {
     let mut senders: Vec<_> = (1..COUNT).map(|_| adopt()).collect();
     let mut tickets: Vec<_> = senders.iter_mut().map(|sender| send(sender, &pool, 8)).collect();
     // One blocks in a send, larger than the socket takes, when the peer is killed.
-    let (blocked, refused) = thread::scope(|scope| {
+    let (mut blocked, refused) = thread::scope(|scope| {
         let sending = scope.spawn(|| {
             let refused = blocked.send(pattern(32 << 20, 1));
             (blocked, refused.map_err(|error| error.map(drop)))
@@ -69,8 +69,8 @@ fn a_killed_peer_costs_no_slot_and_every_fate_is_known() {
     });
     let Err(SendError::Truncated { ticket, error }) = refused else { panic!("{refused:?}") };
     assert!(matches!(error.raw(), libc::ECONNRESET | libc::EPIPE), "{error}");
-    let fate = blocked.fate(ticket);
-    assert!(matches!(fate, Some(Fate::Truncated { accepted, .. }) if accepted > 0), "{fate:?}");
+    let fate = blocked.wait(ticket, soon()).unwrap();
+    assert!(matches!(fate, Fate::Truncated { accepted, .. } if accepted > 0), "{fate:?}");
     senders.push(blocked);
     tickets.push(Vec::new());
     for (number, (mut sender, tickets)) in senders.into_iter().zip(tickets).enumerate() {

@@ -53,7 +53,8 @@ fn under_fire<T>(target: libc::pid_t, body: impl FnOnce() -> T) -> T {
         let result = body();
         over.store(true, Ordering::Relaxed);
         let came = SIGNALS.load(Ordering::Relaxed) - before;
-        assert!(came > 50, "{came} signals: the test shows nothing");
+        // Some hundreds, where the machine has nothing else to do.
+        assert!(came > 10, "{came} signals: the test shows nothing");
         result
     })
 }
