@@ -20,8 +20,9 @@ use std::{
 
 use common::{
     STALLED, TIGHT, after, again, assert_all_home, assert_same, block_on, duplicate, eventually,
-    filled, must_succeed, network_namespace, pair, pair_at, pattern, plays, pool, raise_loopback,
-    reader, reset, skip, soon,
+    filled, must_succeed, network_namespace, pair, pair_at, pattern, plays, pool,
+    process::{alone, hoard_descriptors},
+    raise_loopback, reader, reset, skip, soon,
 };
 use libc::{c_int, c_uint, c_void};
 use pinbuf::{Fate, SendError, Sender, WaitError};
@@ -29,6 +30,8 @@ use pinbuf::{Fate, SendError, Sender, WaitError};
 thread_local! {
     /// Waits of this thread.
     static WAITS: Cell<usize> = const { Cell::new(0) };
+    /// Looks of this thread for notes.
+    static LOOKS: Cell<usize> = const { Cell::new(0) };
     /// Until when this thread finds no note.
     static BLIND_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
 }
@@ -97,6 +100,7 @@ unsafe extern "C" fn recvmmsg(
     flags: c_int,
     timeout: *mut libc::timespec,
 ) -> c_int {
+    LOOKS.set(LOOKS.get() + 1);
     if BLIND_UNTIL.get().is_some_and(|until| Instant::now() < until) {
         // SAFETY: always a valid address.
         let errno = unsafe { libc::__errno_location() };
@@ -299,6 +303,27 @@ fn a_half_that_waits_sleeps_through_what_the_other_half_sends() {
     assert!(count > 100, "{count}");
     assert!(waits < count / 4, "{waits} for {count} sends");
     drop(far);
+}
+
+#[test]
+fn a_waiter_for_whom_nobody_looks_sleeps_between_its_looks() {
+    alone(|| {
+        let (near, far) = pair_at("127.0.0.1:0", STALLED);
+        let pool = pool(256 << 10, 1);
+        let mut sender = common::zero_copy().adopt(near).unwrap();
+        sender.send(filled(pool.try_alloc(1).unwrap(), 256 << 10, 1)).unwrap();
+        let peer = reader(far, PAUSE);
+        // The reaper cannot start.
+        let hoard = hoard_descriptors(0);
+        let before = LOOKS.get();
+        let buf = pool.alloc(1).unwrap();
+        let looks = LOOKS.get() - before;
+        // One or two every five milliseconds; a starved machine lets few through even of a loop.
+        assert!(looks > 3 && looks < MANY / 5, "{looks}");
+        drop((hoard, buf));
+        assert!(sender.close(soon().unwrap()).drained);
+        assert_same(&peer.join().unwrap(), &pattern(256 << 10, 1));
+    });
 }
 
 #[test]
