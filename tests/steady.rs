@@ -1,0 +1,140 @@
+//! A busy sender: one system call for a buffer, now and then one for many notes, nothing allocated.
+//!
+//! This binary counts, per thread, what it allocates, and has its own system calls, which the
+//! library calls instead of the C library's. Datagrams to a group that no device sees complete at
+//! once, without a copy and without rights.
+
+#![cfg(all(target_os = "linux", target_env = "gnu"))]
+
+mod common;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    net::{Ipv4Addr, UdpSocket},
+};
+
+use common::{pool, zero_copy};
+use libc::{c_int, c_long, c_uint, c_void};
+use pinbuf::{IntoPayload, PinnedBuf, Pool, Sender};
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    static SENDS: Cell<usize> = const { Cell::new(0) };
+    static READS: Cell<usize> = const { Cell::new(0) };
+    static OTHERS: Cell<usize> = const { Cell::new(0) };
+}
+
+fn count(counter: &'static std::thread::LocalKey<Cell<usize>>) {
+    counter.set(counter.get() + 1);
+}
+
+struct Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+// SAFETY: all is the system allocator's doing. Counting does not allocate: the count is initialized
+// by a constant and has no destructor.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(&ALLOCATIONS);
+        // SAFETY: the caller's promise is the one that is asked for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise is the one that is asked for.
+        unsafe { System.dealloc(memory, layout) }
+    }
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As send(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_int) -> isize {
+    count(&SENDS);
+    // SAFETY: the caller's promises; no address.
+    unsafe { libc::syscall(libc::SYS_sendto, fd, bytes, len, flags, 0_usize, 0) as isize }
+}
+
+/// Makes functions to be called instead of the C library's: they count, and make the system call.
+macro_rules! counted {
+    ($($counter:ident: $name:ident($($argument:ident: $kind:ty),*) = $number:ident;)+) => {$(
+        /// Instead of the C library's.
+        ///
+        /// # Safety
+        ///
+        /// As the system call.
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name($($argument: $kind),*) -> isize {
+            count(&$counter);
+            // SAFETY: the caller's promises.
+            unsafe { libc::syscall(libc::$number, $($argument as c_long),*) as isize }
+        }
+    )+};
+}
+
+counted! {
+    SENDS: sendmsg(fd: c_int, message: *const c_void, flags: c_int) = SYS_sendmsg;
+    READS: recvmmsg(fd: c_int, messages: *mut c_void, room: c_uint, flags: c_int, timeout: *mut c_void)
+        = SYS_recvmmsg;
+    OTHERS: getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut c_void)
+        = SYS_getsockopt;
+    OTHERS: ioctl(fd: c_int, request: usize, value: *mut c_void) = SYS_ioctl;
+}
+
+const LEN: usize = 16 << 10;
+/// Buffers, and so the most that is in flight at once.
+const DEPTH: usize = 64;
+const SENDS_COUNTED: usize = 10_000;
+
+fn sender() -> Sender<UdpSocket> {
+    let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    near.set_multicast_ttl_v4(0).unwrap();
+    near.set_multicast_loop_v4(false).unwrap();
+    near.connect((Ipv4Addr::new(239, 255, 255, 250), 9)).unwrap();
+    zero_copy().adopt(near).unwrap()
+}
+
+fn buffer(pool: &Pool) -> PinnedBuf {
+    let mut buf = pool.try_alloc(LEN).expect("the notes are read before the last is gone");
+    buf.resize(LEN, 7);
+    buf
+}
+
+/// Sends until everything has its size, then counts.
+fn assert_steady<P: IntoPayload>(what: &str, mut payload: impl FnMut() -> P) {
+    let mut sender = sender();
+    for _ in 0..SENDS_COUNTED {
+        assert!(sender.try_send(payload()).is_ok());
+    }
+    let counters = [&ALLOCATIONS, &SENDS, &READS, &OTHERS];
+    let before = counters.map(|counter| counter.get());
+    let calls = sender.stats().zero_copy_calls;
+    for _ in 0..SENDS_COUNTED {
+        assert!(sender.try_send(payload()).is_ok());
+    }
+    let calls = sender.stats().zero_copy_calls - calls;
+    assert_eq!(calls, SENDS_COUNTED as u64, "{what}: all without copy");
+    let after = counters.map(|counter| counter.get());
+    let [allocations, sends, reads, others] = [0, 1, 2, 3].map(|at| after[at] - before[at]);
+    assert_eq!((allocations, others), (0, 0), "{what}");
+    assert_eq!(sends, SENDS_COUNTED, "{what}");
+    assert!(reads > 0 && reads * 10 < sends, "{what}: {reads} reads of the error queue");
+}
+
+#[test]
+fn a_busy_sender_makes_one_call_for_a_buffer_and_allocates_nothing() {
+    let pool = pool(LEN, DEPTH);
+    assert_steady("buffers of a pool", || buffer(&pool));
+    let shared = buffer(&pool).freeze();
+    assert_steady("a shared buffer", || shared.clone());
+    static BYTES: [u8; LEN] = [7; LEN];
+    assert_steady("static bytes", || &BYTES[..]);
+    let bytes: std::sync::Arc<[u8]> = BYTES[..].into();
+    assert_steady("counted bytes", || std::sync::Arc::clone(&bytes));
+}
