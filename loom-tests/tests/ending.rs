@@ -97,6 +97,7 @@ fn a_stream_ends_behind_the_rest_whoever_sends_it() {
         let kernel = FakeKernel::new([
             Answer::TakeAndNote(100),
             Answer::Fail(EAGAIN),
+            Answer::Fail(EAGAIN),
             Answer::TakeAndNote(PAGE),
         ]);
         let (pool, sender, _) = kernel.with_one_in_flight();
