@@ -1,0 +1,135 @@
+//! A socket that takes everything, and a sender over it.
+
+use std::{
+    io,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use pinbuf::{
+    __internals::{
+        Batch, Config, Core, EdgeWait, Interest, IoVec, Kernel, MemlockBudget, Ready, Reclaim,
+        Record, SendFlags, Token,
+    },
+    NotificationId, Pool,
+};
+
+use super::{MILLION, SIZE};
+
+/// A sender and the far end of it.
+pub(crate) struct Line {
+    core: Arc<Core<Sink>>,
+    ids: Arc<Ids>,
+}
+
+impl Line {
+    pub(crate) fn new() -> Self {
+        let sink = Sink::default();
+        let ids = Arc::clone(&sink.0);
+        let config = Config {
+            threshold_bytes: 1,
+            max_in_flight_bytes: usize::MAX,
+            max_in_flight_sends: MILLION,
+            ..Config::default()
+        };
+        let budget = Arc::new(MemlockBudget::new(None));
+        Self { core: Core::new(sink, config, None, budget, 1 << 20, NotificationId(0)), ids }
+    }
+
+    /// Sends so many buffers.
+    pub(crate) fn send(&self, pool: &Pool, count: usize) {
+        for _ in 0..count {
+            let mut buf = pool.try_alloc(SIZE).expect("the pool is larger than what is out");
+            // SAFETY: the capacity is SIZE. The bytes were not written, but they are the zeros of a
+            // new mapping, and the far end reads none of them.
+            unsafe { buf.set_len(SIZE) };
+            self.core.try_send(buf).expect("everything is taken");
+        }
+    }
+
+    /// Has the far end post one note for all of them, and reads it.
+    pub(crate) fn release(&self) {
+        // Relaxed, here and below: one thread has it all.
+        self.ids.due.store(self.ids.taken.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.core.reap().expect("there is no connection to fail");
+    }
+}
+
+/// Ids below which all were taken by the socket, are to be released, and are in a note.
+#[derive(Default)]
+struct Ids {
+    taken: AtomicU32,
+    due: AtomicU32,
+    noted: AtomicU32,
+}
+
+#[derive(Default)]
+struct Sink(Arc<Ids>);
+
+impl Kernel for Sink {
+    fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
+        assert!(flags.zerocopy, "what is measured is the way without copy");
+        self.0.taken.fetch_add(1, Ordering::Relaxed);
+        Ok(memory.iter().map(IoVec::len).sum())
+    }
+
+    fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
+        let due = self.0.due.load(Ordering::Relaxed);
+        let noted = self.0.noted.swap(due, Ordering::Relaxed);
+        let messages = usize::from(due != noted);
+        if messages > 0 {
+            on_record(Record::Released { lo: noted, hi: due.wrapping_sub(1), copied: false });
+        }
+        Ok(Batch { messages, truncated: false, drained: true })
+    }
+
+    fn wait(&self, _: Interest, _: Option<Duration>, _: Option<&EdgeWait>) -> io::Result<Ready> {
+        Ok(Ready::default())
+    }
+
+    fn edges(&self, _: Interest) -> io::Result<Option<EdgeWait>> {
+        Ok(None)
+    }
+
+    fn optmem(&self) -> io::Result<u32> {
+        let out = self.0.taken.load(Ordering::Relaxed) - self.0.noted.load(Ordering::Relaxed);
+        Ok(832 * out)
+    }
+
+    fn unacked(&self) -> io::Result<usize> {
+        Ok(0)
+    }
+
+    fn shutdown_write(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn abort(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reset_on_close(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn linger_off(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    fn watch(&self, _: Weak<dyn Reclaim>) -> Option<Token> {
+        None
+    }
+
+    fn adopt(&self, _: Arc<dyn Reclaim>) -> (Token, bool) {
+        (Token::default(), false)
+    }
+
+    fn unwatch(&self, _: Token) {}
+}
