@@ -63,7 +63,8 @@ impl Kernel for SimKernel {
         let mut world = self.world.lock();
         let (socket, nature) = world.socket(self.number);
         let result = socket.send(memory, flags, nature);
-        let core = nature.choices.once_in(16).then(|| socket.core.clone());
+        let meets = nature.choices.once_in(16) && !socket.has_rest;
+        let core = meets.then(|| socket.core.clone());
         drop(world);
         // Another thread reads notes while this one is in the call.
         if let Some(core) = core.as_ref().and_then(Weak::upgrade) {

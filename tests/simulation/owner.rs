@@ -124,6 +124,7 @@ impl Owner {
     ) -> Vec<Payload> {
         let len: usize = texts.iter().map(|text| text.len).sum();
         let from = self.with_socket(|socket| {
+            socket.has_rest = blocking || socket.expected.pending() > 0;
             socket.expected.push(texts);
             socket.failures.clear();
             match &socket.wire {
@@ -148,6 +149,7 @@ impl Owner {
                 false => core.try_send_vectored(&mut back),
             })
         };
+        self.with_socket(|socket| socket.has_rest = true);
         let Some(result) = result else {
             self.recover(from, texts, &back);
             return back;

@@ -127,9 +127,10 @@ pub(crate) struct Socket {
     pub(crate) due: Option<u64>,
     /// The reaper has a thread.
     pub(crate) served: bool,
-    /// Whose notes another thread may read during a call: of a sender whose end may have begun,
-    /// that thread would wait for the call.
+    /// Whose notes another thread may read during a call: of a sender whose end may have begun, or
+    /// that has a rest to send, that thread would wait for the call.
     pub(crate) core: Weak<Core<SimKernel>>,
+    pub(crate) has_rest: bool,
     /// The owner's call in which a thread last waited.
     pub(crate) waited_in: u64,
     /// Error numbers of the calls that failed, since somebody asked.
@@ -150,6 +151,7 @@ impl Socket {
             due: None,
             served: true,
             core: Weak::new(),
+            has_rest: true,
             waited_in: 0,
             failures: Vec::new(),
             deaf: false,
