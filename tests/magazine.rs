@@ -9,11 +9,13 @@ mod common;
 
 use std::{
     cell::RefCell,
+    pin::pin,
     sync::{
         Barrier, Mutex,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
+    task::{Context, Poll, Waker},
     thread,
     time::Duration,
 };
@@ -76,30 +78,16 @@ fn what_an_idle_thread_has_is_found() {
 }
 
 #[test]
-fn a_waiter_gets_the_slot_that_would_go_into_a_magazine() {
+fn a_waiter_gets_the_slot_that_would_go_into_its_own_threads_magazine() {
     let pool = pool(64);
-    thread::scope(|scope| {
-        let (give, take) = mpsc::channel::<PinnedBuf>();
-        let holder = scope.spawn({
-            let pool = &pool;
-            move || {
-                // Binds this thread's magazine.
-                drop(pool.try_alloc(1).unwrap());
-                let buf = take.recv().unwrap();
-                while pool.stats().classes[0].waiting == 0 {
-                    thread::yield_now();
-                }
-                drop(buf);
-            }
-        });
-        thread::sleep(Duration::from_millis(5));
-        let mut bufs = all(&pool);
-        assert_eq!(bufs.len(), 64);
-        give.send(bufs.pop().unwrap()).unwrap();
-        let got = pool.alloc_timeout(1, Duration::from_secs(20));
-        assert!(got.is_ok(), "the slot went where the waiter does not look");
-        holder.join().unwrap();
-    });
+    let mut bufs = all(&pool);
+    assert_eq!(bufs.len(), 64);
+    let mut alloc = pin!(pool.alloc_async(1));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(alloc.as_mut().poll(&mut cx).is_pending());
+    bufs.pop();
+    assert!(matches!(alloc.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
+    drop(bufs);
     assert_all_home(&pool);
 }
 
