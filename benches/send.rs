@@ -123,8 +123,8 @@ struct SetUp<'a> {
 }
 
 impl SetUp<'_> {
-    fn memory(self) -> Rc<Memory> {
-        Rc::new(Memory::new(DATA, self.huge))
+    fn memory(self) -> Result<Rc<Memory>, String> {
+        Memory::new(DATA, self.huge).map(Rc::new)
     }
 
     fn contestant(self, name: &str) -> Result<(Box<dyn Contestant>, FarEnd), String> {
@@ -134,12 +134,12 @@ impl SetUp<'_> {
         let (near, far) = self.way.connect();
         let Self { len, huge, .. } = self;
         let contestant: Box<dyn Contestant> = match name {
-            PLAIN => Box::new(Floor::new(near, false, self.memory(), len)),
-            LOOP => Box::new(Floor::new(near, true, self.memory(), len)),
+            PLAIN => Box::new(Floor::new(near, false, self.memory()?, len)),
+            LOOP => Box::new(Floor::new(near, true, self.memory()?, len)),
             PREFER => Box::new(Pinbuf::new(near, Policy::Prefer, len, huge)?),
             AUTO => Box::new(Pinbuf::new(near, Policy::Auto, len, huge)?),
-            URING => Box::new(Uring::new(near, self.memory(), len, false)?),
-            REGISTERED => Box::new(Uring::new(near, self.memory(), len, true)?),
+            URING => Box::new(Uring::new(near, self.memory()?, len, false)?),
+            REGISTERED => Box::new(Uring::new(near, self.memory()?, len, true)?),
             other => unreachable!("{other}"),
         };
         Ok((contestant, far))

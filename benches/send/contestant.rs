@@ -5,9 +5,9 @@ use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
 
-use pinbuf::{Backing, Pages, PinnedBuf, Policy, Pool, Sender};
+use pinbuf::{PinnedBuf, Policy, Pool, Sender};
 
-use crate::way::FarEnd;
+use crate::{memory::backing, way::FarEnd};
 
 /// Bytes that are sent in turn: colder than the caches next to the CPU.
 pub(crate) const DATA: usize = 32 << 20;
@@ -37,10 +37,10 @@ impl Pinbuf {
         len: usize,
         huge: bool,
     ) -> Result<Self, String> {
-        let backing = Backing::Prefer(if huge { Pages::Thp } else { Pages::Base });
         // A tenth more than is sent in turn, so that there is always one to be had.
         let count = DATA / len;
-        let pool = Pool::builder().class(len, count + count / 10 + 2).backing(backing).build();
+        let pool =
+            Pool::builder().class(len, count + count / 10 + 2).backing(backing(huge)).build();
         let pool = pool.map_err(|error| error.to_string())?;
         // With `Prefer` everything goes without copy, so that it compares with the loop; `Auto`
         // decides as it does for a user.
