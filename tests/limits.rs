@@ -67,14 +67,18 @@ fn sustained(mut sender: Sender<TcpStream>, mut far: TcpStream) -> SenderStats {
         }
         got
     });
+    // Made beforehand: next to nothing but the waiting is measured.
+    let messages: Vec<_> = (0..COUNT).map(|seed| pattern(LEN, seed)).collect();
     let (begun, cpu) = (Instant::now(), cpu_time());
-    for seed in 0..COUNT {
-        sender.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)).unwrap();
+    for message in messages {
+        let mut buf = pool.alloc(LEN).unwrap();
+        buf.extend_from_slice(&message);
+        sender.send(buf).unwrap();
     }
     sender.drain(soon()).unwrap();
     let (took, cpu) = (begun.elapsed(), cpu_time() - cpu);
     assert!(took > Duration::from_secs(1), "{took:?}: the peer is not slow");
-    assert!(cpu < took / 2, "{cpu:?} of CPU in {took:?}");
+    assert!(cpu < took / 10, "{cpu:?} of CPU in {took:?}");
     assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
     assert_all_home(&pool);
     sender.stats()
