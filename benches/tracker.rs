@@ -56,7 +56,8 @@ fn main() {
     let windows = bench.size(&[64, 1 << 10, 1 << 13, 1 << 16, 1 << 20][..], &[64, 1 << 10]);
     for order in [Order::ranges, Order::singles, Order::a_tenth_astray, Order::random] {
         let name = order(32).name;
-        let mut table = bench.table(&format!("Issue and release, {name}"), "ns of CPU for an id");
+        let title = format!("Issue and release, {name}");
+        let mut table = bench.table(&title, "ns of CPU for an id").rounds(9);
         for &window in windows {
             table.case(&format!("{window} ids"), RING, |case| {
                 let order = &Rc::new(order(window));
