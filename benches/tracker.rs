@@ -32,7 +32,7 @@ const PINBUF: &str = "pinbuf";
 const COUNT: usize = 1024;
 
 /// The largest window in which ids are searched for one by one.
-const MAX_SCANNED: usize = 1 << 16;
+const MAX_SCANNED: usize = 1 << 13;
 
 macro_rules! enter_all {
     ($case:ident, $order:ident, $measure:ident) => {
