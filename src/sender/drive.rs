@@ -286,14 +286,11 @@ impl<K: Kernel> Core<K> {
     /// Aborts the connection if something is in flight for longer than it may be.
     fn check_hold(&self) {
         let Some(limit) = self.config.max_hold else { return };
-        if !self.kernel.transport().has_end() {
-            return;
-        }
         let held = lock(&self.in_flight).oldest(self.kernel.now());
         if held.is_none_or(|held| held <= limit) {
             return;
         }
-        if self.connection_error().is_none() {
+        if self.kernel.transport().has_end() && self.connection_error().is_none() {
             self.cut_short(OsError::from_raw(errno::ETIMEDOUT));
             // If it fails, what is in flight stays there.
             let _ = self.kernel.abort();

@@ -413,6 +413,7 @@ impl Episode {
             (_, 17) => {
                 // Another user of the socket, far ahead: what would look like ours is past help.
                 let lo = socket.notes.next_id().wrapping_add(1 << 31);
+                socket.deaf = true;
                 socket.notes.push(Record::Released { lo, hi: lo, copied: false });
                 socket.news.note();
             }

@@ -85,6 +85,7 @@ impl Kernel for SimKernel {
         }
         while let Some(record) = socket.notes.pop() {
             batch.messages += 1;
+            socket.deaf |= cut;
             if cut && batch.messages == 1 {
                 // The message is gone, or what it says was in the room there was.
                 batch.truncated = true;
@@ -124,7 +125,8 @@ impl Kernel for SimKernel {
             };
             if ready != Ready::default() || now >= deadline {
                 let slept = now >= deadline && timeout == Some(Duration::from_secs(1));
-                let in_vain = slept && interest.writable && socket.is_writable();
+                let told = ready != Ready::default();
+                let in_vain = slept && !told && interest.writable && socket.is_writable();
                 assert!(!in_vain, "waits for room that there is");
                 return Ok(ready);
             }

@@ -155,6 +155,11 @@ impl Owner {
             return back;
         };
         let failures = self.with_socket(|socket| mem::take(&mut socket.failures));
+        let has_cause = self.with_socket(|socket| {
+            let ignores = matches!(&socket.wire, Wire::Stream(stream) if stream.ignores);
+            socket.deaf || ignores
+        });
+        assert!(has_cause || !self.core.is_poisoned(), "poisoned without cause");
         let is_over = self.with_socket(|socket| socket.is_over());
         let ticket = match result {
             Ok(ticket) | Err(SendError::Truncated { ticket, .. }) => Some(ticket),

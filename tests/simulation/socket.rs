@@ -135,8 +135,8 @@ pub(crate) struct Socket {
     pub(crate) waited_in: u64,
     /// Error numbers of the calls that failed, since somebody asked.
     pub(crate) failures: Vec<i32>,
-    /// A note was read by somebody else, or a read failed for want of memory: nobody is told of
-    /// what that was about.
+    /// A note was read or sent by somebody else, a message was cut, or a read failed for want of
+    /// memory: what that was about nobody is told, and there is cause to poison.
     pub(crate) deaf: bool,
 }
 
