@@ -147,8 +147,9 @@ impl Window {
         self.calls_since_change += 1;
         if self.calls_since_change >= self.sends {
             self.calls_since_change = 0;
-            self.sends = (self.sends + self.max_sends / 8 + 1).min(self.max_sends);
-            self.bytes = (self.bytes + self.max_bytes / 8 + 1).min(self.max_bytes);
+            let grown = |size: usize, max: usize| size.saturating_add(max / 8 + 1).min(max);
+            self.sends = grown(self.sends, self.max_sends);
+            self.bytes = grown(self.bytes, self.max_bytes);
         }
     }
 }
@@ -197,5 +198,15 @@ mod tests {
         assert_eq!((window.sends(), window.bytes()), (64, 1 << 20));
         window.shrink(0, 0);
         assert_eq!((window.sends(), window.bytes()), (1, 1));
+    }
+
+    #[test]
+    fn a_window_without_a_limit_grows_back_too() {
+        let mut window = Window::new(usize::MAX, 64);
+        window.shrink(8, 1 << 20);
+        for _ in 0..1000 {
+            window.went_well();
+        }
+        assert_eq!((window.sends(), window.bytes()), (64, usize::MAX));
     }
 }
