@@ -362,6 +362,7 @@ pub enum SendError<B> {
     BadAddress(B),
     /// The connection failed after a part of the buffer was accepted. The buffer stays with the
     /// sender until the kernel has let go of it; its ticket's fate tells how much was accepted.
+    /// A blocking send that cannot wait for the rest to be accepted ends the connection so too.
     Truncated {
         /// The ticket of the send.
         ticket: Ticket,

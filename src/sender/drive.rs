@@ -24,6 +24,9 @@ use crate::{
     sys::{Foreign, errno},
 };
 
+/// Least time between looks at a sender with a limit, however small that is.
+const MIN_LOOK: Duration = Duration::from_millis(1);
+
 impl<K: Kernel> Core<K> {
     /// Reads the notes, then sends what the socket now takes of the last send.
     pub fn step(&self) -> io::Result<Step> {
@@ -82,31 +85,37 @@ impl<K: Kernel> Core<K> {
     /// Drops what was let go of and wakes who waited for it, with no lock held.
     pub(super) fn dispose(&self) {
         let mut in_flight = lock(&self.in_flight);
-        if mem::take(&mut in_flight.done.news) {
-            // Cannot fail for descriptors of our own; if it did, every wait ends by itself.
-            in_flight.sleepers.iter().for_each(|sleeper| _ = sleeper.rouse());
-        }
+        let news = mem::take(&mut in_flight.done.news);
         let InFlight { done, .. } = &mut *in_flight;
         if done.settled.is_empty() && done.wakers.is_empty() && done.roused.is_empty() {
+            if news {
+                in_flight.rouse_sleepers();
+            }
             return;
         }
+        // Nothing else, or a sleeper whose task waits too would rouse himself for ever.
+        let rouses = news || !done.settled.is_empty();
         let mut settled = mem::take(&mut done.settled);
-        let poisoned = in_flight.poisoned().is_some();
-        let InFlight { done, .. } = &mut *in_flight;
-        let resolved = |ticket: &Ticket| poisoned || done.ledger.fate(*ticket).is_some();
         let mut woken = mem::take(&mut done.roused);
-        woken.extend(
-            done.wakers.extract_if(.., |(ticket, _)| resolved(ticket)).map(|(_, waker)| waker),
-        );
+        let mut wakers = mem::take(&mut done.wakers);
+        done.dropping += 1;
+        let resolved = wakers.extract_if(.., |(ticket, _)| in_flight.fate(*ticket).is_some());
+        woken.extend(resolved.map(|(_, waker)| waker));
+        in_flight.done.wakers = wakers;
         drop(in_flight);
         let mut panics = Panics::default();
-        panics.catch_each(woken.into_iter(), Waker::wake);
         panics.catch_each(settled.drain(..), drop);
         let mut in_flight = lock(&self.in_flight);
         if in_flight.done.settled.capacity() == 0 {
             in_flight.done.settled = settled;
         }
+        in_flight.done.dropping -= 1;
+        if rouses {
+            in_flight.rouse_sleepers();
+        }
         drop(in_flight);
+        // Behind the drops: whoever is told of a release finds the slot free.
+        panics.catch_each(woken.into_iter(), Waker::wake);
         panics.resume();
     }
 
@@ -148,6 +157,12 @@ impl<K: Kernel> Core<K> {
         self.is_flushed() && lock(&self.in_flight).tracker.outstanding() == 0
     }
 
+    /// Whether nothing that was let go of has yet to be dropped, by this thread or another.
+    pub(super) fn is_disposed(&self) -> bool {
+        let InFlight { done, .. } = &*lock(&self.in_flight);
+        done.settled.is_empty() && done.dropping == 0
+    }
+
     /// Whether notes prove nothing any more.
     pub fn is_poisoned(&self) -> bool {
         lock(&self.in_flight).poisoned().is_some()
@@ -164,8 +179,7 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return None;
         }
-        let sending = lock(&self.send).outbox.sending().map(|(ticket, _)| ticket);
-        lock(&self.in_flight).fate(ticket, sending)
+        lock(&self.in_flight).fate(ticket)
     }
 
     /// The fate of a send, with a wake-up for when it has one.
@@ -177,9 +191,8 @@ impl<K: Kernel> Core<K> {
         self.step()?;
         // Cloned, and the one it replaces dropped, with no lock held: that is user code.
         let waker = cx.waker().clone();
-        let sending = lock(&self.send).outbox.sending().map(|(ticket, _)| ticket);
         let mut in_flight = lock(&self.in_flight);
-        if let Some(fate) = in_flight.fate(ticket, sending) {
+        if let Some(fate) = in_flight.fate(ticket) {
             return Poll::Ready(Ok(fate));
         }
         let wakers = &mut in_flight.done.wakers;
@@ -368,7 +381,7 @@ impl<K: Kernel> Reclaim for Core<K> {
         if let Some(limit) = self.config.max_hold
             && in_flight.tracker.outstanding() > 0
         {
-            return Some(limit / 4);
+            return Some((limit / 4).max(MIN_LOOK));
         }
         if matches!(*watch, Watch::On(_)) && !in_flight.is_awaited() {
             drop(in_flight);

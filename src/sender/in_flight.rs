@@ -60,6 +60,8 @@ pub(super) struct Done {
     pub(super) returned: VecDeque<Returned>,
     /// Payloads to be dropped, once no lock is held.
     pub(super) settled: Vec<Payload>,
+    /// How many threads are dropping some at this moment.
+    pub(super) dropping: usize,
     pub(super) wakers: Vec<(Ticket, Waker)>,
     /// Who waited for a slot in vain, to be woken once no lock is held.
     pub(super) roused: Vec<Waker>,
@@ -105,6 +107,7 @@ impl InFlight {
                 stats: SenderStats::default(),
                 returned: VecDeque::new(),
                 settled: Vec::new(),
+                dropping: 0,
                 wakers: Vec::new(),
                 roused: Vec::new(),
                 news: false,
@@ -333,6 +336,12 @@ impl InFlight {
         }
     }
 
+    /// Ends the waits of others: what they wait for may have come.
+    pub(super) fn rouse_sleepers(&self) {
+        // Cannot fail for descriptors of our own; if it did, every wait ends by itself.
+        self.sleepers.iter().for_each(|sleeper| _ = sleeper.rouse());
+    }
+
     /// Asks the option memory of the socket: reading 0, while no call is under way, means that
     /// every id is released. Returns how many ids that released.
     ///
@@ -373,11 +382,13 @@ impl InFlight {
         !self.done.wakers.is_empty() || self.tracker.iter_mut().any(|lease| lease.is_awaited())
     }
 
-    /// The fate of a send; `sending` is the one that is not wholly accepted.
-    pub(super) fn fate(&self, ticket: Ticket, sending: Option<Ticket>) -> Option<Fate> {
-        let fate = self.done.ledger.fate(ticket);
-        if fate.is_none() && self.poisoned().is_some() && sending != Some(ticket) {
-            return self.done.ledger.is_open(ticket).then_some(Fate::Quarantined);
+    /// The fate of a send.
+    pub(super) fn fate(&self, ticket: Ticket) -> Option<Fate> {
+        let Done { ledger, .. } = &self.done;
+        let fate = ledger.fate(ticket);
+        let is_sending = self.has_rest && ledger.is_last(ticket);
+        if fate.is_none() && self.poisoned().is_some() && !is_sending {
+            return ledger.is_open(ticket).then_some(Fate::Quarantined);
         }
         fate
     }

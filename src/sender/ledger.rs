@@ -160,6 +160,11 @@ impl Ledger {
         }
     }
 
+    /// Whether this is the last send that was made.
+    pub(crate) fn is_last(&self, ticket: Ticket) -> bool {
+        ticket.sequence + 1 == self.next
+    }
+
     /// Whether a send was made and has leases.
     pub(crate) fn is_open(&self, ticket: Ticket) -> bool {
         ticket.sequence < self.next

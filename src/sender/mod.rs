@@ -375,6 +375,8 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
 
     /// Polls for what becomes of a send, for use in a future of any runtime.
     ///
+    /// Wakes the task that was the last to ask about this ticket, after its buffers were dropped.
+    ///
     /// # Errors
     ///
     /// What `recvmsg(2)` reported, or that no thread could be had to wait for the kernel.
@@ -394,8 +396,8 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
 
     /// Blocks until everything is accepted and released, or the deadline.
     ///
-    /// While somebody waits for a slot, the reaper reads notes too: the last buffers it found
-    /// released may still be on their way home when this returns.
+    /// When this returns the buffers are at home, or ready to be handed back, whichever thread found
+    /// them released.
     ///
     /// On a connection that has failed this waits for the releases only; see
     /// [`connection_error`](Self::connection_error).

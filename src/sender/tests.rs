@@ -5,7 +5,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc,
     },
     task::{Context, Poll, Wake, Waker},
@@ -327,4 +327,86 @@ fn the_id_of_a_failed_datagram_is_not_given_out_while_its_note_may_be_unread() {
         sender.step().unwrap();
         assert_eq!(pool.stats().free(), usize::from(!zero_copy), "no note has come for it");
     }
+}
+
+/// Counts how often it is woken, and how many slots were free when it last was.
+struct Told(Pool, AtomicUsize, AtomicUsize);
+
+impl Told {
+    fn new(pool: &Pool) -> Arc<Self> {
+        Arc::new(Self(pool.clone(), AtomicUsize::new(0), AtomicUsize::new(0)))
+    }
+
+    fn woken(&self) -> (usize, usize) {
+        (self.1.load(Ordering::Relaxed), self.2.load(Ordering::Relaxed))
+    }
+}
+
+impl Wake for Told {
+    fn wake(self: Arc<Self>) {
+        self.2.store(self.0.stats().free(), Ordering::Relaxed);
+        self.1.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn whoever_is_told_of_a_release_finds_the_slot_free() {
+    let pool = pool();
+    let script = Script::default();
+    let sender = script.sender(Config::default());
+    let ticket = sender.try_send(filled(&pool)).unwrap();
+    let told = Told::new(&pool);
+    let waker = Waker::from(Arc::clone(&told));
+    assert!(sender.poll_fate(&mut Context::from_waker(&waker), ticket).is_pending());
+    script.note(0, 0);
+    sender.step().unwrap();
+    assert_eq!(told.woken(), (1, 1));
+}
+
+#[test]
+fn poison_wakes_nobody_who_awaits_a_send_with_a_rest_before_that_is_out() {
+    let pool = pool();
+    let script = Script::new([Ok(1000), Err(EAGAIN), Err(EAGAIN), Err(EAGAIN), Err(EAGAIN)]);
+    let sender = script.sender(Config::default());
+    let ticket = sender.try_send(filled(&pool)).unwrap();
+    script.note(7, 7);
+    sender.step().unwrap();
+    assert!(sender.capabilities().reason.is_some(), "poisoned");
+    let told = Told::new(&pool);
+    let waker = Waker::from(Arc::clone(&told));
+    let mut cx = Context::from_waker(&waker);
+    assert!(sender.poll_fate(&mut cx, ticket).is_pending());
+    sender.step().unwrap();
+    assert_eq!(told.woken().0, 0, "it would ask, and be woken, again and again");
+    sender.step().unwrap();
+    assert_eq!(told.woken().0, 1);
+    assert!(matches!(sender.poll_fate(&mut cx, ticket), Poll::Ready(Ok(Fate::Quarantined))));
+}
+
+#[test]
+fn a_tiny_limit_does_not_make_the_reaper_spin() {
+    let script = Script::default();
+    let max_hold = Some(Duration::from_nanos(3));
+    let sender = script.sender(Config { max_hold, ..Config::default() });
+    sender.try_send(filled(&pool())).unwrap();
+    let next = sender.attend();
+    assert!(next.is_some_and(|next| next >= Duration::from_millis(1)), "{next:?}");
+}
+
+#[test]
+fn a_blocking_send_that_cannot_wait_for_room_cuts_its_rest_short() {
+    promptly(|| {
+        let pool = pool();
+        let script = Script::new([Ok(1000), Err(EAGAIN), Err(EAGAIN)]);
+        let sender = script.sender(Config::default());
+        script.with(|state| state.unreadable = 1);
+        let Err(SendError::Truncated { ticket, error }) = sender.send(filled(&pool)) else {
+            panic!("the error queue cannot be read");
+        };
+        assert_eq!(sender.connection_error(), Some(error), "as the error says");
+        script.note(0, 0);
+        sender.step().unwrap();
+        let fate = sender.fate(ticket);
+        assert!(matches!(fate, Some(Fate::Truncated { accepted: 1000, .. })), "{fate:?}");
+    });
 }

@@ -208,11 +208,16 @@ impl<K: Kernel> Core<K> {
             }
         };
         let flushed = wait.until(|core| core.is_flushed().then_some(Ok(())));
-        match (flushed, self.truncation(ticket)) {
-            (Err(WaitError::Os(error)), _) | (Ok(()), Some(error)) => {
-                Err(SendError::Truncated { ticket, error })
-            }
-            _ => Ok(ticket),
+        if let Err(WaitError::Os(error)) = flushed
+            && !self.is_flushed()
+        {
+            // Nobody would know that a part of it is still to come.
+            self.cut_short(error);
+            self.dispose();
+        }
+        match self.truncation(ticket) {
+            Some(error) => Err(SendError::Truncated { ticket, error }),
+            None => Ok(ticket),
         }
     }
 
@@ -226,13 +231,13 @@ impl<K: Kernel> Core<K> {
         })
     }
 
-    /// Waits until everything is accepted and released.
+    /// Waits until everything is accepted, released, and let go of by whoever found that.
     pub fn drain(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
         Wait::new(self, deadline).until(|core| {
             // Asked first: a proof that another thread finds in between releases all and poisons.
             let poisoned = core.is_poisoned();
             if core.is_drained() {
-                Some(Ok(()))
+                core.is_disposed().then_some(Ok(()))
             } else {
                 poisoned.then_some(Err(WaitError::Poisoned))
             }
@@ -241,7 +246,8 @@ impl<K: Kernel> Core<K> {
 
     /// Drives the sender until its end is over.
     pub(super) fn wait_over(&self, deadline: Instant) -> Result<(), WaitError> {
-        Wait::new(self, Some(deadline)).until(|core| core.is_over().then_some(Ok(())))
+        Wait::new(self, Some(deadline))
+            .until(|core| (core.is_over() && core.is_disposed()).then_some(Ok(())))
     }
 }
 
