@@ -341,11 +341,18 @@ impl Owner {
         }
     }
 
-    /// Nothing more happens by itself: whoever is to be woken has been.
-    pub(crate) fn check_woken(&self) {
+    /// Whoever is to be woken for a fate that is known has been.
+    fn check_rung(&self) {
         for (ticket, bell) in &self.polls {
             let fate = self.core.fate(*ticket);
             assert!(fate.is_none() || bell.is_rung(), "{fate:?}, but nobody was woken");
+        }
+    }
+
+    /// Nothing more happens by itself: whoever is to be woken has been.
+    pub(crate) fn check_woken(&self) {
+        self.check_rung();
+        for (ticket, bell) in &self.polls {
             let sent = self.sent.iter().find(|sent| sent.ticket == *ticket);
             if let Some(Sent { from, to, .. }) = sent
                 && !bell.is_rung()
@@ -396,6 +403,7 @@ impl Owner {
             core.forget_refused();
             core.reap().map_err(|error| assert_eq!(error.raw_os_error(), Some(ENOMEM)))
         });
+        self.check_rung();
     }
 
     pub(crate) fn flush(&self) {
