@@ -11,8 +11,9 @@
 
 use std::ptr;
 
+use super::memory::WipedOnFork;
 use crate::sync::{
-    OnceLock, Ordering,
+    Ordering,
     unmodelled::{StaticPtr, StaticU64},
 };
 
@@ -24,21 +25,20 @@ use crate::sync::{
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Process(u64);
 
-/// Stands in for the page until there is one, and where none can be had.
+/// Where the number stands: `NOWHERE`, then for good a page that is wiped on fork, or `STAND_IN`.
+static COOKIE: StaticPtr<StaticU64> = StaticPtr::new((&raw const NOWHERE).cast_mut());
+/// Stands in for the page until one has been looked for. Stays 0.
+static NOWHERE: StaticU64 = StaticU64::new(0);
+/// Stands in for the page where none can be had.
 static STAND_IN: StaticU64 = StaticU64::new(0);
-static COOKIE: StaticPtr<StaticU64> = StaticPtr::new((&raw const STAND_IN).cast_mut());
 
 impl Process {
     /// This process.
     pub(crate) fn this() -> Self {
-        static PREPARED: OnceLock<()> = OnceLock::new();
         static LAST: StaticU64 = StaticU64::new(0);
-        PREPARED.get_or_init(|| match wiped_on_fork() {
-            // Release: partner of the Acquire in `cookie`, which needs it for nothing but form: a
-            // fresh page is all zeros to everybody.
-            Some(page) => COOKIE.store(page, Ordering::Release),
-            None => wipe_stand_in_on_fork(),
-        });
+        if ptr::eq(cookie(), &NOWHERE) {
+            prepare();
+        }
         // Relaxed, all three: only the numbers matter. A child has its parent's last number, so
         // those of a process and its ancestors differ.
         match cookie().load(Ordering::Relaxed) {
@@ -62,27 +62,41 @@ impl Process {
 
 #[inline(always)]
 fn cookie() -> &'static StaticU64 {
-    // Acquire: partner of the Release in `Process::this`.
+    // Acquire: partner of the Release in `prepare`.
     let cookie = COOKIE.load(Ordering::Acquire);
-    // SAFETY: it points to a static, or to the start of a page of zeros that is never unmapped; both
+    // SAFETY: it points to a static, or to the start of a page of numbers that is never unmapped; both
     // are accessed as this type only.
     unsafe { &*cookie }
 }
 
-/// A page that a forked child finds wiped.
-#[cfg(all(target_os = "linux", not(any(loom, miri))))]
-fn wiped_on_fork() -> Option<*mut StaticU64> {
-    // SAFETY: zeros are an atomic number.
-    let page = unsafe { super::memory::WipedOnFork::new(1) }.ok()?;
-    let start = page.start().as_ptr();
-    // Never unmapped.
-    std::mem::forget(page);
-    Some(start)
+/// Finds a place for the number. Several threads may do so at once, and the first one is heeded:
+/// under a lock, a child forked meanwhile would wait for a thread that it does not have.
+fn prepare() {
+    let page = wiped_on_fork();
+    let place = match &page {
+        Some(page) => page.start().as_ptr(),
+        None => {
+            wipe_stand_in_on_fork();
+            (&raw const STAND_IN).cast_mut()
+        }
+    };
+    let nowhere = (&raw const NOWHERE).cast_mut();
+    // Release: partner of the Acquire in `cookie`, which needs it for nothing but form: a fresh page
+    // is all zeros to everybody. Relaxed (failure): `cookie` looks again.
+    if COOKIE.compare_exchange(nowhere, place, Ordering::Release, Ordering::Relaxed).is_ok() {
+        // Never unmapped.
+        std::mem::forget(page);
+    }
 }
 
-#[cfg(not(all(target_os = "linux", not(any(loom, miri)))))]
-fn wiped_on_fork() -> Option<*mut StaticU64> {
-    None
+/// A page that a forked child finds wiped.
+fn wiped_on_fork() -> Option<WipedOnFork<StaticU64>> {
+    if cfg!(all(target_os = "linux", not(any(loom, miri)))) {
+        // SAFETY: zeros are an atomic number.
+        unsafe { WipedOnFork::new(1) }.ok()
+    } else {
+        None
+    }
 }
 
 #[cfg(not(any(loom, miri)))]

@@ -1,0 +1,63 @@
+//! A process forks while another of its threads is about to build the first pool of all.
+//!
+//! This binary has its own `madvise`, which the library calls instead of the C library's: the first
+//! call for a page that is wiped on fork takes until the test lets it go on.
+
+#![cfg(all(target_os = "linux", target_env = "gnu"))]
+
+use std::{
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+};
+
+use libc::{c_int, c_void};
+use pinbuf::Pool;
+
+const NOT_YET: u32 = 0;
+const ARRIVED: u32 = 1;
+const GO_ON: u32 = 2;
+
+static STAGE: AtomicU32 = AtomicU32::new(NOT_YET);
+
+fn wait_for(stage: u32) {
+    while STAGE.load(Ordering::SeqCst) != stage {
+        thread::yield_now();
+    }
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As madvise(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn madvise(start: *mut c_void, len: usize, advice: c_int) -> c_int {
+    let first = || STAGE.compare_exchange(NOT_YET, ARRIVED, Ordering::SeqCst, Ordering::SeqCst);
+    if advice == libc::MADV_WIPEONFORK && first().is_ok() {
+        wait_for(GO_ON);
+    }
+    // SAFETY: the caller's promises.
+    unsafe { libc::syscall(libc::SYS_madvise, start, len, advice) as c_int }
+}
+
+#[test]
+fn a_child_does_not_wait_for_a_thread_that_it_does_not_have() {
+    let first = thread::spawn(|| Pool::new(4096, 1).unwrap());
+    wait_for(ARRIVED);
+    // SAFETY: fork(2); the child allocates, which glibc allows, and leaves by _exit(2).
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: alarm(2) takes no pointers.
+        unsafe { libc::alarm(5) };
+        let has_one = Pool::new(4096, 1).is_ok_and(|pool| pool.try_alloc(1).is_ok());
+        // SAFETY: _exit(2) does not return.
+        unsafe { libc::_exit(i32::from(!has_one)) };
+    }
+    STAGE.store(GO_ON, Ordering::SeqCst);
+    let pool = first.join().unwrap();
+    assert!(pool.try_alloc(1).is_ok());
+    let mut status = 0;
+    // SAFETY: waitpid(2) writes one int.
+    assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+    assert_eq!(status, 0, "a signal means that it hung");
+}
