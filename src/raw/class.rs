@@ -207,9 +207,11 @@ impl SizeClass {
 
     /// Queues for a slot. From then on none goes into a magazine.
     pub(crate) fn join(&self, waker: Waker) -> Joined {
+        // Dropped after the lock is let go of, if it is of no use.
+        let mut waker = Some(waker);
         let mut bound = self.roster.lock();
         self.recall(&mut bound, None);
-        self.waiters.join(&self.free, || self.pop_one().map(Record::index), waker)
+        self.waiters.join(&self.free, || self.pop_one().map(Record::index), &mut waker)
     }
 
     /// Leaves the queue; a slot that was handed over in the meantime is the caller's.

@@ -50,12 +50,12 @@ struct Queue {
 }
 
 impl Waiters {
-    /// Joins the queue, unless `pop` has a slot of the list.
+    /// Joins the queue with the waker, unless `pop` has a slot of the list.
     pub(crate) fn join(
         &self,
         free: &FreeList,
         pop: impl Fn() -> Option<u32>,
-        waker: Waker,
+        waker: &mut Option<Waker>,
     ) -> Joined {
         let mut queue = lock(&self.queue);
         // The flag says that the list is empty, and stays while the lock is held. Without it a
@@ -71,7 +71,7 @@ impl Waiters {
         }
         let ticket = WaitTicket(queue.next_ticket);
         queue.next_ticket += 1;
-        queue.entries.push_back((ticket, Entry::Waiting(Some(waker))));
+        queue.entries.push_back((ticket, Entry::Waiting(waker.take())));
         Joined::Queued(ticket)
     }
 
