@@ -12,8 +12,9 @@ use std::{
     sync::{
         Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, RawWaker, RawWakerVTable, Wake, Waker},
     thread,
     time::{Duration, Instant},
 };
@@ -285,6 +286,60 @@ mod waiting {
         assert_eq!(pool.stats().classes[0].waiting, 0);
         drop(buf);
         assert!(pool.alloc_timeout(1, Duration::ZERO).is_ok());
+    }
+
+    /// What a waker does that is of no use, since a slot came home after all, is user code: it may use
+    /// the pool.
+    #[test]
+    fn a_waker_that_is_not_needed_is_dropped_with_no_lock_held() {
+        struct Task {
+            pool: Pool,
+            /// Goes home when the waker is cloned, which is between the look for a slot and the queue.
+            last: Mutex<Option<PinnedBuf>>,
+        }
+
+        fn task(data: *const ()) -> &'static Task {
+            // SAFETY: it was leaked to be the data of these wakers.
+            unsafe { &*data.cast() }
+        }
+
+        static ACTIONS: RawWakerVTable = RawWakerVTable::new(
+            |data| {
+                drop(task(data).last.lock().unwrap().take());
+                RawWaker::new(data, &ACTIONS)
+            },
+            |_| {},
+            |_| {},
+            |data| drop(task(data).pool.try_alloc(1)),
+        );
+
+        let (done, wait) = mpsc::channel();
+        thread::spawn(move || {
+            let pool = base(64, 64);
+            let mut bufs: Vec<_> = (0..64).map(|_| pool.try_alloc(1).unwrap()).collect();
+            let last = bufs.pop().into();
+            let task: &Task = Box::leak(Box::new(Task { pool: pool.clone(), last }));
+            let raw = RawWaker::new(std::ptr::from_ref(task).cast(), &ACTIONS);
+            // SAFETY: the actions keep to the contract: they may be called from any thread, and the
+            // data live for ever.
+            let waker = unsafe { Waker::from_raw(raw) };
+            let got = pin!(pool.alloc_async(1)).poll(&mut Context::from_waker(&waker));
+            done.send(matches!(got, Poll::Ready(Ok(_)))).unwrap();
+        });
+        let got = wait.recv_timeout(Duration::from_secs(20)).expect("a deadlock");
+        assert!(got, "the slot that came home in between");
+    }
+
+    #[test]
+    fn a_future_goes_from_thread_to_thread() {
+        let pool = base(64, 1);
+        let buf = pool.try_alloc(1).unwrap();
+        let waker = Arc::<CountedWaker>::default();
+        let mut waiter = pool.alloc_async(1);
+        assert!(poll(&mut waiter, &waker).is_pending());
+        drop(buf);
+        let there = thread::scope(|scope| scope.spawn(|| poll(&mut waiter, &waker)).join());
+        assert!(matches!(there, Ok(Poll::Ready(Ok(_)))));
     }
 
     #[test]

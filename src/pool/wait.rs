@@ -53,6 +53,8 @@ pub struct Alloc<'a> {
     watched: bool,
 }
 
+static_assertions::assert_impl_all!(Alloc<'static>: Send, Sync);
+
 impl<'a> Alloc<'a> {
     pub(super) fn new(pool: &'a RawPool, class: Result<&'a SizeClass, AllocError>) -> Self {
         Self { pool, class, ticket: None, watched: true }

@@ -54,6 +54,8 @@ pub struct RawPool {
 unsafe impl Send for RawPool {}
 // SAFETY: as above.
 unsafe impl Sync for RawPool {}
+// SAFETY: as above: its pointers are to its pool, to itself and into the region.
+unsafe impl Sync for SizeClass {}
 
 impl RawPool {
     /// A number that no other pool of this process ever has.
@@ -198,13 +200,15 @@ struct Classes(NonNull<[SizeClass]>);
 impl Classes {
     /// So many classes, each made by `make`, which is told where it will lie.
     fn new(count: usize, make: impl Fn(usize, NonNull<SizeClass>) -> SizeClass) -> Self {
-        let room = Box::leak(Box::<[SizeClass]>::new_uninit_slice(count));
-        for (number, room) in room.iter_mut().enumerate() {
-            let at = NonNull::from(room).cast();
+        // The only reference: one more to the whole would end the pointers to the parts.
+        let first = NonNull::from(Box::leak(Box::<[SizeClass]>::new_uninit_slice(count))).cast();
+        for number in 0..count {
+            // SAFETY: there is room for so many.
+            let at = unsafe { first.add(number) };
             // SAFETY: there is room for a class, unused so far.
             unsafe { at.write(make(number, at)) };
         }
-        Self(NonNull::slice_from_raw_parts(NonNull::from(room).cast(), count))
+        Self(NonNull::slice_from_raw_parts(first, count))
     }
 }
 
