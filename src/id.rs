@@ -52,7 +52,8 @@ impl IdRange {
 ///
 /// Tickets are handed out in send order and are not kernel ids: a send may take several
 /// notification ids or none. A ticket also remembers the length of its send, in bytes, so that it
-/// can be asked for its [`Fate`](crate::Fate) at any later time.
+/// can be asked for its [`Fate`](crate::Fate) at any later time. Ask only the sender that gave it:
+/// to another one it names another send, or none.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Ticket {
     pub(crate) sequence: u64,

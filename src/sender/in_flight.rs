@@ -61,7 +61,7 @@ pub(super) struct Done {
     /// Payloads to be dropped, once no lock is held.
     pub(super) settled: Vec<Payload>,
     /// How many threads are dropping some at this moment.
-    pub(super) dropping: usize,
+    pub(super) dropping: u32,
     pub(super) wakers: Vec<(Ticket, Waker)>,
     /// Who waited for a slot in vain, to be woken once no lock is held.
     pub(super) roused: Vec<Waker>,

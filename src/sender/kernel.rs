@@ -24,6 +24,9 @@ use crate::{
 /// With `poll(2)`: `POLLOUT` if `writable`, and no event if not. `POLLERR` needs no asking for: it
 /// comes for whatever `released` waits for. Waiting for `POLLOUT` while a note is unread returns at
 /// once for ever, so after every return call [`reap`](crate::Sender::reap) first.
+///
+/// In a future: have the runtime watch the descriptor for both, or, where only `released` is set,
+/// await the fate of an earlier send ([`poll_fate`](crate::Sender::poll_fate)).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Interest {
     /// Room in the socket buffer.
