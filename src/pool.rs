@@ -32,7 +32,8 @@ pub use wait::Alloc;
 /// The memory is kept out of forked children (`MADV_DONTFORK`), so that what the parent has in
 /// flight stays intact. In a child the pool answers [`AllocError::Forked`], its buffers and itself
 /// can be dropped without effect, and to read or write one of its buffers ends in a segmentation
-/// fault. A child can build pools of its own.
+/// fault. A child can build pools of its own. One that a signal handler made must not return from it,
+/// but call `exec` or `_exit`: what was interrupted may be an allocation.
 ///
 /// # Performance
 ///

@@ -37,7 +37,9 @@ const TAKEN: usize = 1;
 /// 3. While the owner is busy and has seen the key name a class, that class lives, and its free list has
 ///    no flags: both, to close it and to queue for its slots, begin with taking all magazines'.
 /// 4. The limit is at most `ITEMS`.
-/// 5. A magazine is in memory that a forked child finds full of zeros: there it belongs to no class.
+/// 5. A magazine is in memory that a forked child finds full of zeros: there it belongs to no class. No
+///    owner that the child has is busy then: it has only the thread that forked. (A signal handler
+///    that interrupts an owner and forks must not return in the child.)
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Magazine {
