@@ -31,6 +31,9 @@ mod tests;
 use table::{NONE, Table};
 
 /// Ring places of a tracker that has entered its first lease.
+const FIRST_RING: usize = 2;
+
+/// Ring places below which no straggler is set aside.
 const MIN_RING: usize = 4;
 
 /// Bound of the side list, for windows larger than this.
@@ -489,7 +492,7 @@ impl<T> CompletionTracker<T> {
         if !self.ring.is_empty() && (in_ring * 4 <= self.ring.len() || self.ring.len() >= span) {
             return false;
         }
-        let len = (self.ring.len() * 2).max(MIN_RING);
+        let len = (self.ring.len() * 2).max(FIRST_RING);
         let mut ring: Vec<_> = (0..len).map(|_| Place::VACANT).collect();
         for id in self.ring_base..self.next {
             ring[id as usize & (len - 1)] = self.place_mut(id).take();

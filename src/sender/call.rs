@@ -281,9 +281,9 @@ impl<K: Kernel> Core<K> {
     fn count_no_bufs(&self, in_flight: &mut InFlight) {
         let used = self.kernel.optmem().unwrap_or(0);
         if used.saturating_add(OPTMEM_PER_NOTE) > self.optmem_max {
-            in_flight.done.stats.no_bufs_optmem += 1;
+            in_flight.done.extras.no_bufs_optmem += 1;
         } else {
-            in_flight.done.stats.no_bufs_memlock += 1;
+            in_flight.done.extras.no_bufs_memlock += 1;
         }
     }
 
@@ -298,7 +298,7 @@ impl<K: Kernel> Core<K> {
         if errno::ends_connection(error.raw()) {
             Stop::Failed(*calls.failed.get_or_insert(error))
         } else if self.kernel.transport().is_drop(error.raw()) {
-            in_flight.done.stats.dropped_sends += 1;
+            in_flight.done.extras.dropped_sends += 1;
             Stop::Dropped(error)
         } else {
             Stop::Refused(error)

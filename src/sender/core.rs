@@ -13,6 +13,7 @@ use super::{
     in_flight::InFlight,
     kernel::Kernel,
     outbox::Outbox,
+    rare::Rare,
     transport::CallLimits,
     window::{MemlockBudget, Window},
 };
@@ -39,7 +40,7 @@ pub struct Core<K: Kernel> {
     /// The reaper's attention, for as long as it is of use to somebody.
     pub(super) watch: Mutex<Watch>,
     /// The end, once it has begun.
-    pub(super) ending: Mutex<Option<Ending>>,
+    pub(super) ending: Mutex<Option<Box<Ending>>>,
     /// The process that the sender belongs to.
     process: Process,
     /// Handles: 1, or 2 while split.
@@ -48,7 +49,8 @@ pub struct Core<K: Kernel> {
 
 /// What is to be sent.
 pub(super) struct Send {
-    pub(super) outbox: Outbox,
+    /// What a send of one buffer that the socket takes whole has no need of.
+    pub(super) outbox: Rare<Outbox>,
     pub(super) calls: Calls,
     /// Pools that know this sender.
     pub(super) pools: Vec<u64>,
@@ -91,7 +93,7 @@ impl<K: Kernel> Core<K> {
             budget,
             optmem_max,
             send: Mutex::new(Send {
-                outbox: Outbox::default(),
+                outbox: Rare::default(),
                 calls: Calls::new(Window::new(bytes, sends), optmem_max),
                 pools: Vec::new(),
             }),
@@ -209,6 +211,7 @@ impl<K: Kernel> Core<K> {
         for buf in bufs {
             let Some(pool) = buf.pool() else { continue };
             if !send.pools.contains(&pool.id()) {
+                send.pools.reserve_exact(1);
                 send.pools.push(pool.id());
                 let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(self);
                 pool.register(Arc::downgrade(&sender));
@@ -252,6 +255,9 @@ impl<K: Kernel> Core<K> {
         send: &mut Send,
         in_flight: &mut Held<'_, InFlight>,
     ) -> Result<(), Stop> {
+        if send.outbox.is_empty() {
+            return Ok(());
+        }
         let before = send.outbox.sending();
         let flushed = self.flush(send, in_flight);
         if send.outbox.sending() != before {

@@ -11,7 +11,7 @@ use super::{
     Capabilities, Reaped, Returned, SenderStats,
     call::{Stop, Stuck},
     core::{Core, Watch},
-    in_flight::{InFlight, Read},
+    in_flight::{Done, InFlight, Read},
     kernel::{Interest, Kernel},
     ledger::Fate,
 };
@@ -87,7 +87,7 @@ impl<K: Kernel> Core<K> {
         let mut in_flight = lock(&self.in_flight);
         let news = mem::take(&mut in_flight.done.news);
         let InFlight { done, .. } = &mut *in_flight;
-        if done.settled.is_empty() && done.wakers.is_empty() && done.roused.is_empty() {
+        if done.settled.is_empty() && !done.has_woken() {
             if news {
                 in_flight.rouse_sleepers();
             }
@@ -96,12 +96,8 @@ impl<K: Kernel> Core<K> {
         // Nothing else, or a sleeper whose task waits too would rouse himself for ever.
         let rouses = news || !done.settled.is_empty();
         let mut settled = mem::take(&mut done.settled);
-        let mut woken = mem::take(&mut done.roused);
-        let mut wakers = mem::take(&mut done.wakers);
         done.dropping += 1;
-        let resolved = wakers.extract_if(.., |(ticket, _)| in_flight.fate(*ticket).is_some());
-        woken.extend(resolved.map(|(_, waker)| waker));
-        in_flight.done.wakers = wakers;
+        let woken = in_flight.take_woken();
         drop(in_flight);
         let mut panics = Panics::default();
         panics.catch_each(settled.drain(..), drop);
@@ -149,7 +145,7 @@ impl<K: Kernel> Core<K> {
 
     /// Whether a send was given up after a part of it was accepted.
     pub(super) fn has_cut_short(&self) -> bool {
-        lock(&self.in_flight).done.stats.truncated_sends > 0
+        lock(&self.in_flight).done.extras.truncated_sends > 0
     }
 
     /// Whether everything is accepted and released.
@@ -195,7 +191,7 @@ impl<K: Kernel> Core<K> {
         if let Some(fate) = in_flight.fate(ticket) {
             return Poll::Ready(Ok(fate));
         }
-        let wakers = &mut in_flight.done.wakers;
+        let wakers = &mut in_flight.done.extras.wakers;
         let known = wakers.iter().position(|(waiting, _)| *waiting == ticket);
         let replaced = known.map(|at| wakers.swap_remove(at));
         wakers.push((ticket, waker));
@@ -228,7 +224,8 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return None;
         }
-        lock(&self.in_flight).events.pop_front()
+        let extras = &mut lock(&self.in_flight).done.extras;
+        if extras.events.is_empty() { None } else { extras.events.pop_front() }
     }
 
     /// The next payload handed back.
@@ -236,7 +233,8 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return None;
         }
-        lock(&self.in_flight).done.returned.pop_front()
+        let extras = &mut lock(&self.in_flight).done.extras;
+        if extras.returned.is_empty() { None } else { extras.returned.pop_front() }
     }
 
     /// Whether sends can go without copy, and if not, why.
@@ -260,13 +258,26 @@ impl<K: Kernel> Core<K> {
             (send.calls.window.sends(), send.calls.window.bytes())
         };
         let in_flight = lock(&self.in_flight);
+        let Done { stats, extras, .. } = &in_flight.done;
         SenderStats {
+            zero_copy_calls: stats.zero_copy_calls,
+            zero_copy_bytes: stats.zero_copy_bytes,
+            copied_calls: stats.copied_calls,
+            copied_bytes: stats.copied_bytes,
+            notes: stats.notes,
+            released_calls: stats.released_calls,
+            deferred_copies: stats.deferred_copies,
+            no_bufs_optmem: extras.no_bufs_optmem,
+            no_bufs_memlock: extras.no_bufs_memlock,
+            dropped_sends: extras.dropped_sends,
+            truncated_sends: extras.truncated_sends,
+            events_dropped: extras.events_dropped,
+            in_flight_bytes: stats.in_flight_bytes,
             in_flight_calls: in_flight.tracker.outstanding(),
             leases: in_flight.tracker.leases(),
             window_sends: window.0,
             window_bytes: window.1,
             route: in_flight.route.stats(),
-            ..in_flight.done.stats
         }
     }
 

@@ -92,14 +92,14 @@ impl<K: Kernel> Core<K> {
         match &mut *ending {
             Some(ending) => ending.lingers |= lingers,
             None => {
-                *ending = Some(Ending {
+                *ending = Some(Box::new(Ending {
                     phase: Phase::Flushing,
                     lingers,
                     progress: self.kernel.now(),
                     unacked: None,
                     orderly: false,
                     aborted: false,
-                });
+                }));
             }
         }
     }
@@ -226,7 +226,7 @@ impl<K: Kernel> Core<K> {
 
     /// Whether the end has come.
     pub(super) fn is_over(&self) -> bool {
-        lock(&self.ending).is_some_and(|ending| ending.phase == Phase::Over)
+        lock(&self.ending).as_ref().is_some_and(|ending| ending.phase == Phase::Over)
     }
 
     /// How the end went so far.

@@ -2,16 +2,17 @@
 
 use std::{
     collections::VecDeque,
-    io,
+    io, mem,
     task::Waker,
     time::{Duration, Instant},
 };
 
 use super::{
-    Config, HandBack, Returned, SenderStats,
+    Config, HandBack, Returned,
     call::Call,
     kernel::Kernel,
     ledger::{Fate, Ledger},
+    rare::{Extras, Rare},
     route::Route,
     window::MemlockBudget,
 };
@@ -21,7 +22,7 @@ use crate::{
     lease::{Lease, Payload},
     raw::RawPool,
     sync::Arc,
-    sys::{Foreign, Record, epoll::EdgeWait, socket::IoVec},
+    sys::{Record, socket::IoVec},
     tracker::{CompletionTracker, LeaseKey, Released},
 };
 
@@ -43,34 +44,35 @@ pub(super) struct InFlight {
     pub(super) copy_reason: Option<CopyReason>,
     /// Whether zero copy is worth it.
     pub(super) route: Route,
-    pub(super) events: VecDeque<Foreign>,
-    /// Threads that wait for news of this sender, which another thread may be the one to read.
-    pub(super) sleepers: Vec<Arc<EdgeWait>>,
-    /// What a thread that waited has left for the next one: two descriptors and the calls to make
-    /// them, which a busy sender would spend on every buffer. A sender that never waits has none.
-    pub(super) spare_edges: Option<Arc<EdgeWait>>,
     ages: Ages,
 }
 
 /// Where released leases go.
 pub(super) struct Done {
     pub(super) ledger: Ledger,
-    pub(super) stats: SenderStats,
-    /// Payloads for the caller, when it wants them back.
-    pub(super) returned: VecDeque<Returned>,
+    pub(super) stats: Counts,
     /// Payloads to be dropped, once no lock is held.
     pub(super) settled: Vec<Payload>,
     /// How many threads are dropping some at this moment.
     pub(super) dropping: u32,
-    pub(super) wakers: Vec<(Ticket, Waker)>,
-    /// Who waited for a slot in vain, to be woken once no lock is held.
-    pub(super) roused: Vec<Waker>,
+    pub(super) extras: Rare<Extras>,
     /// Whether anything has changed that a sleeper may wait for.
     pub(super) news: bool,
     hand_back: HandBack,
     budget: Arc<MemlockBudget>,
-    /// Leases on slots of each pool that has a quota.
-    pub(super) held: Vec<(u64, usize)>,
+}
+
+/// What every sender counts; as in [`SenderStats`](super::SenderStats).
+#[derive(Default)]
+pub(super) struct Counts {
+    pub(super) zero_copy_calls: u64,
+    pub(super) zero_copy_bytes: u64,
+    pub(super) copied_calls: u64,
+    pub(super) copied_bytes: u64,
+    pub(super) notes: u64,
+    pub(super) released_calls: u64,
+    pub(super) deferred_copies: u64,
+    pub(super) in_flight_bytes: usize,
 }
 
 /// What one reading of the error queue brought.
@@ -104,24 +106,18 @@ impl InFlight {
             tracker: CompletionTracker::new(config.max_in_flight_sends, first),
             done: Done {
                 ledger: Ledger::default(),
-                stats: SenderStats::default(),
-                returned: VecDeque::new(),
+                stats: Counts::default(),
                 settled: Vec::new(),
                 dropping: 0,
-                wakers: Vec::new(),
-                roused: Vec::new(),
+                extras: Rare::default(),
                 news: false,
                 hand_back: config.hand_back,
                 budget,
-                held: Vec::new(),
             },
             in_call: false,
             has_rest: false,
             copy_reason,
             route: Route::new(config.observe_route && copy_reason.is_none()),
-            events: VecDeque::new(),
-            sleepers: Vec::new(),
-            spare_edges: None,
             ages: Ages::default(),
         }
     }
@@ -131,7 +127,7 @@ impl InFlight {
     pub(super) fn enter(&mut self, payload: Payload, ticket: u64) -> (LeaseKey, IoVec) {
         if self.done.hand_back == HandBack::Return {
             // Room for every lease that can come back, so that no note is lost for want of it.
-            self.done.returned.reserve(self.tracker.leases() + 1);
+            self.done.extras.returned.reserve(self.tracker.leases() + 1);
         }
         self.done.hold(&payload);
         let lease = Lease::new(payload, ticket);
@@ -143,7 +139,7 @@ impl InFlight {
     /// has nothing in flight for long, and a poisoned sender could wait for ever.
     #[inline]
     pub(super) fn quotas_allow(&mut self, bufs: &[Payload], kernel: &impl Kernel) -> bool {
-        self.done.held.is_empty() || self.some_quotas_allow(bufs, kernel)
+        self.done.extras.held.is_empty() || self.some_quotas_allow(bufs, kernel)
     }
 
     fn some_quotas_allow(&mut self, bufs: &[Payload], kernel: &impl Kernel) -> bool {
@@ -272,11 +268,12 @@ impl InFlight {
         let (lo, hi, copied) = match record {
             Record::Released { lo, hi, copied } => (lo, hi, copied),
             Record::Foreign(event) => {
-                if self.events.len() == MAX_EVENTS {
-                    self.events.pop_front();
-                    self.done.stats.events_dropped += 1;
+                let extras = &mut *self.done.extras;
+                if extras.events.len() == MAX_EVENTS {
+                    extras.events.pop_front();
+                    extras.events_dropped += 1;
                 }
-                self.events.push_back(event);
+                extras.events.push_back(event);
                 return 0;
             }
         };
@@ -322,7 +319,10 @@ impl InFlight {
     /// Marks every lease that the kernel was given as unproven.
     pub(super) fn quarantine(&mut self) {
         for lease in self.tracker.iter_mut().filter(|lease| lease.offers > 0) {
-            self.done.roused.extend(lease.quarantine());
+            let roused = lease.quarantine();
+            if !roused.is_empty() {
+                self.done.extras.roused.extend(roused);
+            }
         }
     }
 
@@ -339,7 +339,20 @@ impl InFlight {
     /// Ends the waits of others: what they wait for may have come.
     pub(super) fn rouse_sleepers(&self) {
         // Cannot fail for descriptors of our own; if it did, every wait ends by itself.
-        self.sleepers.iter().for_each(|sleeper| _ = sleeper.rouse());
+        self.done.extras.sleepers.iter().for_each(|sleeper| _ = sleeper.rouse());
+    }
+
+    /// Who is to be woken once no lock is held.
+    pub(super) fn take_woken(&mut self) -> Vec<Waker> {
+        if !self.done.has_woken() {
+            return Vec::new();
+        }
+        let mut woken = mem::take(&mut self.done.extras.roused);
+        let mut wakers = mem::take(&mut self.done.extras.wakers);
+        let resolved = wakers.extract_if(.., |(ticket, _)| self.fate(*ticket).is_some());
+        woken.extend(resolved.map(|(_, waker)| waker));
+        self.done.extras.wakers = wakers;
+        woken
     }
 
     /// Asks the option memory of the socket: reading 0, while no call is under way, means that
@@ -379,7 +392,8 @@ impl InFlight {
 
     /// Whether somebody waits for a fate, or for a slot of what is in flight.
     pub(super) fn is_awaited(&mut self) -> bool {
-        !self.done.wakers.is_empty() || self.tracker.iter_mut().any(|lease| lease.is_awaited())
+        !self.done.extras.wakers.is_empty()
+            || self.tracker.iter_mut().any(|lease| lease.is_awaited())
     }
 
     /// The fate of a send.
@@ -423,6 +437,10 @@ impl Ages {
                 at <= 2 || at % 2 == 0
             });
         }
+        if self.0.capacity() == 0 {
+            // All that a sender needs that is hardly used.
+            self.0.reserve_exact(1);
+        }
         self.0.push_back((next, now));
     }
 
@@ -456,7 +474,13 @@ impl Done {
     /// Whether there is nothing to tell anybody and nothing to drop.
     #[inline(always)]
     pub(super) fn is_quiet(&self) -> bool {
-        !self.news && self.settled.is_empty() && self.wakers.is_empty() && self.roused.is_empty()
+        !self.news && self.settled.is_empty() && !self.has_woken()
+    }
+
+    /// Whether there is anybody to wake, or to look after.
+    #[inline]
+    pub(super) fn has_woken(&self) -> bool {
+        !self.extras.wakers.is_empty() || !self.extras.roused.is_empty()
     }
 
     /// Counts a lease against the quota of the payload's pool.
@@ -470,7 +494,7 @@ impl Done {
     /// Ends [`hold`](Self::hold).
     #[inline]
     fn let_go(&mut self, payload: &Payload) {
-        if !self.held.is_empty()
+        if !self.extras.held.is_empty()
             && let Some(held) = self.held_of(payload)
         {
             *held -= 1;
@@ -480,18 +504,19 @@ impl Done {
     #[inline]
     fn held_of(&mut self, payload: &Payload) -> Option<&mut usize> {
         let pool = payload.pool().filter(|pool| pool.sender_quota().is_some())?;
-        let known = self.held.iter().position(|(id, _)| *id == pool.id());
+        let held = &mut self.extras.held;
+        let known = held.iter().position(|(id, _)| *id == pool.id());
         let at = known.unwrap_or_else(|| {
-            self.held.push((pool.id(), 0));
-            self.held.len() - 1
+            held.push((pool.id(), 0));
+            held.len() - 1
         });
-        Some(&mut self.held[at].1)
+        Some(&mut held[at].1)
     }
 
     /// Whether the quotas of their pools let all of `bufs` in. A pool of which nothing is held lets
     /// any number in, so that no quota can stop a sender.
     fn quotas_allow(&self, bufs: &[Payload]) -> bool {
-        self.held.iter().filter(|(_, held)| *held > 0).all(|(id, held)| {
+        self.extras.held.iter().filter(|(_, held)| *held > 0).all(|(id, held)| {
             let mut of_pool = bufs.iter().filter_map(Payload::pool).filter(|pool| pool.id() == *id);
             let quota = of_pool.next().and_then(RawPool::sender_quota);
             quota.is_none_or(|quota| held + 1 + of_pool.count() <= quota)
@@ -507,8 +532,16 @@ impl Done {
         let Some(payload) = lease.release() else { return };
         self.let_go(&payload);
         match self.hand_back {
-            HandBack::Recycle => self.settled.push(payload),
-            HandBack::Return => self.returned.push_back(Returned { sequence: ticket, payload }),
+            HandBack::Recycle => {
+                if self.settled.capacity() == 0 {
+                    // A sender that is hardly used has one at a time.
+                    self.settled.reserve_exact(1);
+                }
+                self.settled.push(payload);
+            }
+            HandBack::Return => {
+                self.extras.returned.push_back(Returned { sequence: ticket, payload });
+            }
         }
     }
 
@@ -523,6 +556,6 @@ impl Done {
     pub(super) fn truncate(&mut self, ticket: Ticket, accepted: usize, error: OsError) {
         self.news = true;
         self.ledger.truncate(ticket.sequence, accepted, error);
-        self.stats.truncated_sends += 1;
+        self.extras.truncated_sends += 1;
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::rare::{Empty, Rare};
 use crate::{error::OsError, id::Ticket};
 
 /// What became of a send.
@@ -39,7 +40,7 @@ pub enum Fate {
 const HISTORY: usize = 4096;
 
 /// Sends that a ledger has room for which has opened its first ticket.
-const MIN_HISTORY: usize = 16;
+const MIN_HISTORY: usize = 2;
 
 /// Leases of the send not yet released; the flag beside it.
 #[derive(Clone, Copy, Default)]
@@ -67,9 +68,18 @@ pub(crate) struct Ledger {
     recent: Vec<Open>,
     first: u64,
     next: u64,
+    exceptions: Rare<Exceptions>,
+}
+
+#[derive(Default)]
+struct Exceptions {
     /// Sends older than `first` that have not resolved.
     late: BTreeMap<u64, Open>,
     truncated: BTreeMap<u64, Truncation>,
+}
+
+impl Empty for Exceptions {
+    const EMPTY: &'static Self = &Self { late: BTreeMap::new(), truncated: BTreeMap::new() };
 }
 
 impl Ledger {
@@ -105,7 +115,7 @@ impl Ledger {
     fn forget(&mut self) {
         let open = self.recent[self.place(self.first)];
         if open.leases > 0 {
-            self.late.insert(self.first, open);
+            self.exceptions.late.insert(self.first, open);
         }
         self.first += 1;
     }
@@ -135,27 +145,28 @@ impl Ledger {
 
     #[cold]
     fn released_late(&mut self, sequence: u64) {
-        let open = self.late.get_mut(&sequence).expect("an unresolved send is kept");
+        let late = &mut self.exceptions.late;
+        let open = late.get_mut(&sequence).expect("an unresolved send is kept");
         open.leases -= 1;
         if open.leases == 0 {
-            self.late.remove(&sequence);
+            late.remove(&sequence);
         }
     }
 
     /// The connection failed after `accepted` bytes of the send.
     pub(crate) fn truncate(&mut self, sequence: u64, accepted: usize, error: OsError) {
-        self.truncated.insert(sequence, Truncation { accepted, error });
+        self.exceptions.truncated.insert(sequence, Truncation { accepted, error });
     }
 
     /// What cut a send short, if so.
     pub(crate) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
-        self.truncated.get(&ticket.sequence).map(|truncation| truncation.error)
+        self.exceptions.truncated.get(&ticket.sequence).map(|truncation| truncation.error)
     }
 
     /// What is kept of a send that was made.
     fn kept(&self, sequence: u64) -> Option<Open> {
         match sequence < self.first {
-            true => self.late.get(&sequence).copied(),
+            true => self.exceptions.late.get(&sequence).copied(),
             false => Some(self.recent[self.place(sequence)]),
         }
     }
@@ -177,7 +188,7 @@ impl Ledger {
         if sequence >= self.next || self.is_open(ticket) {
             return None;
         }
-        if let Some(truncation) = self.truncated.get(&sequence) {
+        if let Some(truncation) = self.exceptions.truncated.get(&sequence) {
             let Truncation { accepted, error } = *truncation;
             return Some(Fate::Truncated { accepted, len: ticket.len, error });
         }

@@ -9,6 +9,7 @@
 //! | `outbox` | the send that the socket has not wholly taken, cut into calls |
 //! | `in_flight` | what the kernel was given: notes, releases, poison |
 //! | `ledger` | what became of every send |
+//! | `rare` | what few senders have, allocated only then |
 //! | `window` | how much may be in flight |
 //! | `transport` | the rules in which streams and datagrams differ |
 //! | `route` | whether zero copy is worth it |
@@ -31,6 +32,7 @@ mod in_flight;
 pub(crate) mod kernel;
 mod ledger;
 mod outbox;
+mod rare;
 mod route;
 mod split;
 #[cfg(all(test, not(loom)))]

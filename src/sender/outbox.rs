@@ -3,6 +3,7 @@
 
 use super::{
     call::Call,
+    rare::Empty,
     transport::{CallLimits, MIN_ZERO_COPY_ELEMENT, Transport},
 };
 use crate::{id::Ticket, sys::socket::IoVec, tracker::LeaseKey};
@@ -33,6 +34,20 @@ pub(super) struct Outbox {
     is_cut: bool,
     ticket: Option<Ticket>,
     accepted: usize,
+}
+
+impl Empty for Outbox {
+    const EMPTY: &'static Self = &Self {
+        keys: Vec::new(),
+        memory: Vec::new(),
+        runs: Vec::new(),
+        front: 0,
+        last: 0,
+        withheld: 0,
+        is_cut: false,
+        ticket: None,
+        accepted: 0,
+    };
 }
 
 impl Outbox {

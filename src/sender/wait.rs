@@ -96,9 +96,13 @@ impl<'a, K: Kernel> Wait<'a, K> {
             return false;
         }
         let mut in_flight = lock(&self.core.in_flight);
-        self.edges = in_flight.spare_edges.take();
-        in_flight.sleepers.extend(self.edges.clone());
-        self.edges.is_some()
+        if in_flight.done.extras.spare_edges.is_none() {
+            return false;
+        }
+        let extras = &mut *in_flight.done.extras;
+        self.edges = extras.spare_edges.take();
+        extras.sleepers.extend(self.edges.clone());
+        true
     }
 
     /// Starts to wait for edges; whether to look again first, since news of before may be missed.
@@ -114,7 +118,8 @@ impl<'a, K: Kernel> Wait<'a, K> {
         match self.core.kernel.edges(Interest { writable: true, released: true }) {
             Ok(edges) => {
                 self.edges = edges.map(Arc::new);
-                lock(&self.core.in_flight).sleepers.extend(self.edges.clone());
+                let mut in_flight = lock(&self.core.in_flight);
+                in_flight.done.extras.sleepers.extend(self.edges.clone());
                 Ok(self.edges.is_some())
             }
             // For want of descriptors; levels would end every wait at once.
@@ -152,8 +157,9 @@ impl<K: Kernel> Drop for Wait<'_, K> {
     fn drop(&mut self) {
         let Some(edges) = self.edges.take() else { return };
         let mut in_flight = lock(&self.core.in_flight);
-        in_flight.sleepers.retain(|sleeper| !Arc::ptr_eq(sleeper, &edges));
-        let left = in_flight.spare_edges.replace(edges);
+        let extras = &mut *in_flight.done.extras;
+        extras.sleepers.retain(|sleeper| !Arc::ptr_eq(sleeper, &edges));
+        let left = extras.spare_edges.replace(edges);
         drop(in_flight);
         // Two threads may have waited at once. Descriptors are closed with no lock held.
         drop(left);
