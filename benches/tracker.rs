@@ -1,8 +1,8 @@
 //! The tracker against maps, scans, and the least code that could do its job.
 //!
-//! What is tracked has 80 bytes, somewhat more than a sender's lease. Its floor is a bare ring of what has to
-//! be kept for each id, the lease and the bytes of its call: found by one index, and nothing is
-//! checked. The tracker is used as the sender uses it around a system call: it enters a lease,
+//! What is tracked has 80 bytes, somewhat more than a sender's lease. Its floor is a bare ring of
+//! what has to be kept for each id, the lease and the bytes of its call: found by one index, and
+//! nothing is checked. The tracker is used as the sender uses it around a system call: it enters a lease,
 //! issues an id for it, settles it, and later releases the ids of a note, all of them or none.
 
 mod harness;
