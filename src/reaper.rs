@@ -85,8 +85,10 @@ pub(crate) fn watch(fd: BorrowedFd<'_>, sender: Weak<dyn Reclaim>) -> Option<Tok
 /// thread it is kept all the same; whether there is one is told beside the token.
 pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, bool) {
     let reaper = Reaper::get();
-    let watcher = reaper.watcher();
+    reaper.watcher();
     let mut state = lock(&reaper.state);
+    // Looked at again: another thread may have had more luck with starting, and the reaper be asleep.
+    let watcher = reaper.watcher.get();
     let token = state.enter(Sender::Owned(sender));
     if watcher.is_none_or(|watcher| watcher.add(fd, token.0).is_err()) {
         state.unserved.push(token);
