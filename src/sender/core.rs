@@ -156,9 +156,10 @@ impl<K: Kernel> Core<K> {
         let mut in_flight = Held::new(&self.in_flight);
         let result = self.offer_locked(&mut send, &mut in_flight, bufs);
         let whole = send.outbox.is_empty();
-        in_flight.has_rest = !whole;
-        let settled = in_flight.done.take_lone();
-        let quiet = in_flight.done.is_quiet();
+        let state = &mut *in_flight;
+        state.has_rest = !whole;
+        let settled = state.done.take_lone();
+        let quiet = state.done.is_quiet();
         drop(in_flight);
         drop(send);
         drop(settled);
@@ -228,18 +229,18 @@ impl<K: Kernel> Core<K> {
         bufs: &mut impl Bufs,
     ) -> (Ticket, bool, Result<(), Stop>) {
         let count = u32::try_from(bufs.as_slice().len());
-        let sequence =
-            in_flight.done.ledger.open(count.expect("fewer than 2^32 buffers in a send"));
+        let count = count.expect("fewer than 2^32 buffers in a send");
+        let state = &mut **in_flight;
+        let sequence = state.done.ledger.open(count);
         if let Some(buf) = bufs.take_lone() {
-            let (key, memory) = in_flight.enter(buf, sequence);
-            let awaited = in_flight.tracker.get(key).is_awaited();
+            let (key, memory, awaited) = state.enter(buf, sequence);
             let ticket = Ticket { sequence, len: memory.len() };
             return (ticket, awaited, self.send_lone(send, in_flight, ticket, key, memory));
         }
         let (mut len, mut awaited) = (0, false);
         bufs.take_each(|buf| {
-            let (key, memory) = in_flight.enter(buf, sequence);
-            awaited |= in_flight.tracker.get(key).is_awaited();
+            let (key, memory, is_awaited) = state.enter(buf, sequence);
+            awaited |= is_awaited;
             len += memory.len();
             send.outbox.push(key, memory);
         });

@@ -122,17 +122,17 @@ impl InFlight {
         }
     }
 
-    /// Takes custody of a payload.
+    /// Takes custody of a payload; tells also whether somebody waits for its slot.
     #[inline(always)]
-    pub(super) fn enter(&mut self, payload: Payload, ticket: u64) -> (LeaseKey, IoVec) {
+    pub(super) fn enter(&mut self, payload: Payload, ticket: u64) -> (LeaseKey, IoVec, bool) {
         if self.done.hand_back == HandBack::Return {
             // Room for every lease that can come back, so that no note is lost for want of it.
             self.done.extras.returned.reserve(self.tracker.leases() + 1);
         }
         self.done.hold(&payload);
         let lease = Lease::new(payload, ticket);
-        let memory = lease.io_vec();
-        (self.tracker.insert(lease), memory)
+        let (memory, awaited) = (lease.io_vec(), lease.is_awaited());
+        (self.tracker.insert(lease), memory, awaited)
     }
 
     /// Whether the quotas of their pools let all of `bufs` in; reads the notes if not. Who copies
@@ -484,9 +484,11 @@ impl Done {
     }
 
     /// Counts a lease against the quota of the payload's pool.
-    #[inline]
+    #[inline(always)]
     fn hold(&mut self, payload: &Payload) {
-        if let Some(held) = self.held_of(payload) {
+        if payload.pool().is_some_and(|pool| pool.sender_quota().is_some())
+            && let Some(held) = self.held_of(payload)
+        {
             *held += 1;
         }
     }
@@ -501,7 +503,7 @@ impl Done {
         }
     }
 
-    #[inline]
+    #[inline(never)]
     fn held_of(&mut self, payload: &Payload) -> Option<&mut usize> {
         let pool = payload.pool().filter(|pool| pool.sender_quota().is_some())?;
         let held = &mut self.extras.held;

@@ -84,7 +84,7 @@ impl Empty for Exceptions {
 
 impl Ledger {
     /// Opens the next ticket, for a send of `leases` leases.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn open(&mut self, leases: u32) -> u64 {
         let sequence = self.next;
         if sequence - self.first == self.recent.len() as u64 {
@@ -111,7 +111,7 @@ impl Ledger {
     }
 
     /// Lets the oldest go of the history.
-    #[inline]
+    #[inline(always)]
     fn forget(&mut self) {
         let open = self.recent[self.place(self.first)];
         if open.leases > 0 {

@@ -139,11 +139,16 @@ impl Window {
     }
 
     /// A call went well.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn went_well(&mut self) {
         if self.sends == self.max_sends && self.bytes == self.max_bytes {
             return;
         }
+        self.grow_back();
+    }
+
+    #[cold]
+    fn grow_back(&mut self) {
         self.calls_since_change += 1;
         if self.calls_since_change >= self.sends {
             self.calls_since_change = 0;

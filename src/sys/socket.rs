@@ -184,7 +184,7 @@ pub struct SendFlags {
 /// The kernel reads the ranges: during the call, and with `zerocopy` until the socket released
 /// the id the call took. Until then each range must stay readable memory that nobody writes, or
 /// memory whose torn contents on the wire the caller answers for, or be no memory at all.
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn send(
     fd: BorrowedFd<'_>,
     ranges: &[IoVec],

@@ -46,10 +46,6 @@ impl<T> Table<T> {
         key.expect("fewer than 2^32 - 2 leases")
     }
 
-    pub(super) fn get(&self, key: u32) -> Option<&T> {
-        self.entries[key as usize].lease.as_ref()
-    }
-
     pub(super) fn get_mut(&mut self, key: u32) -> Option<&mut T> {
         self.entries[key as usize].lease.as_mut()
     }

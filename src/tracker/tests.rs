@@ -305,7 +305,7 @@ proptest! {
                 Step::Enter(count) => {
                     for lease in model.entered..model.entered + count as u64 {
                         let key = tracker.insert(lease);
-                        prop_assert_eq!(tracker.get(key), &lease);
+                        prop_assert_eq!(*tracker.get_mut(key), lease);
                         model.unsettled.push_back((lease, key));
                     }
                     model.entered += count as u64;
