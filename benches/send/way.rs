@@ -3,14 +3,14 @@
 use std::{
     fmt,
     io::Read,
-    net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket},
+    net::{Ipv4Addr, TcpListener, UdpSocket},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     thread,
 };
 
 use crate::{
-    common::{set_option, unacked},
-    fake_peer::{FAR, FakePeer},
+    common::{set_option, socket, unacked},
+    fake_peer::{FAR, FakePeer, name},
 };
 
 /// Bytes after which the fake peer acknowledges.
@@ -76,15 +76,17 @@ impl Way {
 /// Connects to a thread that reads all there is.
 fn loopback() -> OwnedFd {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let near = socket(libc::AF_INET, libc::SOCK_STREAM, 0);
+    // bbr, the default of some machines, makes copying slow here, and so flatters zero copy. Before the
+    // connection, since its pacing stays behind.
+    set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"cubic");
+    name(&near, libc::connect, (Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port()));
     let (mut far, _) = listener.accept().unwrap();
     thread::spawn(move || {
         let mut room = vec![0; 1 << 20];
         while far.read(&mut room).is_ok_and(|read| read > 0) {}
     });
-    // The default of some machines makes copying slow here, and so flatters zero copy.
-    set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"cubic");
-    near.into()
+    near
 }
 
 impl FarEnd {

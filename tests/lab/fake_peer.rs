@@ -38,8 +38,16 @@ pub(crate) fn furnish() -> Result<(), String> {
     run(&format!("ip address add {NEAR}/24 dev {DEVICE}"))?;
     run(&format!("ip link set {DEVICE} up"))?;
     // Sends are accepted though nothing is acknowledged.
-    let wmem = "4096 4194304 4194304";
-    fs::write("/proc/sys/net/ipv4/tcp_wmem", wmem).map_err(|error| error.to_string())
+    set("tcp_wmem", "4096 4194304 4194304")?;
+    // Each connection starts as the first did, and stays as fast however long it rests.
+    set("tcp_no_metrics_save", "1")?;
+    set("tcp_slow_start_after_idle", "0")
+}
+
+/// Sets a limit of TCP's in this network namespace.
+fn set(name: &str, value: &str) -> Result<(), String> {
+    fs::write(format!("/proc/sys/net/ipv4/{name}"), value)
+        .map_err(|error| format!("{name}: {error}"))
 }
 
 /// The far end of one connection.
@@ -54,6 +62,9 @@ impl FakePeer {
     pub(crate) fn connect() -> (TcpStream, Self) {
         let near = socket(libc::AF_INET, libc::SOCK_STREAM, 0);
         let set = |name, value: i32| set_option(&near, libc::IPPROTO_TCP, name, &value);
+        // Before anything else: bbr, the default of some machines, leaves its pacing behind, and with
+        // it a timer for every packet.
+        set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno");
         set(libc::TCP_REPAIR, 1);
         name(&near, libc::bind, (NEAR, 0));
         for (queue, start) in [(2, NEAR_START), (1, FAR_START)] {
@@ -73,7 +84,6 @@ impl FakePeer {
         set_option(&near, libc::IPPROTO_IP, libc::IP_OPTIONS, &[0_u8; 0]);
         // Over, and without a probe.
         set(libc::TCP_REPAIR, -1);
-        set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno");
         set(libc::TCP_NODELAY, 1);
         let mut near = TcpStream::from(near);
         let port = near.local_addr().unwrap().port();
@@ -157,7 +167,7 @@ fn address((host, port): (Ipv4Addr, u16)) -> libc::sockaddr_in {
 type Name = unsafe extern "C" fn(i32, *const libc::sockaddr, libc::socklen_t) -> i32;
 
 /// bind(2) or connect(2).
-fn name(socket: &OwnedFd, call: Name, to: (Ipv4Addr, u16)) {
+pub(crate) fn name(socket: &OwnedFd, call: Name, to: (Ipv4Addr, u16)) {
     let to = address(to);
     let len = size_of_val(&to) as libc::socklen_t;
     // SAFETY: both read `len` bytes of the address, which outlives the call.
