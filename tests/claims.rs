@@ -1,0 +1,75 @@
+//! What SAFETY.md names is there: files, tests, models and mutants.
+
+use std::{collections::HashSet, fs, path::Path};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every file below `dir`.
+fn files(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
+}
+
+/// The names of SAFETY.md that stand for something and are not among `there`.
+fn missing(page: &str, there: &HashSet<String>) -> Vec<String> {
+    let quoted = page.split('`').skip(1).step_by(2);
+    quoted
+        .filter(|name| {
+            !name.contains(|other: char| !other.is_ascii_alphanumeric() && !"_-/.".contains(other))
+        })
+        .filter(|name| {
+            let is_path = name.contains('/') && !name.starts_with('/');
+            let is_mutant = name.contains('-') && *name == name.to_lowercase();
+            // A name of four words or more is that of a test.
+            is_path || is_mutant || name.matches('_').count() > 2 && *name == name.to_lowercase()
+        })
+        .filter(|name| !there.contains(*name))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Paths, paths below `src`, names of functions and of mutants.
+fn there() -> HashSet<String> {
+    let mut there = HashSet::new();
+    for dir in [".ci", "src", "tests", "loom-tests", "benches", "examples", "fuzz"] {
+        for path in files(&root().join(dir)) {
+            for below in path.strip_prefix(root()).unwrap().ancestors() {
+                let below = below.to_str().unwrap();
+                for name in [below, below.strip_prefix("src/").unwrap_or(below)] {
+                    there.extend([name.to_owned(), format!("{name}/")]);
+                }
+            }
+            match path.extension().and_then(|extension| extension.to_str()) {
+                Some("patch") => {
+                    there.insert(path.file_stem().unwrap().to_str().unwrap().to_owned());
+                }
+                Some("rs") => {
+                    let source = fs::read_to_string(&path).unwrap();
+                    let functions = source.split("fn ").skip(1);
+                    let name = |rest: &str| rest.split(['(', '<']).next().unwrap().to_owned();
+                    there.extend(functions.map(name));
+                }
+                _ => {}
+            }
+        }
+    }
+    there
+}
+
+#[test]
+fn everything_that_the_safety_page_names_exists() {
+    let page = fs::read_to_string(root().join("SAFETY.md")).unwrap();
+    assert_eq!(missing(&page, &there()), [""; 0]);
+}
+
+#[test]
+fn a_name_of_nothing_is_noticed() {
+    let page = "`tests/tcp.rs` `tests/none.rs` `a_test_that_is_not` `no-such-mutant` `Pool::audit`";
+    let names = ["tests/none.rs", "a_test_that_is_not", "no-such-mutant"];
+    // Built here, so that this file names no such test.
+    let page = page.replace("that_is_not", &["that", "is", "nowhere"].join("_"));
+    let names = names.map(|name| name.replace("that_is_not", "that_is_nowhere"));
+    assert_eq!(missing(&page, &there()), names);
+}
