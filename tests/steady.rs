@@ -69,6 +69,7 @@ macro_rules! counted {
         /// # Safety
         ///
         /// As the system call.
+        #[allow(clippy::cast_lossless, reason = "pointers are cast by the same words")]
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($argument: $kind),*) -> isize {
             count(&$counter);

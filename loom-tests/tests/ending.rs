@@ -5,7 +5,7 @@ use std::{future::poll_fn, sync::Arc, time::Duration};
 
 use loom_tests::{
     block_on,
-    fake::{Answer, EAGAIN, FakeKernel, PAGE, assert_home, filled, overwrite, page_pool},
+    fake::{Answer, EAGAIN, FakeKernel, PAGE, assert_home, overwrite},
     model, thread,
 };
 use pinbuf::__internals::{Kernel, Reclaim};
@@ -161,7 +161,7 @@ fn who_waits_while_the_reaper_lets_go_is_not_forgotten() {
 fn who_awaits_a_fate_while_the_reaper_lets_go_is_not_forgotten() {
     model(|| {
         let kernel = FakeKernel::default();
-        let (pool, sender, ticket) = kernel.with_one_in_flight();
+        let (_pool, sender, ticket) = kernel.with_one_in_flight();
         assert!(Arc::clone(&sender).watch());
         let reaper = {
             let kernel = kernel.clone();
