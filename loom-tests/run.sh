@@ -34,6 +34,7 @@ models() {
     awk '{ printf "%-66s %9d executions %5d s\n", $1, $3, $2; n++ }
          END { print n + 0 " models, preemption bound " ENVIRON["LOOM_MAX_PREEMPTIONS"] }'
   [ $status -eq 0 ] || printf '%s\n' "$out"
+  grep -q 'holds,' <<<"$out" || { echo "no model has that in its name: $*"; status=1; }
   while read -r _ model; do
     mutants_of "$model" >/dev/null || { echo "no mutant: $model"; status=1; }
   done < <(names)

@@ -498,11 +498,13 @@ impl Episode {
         while self.world.advance(FOR_EVER) {}
     }
 
-    /// Who still waits for a slot has none to wait for that is released.
+    /// Nobody sleeps beside a free slot: each belongs to somebody who was woken.
     fn check_waiters(&self) {
-        let waiting = self.allocations.iter().any(|(_, bell)| !bell.is_rung());
-        let Some(pool) = self.pool.as_ref().filter(|_| waiting) else { return };
-        let _ = pool;
+        let woken = self.allocations.iter().filter(|(_, bell)| bell.is_rung()).count();
+        let Some(pool) = self.pool.as_ref().filter(|_| woken < self.allocations.len()) else {
+            return;
+        };
+        assert!(pool.stats().free() <= woken, "a waiter sleeps beside a free slot");
     }
 
     fn check_home(&mut self) {
