@@ -203,7 +203,7 @@ impl InFlight {
         id: NotificationId,
         call: Call<'_>,
     ) -> FailedCall {
-        self.route.cancelled(id);
+        let is_probe = self.route.cancelled(id);
         let may_have_taken = kernel.transport().failures_take_ids();
         // Under the lock: the id must not be taken back while its note is on the queue, or the
         // next call would be released by it.
@@ -216,6 +216,9 @@ impl InFlight {
         if !self.tracker.cancel(id) {
             self.done.stats.zero_copy_calls += u64::from(may_have_taken);
             return FailedCall { took_id: may_have_taken, freed: read.ids.saturating_sub(1) };
+        }
+        if is_probe {
+            self.route.retract_probe();
         }
         for key in call.keys {
             self.tracker.get_mut(*key).offers -= 1;

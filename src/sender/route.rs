@@ -172,11 +172,15 @@ impl Route {
         }
     }
 
-    /// The call of `id` failed. Its note, should there be one, says nothing about the route.
-    pub(super) fn cancelled(&mut self, id: NotificationId) {
-        if self.probe == Some(id) {
-            self.probe = None;
-        }
+    /// The call of `id` failed. Its note, should there be one, says nothing about the route. Tells
+    /// whether it was a probe.
+    pub(super) fn cancelled(&mut self, id: NotificationId) -> bool {
+        self.probe.take_if(|probe| *probe == id).is_some()
+    }
+
+    /// The probe that was just cancelled went nowhere: it was none.
+    pub(super) fn retract_probe(&mut self) {
+        self.stats.probes -= 1;
     }
 
     /// The kernel accepted so many bytes, in whichever way.
@@ -269,7 +273,7 @@ mod tests {
     use crate::{
         lease::Payload,
         sender::{
-            Config,
+            Config, SenderStats,
             fake::{Answer, FakeKernel, Seen},
             transport::Transport,
         },
@@ -512,7 +516,7 @@ mod tests {
             assert!(socket.route.admits(0, Instant::now));
             let id = NotificationId(socket.next);
             socket.route.began(id);
-            socket.route.cancelled(id);
+            assert!(socket.route.cancelled(id));
             // UDP: it had been used after all, and its note is there.
             socket.route.note(IdRange { start: id, end: NotificationId(id.0 + 1) }, false);
         }
@@ -640,7 +644,9 @@ mod tests {
             sender.try_send(&BYTES[..64 << 10]).unwrap();
         }
         assert_eq!(zero_copy_calls(&kernel), (0..11).collect::<Vec<_>>());
-        assert_eq!(sender.stats().route.mode, RouteMode::ZeroCopy);
+        let SenderStats { route, zero_copy_calls, .. } = sender.stats();
+        assert_eq!((route.mode, route.probes), (RouteMode::ZeroCopy, 1), "the refused one is none");
+        assert_eq!(zero_copy_calls, 10);
     }
 
     #[test]
