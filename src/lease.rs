@@ -57,6 +57,12 @@ impl Payload {
         (slice.as_ptr(), slice.len())
     }
 
+    #[inline]
+    pub(crate) fn io_vec(&self) -> IoVec {
+        let (start, len) = self.as_raw();
+        IoVec::new(start, len)
+    }
+
     /// The slot of a pool that holds the bytes.
     #[inline]
     fn slot(&self) -> Option<&SlotRef> {
@@ -201,8 +207,7 @@ impl Lease {
 
     #[inline(always)]
     pub(crate) fn io_vec(&self) -> IoVec {
-        let (start, len) = self.payload().expect("present until released").as_raw();
-        IoVec::new(start, len)
+        self.payload().expect("present until released").io_vec()
     }
 
     /// Whether somebody waits for a slot of the pool this payload comes from.

@@ -115,7 +115,7 @@ impl<K: Kernel> Core<K> {
         call: Call<'_>,
     ) -> Result<usize, Stop> {
         let accepted = match call.zero_copy {
-            true => self.call_without_copy(calls, in_flight, call)?,
+            true => self.call_without_copy(calls, in_flight, call, false)?,
             false => self.call_by_copy(calls, in_flight, call)?,
         };
         calls.stuck = None;
@@ -135,80 +135,105 @@ impl<K: Kernel> Core<K> {
         let accepted = in_flight
             .unlocked(|| self.kernel.send(call.memory, flags))
             .map_err(|error| self.stopped(calls, in_flight, &error))?;
-        in_flight.route.accepted(accepted);
+        in_flight.copied(accepted);
         for key in call.covered(accepted) {
             in_flight.tracker.get_mut(*key).copied = true;
         }
-        in_flight.done.stats.copied_calls += 1;
-        in_flight.done.stats.copied_bytes += accepted as u64;
         Ok(accepted)
     }
 
-    #[inline(always)]
+    /// `retried`: not for the first time.
     fn call_without_copy(
         &self,
         calls: &mut Calls,
         in_flight: &mut Held<'_, InFlight>,
         call: Call<'_>,
+        retried: bool,
     ) -> Result<usize, Stop> {
-        let flags = SendFlags { zerocopy: true, more: false };
-        let mut retried = false;
-        loop {
-            let id = match self.admit(calls, in_flight, call) {
-                Ok(id) => id,
-                Err(Admission::Full) => {
-                    calls.stuck = Some(Stuck::Window);
-                    return Err(Stop::Stuck);
-                }
-                Err(_) => return self.call_by_copy(calls, in_flight, call),
-            };
-            let sent = in_flight.unlocked(|| self.kernel.send(call.memory, flags));
-            let error = match sent {
-                Ok(accepted) if accepted > 0 => {
-                    self.accepted(calls, in_flight, call, id, accepted);
-                    return Ok(accepted);
-                }
-                Ok(_) => io::ErrorKind::WouldBlock.into(),
-                Err(error) => error,
-            };
-            let failed = in_flight.fail_call(&self.kernel, id, call);
-            if failed.took_id || error.raw_os_error() != Some(errno::ENOBUFS) {
-                let copies = match error.raw_os_error() {
-                    // More parts of pages than a packet can have: 17.
-                    Some(errno::EMSGSIZE) => !failed.took_id,
-                    // The socket has come to need a copy, as one with kernel TLS does.
-                    Some(errno::EOPNOTSUPP) => {
-                        let reason = CopyReason::Refused(OsError::from(&error));
-                        in_flight.copy_reason.get_or_insert(reason);
-                        !failed.took_id
-                    }
-                    _ => false,
-                };
-                return match copies {
-                    true => self.call_by_copy(calls, in_flight, call),
-                    false => Err(self.stopped(calls, in_flight, &error)),
-                };
+        match self.admit(calls, in_flight, call.bytes) {
+            Admission::ZeroCopy => self.call_admitted(calls, in_flight, call, retried),
+            Admission::Copy => self.call_by_copy(calls, in_flight, call),
+            Admission::Full => {
+                calls.stuck = Some(Stuck::Window);
+                Err(Stop::Stuck)
             }
-            self.count_no_bufs(in_flight);
-            calls.unread = 0;
-            let read = in_flight.read_notes(&self.kernel).unwrap_or_default();
-            if failed.freed + read.ids == 0 || retried {
-                let stats = &in_flight.done.stats;
-                calls.window.shrink(in_flight.tracker.outstanding(), stats.in_flight_bytes);
-                return self.call_by_copy(calls, in_flight, call);
-            }
-            retried = true;
         }
     }
 
-    /// The id of a zero-copy call, or what must happen instead.
+    /// Makes a zero-copy call that is admitted.
     #[inline(always)]
-    fn admit(
+    pub(super) fn call_admitted(
+        &self,
+        calls: &mut Calls,
+        in_flight: &mut Held<'_, InFlight>,
+        call: Call<'_>,
+        retried: bool,
+    ) -> Result<usize, Stop> {
+        let Some(id) = in_flight.begin_call(&self.kernel, call) else {
+            self.budget.refund(1, call.bytes);
+            return self.call_by_copy(calls, in_flight, call);
+        };
+        let flags = SendFlags { zerocopy: true, more: false };
+        match in_flight.unlocked(|| self.kernel.send(call.memory, flags)) {
+            Ok(accepted) if accepted > 0 => {
+                self.accepted(calls, in_flight, call, id, accepted);
+                Ok(accepted)
+            }
+            sent => {
+                let error = sent.err().unwrap_or(io::ErrorKind::WouldBlock.into());
+                self.recover(calls, in_flight, call, id, &error, retried)
+            }
+        }
+    }
+
+    /// Does for a zero-copy call that failed what can be done for it.
+    #[cold]
+    fn recover(
+        &self,
+        calls: &mut Calls,
+        in_flight: &mut Held<'_, InFlight>,
+        call: Call<'_>,
+        id: NotificationId,
+        error: &io::Error,
+        retried: bool,
+    ) -> Result<usize, Stop> {
+        let failed = in_flight.fail_call(&self.kernel, id, call);
+        if failed.took_id || error.raw_os_error() != Some(errno::ENOBUFS) {
+            let copies = match error.raw_os_error() {
+                // More parts of pages than a packet can have: 17.
+                Some(errno::EMSGSIZE) => !failed.took_id,
+                // The socket has come to need a copy, as one with kernel TLS does.
+                Some(errno::EOPNOTSUPP) => {
+                    let reason = CopyReason::Refused(OsError::from(error));
+                    in_flight.copy_reason.get_or_insert(reason);
+                    !failed.took_id
+                }
+                _ => false,
+            };
+            return match copies {
+                true => self.call_by_copy(calls, in_flight, call),
+                false => Err(self.stopped(calls, in_flight, error)),
+            };
+        }
+        self.count_no_bufs(in_flight);
+        calls.unread = 0;
+        let read = in_flight.read_notes(&self.kernel).unwrap_or_default();
+        if failed.freed + read.ids > 0 && !retried {
+            return self.call_without_copy(calls, in_flight, call, true);
+        }
+        let stats = &in_flight.done.stats;
+        calls.window.shrink(in_flight.tracker.outstanding(), stats.in_flight_bytes);
+        self.call_by_copy(calls, in_flight, call)
+    }
+
+    /// What may happen to a call of `bytes`; without copy it is charged for.
+    #[inline(always)]
+    pub(super) fn admit(
         &self,
         calls: &mut Calls,
         in_flight: &mut InFlight,
-        call: Call<'_>,
-    ) -> Result<NotificationId, Admission> {
+        bytes: usize,
+    ) -> Admission {
         if calls.unread >= calls.max_unread
             || in_flight.route.wants_notes(in_flight.tracker.outstanding())
         {
@@ -218,16 +243,14 @@ impl<K: Kernel> Core<K> {
         // A full window is looked at again after reading the notes, and once more after asking
         // whether a note went astray.
         for attempt in 0.. {
-            let (sends, bytes) =
+            let (sends, held) =
                 (in_flight.tracker.outstanding(), in_flight.done.stats.in_flight_bytes);
             if in_flight.copy_reason.is_some()
                 || !in_flight.route.admits(sends, || self.kernel.now())
             {
-                return Err(Admission::Copy);
+                return Admission::Copy;
             }
-            let admission = calls.window.admit(&self.budget, call.bytes, sends, bytes);
-            match (admission, attempt) {
-                (Admission::ZeroCopy, _) => break,
+            match (calls.window.admit(&self.budget, bytes, sends, held), attempt) {
                 (Admission::Full, 0) => {
                     calls.unread = 0;
                     let _ = in_flight.read_notes(&self.kernel);
@@ -235,13 +258,10 @@ impl<K: Kernel> Core<K> {
                 (Admission::Full, 1) => {
                     in_flight.prove(&self.kernel);
                 }
-                (other, _) => return Err(other),
+                (admission, _) => return admission,
             }
         }
-        in_flight.begin_call(&self.kernel, call).ok_or_else(|| {
-            self.budget.refund(1, call.bytes);
-            Admission::Copy
-        })
+        unreachable!("attempts end")
     }
 
     /// The kernel took `accepted` bytes of the call of `id`.
@@ -288,7 +308,12 @@ impl<K: Kernel> Core<K> {
     }
 
     /// What a failed call means.
-    fn stopped(&self, calls: &mut Calls, in_flight: &mut InFlight, error: &io::Error) -> Stop {
+    pub(super) fn stopped(
+        &self,
+        calls: &mut Calls,
+        in_flight: &mut InFlight,
+        error: &io::Error,
+    ) -> Stop {
         if error.kind() == io::ErrorKind::WouldBlock {
             calls.stuck = Some(Stuck::Socket);
             return Stop::Stuck;

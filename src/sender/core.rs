@@ -15,17 +15,16 @@ use super::{
     outbox::Outbox,
     rare::Rare,
     transport::CallLimits,
-    window::{MemlockBudget, Window},
+    window::{Admission, MemlockBudget, Window},
 };
 use crate::{
     error::{CopyReason, OsError, SendError},
     id::{NotificationId, Ticket},
     lease::{IntoPayload, Payload},
-    raw::Reclaim,
+    raw::{RawPool, Reclaim},
     reaper,
-    sync::{Arc, AtomicUsize, Held, Mutex, lock},
-    sys::{errno, process::Process, socket::IoVec},
-    tracker::LeaseKey,
+    sync::{Arc, AtomicUsize, Held, Mutex, MutexGuard, lock},
+    sys::{errno, process::Process, socket::SendFlags},
 };
 
 /// The shared part of a sender.
@@ -133,12 +132,119 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return Err(SendError::Forked(buf));
         }
-        let mut buf = Some(buf.into_payload());
-        self.offer(&mut buf).map_err(|error| {
-            error.map(|()| P::from_payload(buf.expect("comes back with the error")))
-        })
+        self.offer_lone(buf.into_payload()).map_err(|error| error.map(P::from_payload))
     }
 
+    /// Takes the only buffer of a send and sends. One that goes by copy needs no lease: nobody but
+    /// the call reads it.
+    #[inline(always)]
+    fn offer_lone(self: &Arc<Self>, payload: Payload) -> Result<Offered, SendError<Payload>> {
+        let mut send = lock(&self.send);
+        if let Err(error) = self.make_way(&mut send) {
+            drop(send);
+            self.dispose();
+            return Err(error.map(|()| payload));
+        }
+        let len = payload.len();
+        let zero_copy = self.goes_without_copy(1, len);
+        if !zero_copy && payload.pool().is_none_or(|pool| pool.sender_quota().is_none()) {
+            return self.offer_copied(send, payload);
+        }
+        let mut in_flight = Held::new(&self.in_flight);
+        if !in_flight.quotas_allow(payload.pool().into_iter(), &self.kernel) {
+            return Err(self.refuse(send, in_flight).map(|()| payload));
+        }
+        let bytes = len.min(self.call_limits.bytes);
+        let admission = match zero_copy {
+            true => self.admit(&mut send.calls, &mut in_flight, bytes),
+            false => Admission::Copy,
+        };
+        match admission {
+            Admission::ZeroCopy => {}
+            Admission::Copy => {
+                drop(in_flight);
+                return self.offer_copied(send, payload);
+            }
+            Admission::Full => return Err(self.refuse(send, in_flight).map(|()| payload)),
+        }
+        self.register(&mut send, payload.pool());
+        let sequence = in_flight.done.ledger.open(1, false);
+        let ticket = Ticket { sequence, len };
+        let (key, memory, awaited) = in_flight.enter(payload, sequence);
+        let (keys, part) = ([key], [memory.part(0, bytes)]);
+        let call = Call { keys: &keys, memory: &part, bytes, zero_copy: true, more: bytes < len };
+        let called = self.call_admitted(&mut send.calls, &mut in_flight, call, false);
+        self.look_after(&mut in_flight, awaited);
+        let accepted = *called.as_ref().unwrap_or(&0);
+        if called.is_ok() && accepted == len {
+            in_flight.settle(key);
+            self.unlock(send, in_flight);
+            return Ok(Offered { ticket, whole: true });
+        }
+        send.outbox.put_rest(ticket, key, memory, true, accepted);
+        let sent = called.and_then(|_| self.flush(&mut send, &mut in_flight));
+        self.conclude_lone(send, in_flight, ticket, sent)
+    }
+
+    /// Sends a buffer by copy. What the socket does not take of it becomes a lease.
+    #[inline]
+    fn offer_copied(
+        self: &Arc<Self>,
+        mut send: MutexGuard<'_, Send>,
+        payload: Payload,
+    ) -> Result<Offered, SendError<Payload>> {
+        let memory = payload.io_vec();
+        let len = memory.len();
+        let bytes = len.min(self.call_limits.bytes);
+        let sent = match bytes > 0 || self.kernel.transport().sends_nothing() {
+            true => {
+                let flags = SendFlags { zerocopy: false, more: bytes < len };
+                self.kernel.send(&[memory.part(0, bytes)], flags)
+            }
+            false => Ok(0),
+        };
+        let mut in_flight = Held::new(&self.in_flight);
+        let accepted = match sent {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                let stop = self.stopped(&mut send.calls, &mut in_flight, &error);
+                self.unlock(send, in_flight);
+                return Err(stop.into_send_error().map(|()| payload));
+            }
+        };
+        send.calls.stuck = None;
+        in_flight.copied(accepted);
+        if accepted == len {
+            let sequence = in_flight.done.ledger.open(0, true);
+            let dropped = in_flight.done.hand_back(payload, sequence);
+            self.unlock(send, in_flight);
+            drop(dropped);
+            return Ok(Offered { ticket: Ticket { sequence, len }, whole: true });
+        }
+        let ticket = Ticket { sequence: in_flight.done.ledger.open(1, true), len };
+        self.register(&mut send, payload.pool());
+        let (key, memory, awaited) = in_flight.enter(payload, ticket.sequence);
+        send.outbox.put_rest(ticket, key, memory, false, accepted);
+        let sent = self.flush(&mut send, &mut in_flight);
+        self.look_after(&mut in_flight, awaited);
+        self.conclude_lone(send, in_flight, ticket, sent)
+    }
+
+    #[cold]
+    fn conclude_lone(
+        self: &Arc<Self>,
+        send: MutexGuard<'_, Send>,
+        in_flight: Held<'_, InFlight>,
+        ticket: Ticket,
+        sent: Result<(), Stop>,
+    ) -> Result<Offered, SendError<Payload>> {
+        let mut refused = None;
+        let on_refused = |payload| refused = Some(payload);
+        let concluded = self.conclude(send, in_flight, ticket, sent, on_refused);
+        concluded.map_err(|error| error.map(|()| refused.expect("comes back with the error")))
+    }
+
+    /// Takes all of `bufs` and sends; on an error that carries a buffer they are all back.
     pub(super) fn offer_all(
         self: &Arc<Self>,
         bufs: &mut Vec<Payload>,
@@ -146,108 +252,122 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return Err(SendError::Forked(()));
         }
-        self.offer(bufs)
-    }
-
-    /// Takes all of `bufs` and sends; on an error that carries a buffer they are all back.
-    #[inline(always)]
-    fn offer(self: &Arc<Self>, bufs: &mut impl Bufs) -> Result<Offered, SendError<()>> {
         let mut send = lock(&self.send);
-        let mut in_flight = Held::new(&self.in_flight);
-        let result = self.offer_locked(&mut send, &mut in_flight, bufs);
-        let whole = send.outbox.is_empty();
-        let state = &mut *in_flight;
-        state.has_rest = !whole;
-        let settled = state.done.take_lone();
-        let quiet = state.done.is_quiet();
-        drop(in_flight);
-        drop(send);
-        drop(settled);
-        if !quiet {
+        if let Err(error) = self.make_way(&mut send) {
+            drop(send);
             self.dispose();
+            return Err(error);
         }
-        result.map(|ticket| Offered { ticket, whole })
-    }
-
-    #[inline(always)]
-    fn offer_locked(
-        self: &Arc<Self>,
-        send: &mut Send,
-        in_flight: &mut Held<'_, InFlight>,
-        bufs: &mut impl Bufs,
-    ) -> Result<Ticket, SendError<()>> {
-        if let Some(error) = send.calls.failed {
-            return Err(SendError::Connection { error, buf: () });
+        let mut in_flight = Held::new(&self.in_flight);
+        if !in_flight.quotas_allow(bufs.iter().filter_map(Payload::pool), &self.kernel) {
+            return Err(self.refuse(send, in_flight));
         }
-        if !send.outbox.is_empty() {
-            self.flush_rest(send, in_flight).map_err(Stop::into_send_error)?;
-        }
-        self.register(send, bufs.as_slice());
-        if !in_flight.quotas_allow(bufs.as_slice(), &self.kernel) {
-            send.calls.stuck = Some(Stuck::Window);
-            return Err(SendError::WouldBlock(()));
-        }
-        let (ticket, awaited, sent) = self.enter(send, in_flight, bufs);
-        // Not before: with nothing in flight yet the reaper would let go of the sender again.
-        if awaited || self.config.max_hold.is_some() {
-            in_flight.unlocked(|| Arc::clone(self).watch());
-        }
-        let Err(stop) = sent else { return Ok(ticket) };
-        let accepted = send.outbox.sending().map_or(0, |(_, accepted)| accepted);
-        if accepted == 0 {
-            send.outbox.take(|key| bufs.put_back(in_flight.withdraw(key)));
-            in_flight.done.ledger.retract(ticket.sequence);
-            return Err(stop.into_send_error());
-        }
-        match self.give_up(send, in_flight, stop) {
-            Stop::Failed(error) => Err(SendError::Truncated { ticket, error }),
-            Stop::Stuck | Stop::Refused(_) | Stop::Dropped(_) => Ok(ticket),
-        }
-    }
-
-    /// Makes this sender known to the pools of `bufs`, so that a thread waiting there for a slot
-    /// can read the notes that would free one.
-    #[inline]
-    fn register(self: &Arc<Self>, send: &mut Send, bufs: &[Payload]) {
-        for buf in bufs {
-            let Some(pool) = buf.pool() else { continue };
-            if !send.pools.contains(&pool.id()) {
-                send.pools.reserve_exact(1);
-                send.pools.push(pool.id());
-                let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(self);
-                pool.register(Arc::downgrade(&sender));
-            }
-        }
-    }
-
-    /// Takes `bufs` as the next send and sends; tells whether somebody waits for a slot of theirs.
-    #[inline(always)]
-    fn enter(
-        &self,
-        send: &mut Send,
-        in_flight: &mut Held<'_, InFlight>,
-        bufs: &mut impl Bufs,
-    ) -> (Ticket, bool, Result<(), Stop>) {
-        let count = u32::try_from(bufs.as_slice().len());
-        let count = count.expect("fewer than 2^32 buffers in a send");
-        let state = &mut **in_flight;
-        let sequence = state.done.ledger.open(count);
-        if let Some(buf) = bufs.take_lone() {
-            let (key, memory, awaited) = state.enter(buf, sequence);
-            let ticket = Ticket { sequence, len: memory.len() };
-            return (ticket, awaited, self.send_lone(send, in_flight, ticket, key, memory));
-        }
+        let count = u32::try_from(bufs.len()).expect("fewer than 2^32 buffers in a send");
+        let sequence = in_flight.done.ledger.open(count, false);
         let (mut len, mut awaited) = (0, false);
-        bufs.take_each(|buf| {
-            let (key, memory, is_awaited) = state.enter(buf, sequence);
+        for buf in bufs.drain(..) {
+            self.register(&mut send, buf.pool());
+            let (key, memory, is_awaited) = in_flight.enter(buf, sequence);
             awaited |= is_awaited;
             len += memory.len();
             send.outbox.push(key, memory);
-        });
+        }
         let ticket = Ticket { sequence, len };
-        let without_copy = |elements, bytes| self.goes_without_copy(in_flight, elements, bytes);
+        let without_copy = |elements, bytes| {
+            in_flight.tries_zero_copy() && self.goes_without_copy(elements, bytes)
+        };
         send.outbox.start(ticket, self.kernel.transport(), without_copy);
-        (ticket, awaited, self.flush(send, in_flight))
+        let sent = self.flush(&mut send, &mut in_flight);
+        self.look_after(&mut in_flight, awaited);
+        self.conclude(send, in_flight, ticket, sent, |payload| bufs.push(payload))
+    }
+
+    /// Sees to it that nothing is in the way of another send.
+    #[inline]
+    fn make_way(&self, send: &mut Send) -> Result<(), SendError<()>> {
+        if let Some(error) = send.calls.failed {
+            return Err(SendError::Connection { error, buf: () });
+        }
+        if send.outbox.is_empty() {
+            return Ok(());
+        }
+        let mut in_flight = Held::new(&self.in_flight);
+        self.flush_rest(send, &mut in_flight).map_err(Stop::into_send_error)
+    }
+
+    /// Ends a send that there is no room for.
+    #[cold]
+    fn refuse(
+        &self,
+        mut send: MutexGuard<'_, Send>,
+        in_flight: Held<'_, InFlight>,
+    ) -> SendError<()> {
+        send.calls.stuck = Some(Stuck::Window);
+        self.unlock(send, in_flight);
+        SendError::WouldBlock(())
+    }
+
+    /// Ends a send that was entered. If nothing of it was accepted, all comes back.
+    fn conclude(
+        self: &Arc<Self>,
+        mut send: MutexGuard<'_, Send>,
+        mut in_flight: Held<'_, InFlight>,
+        ticket: Ticket,
+        sent: Result<(), Stop>,
+        mut on_refused: impl FnMut(Payload),
+    ) -> Result<Offered, SendError<()>> {
+        let accepted = send.outbox.sending().map_or(0, |(_, accepted)| accepted);
+        let result = match sent {
+            Ok(()) => Ok(()),
+            Err(stop) if accepted == 0 => {
+                send.outbox.take(|key| on_refused(in_flight.withdraw(key)));
+                in_flight.done.ledger.retract(ticket.sequence);
+                Err(stop.into_send_error())
+            }
+            Err(stop) => match self.give_up(&mut send, &mut in_flight, stop) {
+                Stop::Failed(error) => Err(SendError::Truncated { ticket, error }),
+                Stop::Stuck | Stop::Refused(_) | Stop::Dropped(_) => Ok(()),
+            },
+        };
+        let whole = send.outbox.is_empty();
+        self.unlock(send, in_flight);
+        result.map(|()| Offered { ticket, whole })
+    }
+
+    /// Has the sender watched if somebody waits for a slot of what it has just sent, or if that may be
+    /// in flight for so long only. Not before: with nothing in flight yet the reaper would let go of
+    /// the sender again.
+    #[inline(always)]
+    fn look_after(self: &Arc<Self>, in_flight: &mut Held<'_, InFlight>, awaited: bool) {
+        if awaited || self.config.max_hold.is_some() {
+            in_flight.unlocked(|| Arc::clone(self).watch());
+        }
+    }
+
+    /// Lets go of the locks after a send, and of what was let go of meanwhile.
+    #[inline(always)]
+    fn unlock(&self, send: MutexGuard<'_, Send>, mut in_flight: Held<'_, InFlight>) {
+        in_flight.has_rest = !send.outbox.is_empty();
+        let quiet = in_flight.done.is_quiet();
+        drop(in_flight);
+        drop(send);
+        if !quiet {
+            self.dispose();
+        }
+    }
+
+    /// Makes this sender known to the pool of a buffer, so that a thread waiting there for a slot
+    /// can read the notes that would free one.
+    #[inline]
+    fn register(self: &Arc<Self>, send: &mut Send, pool: Option<&RawPool>) {
+        if let Some(pool) = pool
+            && !send.pools.contains(&pool.id())
+        {
+            send.pools.reserve_exact(1);
+            send.pools.push(pool.id());
+            let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(self);
+            pool.register(Arc::downgrade(&sender));
+        }
     }
 
     /// Sends what is left of the last send.
@@ -264,7 +384,9 @@ impl<K: Kernel> Core<K> {
         if send.outbox.sending() != before {
             in_flight.done.news = true;
         }
-        flushed.map_err(|stop| self.give_up(send, in_flight, stop))
+        let flushed = flushed.map_err(|stop| self.give_up(send, in_flight, stop));
+        in_flight.has_rest = !send.outbox.is_empty();
+        flushed
     }
 
     /// If a stream cannot go on after a part of a send was accepted, that send is cut short and
@@ -292,38 +414,11 @@ impl<K: Kernel> Core<K> {
         Ok(())
     }
 
-    /// Sends the only buffer of a send, which has just been entered. What its first call leaves of
-    /// it goes to the outbox.
-    #[inline(always)]
-    fn send_lone(
-        &self,
-        send: &mut Send,
-        in_flight: &mut Held<'_, InFlight>,
-        ticket: Ticket,
-        key: LeaseKey,
-        memory: IoVec,
-    ) -> Result<(), Stop> {
-        let bytes = ticket.len.min(self.call_limits.bytes);
-        let zero_copy = self.goes_without_copy(in_flight, 1, ticket.len);
-        let (keys, part) = ([key], [memory.part(0, bytes)]);
-        let call = Call { keys: &keys, memory: &part, bytes, zero_copy, more: bytes < ticket.len };
-        let called = self.call(&mut send.calls, in_flight, call);
-        let accepted = *called.as_ref().unwrap_or(&0);
-        if called.is_ok() && accepted == ticket.len {
-            in_flight.settle(key);
-            return Ok(());
-        }
-        send.outbox.put_rest(ticket, key, memory, zero_copy, accepted);
-        called?;
-        self.flush(send, in_flight)
-    }
-
-    /// Whether neighbours of so many bytes go without copy.
+    /// Whether neighbours of so many bytes go without copy if they can.
     #[inline]
-    fn goes_without_copy(&self, in_flight: &InFlight, elements: usize, bytes: usize) -> bool {
+    fn goes_without_copy(&self, elements: usize, bytes: usize) -> bool {
         let Config { threshold_bytes, .. } = self.config;
-        in_flight.tries_zero_copy()
-            && self.kernel.transport().goes_without_copy(threshold_bytes, elements, bytes)
+        self.kernel.transport().goes_without_copy(threshold_bytes, elements, bytes)
     }
 }
 
@@ -333,49 +428,6 @@ impl Send {
         let Some((ticket, accepted)) = self.outbox.sending() else { return };
         in_flight.done.truncate(ticket, accepted, error);
         self.outbox.take(|key| in_flight.settle(key));
-    }
-}
-
-/// Payloads on their way in, and back out if they are refused.
-trait Bufs {
-    fn as_slice(&self) -> &[Payload];
-    /// The only one, if it is known to be that.
-    fn take_lone(&mut self) -> Option<Payload>;
-    fn take_each(&mut self, on_payload: impl FnMut(Payload));
-    fn put_back(&mut self, payload: Payload);
-}
-
-impl Bufs for Option<Payload> {
-    fn as_slice(&self) -> &[Payload] {
-        self.as_slice()
-    }
-
-    fn take_lone(&mut self) -> Option<Payload> {
-        self.take()
-    }
-
-    fn take_each(&mut self, _: impl FnMut(Payload)) {}
-
-    fn put_back(&mut self, payload: Payload) {
-        *self = Some(payload);
-    }
-}
-
-impl Bufs for Vec<Payload> {
-    fn as_slice(&self) -> &[Payload] {
-        self
-    }
-
-    fn take_lone(&mut self) -> Option<Payload> {
-        None
-    }
-
-    fn take_each(&mut self, on_payload: impl FnMut(Payload)) {
-        self.drain(..).for_each(on_payload);
-    }
-
-    fn put_back(&mut self, payload: Payload) {
-        self.push(payload);
     }
 }
 

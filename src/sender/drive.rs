@@ -57,9 +57,7 @@ impl<K: Kernel> Core<K> {
                 send.calls.unread = 0;
             }
             let mut in_flight = Held::new(&self.in_flight);
-            let flushed = self.flush_rest(&mut send, &mut in_flight);
-            in_flight.has_rest = !send.outbox.is_empty();
-            flushed
+            self.flush_rest(&mut send, &mut in_flight)
         });
         self.dispose();
         let next = self.advance_end();

@@ -122,6 +122,14 @@ impl InFlight {
         }
     }
 
+    /// So many bytes were accepted by a copied call.
+    #[inline]
+    pub(super) fn copied(&mut self, accepted: usize) {
+        self.route.accepted(accepted);
+        self.done.stats.copied_calls += 1;
+        self.done.stats.copied_bytes += accepted as u64;
+    }
+
     /// Takes custody of a payload; tells also whether somebody waits for its slot.
     #[inline(always)]
     pub(super) fn enter(&mut self, payload: Payload, ticket: u64) -> (LeaseKey, IoVec, bool) {
@@ -135,20 +143,29 @@ impl InFlight {
         (self.tracker.insert(lease), memory, awaited)
     }
 
-    /// Whether the quotas of their pools let all of `bufs` in; reads the notes if not. Who copies
+    /// Whether the quotas of their pools let buffers of these in; reads the notes if not. Who copies
     /// has nothing in flight for long, and a poisoned sender could wait for ever.
     #[inline]
-    pub(super) fn quotas_allow(&mut self, bufs: &[Payload], kernel: &impl Kernel) -> bool {
-        self.done.extras.held.is_empty() || self.some_quotas_allow(bufs, kernel)
+    pub(super) fn quotas_allow<'a>(
+        &mut self,
+        pools: impl Iterator<Item = &'a RawPool> + Clone,
+        kernel: &impl Kernel,
+    ) -> bool {
+        self.done.extras.held.is_empty() || self.some_quotas_allow(pools, kernel)
     }
 
-    fn some_quotas_allow(&mut self, bufs: &[Payload], kernel: &impl Kernel) -> bool {
-        if self.copy_reason.is_some() || self.done.quotas_allow(bufs) {
+    #[cold]
+    fn some_quotas_allow<'a>(
+        &mut self,
+        pools: impl Iterator<Item = &'a RawPool> + Clone,
+        kernel: &impl Kernel,
+    ) -> bool {
+        if self.copy_reason.is_some() || self.done.quotas_allow(pools.clone()) {
             return true;
         }
         // A failure shows when the owner reaps.
         let _ = self.read_notes(kernel);
-        self.copy_reason.is_some() || self.done.quotas_allow(bufs)
+        self.copy_reason.is_some() || self.done.quotas_allow(pools)
     }
 
     /// Ends the sender's hold on a lease that the kernel has wholly accepted, or that will not be
@@ -468,12 +485,6 @@ impl Ages {
 }
 
 impl Done {
-    /// The only payload to drop, if it is that: what a send by copy leaves behind.
-    #[inline]
-    pub(super) fn take_lone(&mut self) -> Option<Payload> {
-        if self.settled.len() == 1 { self.settled.pop() } else { None }
-    }
-
     /// Whether there is nothing to tell anybody and nothing to drop.
     #[inline(always)]
     pub(super) fn is_quiet(&self) -> bool {
@@ -518,11 +529,11 @@ impl Done {
         Some(&mut held[at].1)
     }
 
-    /// Whether the quotas of their pools let all of `bufs` in. A pool of which nothing is held lets
-    /// any number in, so that no quota can stop a sender.
-    fn quotas_allow(&self, bufs: &[Payload]) -> bool {
+    /// Whether the quotas of their pools let buffers of these in. A pool of which nothing is held
+    /// lets any number in, so that no quota can stop a sender.
+    fn quotas_allow<'a>(&self, pools: impl Iterator<Item = &'a RawPool> + Clone) -> bool {
         self.extras.held.iter().filter(|(_, held)| *held > 0).all(|(id, held)| {
-            let mut of_pool = bufs.iter().filter_map(Payload::pool).filter(|pool| pool.id() == *id);
+            let mut of_pool = pools.clone().filter(|pool| pool.id() == *id);
             let quota = of_pool.next().and_then(RawPool::sender_quota);
             quota.is_none_or(|quota| held + 1 + of_pool.count() <= quota)
         })
@@ -536,16 +547,24 @@ impl Done {
         // Without a payload only its former pages were waited for.
         let Some(payload) = lease.release() else { return };
         self.let_go(&payload);
-        match self.hand_back {
-            HandBack::Recycle => {
-                if self.settled.capacity() == 0 {
-                    // A sender that is hardly used has one at a time.
-                    self.settled.reserve_exact(1);
-                }
-                self.settled.push(payload);
+        if let Some(payload) = self.hand_back(payload, ticket) {
+            if self.settled.capacity() == 0 {
+                // A sender that is hardly used has one at a time.
+                self.settled.reserve_exact(1);
             }
+            self.settled.push(payload);
+        }
+    }
+
+    /// Gives a payload of a send that is over to the caller of the sender, if he wants it back; else
+    /// it is to be dropped.
+    #[inline(always)]
+    pub(super) fn hand_back(&mut self, payload: Payload, ticket: u64) -> Option<Payload> {
+        match self.hand_back {
+            HandBack::Recycle => Some(payload),
             HandBack::Return => {
                 self.extras.returned.push_back(Returned { sequence: ticket, payload });
+                None
             }
         }
     }

@@ -93,9 +93,10 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
     }
 
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
-        // SAFETY: every range comes from the payload of a lease that the tracker holds, which
-        // keeps it mapped, and its bytes untouched by owners of ours, until the kernel has
-        // released the call.
+        // SAFETY: every range is of a payload. Without the flag for zero copy, its owner keeps it over
+        // the call, and the kernel reads no longer than that. With the flag, it is that of a lease
+        // that the tracker holds, which keeps it mapped, and its bytes untouched by owners of ours,
+        // until the kernel has released the call.
         unsafe { socket::send(self.0.as_fd(), memory, flags) }
     }
 

@@ -83,9 +83,9 @@ impl Empty for Exceptions {
 }
 
 impl Ledger {
-    /// Opens the next ticket, for a send of `leases` leases.
+    /// Opens the next ticket, for a send of `leases` leases, of which a part went by copy if so.
     #[inline(always)]
-    pub(crate) fn open(&mut self, leases: u32) -> u64 {
+    pub(crate) fn open(&mut self, leases: u32, copied: bool) -> u64 {
         let sequence = self.next;
         if sequence - self.first == self.recent.len() as u64 {
             if self.recent.len() < HISTORY {
@@ -95,7 +95,7 @@ impl Ledger {
             }
         }
         let place = self.place(sequence);
-        self.recent[place] = Open { leases, copied: false };
+        self.recent[place] = Open { leases, copied };
         self.next += 1;
         sequence
     }
@@ -212,7 +212,7 @@ mod tests {
     #[test]
     fn a_send_resolves_with_its_last_lease() {
         let mut ledger = Ledger::default();
-        let sequence = ledger.open(2);
+        let sequence = ledger.open(2, false);
         ledger.released(sequence, true);
         assert_eq!(ledger.fate(ticket(sequence)), None);
         ledger.released(sequence, false);
@@ -223,13 +223,13 @@ mod tests {
     #[test]
     fn a_straggler_and_a_truncated_send_outlive_the_history() {
         let mut ledger = Ledger::default();
-        let straggler = ledger.open(1);
-        let cut = ledger.open(1);
+        let straggler = ledger.open(1, false);
+        let cut = ledger.open(1, false);
         let error = OsError::from_raw(104);
         ledger.truncate(cut, 3, error);
         ledger.released(cut, false);
         for _ in 0..3 * HISTORY {
-            let sequence = ledger.open(1);
+            let sequence = ledger.open(1, false);
             ledger.released(sequence, false);
         }
         assert!(ledger.recent.len() <= HISTORY);
@@ -245,8 +245,8 @@ mod tests {
     #[test]
     fn a_retracted_ticket_is_given_out_again() {
         let mut ledger = Ledger::default();
-        let first = ledger.open(1);
+        let first = ledger.open(1, false);
         ledger.retract(first);
-        assert_eq!(ledger.open(1), first);
+        assert_eq!(ledger.open(1, false), first);
     }
 }

@@ -52,6 +52,10 @@ const SUSPECT_AFTER: u32 = 4;
 const INTERVAL_BYTES: u64 = 4 << 20;
 const INTERVAL_TIME: Duration = Duration::from_millis(20);
 
+/// In so many parts of an interval of bytes the time is looked at once when only that is missing:
+/// to ask for it costs as much as a small part of a call.
+const LOOKS: u64 = 16;
+
 /// How often an interval doubles.
 const MAX_LEVEL: u32 = 10;
 
@@ -127,7 +131,7 @@ impl Route {
     /// nothing of before is left to be read. `outstanding` ids are in flight or unread.
     #[inline]
     pub(super) fn concerns(&self, outstanding: usize) -> bool {
-        !self.is_copied() || outstanding > 0 || self.bytes >= self.interval().0
+        !self.is_copied() || outstanding > 0 || self.bytes >= self.interval_bytes()
     }
 
     /// Whether the error queue should be read before a call asks to be let through: while calls
@@ -154,9 +158,11 @@ impl Route {
         }
         let now = now();
         let waited = self.probed_at.map(|probed_at| now.saturating_duration_since(probed_at));
-        let due = !self.is_copied() || waited.is_none_or(|waited| waited >= self.interval().1);
+        let due = !self.is_copied() || waited.is_none_or(|waited| waited >= self.interval_time());
         if due {
             self.probed_at = Some(now);
+        } else {
+            self.bytes = self.interval_bytes() - self.interval_bytes() / LOOKS;
         }
         due
     }
@@ -248,18 +254,26 @@ impl Route {
     /// Whether only probes go without copy now, each alone.
     #[inline]
     fn is_exclusive(&self) -> bool {
-        match self.stats.mode {
-            RouteMode::Ignored => false,
-            RouteMode::Trying | RouteMode::Copied => true,
-            RouteMode::ZeroCopy => self.suspicion >= SUSPECT_AFTER,
-        }
+        // Nothing is suspected but in zero copy.
+        self.suspicion >= SUSPECT_AFTER
+            || matches!(self.stats.mode, RouteMode::Trying | RouteMode::Copied)
     }
 
-    /// What lies between two probes on a copied route. Short once one came back true: two more
-    /// decide.
-    fn interval(&self) -> (u64, Duration) {
-        let level = if self.streak > 0 { 0 } else { self.level };
-        (INTERVAL_BYTES << level, INTERVAL_TIME * (1 << level))
+    /// What lies between two probes on a copied route, in bytes.
+    #[inline]
+    fn interval_bytes(&self) -> u64 {
+        INTERVAL_BYTES << self.interval_level()
+    }
+
+    /// And in time.
+    fn interval_time(&self) -> Duration {
+        INTERVAL_TIME * (1 << self.interval_level())
+    }
+
+    /// Short once a probe came back true: two more decide.
+    #[inline]
+    fn interval_level(&self) -> u32 {
+        if self.streak > 0 { 0 } else { self.level }
     }
 }
 
@@ -437,6 +451,9 @@ mod tests {
         socket.now += 2 * INTERVAL_TIME - Duration::from_nanos(1);
         assert!(!socket.call(1, COPIED, false));
         socket.now += Duration::from_nanos(1);
+        let part = 2 * INTERVAL_BYTES / LOOKS;
+        assert!(!socket.call(part as usize - 2, COPIED, false), "the time is not looked at");
+        assert!(!socket.call(1, COPIED, false), "a byte was missing");
         assert!(socket.call(1, COPIED, false));
     }
 
@@ -612,10 +629,10 @@ mod tests {
         }
         assert_eq!(zero_copy_calls(&kernel), [0, 1, 2]);
         kernel.pass(INTERVAL_TIME);
-        for _ in 0..3 {
+        for _ in 0..((INTERVAL_BYTES / LOOKS) >> 16) + 2 {
             sender.try_send(&BYTES[..64 << 10]).unwrap();
         }
-        assert_eq!(zero_copy_calls(&kernel), [0], "more than 4 MiB and 20 ms later");
+        assert_eq!(zero_copy_calls(&kernel).len(), 1, "more than 4 MiB and 20 ms later");
         assert_eq!(sender.stats().in_flight_calls, 0, "and its note was read");
     }
 
