@@ -31,7 +31,7 @@ use std::{
 };
 
 use common::namespace;
-use contestant::{Contestant, DATA, Pinbuf};
+use contestant::{Contestant, Pinbuf};
 use fake_peer::DEVICE;
 use floor::Floor;
 use harness::{AtMost, Bench, Case, per_op, process_cpu, thread_cpu};
@@ -48,6 +48,12 @@ const URING: &str = "io_uring SEND_ZC";
 const REGISTERED: &str = "io_uring SEND_ZC, registered";
 
 const KIB: usize = 1 << 10;
+const MIB: usize = 1 << 20;
+
+const EVERYBODY: [&str; 6] = [PLAIN, LOOP, PREFER, AUTO, URING, REGISTERED];
+
+const UNIT: &str = "ms of CPU per GB";
+const ROUNDS: usize = 11;
 
 fn main() {
     if count::counts() {
@@ -61,17 +67,17 @@ fn main() {
     let warm_up = bench.size(Duration::from_secs(1), Duration::from_millis(10));
     let streams = bench.size(&[4, 16, 64, 256, 1024][..], &[64]);
     let datagrams = bench.size(&[4, 16, 60][..], &[60]);
+    let loopback = SetUp { warm_up, ..SetUp::LOOPBACK };
+    let on_device = SetUp { furnished: &furnished, ..loopback };
     for huge in [true, false] {
         let pages = if huge { "huge pages" } else { "base pages" };
         for way in [Way::FakePeer, Way::Datagrams] {
             let lens = if way == Way::Datagrams { datagrams } else { streams };
             let name = format!("{way}, {pages}");
-            let mut table = bench.table(&name, "ms of CPU per GB").rounds(11);
+            let mut table = bench.table(&name, UNIT).rounds(ROUNDS);
             for &kib in lens {
                 table.case(&format!("{kib} KiB"), PLAIN, |case| {
-                    let set_up =
-                        SetUp { way, len: kib * KIB, huge, furnished: &furnished, warm_up };
-                    enter_all(case, set_up);
+                    enter(case, &EVERYBODY, SetUp { way, len: kib * KIB, huge, ..on_device });
                     if kib >= 16 {
                         case.goal(PREFER, LOOP, AtMost::Times(1.03));
                     }
@@ -79,23 +85,27 @@ fn main() {
             }
         }
     }
-    let mut table =
-        bench.table(&format!("{}, both ends", Way::Loopback), "ms of CPU per GB").rounds(11);
+    let mut table = bench.table(&format!("{}, both ends", Way::Loopback), UNIT).rounds(ROUNDS);
     for &kib in streams {
         table.case(&format!("{kib} KiB"), PLAIN, |case| {
-            let set_up = SetUp {
-                way: Way::Loopback,
-                len: kib * KIB,
-                huge: true,
-                furnished: &Ok(()),
-                warm_up,
-            };
-            enter_all(case, set_up);
+            enter(case, &EVERYBODY, SetUp { len: kib * KIB, ..loopback });
             case.goal(AUTO, PLAIN, AtMost::Times(1.05));
             if kib >= 16 {
                 case.goal(PREFER, LOOP, AtMost::Times(1.03));
             }
         });
+    }
+    drop(table);
+    let name = format!("{}, by the bytes sent in turn", Way::Datagrams);
+    let lens = bench.size(&[4, 16, 32, 60][..], &[60]);
+    let mut table = bench.table(&name, UNIT).rounds(ROUNDS);
+    for kib in lens {
+        for mib in [1, 512] {
+            table.case(&format!("{kib} KiB of {mib} MiB"), PLAIN, |case| {
+                let (way, len, data) = (Way::Datagrams, kib * KIB, mib * MIB);
+                enter(case, &[PLAIN, LOOP, PREFER], SetUp { way, len, data, ..on_device });
+            });
+        }
     }
     drop(table);
     let mut table = bench.table("User instructions", "of a send and its release").rounds(1);
@@ -115,6 +125,8 @@ fn main() {
 struct SetUp<'a> {
     way: Way,
     len: usize,
+    /// Bytes that are sent in turn.
+    data: usize,
     huge: bool,
     /// Or why there is no device.
     furnished: &'a Result<(), String>,
@@ -123,8 +135,18 @@ struct SetUp<'a> {
 }
 
 impl SetUp<'_> {
+    const LOOPBACK: Self = Self {
+        way: Way::Loopback,
+        len: 16 * KIB,
+        // Colder than the caches next to the CPU.
+        data: 32 * MIB,
+        huge: true,
+        furnished: &Ok(()),
+        warm_up: Duration::ZERO,
+    };
+
     fn memory(self) -> Result<Rc<Memory>, String> {
-        Memory::new(DATA, self.huge).map(Rc::new)
+        Memory::new(self.data, self.huge).map(Rc::new)
     }
 
     fn contestant(self, name: &str) -> Result<(Box<dyn Contestant>, FarEnd), String> {
@@ -132,12 +154,12 @@ impl SetUp<'_> {
             self.furnished.clone()?;
         }
         let (near, far) = self.way.connect();
-        let Self { len, huge, .. } = self;
+        let Self { len, data, huge, .. } = self;
         let contestant: Box<dyn Contestant> = match name {
             PLAIN => Box::new(Floor::new(near, false, self.memory()?, len)),
             LOOP => Box::new(Floor::new(near, true, self.memory()?, len)),
-            PREFER => Box::new(Pinbuf::new(near, Policy::Prefer, len, huge)?),
-            AUTO => Box::new(Pinbuf::new(near, Policy::Auto, len, huge)?),
+            PREFER => Box::new(Pinbuf::new(near, Policy::Prefer, data, len, huge)?),
+            AUTO => Box::new(Pinbuf::new(near, Policy::Auto, data, len, huge)?),
             URING => Box::new(Uring::new(near, self.memory()?, len, false)?),
             REGISTERED => Box::new(Uring::new(near, self.memory()?, len, true)?),
             other => unreachable!("{other}"),
@@ -149,8 +171,8 @@ impl SetUp<'_> {
 /// Bytes that are timed together.
 const BATCH: usize = 4 << 20;
 
-fn enter_all<'a>(case: &mut Case<'a>, set_up: SetUp<'a>) {
-    for name in [PLAIN, LOOP, PREFER, AUTO, URING, REGISTERED] {
+fn enter<'a>(case: &mut Case<'a>, names: &[&'static str], set_up: SetUp<'a>) {
+    for &name in names {
         case.row(name, move || {
             let (mut contestant, mut far) = set_up.contestant(name)?;
             let SetUp { way, len, warm_up, .. } = set_up;

@@ -9,9 +9,6 @@ use pinbuf::{PinnedBuf, Policy, Pool, Sender};
 
 use crate::{memory::backing, way::FarEnd};
 
-/// Bytes that are sent in turn: colder than the caches next to the CPU.
-pub(crate) const DATA: usize = 32 << 20;
-
 /// Sends the same buffers in turn, of one length each.
 pub(crate) trait Contestant {
     /// Sends the next buffer whole, once a former use of it is released.
@@ -34,11 +31,12 @@ impl Pinbuf {
     pub(crate) fn new(
         near: OwnedFd,
         policy: Policy,
+        data: usize,
         len: usize,
         huge: bool,
     ) -> Result<Self, String> {
         // A tenth more than is sent in turn, so that there is always one to be had.
-        let count = DATA / len;
+        let count = data / len;
         let pool =
             Pool::builder().class(len, count + count / 10 + 2).backing(backing(huge)).build();
         let pool = pool.map_err(|error| error.to_string())?;

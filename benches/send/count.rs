@@ -1,6 +1,6 @@
 //! User instructions: this program runs itself under `valgrind --tool=callgrind`.
 
-use std::{env, process::Command, time::Duration};
+use std::{env, process::Command};
 
 use crate::{SetUp, way::Way};
 
@@ -41,7 +41,7 @@ pub(crate) fn counts() -> bool {
         _ => Way::NoDevice,
     };
     let sends: u64 = parts.next().unwrap().parse().unwrap();
-    let set_up = SetUp { way, len: LEN, huge: false, furnished: &Ok(()), warm_up: Duration::ZERO };
+    let set_up = SetUp { way, len: LEN, huge: false, ..SetUp::LOOPBACK };
     let (mut contestant, mut far) = set_up.contestant(name).unwrap();
     for _ in 0..sends {
         contestant.send(&mut far);
