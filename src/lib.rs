@@ -43,8 +43,8 @@ pub use probe::Environment;
 pub use raw::{RegionReport, SlotState};
 pub use reaper::{ReaperStats, reaper_stats, wait_idle};
 pub use sender::{
-    Calibration, Capabilities, CloseReport, Fate, HandBack, Interest, Policy, ReapHalf, Reaped,
-    ResumeIds, Returned, RouteMode, RouteStats, SendCost, SendHalf, Sender, SenderBuilder,
+    Calibration, Capabilities, CloseReport, Crossover, Fate, HandBack, Interest, Policy, ReapHalf,
+    Reaped, ResumeIds, Returned, RouteMode, RouteStats, SendCost, SendHalf, Sender, SenderBuilder,
     SenderStats, calibrate_threshold,
 };
 pub use shared::SharedBuf;

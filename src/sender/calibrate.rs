@@ -14,8 +14,9 @@ use crate::{error::SendError, mapped::MappedSlice, sync::Arc};
 /// Sizes that are tried: those of a datagram.
 const SIZES: [usize; 5] = [4 << 10, 8 << 10, 16 << 10, 32 << 10, 60 << 10];
 
-/// Memory that is sent in turn: more than the caches next to the CPU hold.
-const MEMORY: usize = 8 << 20;
+/// Memory that is sent in turn: more than the caches next to the CPU hold, and less.
+const COLD: usize = 32 << 20;
+const CACHED: usize = 256 << 10;
 
 /// Sends that are timed at once. Notes are read as often as in a busy sender.
 const BATCH: usize = 32;
@@ -27,6 +28,16 @@ const LIMIT: Duration = Duration::from_millis(70);
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Calibration {
+    /// For data that was written long ago.
+    pub cold: Crossover,
+    /// For data that the caches next to the CPU hold, which copies fast.
+    pub cached: Crossover,
+}
+
+/// From which size on zero copy is cheaper.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Crossover {
     /// The smallest size tried from which on zero copy was cheaper; 64 KiB if it was at none.
     pub threshold_bytes: usize,
     /// What a send cost at each size, smallest first.
@@ -55,9 +66,7 @@ pub struct SendCost {
 /// counts.
 ///
 /// What it does not see: the network card; TCP, whose notes cost more, so that for TCP the next
-/// larger size is the safe choice; huge pages, which make zero copy cheaper still; and whether your
-/// data is in the CPU's caches. It sends 8 MiB in turn, so it measures cold data, for which zero
-/// copy pays early; data just written is copied faster, and twice the size can be right.
+/// larger size is the safe choice; and huge pages, which make zero copy cheaper still.
 ///
 /// # Errors
 ///
@@ -66,7 +75,7 @@ pub struct SendCost {
 ///
 /// ```
 /// let threshold_bytes = match pinbuf::calibrate_threshold() {
-///     Ok(found) => found.threshold_bytes,
+///     Ok(found) => found.cold.threshold_bytes,
 ///     Err(_) => 16 * 1024,
 /// };
 /// let builder = pinbuf::Sender::builder().threshold_bytes(threshold_bytes);
@@ -74,24 +83,28 @@ pub struct SendCost {
 /// ```
 pub fn calibrate_threshold() -> io::Result<Calibration> {
     let start = Instant::now();
-    let mut memory = MmapMut::map_anon(MEMORY)?;
+    let mut memory = MmapMut::map_anon(COLD)?;
     memory.fill(1);
     let memory = Arc::new(MmapRaw::from(memory));
     let mut copying = Side::new(SenderBuilder::new().policy(Policy::Never), &memory)?;
     let without = SenderBuilder::new().policy(Policy::Prefer).threshold_bytes(1);
     let mut without = Side::new(without, &memory)?;
     let never = SendCost { bytes: 0, copied: Duration::MAX, zero_copy: Duration::MAX };
-    let mut costs = SIZES.map(|bytes| SendCost { bytes, ..never });
+    let mut tried =
+        [COLD, CACHED].map(|reach| (reach, SIZES.map(|bytes| SendCost { bytes, ..never })));
     // The first round warms everything up; the last one is short of time.
     for round in 0.. {
         if round > 1 && start.elapsed() > LIMIT {
             break;
         }
-        for cost in &mut costs {
-            let (copied, zero_copy) = (copying.batch(cost.bytes)?, without.batch(cost.bytes)?);
-            if round > 0 {
-                cost.copied = cost.copied.min(copied);
-                cost.zero_copy = cost.zero_copy.min(zero_copy);
+        for (reach, costs) in &mut tried {
+            for cost in costs {
+                let copied = copying.batch(cost.bytes, *reach)?;
+                let zero_copy = without.batch(cost.bytes, *reach)?;
+                if round > 0 {
+                    cost.copied = cost.copied.min(copied);
+                    cost.zero_copy = cost.zero_copy.min(zero_copy);
+                }
             }
         }
     }
@@ -99,7 +112,9 @@ pub fn calibrate_threshold() -> io::Result<Calibration> {
     if stats.deferred_copies > 0 || stats.copied_calls > 0 {
         return Err(io::ErrorKind::Unsupported.into());
     }
-    Ok(Calibration { threshold_bytes: threshold(&costs), costs: costs.into() })
+    let [cold, cached] = tried
+        .map(|(_, costs)| Crossover { threshold_bytes: threshold(&costs), costs: costs.into() });
+    Ok(Calibration { cold, cached })
 }
 
 /// The smallest size from which on zero copy is cheaper at every size.
@@ -125,11 +140,11 @@ impl Side {
         Ok(Self { sender: builder.adopt(socket)?, memory: Arc::clone(memory), offset: 0 })
     }
 
-    /// What a send of `bytes` costs, on average over a batch.
-    fn batch(&mut self, bytes: usize) -> io::Result<Duration> {
+    /// What a send of `bytes` costs, on average over a batch out of the first `reach` bytes of memory.
+    fn batch(&mut self, bytes: usize, reach: usize) -> io::Result<Duration> {
         let start = Instant::now();
         for _ in 0..BATCH {
-            if self.offset + bytes > MEMORY {
+            if self.offset + bytes > reach {
                 self.offset = 0;
             }
             let range = self.offset..self.offset + bytes;
@@ -179,7 +194,7 @@ mod tests {
             found
         });
         let plausible = |found: io::Result<Calibration>| match found {
-            Ok(Calibration { costs, .. }) => {
+            Ok(Calibration { cold: Crossover { costs, .. }, .. }) => {
                 let (first, last) = (costs[0], costs[SIZES.len() - 1]);
                 assert!(first.copied > Duration::ZERO && last.copied < Duration::from_secs(1));
                 last.copied.saturating_sub(first.copied)

@@ -50,7 +50,7 @@ use std::{
 
 pub use self::{
     builder::{Config, HandBack, Policy, ResumeIds, SenderBuilder},
-    calibrate::{Calibration, SendCost, calibrate_threshold},
+    calibrate::{Calibration, Crossover, SendCost, calibrate_threshold},
     ending::CloseReport,
     kernel::Interest,
     ledger::Fate,
