@@ -3,11 +3,17 @@
 
 mod common;
 
-use std::{net::TcpStream, os::fd::AsFd, time::Duration};
+use std::{
+    future::poll_fn,
+    net::TcpStream,
+    os::fd::AsFd,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use common::{
-    STALLED, assert_all_home, assert_same, census, duplicate, eventually, filled, optmem, pair,
-    pair_at, pattern, pool, read_error_queue, reader, send_static, soon,
+    STALLED, assert_all_home, assert_same, block_on, census, duplicate, eventually, filled, optmem,
+    pair, pair_at, pattern, pool, read_error_queue, reader, send_static, soon,
 };
 use pinbuf::{AllocError, CopyReason, Fate, Poison, Pool, Sender, Ticket, WaitError};
 
@@ -172,6 +178,51 @@ fn a_note_read_by_somebody_else_is_missed_and_made_up_for() {
     }
     assert_eq!(poison(&sender), Some(Poison::NoteStolen));
     assert_all_home(&pool);
+    drop(thief);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(common::corrupt(&peer.join().unwrap(), LEN), []);
+}
+
+#[test]
+fn a_task_whose_note_was_stolen_is_woken() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(LEN, 4);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    let tickets: Vec<_> = (0..4).map(|seed| send(&mut sender, &pool, seed)).collect();
+    let thief = duplicate(&sender);
+    let peer = reader(far, Duration::ZERO);
+    eventually("all notes are stolen", || {
+        read_error_queue(thief.as_fd());
+        optmem(&thief) == 0
+    });
+    for ticket in tickets {
+        let (fate, _) = block_on(poll_fn(|cx| sender.poll_fate(cx, ticket)));
+        assert!(matches!(fate, Ok(Fate::Released { accepted: LEN, .. })), "{fate:?}");
+    }
+    assert_eq!(poison(&sender), Some(Poison::NoteStolen));
+    assert_all_home(&pool);
+    drop(thief);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(common::corrupt(&peer.join().unwrap(), LEN), []);
+}
+
+#[test]
+fn a_task_whose_notes_are_stolen_while_it_waits_is_woken() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(LEN, 4);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    let last = (0..4).map(|seed| send(&mut sender, &pool, seed)).last().unwrap();
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(sender.poll_fate(&mut cx, last).is_pending(), "watched from here on");
+    let thief = duplicate(&sender);
+    let peer = reader(far, Duration::ZERO);
+    // Or the reaper is faster; either way it is told.
+    eventually("all notes are read", || {
+        read_error_queue(thief.as_fd());
+        optmem(&thief) == 0
+    });
+    let (fate, _) = block_on(poll_fn(|cx| sender.poll_fate(cx, last)));
+    assert!(matches!(fate, Ok(Fate::Released { accepted: LEN, .. })), "{fate:?}");
     drop(thief);
     assert!(sender.close(soon().unwrap()).drained);
     assert_eq!(common::corrupt(&peer.join().unwrap(), LEN), []);

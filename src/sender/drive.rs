@@ -14,6 +14,7 @@ use super::{
     in_flight::{Done, InFlight, Read},
     kernel::{Interest, Kernel},
     ledger::Fate,
+    wait::OVERDUE,
 };
 use crate::{
     error::{CopyReason, OsError},
@@ -374,7 +375,7 @@ impl<K: Kernel> Reclaim for Core<K> {
             return None;
         }
         // A failure shows in the sender's own calls.
-        let (_, next) = self.step_and_next(true);
+        let (step, next) = self.step_and_next(true);
         // Held to the last: an end that begins only now hands the sender over, and what is let go of
         // below would be the reaper's hold on it.
         let ending = lock(&self.ending);
@@ -387,16 +388,26 @@ impl<K: Kernel> Reclaim for Core<K> {
         }
         let mut watch = lock(&self.watch);
         let mut in_flight = lock(&self.in_flight);
-        if let Some(limit) = self.config.max_hold
-            && in_flight.tracker.outstanding() > 0
-        {
-            return Some((limit / 4).max(MIN_LOOK));
+        let is_awaited = in_flight.is_awaited();
+        let has_outstanding = in_flight.tracker.outstanding() > 0;
+        if is_awaited && step.is_ok_and(|step| step.read.messages == 0) {
+            // If somebody else has read the note, there is none to come.
+            in_flight.prove(&self.kernel);
         }
-        if matches!(*watch, Watch::On(_)) && !in_flight.is_awaited() {
-            drop(in_flight);
-            self.unwatch(&mut watch, Watch::Off);
-        }
-        None
+        drop(in_flight);
+        let next = match self.config.max_hold {
+            Some(limit) if has_outstanding => Some((limit / 4).max(MIN_LOOK)),
+            _ if is_awaited => has_outstanding.then_some(OVERDUE),
+            _ => {
+                if matches!(*watch, Watch::On(_)) {
+                    self.unwatch(&mut watch, Watch::Off);
+                }
+                None
+            }
+        };
+        drop((watch, ending));
+        self.dispose();
+        next
     }
 
     fn watch(self: Arc<Self>) -> bool {

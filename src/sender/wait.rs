@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long a wait goes on before it asks the option memory whether a note went astray.
-const OVERDUE: Duration = Duration::from_secs(1);
+pub(super) const OVERDUE: Duration = Duration::from_secs(1);
 
 /// One wait of one thread, over as many rounds as it takes.
 pub(super) struct Wait<'a, K: Kernel> {
