@@ -17,7 +17,7 @@ use crate::{
     id::NotificationId,
     raw::Reclaim,
     reaper,
-    sync::{Arc, Mutex, Weak, lock},
+    sync::{Arc, Mutex, Weak, lock, yield_now},
     sys::{
         Batch, Record,
         epoll::EdgeWait,
@@ -30,6 +30,8 @@ use crate::{
 pub(super) enum Answer {
     /// Takes all of it.
     Take,
+    /// Takes so many bytes of it.
+    Part(usize),
     /// Takes all of it and lets go at once; the note says whether it was copied.
     Note(bool),
     /// Fails with an error number.
@@ -53,7 +55,7 @@ pub(super) struct FakeKernel {
     state: Arc<Mutex<State>>,
 }
 
-struct State {
+pub(super) struct State {
     /// Answers to come, and what every call is answered after that.
     answers: VecDeque<Answer>,
     otherwise: Answer,
@@ -62,6 +64,14 @@ struct State {
     notes: VecDeque<Record>,
     seen: Vec<Seen>,
     now: Instant,
+    pub(super) shut_down: bool,
+    /// So many reads of the error queue fail, or tell of more.
+    pub(super) unreadable: usize,
+    pub(super) unfinished: usize,
+    /// Zero-copy calls taken before the sender was watched.
+    pub(super) watched_after: Option<u32>,
+    /// Happens during the next call.
+    pub(super) meanwhile: Option<Box<dyn FnOnce() + Send>>,
 }
 
 impl FakeKernel {
@@ -74,6 +84,11 @@ impl FakeKernel {
             notes: VecDeque::new(),
             seen: Vec::new(),
             now: Instant::now(),
+            shut_down: false,
+            unreadable: 0,
+            unfinished: 0,
+            watched_after: None,
+            meanwhile: None,
         };
         Self { transport, state: Arc::new(Mutex::new(state)) }
     }
@@ -98,11 +113,27 @@ impl FakeKernel {
         std::mem::take(&mut lock(&self.state).seen)
     }
 
+    pub(super) fn with<R>(&self, body: impl FnOnce(&mut State) -> R) -> R {
+        body(&mut lock(&self.state))
+    }
+
     /// Lets go of the oldest call.
     pub(super) fn release(&self) {
-        let mut state = lock(&self.state);
-        let id = state.taken.pop_front().expect("something is taken");
-        state.notes.push_back(Record::Released { lo: id, hi: id, copied: false });
+        let id = self.steal();
+        self.note(id, id);
+    }
+
+    /// Lets go of the oldest call; somebody else reads the note.
+    pub(super) fn steal(&self) -> u32 {
+        self.with(|state| state.taken.pop_front().expect("something is taken"))
+    }
+
+    /// A note for these ids, whoever has taken them.
+    pub(super) fn note(&self, lo: u32, hi: u32) {
+        self.with(|state| {
+            state.taken.retain(|id| !(lo..=hi).contains(id));
+            state.notes.push_back(Record::Released { lo, hi, copied: false });
+        });
     }
 
     pub(super) fn pass(&self, time: Duration) {
@@ -116,6 +147,9 @@ impl Kernel for FakeKernel {
     }
 
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
+        if let Some(meanwhile) = self.with(|state| state.meanwhile.take()) {
+            meanwhile();
+        }
         let mut state = lock(&self.state);
         let bytes = memory.iter().map(IoVec::len).sum();
         let zero_copy = flags.zerocopy;
@@ -126,12 +160,13 @@ impl Kernel for FakeKernel {
             state.next_id += 1;
             let copied = matches!(answer, Answer::Note(true));
             match answer {
-                Answer::Take => state.taken.push_back(id),
+                Answer::Take | Answer::Part(_) => state.taken.push_back(id),
                 _ => state.notes.push_back(Record::Released { lo: id, hi: id, copied }),
             }
         }
         match answer {
             Answer::Take | Answer::Note(_) => Ok(bytes),
+            Answer::Part(part) => Ok(part.min(bytes)),
             Answer::Fail(errno) | Answer::FailWithNote(errno) => {
                 Err(io::Error::from_raw_os_error(errno))
             }
@@ -139,14 +174,25 @@ impl Kernel for FakeKernel {
     }
 
     fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
-        let notes = std::mem::take(&mut lock(&self.state).notes);
+        let mut state = lock(&self.state);
+        if let Some(left) = state.unreadable.checked_sub(1) {
+            state.unreadable = left;
+            return Err(io::ErrorKind::OutOfMemory.into());
+        }
+        if let Some(left) = state.unfinished.checked_sub(1) {
+            state.unfinished = left;
+            return Ok(Batch { messages: 32, truncated: false, drained: false });
+        }
+        let notes = std::mem::take(&mut state.notes);
+        drop(state);
         let messages = notes.len();
         notes.into_iter().for_each(on_record);
         Ok(Batch { messages, truncated: false, drained: true })
     }
 
     fn wait(&self, _: Interest, _: Option<Duration>, _: Option<&EdgeWait>) -> io::Result<Ready> {
-        unreachable!("these tests do not block")
+        yield_now();
+        Ok(Ready::default())
     }
 
     fn edges(&self, _: Interest) -> io::Result<Option<EdgeWait>> {
@@ -163,6 +209,7 @@ impl Kernel for FakeKernel {
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
+        self.with(|state| state.shut_down = true);
         Ok(())
     }
 
@@ -186,6 +233,7 @@ impl Kernel for FakeKernel {
     }
 
     fn watch(&self, _: Weak<dyn Reclaim>) -> Option<reaper::Token> {
+        self.with(|state| state.watched_after = Some(state.next_id));
         Some(reaper::Token::default())
     }
 
