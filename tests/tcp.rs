@@ -437,6 +437,11 @@ fn an_empty_buffer_in_front_comes_back_with_the_others() {
     assert_released(&mut sender, ticket.unwrap());
     let ticket = sender.send_vectored(&mut Vec::new());
     assert_released(&mut sender, ticket.unwrap());
+    let calls = sender.stats().copied_calls;
+    let ticket = sender.send(Payload::Static(&[])).unwrap();
+    let fate = Fate::Released { accepted: 0, copied: Some(false) };
+    assert_eq!(sender.wait(ticket, soon()), Ok(fate));
+    assert_eq!(sender.stats().copied_calls, calls);
     assert_all_home(&pool);
     assert!(sender.close(soon().unwrap()).drained);
     let want = [&pattern(256 << 10, 0)[..], &pattern(32 << 10, 1)].concat();

@@ -196,7 +196,9 @@ impl<K: Kernel> Core<K> {
         let memory = payload.io_vec();
         let len = memory.len();
         let bytes = len.min(self.call_limits.bytes);
-        let sent = match bytes > 0 || self.kernel.transport().sends_nothing() {
+        // Nothing to send is no call on a stream, and no copy anywhere.
+        let is_call = bytes > 0 || self.kernel.transport().sends_nothing();
+        let sent = match is_call {
             true => {
                 let flags = SendFlags { zerocopy: false, more: bytes < len };
                 self.kernel.send(&[memory.part(0, bytes)], flags)
@@ -213,9 +215,11 @@ impl<K: Kernel> Core<K> {
             }
         };
         send.calls.stuck = None;
-        in_flight.copied(accepted);
+        if is_call {
+            in_flight.copied(accepted);
+        }
         if accepted == len {
-            let sequence = in_flight.done.ledger.open(0, true);
+            let sequence = in_flight.done.ledger.open(0, len > 0);
             let dropped = in_flight.done.hand_back(payload, sequence);
             self.unlock(send, in_flight);
             drop(dropped);
