@@ -141,8 +141,7 @@ impl Road {
 
     /// So many packets out of a hundred get lost before they leave, or before they are received.
     pub(crate) fn lose(&self, side: Side, percent: u32) -> Result<(), String> {
-        let dice = "-m statistic --mode random --probability";
-        let rule = format!("-p tcp {dice} {} -j DROP", f64::from(percent) / 100.0);
+        let rule = format!("-p tcp {} -j DROP", dice(percent));
         self.at_chain(side, move |chain| run(&format!("iptables-legacy -I {chain} {rule}")))
     }
 
@@ -166,9 +165,10 @@ impl Road {
         }
     }
 
-    /// Every answer of the receiver gets lost.
-    pub(crate) fn lose_answers(&self) -> Result<(), String> {
-        run("iptables-legacy -I INPUT -p tcp -j DROP")
+    /// So many out of a hundred of the receiver's answers that carry no data get lost.
+    pub(crate) fn lose_answers(&self, percent: u32) -> Result<(), String> {
+        let rule = format!("-p tcp --tcp-flags ALL ACK {} -j DROP", dice(percent));
+        run(&format!("iptables-legacy -I INPUT {rule}"))
     }
 
     /// Nothing gets lost any more.
@@ -236,6 +236,11 @@ impl Drop for Road {
             assert_eq!(back, Ok(()));
         }
     }
+}
+
+/// The kernel's, which take no seed.
+fn dice(percent: u32) -> String {
+    format!("-m statistic --mode random --probability {}", f64::from(percent) / 100.0)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    io::Read,
     net::TcpStream,
     thread,
     time::{Duration, Instant},
@@ -14,14 +15,14 @@ use crate::{
     common::{
         after, eventually,
         namespace::in_a_namespace,
-        random, retransmissions,
+        pattern, random, retransmissions,
         road::{Road, report, wrong},
         seed, set_option,
         source::{Library, Loop, Rule, Source, expect, hold},
-        unsent,
+        unacked, unsent,
     },
     fake_peer::{self, DEVICE, FakePeer},
-    sniffer::{Sniffer, sniff, sniff_arrivals},
+    sniffer::{Sniffer, sniff, sniff_arrivals, sniff_far},
 };
 
 const LEN: usize = 4096;
@@ -343,7 +344,7 @@ fn while_answers_get_lost_every_slot_is_held_and_sent_again_as_it_was() {
     fn course(road: &Road, source: &mut dyn Source) -> Result<(), String> {
         // The last packet of a message does not wait for an answer.
         set_option(&source.socket(), libc::IPPROTO_TCP, libc::TCP_NODELAY, &1_i32);
-        road.lose_answers().unwrap();
+        road.lose_answers(100).unwrap();
         send_all(source);
         // What is sent arrives.
         thread::sleep(Duration::from_millis(100));
@@ -353,7 +354,7 @@ fn while_answers_get_lost_every_slot_is_held_and_sent_again_as_it_was() {
     }
     in_a_namespace(|| {
         let road = Road::build()?;
-        road.lose_answers()?;
+        road.lose_answers(100)?;
         road.lose_nothing();
         let (seen, stream) = sniff_arrivals(&road, |near, _| {
             let mut library = Library::over(near, Sender::builder(), LEN, MESSAGES);
@@ -373,4 +374,81 @@ fn while_answers_get_lost_every_slot_is_held_and_sent_again_as_it_was() {
         assert!(early.overwritten > 0, "{early:?}");
         Ok(())
     });
+}
+
+/// So many packets were sent again when it has been seen enough.
+const ENOUGH: u32 = 3;
+
+/// Out of a hundred answers so many get lost. Sends messages one at a time, so that no answer to
+/// the next one stands in for a lost one, and says how many they were. What is written over is so
+/// when it has arrived: the stream is right, whoever sends.
+fn losing_answers(
+    road: &Road,
+    percent: u32,
+    begin: impl FnOnce(TcpStream, usize) -> Box<dyn Source>,
+) -> Result<usize, String> {
+    let (near, mut far) = road.connect(1 << 20);
+    near.set_nodelay(true).unwrap();
+    // Ten times as many as it takes on average.
+    let most = 1000 * ENOUGH as usize / percent as usize;
+    let mut source = begin(near, most);
+    let (mut message, mut early) = (vec![0; LEN], Ok(()));
+    road.lose_answers(percent).unwrap();
+    let sent = (0..most).find(|seed| {
+        source.send(*seed, LEN);
+        far.read_exact(&mut message).unwrap();
+        assert_eq!(message, *pattern(LEN, *seed));
+        eventually("an answer gets through", || {
+            // In this order: it may be answered meanwhile.
+            let reused = source.reuse().contains(seed);
+            let unacked = unacked(&source.socket());
+            if reused && unacked > 0 {
+                early = Err(format!("message {seed} written over, {unacked} bytes unanswered"));
+            }
+            unacked == 0
+        });
+        retransmissions(&source.socket()) >= ENOUGH
+    });
+    road.lose_nothing();
+    let sent = sent.expect("nothing is sent again") + 1;
+    early.and(expect(&mut *source, sent, "all answered")).map(|()| sent)
+}
+
+/// A lost answer has what arrived sent once more: after it was written over, in the control.
+fn when_answers_get_lost(percent: u32) -> Result<(), String> {
+    let road = Road::build()?;
+    road.lose_answers(percent)?;
+    road.lose_nothing();
+    let (sent, seen) = sniff_far(&road, || {
+        losing_answers(&road, percent, |near, most| {
+            Box::new(Library::over(near, Sender::builder(), LEN, most))
+        })
+    });
+    let sent = sent.unwrap_or_else(|early| panic!("{early}"));
+    assert!(seen.packets > 0 && seen.overwritten == 0, "{seen:?}");
+    let (control, early) = sniff_far(&road, || {
+        losing_answers(&road, percent, |near, _| Box::new(Loop::over(near, Rule::Sent)))
+    });
+    let control = control.expect_err("a check that cannot fail");
+    report(&format!(
+        "{percent} % of answers lost: {sent} messages, {seen:?} arrive; without the library \
+         {early:?}, {control}"
+    ));
+    assert!(early.overwritten > 0, "{early:?}");
+    Ok(())
+}
+
+#[test]
+fn one_answer_in_a_hundred_gets_lost() {
+    in_a_namespace(|| when_answers_get_lost(1));
+}
+
+#[test]
+fn one_answer_in_twenty_gets_lost() {
+    in_a_namespace(|| when_answers_get_lost(5));
+}
+
+#[test]
+fn one_answer_in_five_gets_lost() {
+    in_a_namespace(|| when_answers_get_lost(20));
 }

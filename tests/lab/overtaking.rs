@@ -204,7 +204,7 @@ fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
 fn all_acknowledged_but_a_clone_waits(road: &Road, source: &mut dyn Source, mut far: TcpStream) {
     road.part_lanes("16kbit").unwrap();
     prioritize(source.socket(), FAST);
-    road.lose_answers().unwrap();
+    road.lose_answers(100).unwrap();
     source.send(0, LEN);
     prioritize(source.socket(), SLOW);
     // The slow lane lets one packet pass before others wait.

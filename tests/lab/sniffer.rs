@@ -90,19 +90,27 @@ pub(crate) fn sniff<T>(device: &str, action: impl FnOnce() -> T) -> (T, Sniffed)
     (result, sniffer.stop())
 }
 
+/// What arrives at the far end during an action.
+pub(crate) fn sniff_far<T>(road: &Road, action: impl FnOnce() -> T) -> (T, Sniffed) {
+    let device = road.far_device().to_owned();
+    let sniffer = road.at_far_end(move || Sniffer::on(&device));
+    let result = action();
+    (result, sniffer.stop())
+}
+
 /// A course for both ends of a connection, and what arrives at the far one by a sniffer's and by the
 /// peer's account.
 pub(crate) fn sniff_arrivals(
     road: &Road,
     course: impl FnOnce(TcpStream, TcpStream),
 ) -> (Sniffed, Vec<u8>) {
-    let device = road.far_device().to_owned();
-    let sniffer = road.at_far_end(move || Sniffer::on(&device));
-    let (near, far) = road.connect(1 << 20);
-    let peer = Peer::of(far.try_clone().unwrap(), Duration::ZERO, Duration::from_secs(5));
-    course(near, far);
-    let stream = peer.stream();
-    (sniffer.stop(), stream)
+    let (stream, seen) = sniff_far(road, || {
+        let (near, far) = road.connect(1 << 20);
+        let peer = Peer::of(far.try_clone().unwrap(), Duration::ZERO, Duration::from_secs(5));
+        course(near, far);
+        peer.stream()
+    });
+    (seen, stream)
 }
 
 fn is_overwritten(packet: &[u8]) -> bool {
