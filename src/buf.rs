@@ -103,7 +103,7 @@ impl PinnedBuf {
     #[inline]
     pub fn recycle_all(bufs: &mut Vec<Self>) {
         loop {
-            SlotRef::recycle_last(bufs, |buf| &buf.slot);
+            SlotRef::recycle_last(bufs, |buf| Some(&buf.slot));
             // What the magazine does not take.
             let Some(buf) = bufs.pop() else { return };
             drop(buf);
@@ -224,6 +224,7 @@ impl PinnedBuf {
     }
 
     /// The slot, of which the buffer is the only holder.
+    #[inline]
     pub(crate) fn slot(&self) -> &SlotRef {
         &self.slot
     }
@@ -256,6 +257,7 @@ impl PinnedBuf {
     }
 
     /// Address and length of the bytes written. No reference: the kernel may be reading them.
+    #[inline]
     pub(crate) fn as_raw(&self) -> (*const u8, usize) {
         (self.start().as_ptr(), self.written())
     }

@@ -1,6 +1,9 @@
 //! What can be sent, and what the sender keeps of it while the kernel may read it.
 
-use std::{mem, task::Waker};
+use std::{
+    mem::{self, ManuallyDrop},
+    task::Waker,
+};
 
 use crate::{
     buf::PinnedBuf,
@@ -34,6 +37,7 @@ pub enum Payload {
 
 impl Payload {
     /// Length in bytes.
+    #[inline]
     pub fn len(&self) -> usize {
         self.as_raw().1
     }
@@ -41,36 +45,6 @@ impl Payload {
     /// Whether there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
-    }
-
-    #[inline]
-    fn as_raw(&self) -> (*const u8, usize) {
-        let slice: &[u8] = match self {
-            Self::Pinned(buf) => return buf.as_raw(),
-            Self::SharedBuf(buf) => return buf.as_raw(),
-            Self::Mapped(slice) => return slice.as_raw(),
-            Self::Static(slice) => slice,
-            Self::Shared(slice) => slice,
-            #[cfg(feature = "bytes")]
-            Self::Bytes(bytes) => bytes,
-        };
-        (slice.as_ptr(), slice.len())
-    }
-
-    #[inline]
-    pub(crate) fn io_vec(&self) -> IoVec {
-        let (start, len) = self.as_raw();
-        IoVec::new(start, len)
-    }
-
-    /// The slot of a pool that holds the bytes.
-    #[inline]
-    fn slot(&self) -> Option<&SlotRef> {
-        match self {
-            Self::Pinned(buf) => Some(buf.slot()),
-            Self::SharedBuf(buf) => Some(buf.slot()),
-            _ => None,
-        }
     }
 
     /// Gives the bytes new pages, if they are in a pool and nothing speaks against it.
@@ -82,22 +56,124 @@ impl Payload {
         }
     }
 
-    /// The pool that the bytes are in.
-    #[inline]
-    pub(crate) fn pool(&self) -> Option<&RawPool> {
-        self.slot().map(SlotRef::pool)
+    /// Drops the last of `payloads`, and with it those in front of it that are slots of the same class.
+    pub(crate) fn drop_last(payloads: &mut Vec<Self>) {
+        SlotRef::recycle_last(payloads, Self::slot);
+        // What the magazine does not take.
+        drop(payloads.pop());
     }
 }
 
 mod sealed {
-    pub trait Sealed {}
+    use super::{IoVec, RawPool, SlotRef};
+
+    /// Where bytes are.
+    pub trait Memory {
+        /// Address and length.
+        fn as_raw(&self) -> (*const u8, usize);
+
+        /// The slot of a pool that holds the bytes.
+        #[inline]
+        fn slot(&self) -> Option<&SlotRef> {
+            None
+        }
+
+        /// The pool that they are in.
+        #[inline]
+        fn pool(&self) -> Option<&RawPool> {
+            self.slot().map(SlotRef::pool)
+        }
+
+        /// Whether somebody waits for such a slot.
+        #[inline]
+        fn is_awaited(&self) -> bool {
+            self.slot().is_some_and(SlotRef::is_awaited)
+        }
+
+        #[inline]
+        fn io_vec(&self) -> IoVec {
+            let (start, len) = self.as_raw();
+            IoVec::new(start, len)
+        }
+    }
+}
+
+pub(crate) use sealed::Memory;
+
+impl Memory for PinnedBuf {
+    #[inline]
+    fn as_raw(&self) -> (*const u8, usize) {
+        self.as_raw()
+    }
+
+    #[inline]
+    fn slot(&self) -> Option<&SlotRef> {
+        Some(self.slot())
+    }
+}
+
+impl Memory for SharedBuf {
+    #[inline]
+    fn as_raw(&self) -> (*const u8, usize) {
+        self.as_raw()
+    }
+
+    #[inline]
+    fn slot(&self) -> Option<&SlotRef> {
+        Some(self.slot())
+    }
+}
+
+impl Memory for MappedSlice {
+    #[inline]
+    fn as_raw(&self) -> (*const u8, usize) {
+        self.as_raw()
+    }
+}
+
+macro_rules! memory_of_slices {
+    ($($(#[$attribute:meta])* $kind:ty),+ $(,)?) => {$(
+        $(#[$attribute])*
+        impl Memory for $kind {
+            #[inline]
+            fn as_raw(&self) -> (*const u8, usize) {
+                (self.as_ptr(), self.len())
+            }
+        }
+    )+};
+}
+
+memory_of_slices! { &'static [u8], Arc<[u8]>, #[cfg(feature = "bytes")] bytes::Bytes }
+
+impl Memory for Payload {
+    #[inline]
+    fn as_raw(&self) -> (*const u8, usize) {
+        match self {
+            Self::Pinned(buf) => Memory::as_raw(buf),
+            Self::SharedBuf(buf) => Memory::as_raw(buf),
+            Self::Mapped(slice) => Memory::as_raw(slice),
+            Self::Static(slice) => slice.as_raw(),
+            Self::Shared(slice) => slice.as_raw(),
+            #[cfg(feature = "bytes")]
+            Self::Bytes(bytes) => bytes.as_raw(),
+        }
+    }
+
+    #[inline]
+    fn slot(&self) -> Option<&SlotRef> {
+        match self {
+            Self::Pinned(buf) => Some(buf.slot()),
+            Self::SharedBuf(buf) => Some(buf.slot()),
+            _ => None,
+        }
+    }
 }
 
 /// What `send` takes: a [`Payload`], or one of the types it can be made of.
 ///
 /// The type comes back unchanged in a [`SendError`](crate::SendError). Sealed: memory of other
 /// types is sent as a [`MappedSlice`], whose constructors state what that memory must promise.
-pub trait IntoPayload: sealed::Sealed + Sized {
+pub trait IntoPayload: Memory + Sized {
     /// Wraps the buffer.
     fn into_payload(self) -> Payload;
     /// Unwraps a payload made by [`into_payload`](Self::into_payload).
@@ -111,10 +187,8 @@ pub trait IntoPayload: sealed::Sealed + Sized {
 macro_rules! into_payload {
     ($($(#[$attribute:meta])* $kind:ty => $variant:ident),+ $(,)?) => {$(
         $(#[$attribute])*
-        impl sealed::Sealed for $kind {}
-
-        $(#[$attribute])*
         impl IntoPayload for $kind {
+            #[inline]
             fn into_payload(self) -> Payload {
                 Payload::$variant(self)
             }
@@ -145,8 +219,6 @@ into_payload! {
     #[cfg(feature = "bytes")]
     bytes::Bytes => Bytes,
 }
-
-impl sealed::Sealed for Payload {}
 
 impl IntoPayload for Payload {
     fn into_payload(self) -> Payload {
@@ -190,14 +262,15 @@ static_assertions::const_assert!(size_of::<Lease>() <= 56);
 
 impl Lease {
     #[inline(always)]
-    pub(crate) fn new(payload: Payload, ticket: u64) -> Self {
-        if let Some(slot) = payload.slot() {
+    pub(crate) fn new(buf: impl IntoPayload, ticket: u64, offers: u32) -> Self {
+        if let Some(slot) = buf.slot() {
             slot.slot().begin_lease();
         }
-        let custody = Some(Custody::Payload(payload));
-        Self { custody, ticket, offers: 0, copied: false, quarantined: false }
+        let custody = Some(Custody::Payload(buf.into_payload()));
+        Self { custody, ticket, offers, copied: false, quarantined: false }
     }
 
+    #[inline]
     fn payload(&self) -> Option<&Payload> {
         match &self.custody {
             Some(Custody::Payload(payload)) => Some(payload),
@@ -205,15 +278,9 @@ impl Lease {
         }
     }
 
-    #[inline(always)]
-    pub(crate) fn io_vec(&self) -> IoVec {
-        self.payload().expect("present until released").io_vec()
-    }
-
-    /// Whether somebody waits for a slot of the pool this payload comes from.
-    #[inline(always)]
+    /// Whether somebody waits for the slot that the payload is in.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.payload().and_then(Payload::pool).is_some_and(RawPool::has_waiters)
+        self.payload().is_some_and(Memory::is_awaited)
     }
 
     /// The bytes can no longer be proven released by a note. Returns the wakers of those who have
@@ -243,16 +310,16 @@ impl Lease {
     /// Gives the payload, if the lease still has it, to its next owner. The caller has the proof
     /// that the kernel reads none of it any more, or never took any of it.
     #[inline(always)]
-    pub(crate) fn release(mut self) -> Option<Payload> {
-        let custody = self.custody.take();
-        let quarantined = self.quarantined;
-        // Nothing is left for the drop to keep.
-        mem::forget(self);
-        let Some(Custody::Payload(payload)) = custody else { return None };
-        if let Some(slot) = payload.slot().map(SlotRef::slot) {
-            if quarantined { slot.quarantine_released() } else { slot.end_lease() }
+    pub(crate) fn release(self) -> Option<Payload> {
+        // Nothing will be left for the drop to keep.
+        let mut lease = ManuallyDrop::new(self);
+        if let Some(slot) = lease.payload().and_then(Memory::slot).map(SlotRef::slot) {
+            if lease.quarantined { slot.quarantine_released() } else { slot.end_lease() }
         }
-        Some(payload)
+        match lease.custody.take() {
+            Some(Custody::Payload(payload)) => Some(payload),
+            _ => None,
+        }
     }
 }
 

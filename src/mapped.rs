@@ -144,6 +144,7 @@ impl MappedSlice {
     }
 
     /// Address and length. No reference: others may be writing.
+    #[inline]
     pub(crate) fn as_raw(&self) -> (*const u8, usize) {
         (self.start, self.len)
     }

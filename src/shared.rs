@@ -151,6 +151,7 @@ impl SharedBuf {
     }
 
     /// Address and length of the bytes.
+    #[inline]
     pub(crate) fn as_raw(&self) -> (*const u8, usize) {
         (self.start.as_ptr(), self.len)
     }

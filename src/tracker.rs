@@ -178,17 +178,44 @@ impl<T> CompletionTracker<T> {
     /// # Panics
     ///
     /// With 2^32 - 2 leases that share ids or wait for theirs.
-    #[inline(always)]
     pub fn insert(&mut self, lease: T) -> LeaseKey {
+        self.insert_with(|| lease)
+    }
+
+    /// As [`insert`](Self::insert), for a lease that is made where it is to lie.
+    #[inline(always)]
+    pub fn insert_with(&mut self, lease: impl FnOnce() -> T) -> LeaseKey {
         if self.alone != NOBODY || self.next >= self.limit && !self.make_room() {
-            return LeaseKey(self.table.insert(lease, 1));
+            return self.insert_in_table(lease);
         }
         self.alone = self.next;
-        let vacant = self.place_mut(self.next).lease.replace(lease);
+        let vacant = self.place_mut(self.next).lease.replace(lease());
         debug_assert!(vacant.is_none(), "invariant 2");
         // Nothing to drop, which the compiler cannot know.
         mem::forget(vacant);
         ALONE
+    }
+
+    /// Enters a lease and [issues](Self::issue) an id that covers it alone, with a call of `bytes`.
+    #[inline(always)]
+    pub fn insert_issued(
+        &mut self,
+        lease: impl FnOnce() -> T,
+        bytes: u32,
+    ) -> (LeaseKey, Option<NotificationId>) {
+        let id = self.next;
+        let key = self.insert_with(lease);
+        if self.alone != id {
+            return (key, self.issue_run(&[key], bytes));
+        }
+        self.place_mut(id).bytes = bytes;
+        self.next += 1;
+        (key, Some(NotificationId(id)))
+    }
+
+    #[cold]
+    fn insert_in_table(&mut self, lease: impl FnOnce() -> T) -> LeaseKey {
+        LeaseKey(self.table.insert(lease(), 1))
     }
 
     /// The lease under `key`, to be changed.

@@ -141,6 +141,7 @@ impl RawPool {
     }
 
     /// How many slots one sender may have in flight.
+    #[inline]
     pub fn sender_quota(&self) -> Option<usize> {
         self.sender_quota
     }

@@ -83,10 +83,17 @@ impl SlotRef {
         self.class().capacity()
     }
 
+    #[inline]
     pub(crate) fn pool(&self) -> &RawPool {
         let pool = self.class().pool();
         // SAFETY: the pool is alive (invariant 1) and used through shared references only.
         unsafe { pool.as_ref() }
+    }
+
+    /// Whether somebody waits for a slot of this class.
+    #[inline]
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.class().free().has_waiters()
     }
 
     /// Turns a lease into a quarantined one. Returns the wakers of those who wait, if that leaves
@@ -160,16 +167,16 @@ impl SlotRef {
         self.go_home();
     }
 
-    /// Recycles those of the last buffers in a row that are of one class and alone, as far as the
-    /// thread's magazine has room for them.
+    /// Recycles those of the last buffers in a row that are slots of one class and alone, as far as
+    /// the thread's magazine has room for them.
     #[inline]
-    pub(crate) fn recycle_last<T>(bufs: &mut Vec<T>, slot: impl Fn(&T) -> &SlotRef) {
-        let Some(last) = bufs.last() else { return };
-        let class = slot(last).record().class();
+    pub(crate) fn recycle_last<T>(bufs: &mut Vec<T>, slot: impl Fn(&T) -> Option<&SlotRef>) {
+        let Some(last) = bufs.last().and_then(&slot) else { return };
+        let class = last.record().class();
         let mut rest = bufs.iter();
-        rack::with(slot(last).class().place(), |magazine| {
+        rack::with(last.class().place(), |magazine| {
             magazine.put_many(class, || {
-                let &Self(at) = slot(rest.as_slice().last()?);
+                let &Self(at) = slot(rest.as_slice().last()?)?;
                 // SAFETY: the slot is out (invariant 1).
                 let record = unsafe { at.as_ref() };
                 if record.class() != class || !record.slot().try_recycle() {

@@ -151,7 +151,10 @@ impl<K: Kernel> Core<K> {
         retried: bool,
     ) -> Result<usize, Stop> {
         match self.admit(calls, in_flight, call.bytes) {
-            Admission::ZeroCopy => self.call_admitted(calls, in_flight, call, retried),
+            Admission::ZeroCopy => {
+                let id = in_flight.begin_call(&self.kernel, call);
+                self.call_begun(calls, in_flight, call, id, retried)
+            }
             Admission::Copy => self.call_by_copy(calls, in_flight, call),
             Admission::Full => {
                 calls.stuck = Some(Stuck::Window);
@@ -160,16 +163,17 @@ impl<K: Kernel> Core<K> {
         }
     }
 
-    /// Makes a zero-copy call that is admitted.
+    /// Makes a zero-copy call that is admitted and has its id, if there was one to be had.
     #[inline(always)]
-    pub(super) fn call_admitted(
+    pub(super) fn call_begun(
         &self,
         calls: &mut Calls,
         in_flight: &mut Held<'_, InFlight>,
         call: Call<'_>,
+        id: Option<NotificationId>,
         retried: bool,
     ) -> Result<usize, Stop> {
-        let Some(id) = in_flight.begin_call(&self.kernel, call) else {
+        let Some(id) = id else {
             self.budget.refund(1, call.bytes);
             return self.call_by_copy(calls, in_flight, call);
         };

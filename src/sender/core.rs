@@ -20,7 +20,7 @@ use super::{
 use crate::{
     error::{CopyReason, OsError, SendError},
     id::{NotificationId, Ticket},
-    lease::{IntoPayload, Payload},
+    lease::{IntoPayload, Memory, Payload},
     raw::{RawPool, Reclaim},
     reaper,
     sync::{Arc, AtomicUsize, Held, Mutex, MutexGuard, lock},
@@ -132,27 +132,21 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return Err(SendError::Forked(buf));
         }
-        self.offer_lone(buf.into_payload()).map_err(|error| error.map(P::from_payload))
-    }
-
-    /// Takes the only buffer of a send and sends. One that goes by copy needs no lease: nobody but
-    /// the call reads it.
-    #[inline(always)]
-    fn offer_lone(self: &Arc<Self>, payload: Payload) -> Result<Offered, SendError<Payload>> {
         let mut send = lock(&self.send);
         if let Err(error) = self.make_way(&mut send) {
             drop(send);
             self.dispose();
-            return Err(error.map(|()| payload));
+            return Err(error.map(|()| buf));
         }
-        let len = payload.len();
+        let memory = buf.io_vec();
+        let len = memory.len();
         let zero_copy = self.goes_without_copy(1, len);
-        if !zero_copy && payload.pool().is_none_or(|pool| pool.sender_quota().is_none()) {
-            return self.offer_copied(send, payload);
+        if !zero_copy && buf.pool().is_none_or(|pool| pool.sender_quota().is_none()) {
+            return self.offer_copied(send, buf);
         }
         let mut in_flight = Held::new(&self.in_flight);
-        if !in_flight.quotas_allow(payload.pool().into_iter(), &self.kernel) {
-            return Err(self.refuse(send, in_flight).map(|()| payload));
+        if !in_flight.quotas_allow(buf.pool().into_iter(), &self.kernel) {
+            return Err(self.refuse(send, in_flight).map(|()| buf));
         }
         let bytes = len.min(self.call_limits.bytes);
         let admission = match zero_copy {
@@ -163,17 +157,17 @@ impl<K: Kernel> Core<K> {
             Admission::ZeroCopy => {}
             Admission::Copy => {
                 drop(in_flight);
-                return self.offer_copied(send, payload);
+                return self.offer_copied(send, buf);
             }
-            Admission::Full => return Err(self.refuse(send, in_flight).map(|()| payload)),
+            Admission::Full => return Err(self.refuse(send, in_flight).map(|()| buf)),
         }
-        self.register(&mut send, payload.pool());
+        self.register(&mut send, buf.pool());
         let sequence = in_flight.done.ledger.open(1, false);
         let ticket = Ticket { sequence, len };
-        let (key, memory, awaited) = in_flight.enter(payload, sequence);
+        let (key, awaited, id) = in_flight.enter_call(&self.kernel, buf, sequence, bytes);
         let (keys, part) = ([key], [memory.part(0, bytes)]);
         let call = Call { keys: &keys, memory: &part, bytes, zero_copy: true, more: bytes < len };
-        let called = self.call_admitted(&mut send.calls, &mut in_flight, call, false);
+        let called = self.call_begun(&mut send.calls, &mut in_flight, call, id, false);
         self.look_after(&mut in_flight, awaited);
         let accepted = *called.as_ref().unwrap_or(&0);
         if called.is_ok() && accepted == len {
@@ -188,12 +182,12 @@ impl<K: Kernel> Core<K> {
 
     /// Sends a buffer by copy. What the socket does not take of it becomes a lease.
     #[inline]
-    fn offer_copied(
+    fn offer_copied<P: IntoPayload>(
         self: &Arc<Self>,
         mut send: MutexGuard<'_, Send>,
-        payload: Payload,
-    ) -> Result<Offered, SendError<Payload>> {
-        let memory = payload.io_vec();
+        buf: P,
+    ) -> Result<Offered, SendError<P>> {
+        let memory = buf.io_vec();
         let len = memory.len();
         let bytes = len.min(self.call_limits.bytes);
         // Nothing to send is no call on a stream, and no copy anywhere.
@@ -211,7 +205,7 @@ impl<K: Kernel> Core<K> {
             Err(error) => {
                 let stop = self.stopped(&mut send.calls, &mut in_flight, &error);
                 self.unlock(send, in_flight);
-                return Err(stop.into_send_error().map(|()| payload));
+                return Err(stop.into_send_error().map(|()| buf));
             }
         };
         send.calls.stuck = None;
@@ -220,14 +214,14 @@ impl<K: Kernel> Core<K> {
         }
         if accepted == len {
             let sequence = in_flight.done.ledger.open(0, len > 0);
-            let dropped = in_flight.done.hand_back(payload, sequence);
+            let dropped = in_flight.done.hand_back(buf, sequence);
             self.unlock(send, in_flight);
             drop(dropped);
             return Ok(Offered { ticket: Ticket { sequence, len }, whole: true });
         }
         let ticket = Ticket { sequence: in_flight.done.ledger.open(1, true), len };
-        self.register(&mut send, payload.pool());
-        let (key, memory, awaited) = in_flight.enter(payload, ticket.sequence);
+        self.register(&mut send, buf.pool());
+        let (key, awaited) = in_flight.enter(buf, ticket.sequence);
         send.outbox.put_rest(ticket, key, memory, false, accepted);
         let sent = self.flush(&mut send, &mut in_flight);
         self.look_after(&mut in_flight, awaited);
@@ -235,15 +229,15 @@ impl<K: Kernel> Core<K> {
     }
 
     #[cold]
-    fn conclude_lone(
+    fn conclude_lone<P: IntoPayload>(
         self: &Arc<Self>,
         send: MutexGuard<'_, Send>,
         in_flight: Held<'_, InFlight>,
         ticket: Ticket,
         sent: Result<(), Stop>,
-    ) -> Result<Offered, SendError<Payload>> {
+    ) -> Result<Offered, SendError<P>> {
         let mut refused = None;
-        let on_refused = |payload| refused = Some(payload);
+        let on_refused = |payload| refused = Some(P::from_payload(payload));
         let concluded = self.conclude(send, in_flight, ticket, sent, on_refused);
         concluded.map_err(|error| error.map(|()| refused.expect("comes back with the error")))
     }
@@ -263,7 +257,7 @@ impl<K: Kernel> Core<K> {
             return Err(error);
         }
         let mut in_flight = Held::new(&self.in_flight);
-        if !in_flight.quotas_allow(bufs.iter().filter_map(Payload::pool), &self.kernel) {
+        if !in_flight.quotas_allow(bufs.iter().filter_map(Memory::pool), &self.kernel) {
             return Err(self.refuse(send, in_flight));
         }
         let count = u32::try_from(bufs.len()).expect("fewer than 2^32 buffers in a send");
@@ -271,7 +265,8 @@ impl<K: Kernel> Core<K> {
         let (mut len, mut awaited) = (0, false);
         for buf in bufs.drain(..) {
             self.register(&mut send, buf.pool());
-            let (key, memory, is_awaited) = in_flight.enter(buf, sequence);
+            let memory = buf.io_vec();
+            let (key, is_awaited) = in_flight.enter(buf, sequence);
             awaited |= is_awaited;
             len += memory.len();
             send.outbox.push(key, memory);
@@ -292,7 +287,7 @@ impl<K: Kernel> Core<K> {
         if let Some(error) = send.calls.failed {
             return Err(SendError::Connection { error, buf: () });
         }
-        if send.outbox.is_empty() {
+        if send.outbox.get().is_none_or(Outbox::is_empty) {
             return Ok(());
         }
         let mut in_flight = Held::new(&self.in_flight);
@@ -334,6 +329,7 @@ impl<K: Kernel> Core<K> {
             },
         };
         let whole = send.outbox.is_empty();
+        in_flight.has_rest = !whole;
         self.unlock(send, in_flight);
         result.map(|()| Offered { ticket, whole })
     }
@@ -350,8 +346,7 @@ impl<K: Kernel> Core<K> {
 
     /// Lets go of the locks after a send, and of what was let go of meanwhile.
     #[inline(always)]
-    fn unlock(&self, send: MutexGuard<'_, Send>, mut in_flight: Held<'_, InFlight>) {
-        in_flight.has_rest = !send.outbox.is_empty();
+    fn unlock(&self, send: MutexGuard<'_, Send>, in_flight: Held<'_, InFlight>) {
         let quiet = in_flight.done.is_quiet();
         drop(in_flight);
         drop(send);
@@ -362,11 +357,17 @@ impl<K: Kernel> Core<K> {
 
     /// Makes this sender known to the pool of a buffer, so that a thread waiting there for a slot
     /// can read the notes that would free one.
-    #[inline]
+    #[inline(always)]
     fn register(self: &Arc<Self>, send: &mut Send, pool: Option<&RawPool>) {
-        if let Some(pool) = pool
-            && !send.pools.contains(&pool.id())
-        {
+        let Some(pool) = pool else { return };
+        if send.pools.last() != Some(&pool.id()) {
+            self.register_with(send, pool);
+        }
+    }
+
+    #[cold]
+    fn register_with(self: &Arc<Self>, send: &mut Send, pool: &RawPool) {
+        if !send.pools.contains(&pool.id()) {
             send.pools.reserve_exact(1);
             send.pools.push(pool.id());
             let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(self);

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     error::{CopyReason, OsError},
     id::{NotificationId, Ticket},
+    lease::Payload,
     panics::Panics,
     raw::Reclaim,
     sync::{Arc, Held, lock, try_lock},
@@ -99,7 +100,9 @@ impl<K: Kernel> Core<K> {
         let woken = in_flight.take_woken();
         drop(in_flight);
         let mut panics = Panics::default();
-        panics.catch_each(settled.drain(..), drop);
+        while !settled.is_empty() {
+            panics.catch(|| Payload::drop_last(&mut settled));
+        }
         let mut in_flight = lock(&self.in_flight);
         if in_flight.done.settled.capacity() == 0 {
             in_flight.done.settled = settled;

@@ -19,10 +19,10 @@ use super::{
 use crate::{
     error::{CopyReason, OsError, Poison},
     id::{NotificationId, Ticket},
-    lease::{Lease, Payload},
+    lease::{IntoPayload, Lease, Memory, Payload},
     raw::RawPool,
     sync::Arc,
-    sys::{Record, socket::IoVec},
+    sys::Record,
     tracker::{CompletionTracker, LeaseKey, Released},
 };
 
@@ -130,17 +130,43 @@ impl InFlight {
         self.done.stats.copied_bytes += accepted as u64;
     }
 
-    /// Takes custody of a payload; tells also whether somebody waits for its slot.
+    /// Takes custody of a buffer; tells also whether somebody waits for its slot.
+    pub(super) fn enter(&mut self, buf: impl IntoPayload, ticket: u64) -> (LeaseKey, bool) {
+        let awaited = self.make_room(&buf);
+        (self.tracker.insert(Lease::new(buf, ticket, 0)), awaited)
+    }
+
+    /// Takes custody of a buffer and gives out the id of a call that is about to be made with its
+    /// first `bytes`; tells also whether somebody waits for its slot.
     #[inline(always)]
-    pub(super) fn enter(&mut self, payload: Payload, ticket: u64) -> (LeaseKey, IoVec, bool) {
+    pub(super) fn enter_call(
+        &mut self,
+        kernel: &impl Kernel,
+        buf: impl IntoPayload,
+        ticket: u64,
+        bytes: usize,
+    ) -> (LeaseKey, bool, Option<NotificationId>) {
+        let awaited = self.make_room(&buf);
+        let is_first = self.tracker.outstanding() == 0;
+        let lease = || Lease::new(buf, ticket, 1);
+        let (key, id) = self.tracker.insert_issued(lease, call_bytes(bytes));
+        match id {
+            Some(id) => self.began(kernel, id, is_first, bytes),
+            None => self.tracker.get_mut(key).offers = 0,
+        }
+        (key, awaited, id)
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, buf: &impl IntoPayload) -> bool {
         if self.done.hand_back == HandBack::Return {
             // Room for every lease that can come back, so that no note is lost for want of it.
             self.done.extras.returned.reserve(self.tracker.leases() + 1);
         }
-        self.done.hold(&payload);
-        let lease = Lease::new(payload, ticket);
-        let (memory, awaited) = (lease.io_vec(), lease.is_awaited());
-        (self.tracker.insert(lease), memory, awaited)
+        if buf.pool().is_some_and(|pool| pool.sender_quota().is_some()) {
+            self.done.hold(buf);
+        }
+        buf.is_awaited()
     }
 
     /// Whether the quotas of their pools let buffers of these in; reads the notes if not. Who copies
@@ -151,7 +177,8 @@ impl InFlight {
         pools: impl Iterator<Item = &'a RawPool> + Clone,
         kernel: &impl Kernel,
     ) -> bool {
-        self.done.extras.held.is_empty() || self.some_quotas_allow(pools, kernel)
+        self.done.extras.get().is_none_or(|extras| extras.held.is_empty())
+            || self.some_quotas_allow(pools, kernel)
     }
 
     #[cold]
@@ -192,25 +219,30 @@ impl InFlight {
     }
 
     /// Gives out the id of a call that is about to be made, and charges its leases for it.
-    #[inline(always)]
     pub(super) fn begin_call(
         &mut self,
         kernel: &impl Kernel,
         call: Call<'_>,
     ) -> Option<NotificationId> {
         let is_first = self.tracker.outstanding() == 0;
-        let call_bytes = u32::try_from(call.bytes).expect("calls are cut below 4 GiB");
-        let id = self.tracker.issue(call.keys, call_bytes)?;
-        if is_first {
-            self.mark(kernel.now());
-        }
-        self.in_call = true;
-        self.route.began(id);
+        let id = self.tracker.issue(call.keys, call_bytes(call.bytes))?;
         for key in call.keys {
             self.tracker.get_mut(*key).offers += 1;
         }
-        self.done.stats.in_flight_bytes += call.bytes;
+        self.began(kernel, id, is_first, call.bytes);
         Some(id)
+    }
+
+    /// The call of `id` is about to be made, with no other outstanding if it is the first.
+    #[inline(always)]
+    fn began(&mut self, kernel: &impl Kernel, id: NotificationId, is_first: bool, bytes: usize) {
+        if is_first {
+            self.mark(kernel.now());
+            // Probes go alone.
+            self.route.began(id);
+        }
+        self.in_call = true;
+        self.done.stats.in_flight_bytes += bytes;
     }
 
     /// The call of `id` failed. Takes the id back unless the kernel used it.
@@ -484,6 +516,12 @@ impl Ages {
     }
 }
 
+/// What the tracker keeps of a call.
+#[inline]
+fn call_bytes(bytes: usize) -> u32 {
+    u32::try_from(bytes).expect("calls are cut below 4 GiB")
+}
+
 impl Done {
     /// Whether there is nothing to tell anybody and nothing to drop.
     #[inline(always)]
@@ -494,32 +532,28 @@ impl Done {
     /// Whether there is anybody to wake, or to look after.
     #[inline]
     pub(super) fn has_woken(&self) -> bool {
-        !self.extras.wakers.is_empty() || !self.extras.roused.is_empty()
+        let anybody = |extras: &Extras| !extras.wakers.is_empty() || !extras.roused.is_empty();
+        self.extras.get().is_some_and(anybody)
     }
 
-    /// Counts a lease against the quota of the payload's pool.
-    #[inline(always)]
-    fn hold(&mut self, payload: &Payload) {
-        if payload.pool().is_some_and(|pool| pool.sender_quota().is_some())
-            && let Some(held) = self.held_of(payload)
-        {
+    /// Counts a lease against the quota of the memory's pool.
+    #[cold]
+    fn hold(&mut self, memory: &impl Memory) {
+        if let Some(held) = self.held_of(memory) {
             *held += 1;
         }
     }
 
     /// Ends [`hold`](Self::hold).
-    #[inline]
+    #[cold]
     fn let_go(&mut self, payload: &Payload) {
-        if !self.extras.held.is_empty()
-            && let Some(held) = self.held_of(payload)
-        {
+        if let Some(held) = self.held_of(payload) {
             *held -= 1;
         }
     }
 
-    #[inline(never)]
-    fn held_of(&mut self, payload: &Payload) -> Option<&mut usize> {
-        let pool = payload.pool().filter(|pool| pool.sender_quota().is_some())?;
+    fn held_of(&mut self, memory: &impl Memory) -> Option<&mut usize> {
+        let pool = memory.pool().filter(|pool| pool.sender_quota().is_some())?;
         let held = &mut self.extras.held;
         let known = held.iter().position(|(id, _)| *id == pool.id());
         let at = known.unwrap_or_else(|| {
@@ -546,7 +580,9 @@ impl Done {
         self.ledger.released(ticket, copied || lease.copied);
         // Without a payload only its former pages were waited for.
         let Some(payload) = lease.release() else { return };
-        self.let_go(&payload);
+        if self.extras.get().is_some_and(|extras| !extras.held.is_empty()) {
+            self.let_go(&payload);
+        }
         if let Some(payload) = self.hand_back(payload, ticket) {
             if self.settled.capacity() == 0 {
                 // A sender that is hardly used has one at a time.
@@ -559,10 +595,11 @@ impl Done {
     /// Gives a payload of a send that is over to the caller of the sender, if he wants it back; else
     /// it is to be dropped.
     #[inline(always)]
-    pub(super) fn hand_back(&mut self, payload: Payload, ticket: u64) -> Option<Payload> {
+    pub(super) fn hand_back<P: IntoPayload>(&mut self, buf: P, ticket: u64) -> Option<P> {
         match self.hand_back {
-            HandBack::Recycle => Some(payload),
+            HandBack::Recycle => Some(buf),
             HandBack::Return => {
+                let payload = buf.into_payload();
                 self.extras.returned.push_back(Returned { sequence: ticket, payload });
                 None
             }

@@ -92,6 +92,7 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
         self.1
     }
 
+    #[inline(always)]
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
         // SAFETY: every range is of a payload. Without the flag for zero copy, its owner keeps it over
         // the call, and the kernel reads no longer than that. With the flag, it is that of a lease

@@ -24,6 +24,14 @@ pub(super) trait Empty: Default + 'static {
     const EMPTY: &'static Self;
 }
 
+impl<T: Empty> Rare<T> {
+    /// The value if it has ever been changed: the quickest look.
+    #[inline]
+    pub(super) fn get(&self) -> Option<&T> {
+        self.0.as_deref()
+    }
+}
+
 impl<T: Empty> Default for Rare<T> {
     fn default() -> Self {
         Self(None)

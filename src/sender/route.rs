@@ -139,7 +139,7 @@ impl Route {
     /// after at most twice its time, and hardly a read is in vain.
     #[inline]
     pub(super) fn wants_notes(&mut self, outstanding: usize) -> bool {
-        if outstanding == 0 || !self.is_exclusive() {
+        if !self.is_exclusive() || outstanding == 0 {
             return false;
         }
         self.waited = self.waited.saturating_add(1);
@@ -167,7 +167,7 @@ impl Route {
         due
     }
 
-    /// A call that was let through has this id.
+    /// A call that was let through while no id was outstanding has this id.
     #[inline]
     pub(super) fn began(&mut self, id: NotificationId) {
         if self.is_exclusive() {
