@@ -155,14 +155,16 @@ pub(crate) fn example() -> &'static Path {
         let test = std::env::current_exe().unwrap();
         let profile = test.parent().and_then(Path::parent).unwrap();
         let path = profile.join("examples/migration_sender");
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        // The variable first: the tests may run elsewhere than they were built.
+        let root = std::env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
         let newest = newest(&root.join("src")).max(newest(&root.join("examples")));
         let built = fs::metadata(&path).and_then(|m| m.modified());
         if built.is_ok_and(|built| built >= newest) {
             return path;
         }
         let mut cargo = Command::new(env!("CARGO"));
-        cargo.current_dir(root).args(["build", "--quiet", "--example", "migration_sender"]);
+        cargo.current_dir(&root).args(["build", "--quiet", "--example", "migration_sender"]);
         cargo.arg("--target-dir").arg(profile.parent().unwrap());
         if profile.ends_with("release") {
             cargo.arg("--release");

@@ -17,6 +17,10 @@ here=$PWD/tests/sanitize
 export RUSTC_BOOTSTRAP=1 CARGO_TARGET_DIR=$PWD/target/sanitize-$kind
 export RUSTFLAGS="-Zsanitizer=$kind" RUST_BACKTRACE=0
 
+# Each step of the simulation reads all memory that the kernel may read, byte by byte. A sanitizer
+# looks at each of these reads, and at the same code again and again: some histories are enough.
+export PINBUF_SIM_STEPS=${PINBUF_SIM_STEPS:-5000}
+
 # The tests to leave out, as arguments of the test harness: the memory in use is not what it is
 # without a sanitizer, and what is freed is kept aside.
 leave_out=(
