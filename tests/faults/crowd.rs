@@ -1,9 +1,11 @@
 //! Ten thousand sockets, opened, loaded and let go of in every state.
 
 use std::{
+    fs,
     io::{self, BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     process::Stdio,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,27 +14,38 @@ use pinbuf::{HandBack, Policy, Pool, Sender, SharedBuf, reaper_stats, wait_idle}
 use crate::common::{
     after, again, assert_all_home, eventually, filled, plays,
     process::{alone, limit, open_files, reapers, resident_bytes, set_limit, thread_count},
-    random, seed, skip,
+    random, seed, set_option, skip,
 };
 
 const SENDERS: usize = 10_000;
-const LEN: usize = 16 << 10;
-static REST: [u8; 4 << 20] = [7; 4 << 20];
+/// The least that goes without copy: TCP has memory for all of them.
+const LEN: usize = 4 << 10;
+/// More than a socket takes of which both ends have small buffers.
+static REST: [u8; 1 << 20] = [7; 1 << 20];
+const SMALL: i32 = 32 << 10;
+/// What TCP must be allowed to hold, by all sockets of the machine.
+const NEEDED_BYTES: usize = 160 << 20;
 
-/// The far ends, in a process of their own: takes connections and reads nothing until told.
+/// The far ends, in a process of their own: takes connections and reads nothing.
 fn play_peers() {
     raise_open_files();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let _ = io::stderr().write_all(format!("{}\n", listener.local_addr().unwrap()).as_bytes());
-    let peers: Vec<_> = (0..SENDERS).map(|_| listener.accept().unwrap().0).collect();
-    // Ends with its standard input, and takes the connections along.
+    set_option(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, &SMALL);
+    thread::spawn(move || listener.incoming().collect::<Vec<_>>());
+    // Ends with its standard input, however many have come, and takes the connections along.
     let _ = io::stdin().read_to_end(&mut Vec::new());
-    drop(peers);
 }
 
 fn raise_open_files() -> bool {
     const WANTED: u64 = SENDERS as u64 + 100;
     limit(libc::RLIMIT_NOFILE).0 >= WANTED || set_limit(libc::RLIMIT_NOFILE, WANTED)
+}
+
+/// What TCP may hold.
+fn tcp_bytes() -> Option<usize> {
+    let pages = fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").ok()?;
+    Some(pages.split_whitespace().nth(2)?.parse::<usize>().ok()? << 12)
 }
 
 /// Loads a sender at random: with nothing, with a buffer, with more than the socket takes, with a
@@ -52,7 +65,7 @@ fn load(
     if kind > 6 {
         sender.try_send(shared.slice(..1 + random() as usize % LEN)).unwrap();
     }
-    if random().is_multiple_of(10) {
+    if random().is_multiple_of(20) {
         sender.try_send(&REST[..]).unwrap();
     }
 }
@@ -88,6 +101,9 @@ fn ten_thousand_sockets_in_random_states_leave_nothing_behind() {
         if !raise_open_files() {
             return skip(TEST, "RLIMIT_NOFILE is too low");
         }
+        if tcp_bytes().is_some_and(|bytes| bytes < NEEDED_BYTES) {
+            return skip(TEST, "net.ipv4.tcp_mem is too low");
+        }
         let mut random = random(seed());
         let mut command = again(&[], TEST, "peers");
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
@@ -101,9 +117,11 @@ fn ten_thousand_sockets_in_random_states_leave_nothing_behind() {
         let mut waiting = Vec::new();
         for _ in 0..SENDERS {
             let socket = TcpStream::connect(address.trim()).unwrap();
+            set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUF, &SMALL);
             let hand_back =
                 if random().is_multiple_of(8) { HandBack::Return } else { HandBack::Recycle };
-            let builder = Sender::builder().policy(Policy::Prefer).hand_back(hand_back);
+            let builder = Sender::builder().policy(Policy::Prefer).threshold_bytes(LEN);
+            let builder = builder.hand_back(hand_back);
             let mut sender = builder.adopt(socket).unwrap();
             load(&mut sender, &pool, &shared, &mut random);
             // Half of what was handed back is never fetched.
@@ -134,7 +152,7 @@ fn ten_thousand_sockets_in_random_states_leave_nothing_behind() {
         eventually("every descriptor is closed", || open_files() <= before.0 + 2);
         assert_eq!((reapers().len(), thread_count()), (1, before.1 + 1));
         eventually("the memory is back", || {
-            std::thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(50));
             resident_bytes() < before.2 + (16 << 20)
         });
     });
