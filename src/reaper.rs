@@ -5,8 +5,7 @@
 //! below them. It waits by edges, so a socket whose error condition stays costs nothing.
 
 use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, HashMap},
+    collections::{BTreeSet, HashMap},
     os::fd::BorrowedFd,
     panic::{self, AssertUnwindSafe},
     time::{Duration, Instant},
@@ -53,8 +52,8 @@ struct State {
     senders: HashMap<Token, Sender>,
     /// When to drive whom although there is no news: at most one time for each.
     due: HashMap<Token, Instant>,
-    /// The same in order of time, and times that are no longer those of `due`.
-    timers: BinaryHeap<Reverse<(Instant, Token)>>,
+    /// The same in order of time.
+    timers: BTreeSet<(Instant, Token)>,
     /// Owned senders that no descriptor watches.
     unserved: Vec<Token>,
     ended: u64,
@@ -78,6 +77,7 @@ pub(crate) fn watch(fd: BorrowedFd<'_>, sender: Weak<dyn Reclaim>) -> Option<Tok
         state.senders.remove(&token);
         return None;
     }
+    state.look_at_once(token, Some(watcher));
     Some(token)
 }
 
@@ -93,12 +93,7 @@ pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, boo
     if watcher.is_none_or(|watcher| watcher.add(fd, token.0).is_err()) {
         state.unserved.push(token);
     }
-    // Looked at once in any case: that sets its own timers.
-    state.arm(token, Duration::ZERO);
-    if let Some(watcher) = watcher {
-        // Fails only for want of memory; then the next news of anybody does it.
-        let _ = watcher.rouse();
-    }
+    state.look_at_once(token, watcher);
     (token, watcher.is_some())
 }
 
@@ -107,7 +102,7 @@ pub(crate) fn unwatch(fd: BorrowedFd<'_>, token: Token) {
     let reaper = Reaper::get();
     let mut state = lock(&reaper.state);
     let sender = state.senders.remove(&token);
-    state.due.remove(&token);
+    state.disarm(token);
     state.unserved.retain(|unserved| *unserved != token);
     state.ended += u64::from(matches!(sender, Some(Sender::Owned(_))));
     if let Some(watcher) = reaper.watcher.get() {
@@ -186,12 +181,29 @@ impl State {
         token
     }
 
-    /// Has a sender driven after this time, or before, as it may be due already.
+    /// Has a sender looked at in any case: its timers begin with that, and a socket that has neither
+    /// notes nor room is no news.
+    fn look_at_once(&mut self, token: Token, watcher: Option<&Watcher>) {
+        self.arm(token, Duration::ZERO);
+        if let Some(watcher) = watcher {
+            // Fails only for want of memory; then the next news of anybody does it.
+            let _ = watcher.rouse();
+        }
+    }
+
+    /// Has a sender driven after this time, and not when it would have been.
     fn arm(&mut self, token: Token, after: Duration) {
-        let at = Instant::now() + after;
-        if self.senders.contains_key(&token) && self.due.get(&token).is_none_or(|due| at < *due) {
+        self.disarm(token);
+        if self.senders.contains_key(&token) {
+            let at = Instant::now() + after;
             self.due.insert(token, at);
-            self.timers.push(Reverse((at, token)));
+            self.timers.insert((at, token));
+        }
+    }
+
+    fn disarm(&mut self, token: Token) {
+        if let Some(at) = self.due.remove(&token) {
+            self.timers.remove(&(at, token));
         }
     }
 }
@@ -227,42 +239,38 @@ impl Reaper {
                 // Cannot happen with a descriptor of our own; must not spin if it does.
                 sleep(Duration::from_millis(10));
             }
-            self.take_due(&mut tokens);
             tokens.iter().for_each(|token| self.attend(Token(*token)));
+            let now = Instant::now();
+            while let Some(token) = self.due_by(now) {
+                self.attend(token);
+            }
         }
     }
 
     /// Time until the next timer.
     fn next_timer(&self) -> Option<Duration> {
         let state = lock(&self.state);
-        let Reverse((at, _)) = state.timers.peek()?;
+        let (at, _) = state.timers.first()?;
         Some(at.saturating_duration_since(Instant::now()))
     }
 
-    /// Adds those whose timers are due.
-    fn take_due(&self, tokens: &mut Vec<u64>) {
-        let mut state = lock(&self.state);
-        let now = Instant::now();
-        while let Some(Reverse((at, token))) = state.timers.peek()
-            && *at <= now
-        {
-            let (at, token) = (*at, *token);
-            state.timers.pop();
-            if state.due.get(&token) == Some(&at) {
-                state.due.remove(&token);
-                tokens.push(token.0);
-            }
-        }
+    /// One whose timer is due.
+    fn due_by(&self, now: Instant) -> Option<Token> {
+        let state = lock(&self.state);
+        state.timers.first().filter(|(at, _)| *at <= now).map(|(_, token)| *token)
     }
 
     /// Drives one sender, with no lock of the reaper held: that recycles buffers, wakes tasks, and
-    /// may come back to [`unwatch`].
+    /// may come back to [`unwatch`]. Its timer begins anew.
     fn attend(&self, token: Token) {
-        let sender = match lock(&self.state).senders.get(&token) {
+        let mut state = lock(&self.state);
+        state.disarm(token);
+        let sender = match state.senders.get(&token) {
             Some(Sender::Watched(sender)) => sender.upgrade(),
             Some(Sender::Owned(sender)) => Some(Arc::clone(sender)),
             None => None,
         };
+        drop(state);
         let Some(sender) = sender else { return };
         // What it drops can panic, which must not end the thread that others count on; and the last
         // thing to be dropped may be the sender.

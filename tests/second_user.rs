@@ -5,6 +5,7 @@ mod common;
 
 use std::{
     future::poll_fn,
+    io::Write,
     net::TcpStream,
     os::fd::AsFd,
     task::{Context, Waker},
@@ -183,27 +184,37 @@ fn a_note_read_by_somebody_else_is_missed_and_made_up_for() {
     assert_eq!(common::corrupt(&peer.join().unwrap(), LEN), []);
 }
 
+/// Whoever waits is a task: no thread of the owner's looks again after a while.
 #[test]
-fn a_task_whose_note_was_stolen_is_woken() {
-    let (near, far) = pair_at("127.0.0.1:0", STALLED);
-    let pool = pool(LEN, 4);
-    let mut sender = common::zero_copy().adopt(near).unwrap();
-    let tickets: Vec<_> = (0..4).map(|seed| send(&mut sender, &pool, seed)).collect();
-    let thief = duplicate(&sender);
-    let peer = reader(far, Duration::ZERO);
-    eventually("all notes are stolen", || {
-        read_error_queue(thief.as_fd());
-        optmem(&thief) == 0
-    });
-    for ticket in tickets {
-        let (fate, _) = block_on(poll_fn(|cx| sender.poll_fate(cx, ticket)));
-        assert!(matches!(fate, Ok(Fate::Released { accepted: LEN, .. })), "{fate:?}");
+fn a_task_is_woken_though_somebody_else_has_read_the_note_it_waits_for() {
+    for (awaits_slot, is_full) in [(false, false), (true, false), (false, true)] {
+        let (near, far) = pair_at("127.0.0.1:0", STALLED);
+        let pool = pool(LEN, 1);
+        let mut sender = common::zero_copy().threshold_bytes(4096).adopt(near).unwrap();
+        // So little that the peer's socket takes it at once.
+        let mut buf = pool.try_alloc(LEN).unwrap();
+        buf.extend_from_slice(&FOREIGN[..4096]);
+        let ticket = sender.send(buf).unwrap();
+        let mut thief = TcpStream::from(duplicate(&sender));
+        eventually("the note is stolen", || {
+            read_error_queue(thief.as_fd());
+            optmem(&thief) == 0
+        });
+        if is_full {
+            // The socket has no news at all then, not even room.
+            thief.set_nonblocking(true).unwrap();
+            while thief.write(&FOREIGN).is_ok() {}
+        }
+        if awaits_slot {
+            drop(block_on(pool.alloc_async(1)).0.unwrap());
+        }
+        let (fate, polls) = block_on(poll_fn(|cx| sender.poll_fate(cx, ticket)));
+        assert!(matches!(fate, Ok(Fate::Released { accepted: 4096, .. })), "{fate:?}");
+        assert!(polls <= 4, "{polls}");
+        assert_eq!(poison(&sender), Some(Poison::NoteStolen));
+        eventually("the slot is home", || census(&pool) == [1, 0, 0, 0]);
+        drop((far, thief));
     }
-    assert_eq!(poison(&sender), Some(Poison::NoteStolen));
-    assert_all_home(&pool);
-    drop(thief);
-    assert!(sender.close(soon().unwrap()).drained);
-    assert_eq!(common::corrupt(&peer.join().unwrap(), LEN), []);
 }
 
 #[test]

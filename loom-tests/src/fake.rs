@@ -4,7 +4,10 @@
 use std::{
     collections::VecDeque,
     io,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -91,6 +94,8 @@ struct Shared {
     state: Mutex<State>,
     /// There is something for the reaper to do, or nothing ever again.
     news: Condvar,
+    /// Seconds since the model began. Not loom's: threads do not meet at the clock.
+    seconds: AtomicU64,
 }
 
 /// The fake socket; clones are the same one. Calls for which no answer is left are taken whole.
@@ -200,6 +205,11 @@ impl FakeKernel {
     /// Reads the notes, as somebody else may who shares the socket.
     pub fn steal_notes(&self) {
         self.with(|state| state.notes.clear());
+    }
+
+    /// A second passes; none does by itself.
+    pub fn pass_second(&self) {
+        self.0.seconds.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether everything taken is released.
@@ -353,9 +363,9 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    /// Models have no clock.
     fn now(&self) -> Instant {
-        *EPOCH.get_or_init(Instant::now)
+        let seconds = self.0.seconds.load(Ordering::Relaxed);
+        *EPOCH.get_or_init(Instant::now) + Duration::from_secs(seconds)
     }
 
     fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<Token> {

@@ -19,6 +19,12 @@ fn reaping(sender: &Arc<Core<FakeKernel>>) -> thread::JoinHandle<()> {
     thread::spawn(move || _ = sender.step().unwrap())
 }
 
+/// Drives a sender so late that it asks whether a note went astray.
+fn doubt(kernel: &FakeKernel, sender: &Core<FakeKernel>) {
+    kernel.pass_second();
+    sender.step().unwrap();
+}
+
 #[test]
 fn a_note_that_comes_before_the_call_returns_finds_its_lease() {
     model(|| {
@@ -60,8 +66,8 @@ fn option_memory_proves_nothing_while_a_call_is_under_way() {
         let kernel = FakeKernel::default();
         let sender = kernel.sender();
         let doubter = {
-            let sender = Arc::clone(&sender);
-            thread::spawn(move || sender.check_overdue())
+            let (kernel, sender) = (kernel.clone(), Arc::clone(&sender));
+            thread::spawn(move || doubt(&kernel, &sender))
         };
         let ticket = sender.try_send(filled(&pool, 1)).unwrap();
         doubter.join().unwrap();
@@ -231,7 +237,7 @@ fn a_drain_is_woken_by_a_proof_that_another_thread_found() {
             thread::spawn(move || {
                 assert!(kernel.deliver());
                 kernel.steal_notes();
-                sender.check_overdue();
+                doubt(&kernel, &sender);
             })
         };
         sender.drain(None).unwrap();

@@ -11,10 +11,9 @@ use super::{
     Capabilities, Reaped, Returned, SenderStats,
     call::{Stop, Stuck},
     core::{Core, Watch},
-    in_flight::{Done, InFlight, Read},
+    in_flight::{Done, InFlight, OVERDUE, Read},
     kernel::{Interest, Kernel},
     ledger::Fate,
-    wait::OVERDUE,
 };
 use crate::{
     error::{CopyReason, OsError},
@@ -164,12 +163,6 @@ impl<K: Kernel> Core<K> {
     /// Whether notes prove nothing any more.
     pub fn is_poisoned(&self) -> bool {
         lock(&self.in_flight).poisoned().is_some()
-    }
-
-    /// Asks the option memory whether all is released though no note said so.
-    pub fn check_overdue(&self) {
-        lock(&self.in_flight).prove(&self.kernel);
-        self.dispose();
     }
 
     /// The fate of a send, or `None` while it is open.
@@ -378,7 +371,7 @@ impl<K: Kernel> Reclaim for Core<K> {
             return None;
         }
         // A failure shows in the sender's own calls.
-        let (step, next) = self.step_and_next(true);
+        let (_, next) = self.step_and_next(true);
         // Held to the last: an end that begins only now hands the sender over, and what is let go of
         // below would be the reaper's hold on it.
         let ending = lock(&self.ending);
@@ -390,27 +383,17 @@ impl<K: Kernel> Reclaim for Core<K> {
             return next;
         }
         let mut watch = lock(&self.watch);
-        let mut in_flight = lock(&self.in_flight);
-        let is_awaited = in_flight.is_awaited();
-        let has_outstanding = in_flight.tracker.outstanding() > 0;
-        if is_awaited && step.is_ok_and(|step| step.read.messages == 0) {
-            // If somebody else has read the note, there is none to come.
-            in_flight.prove(&self.kernel);
+        if !matches!(*watch, Watch::On(_)) {
+            return None;
         }
-        drop(in_flight);
-        let next = match self.config.max_hold {
-            Some(limit) if has_outstanding => Some((limit / 4).max(MIN_LOOK)),
-            _ if is_awaited => has_outstanding.then_some(OVERDUE),
-            _ => {
-                if matches!(*watch, Watch::On(_)) {
-                    self.unwatch(&mut watch, Watch::Off);
-                }
-                None
-            }
-        };
-        drop((watch, ending));
-        self.dispose();
-        next
+        let mut in_flight = lock(&self.in_flight);
+        let limit = self.config.max_hold.filter(|_| in_flight.tracker.outstanding() > 0);
+        if limit.is_none() && !in_flight.is_awaited() {
+            drop(in_flight);
+            self.unwatch(&mut watch, Watch::Off);
+            return None;
+        }
+        Some(limit.map_or(OVERDUE, |limit| (limit / 4).clamp(MIN_LOOK, OVERDUE)))
     }
 
     fn watch(self: Arc<Self>) -> bool {

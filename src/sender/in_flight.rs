@@ -29,6 +29,10 @@ use crate::{
 /// Foreign messages of the error queue kept for the caller.
 const MAX_EVENTS: usize = 64;
 
+/// How old the oldest call in flight is when reading no note for it raises the question whether one
+/// went astray.
+pub(super) const OVERDUE: Duration = Duration::from_secs(1);
+
 /// Batches of notes read in one go, so that a busy peer cannot keep a reader for ever.
 const MAX_BATCHES: usize = 64;
 
@@ -292,7 +296,8 @@ impl InFlight {
         all
     }
 
-    /// Reads the error queue until it is empty, or for a good while.
+    /// Reads the error queue until it is empty, or for a good while. Whoever waits for a note comes
+    /// here from time to time, so here it is asked whether one is still to come.
     pub(super) fn read_notes(&mut self, kernel: &impl Kernel) -> io::Result<Read> {
         let mut read = Read::default();
         for _ in 0..MAX_BATCHES {
@@ -306,11 +311,12 @@ impl InFlight {
                 break;
             }
         }
-        if self.poisoned().is_some() {
-            read.ids += self.prove(kernel);
-        }
         if self.tracker.outstanding() > 0 {
-            self.mark(kernel.now());
+            let age = self.oldest(kernel.now());
+            let is_overdue = read.messages == 0 && age >= Some(OVERDUE);
+            if is_overdue || self.poisoned().is_some() {
+                read.ids += self.prove(kernel);
+            }
         }
         Ok(read)
     }

@@ -258,6 +258,7 @@ fn a_task_whose_note_was_stolen_is_looked_after_without_news() {
     assert!(sender.poll_fate(&mut cx, ticket).is_pending());
     assert!(sender.attend().is_some(), "to look again, as no news may come");
     kernel.steal();
+    kernel.pass(Duration::from_secs(1));
     sender.attend();
     assert!(sender.fate(ticket).is_some());
     assert_eq!(sender.attend(), None, "nobody waits any more");

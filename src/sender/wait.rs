@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     core::{Core, Offered},
+    in_flight::OVERDUE,
     kernel::{Interest, Kernel},
     ledger::Fate,
 };
@@ -20,9 +21,6 @@ use crate::{
     sync::{Arc, lock},
     sys::epoll::EdgeWait,
 };
-
-/// How long a wait goes on before it asks the option memory whether a note went astray.
-pub(super) const OVERDUE: Duration = Duration::from_secs(1);
 
 /// One wait of one thread, over as many rounds as it takes.
 pub(super) struct Wait<'a, K: Kernel> {
@@ -146,9 +144,6 @@ impl<'a, K: Kernel> Wait<'a, K> {
         let ready = ready.map_err(|error| os(&error))?;
         self.error = ready.error || ready.hangup;
         self.notes_only = self.error && !ready.writable;
-        if interest != Interest::default() && !ready.writable && !self.error {
-            self.core.check_overdue();
-        }
         Ok(())
     }
 }

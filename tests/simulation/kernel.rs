@@ -197,9 +197,8 @@ impl Kernel for SimKernel {
                 return None;
             }
             socket.care = Some(Care::Watched(sender));
-            // Its present state counts as news.
-            socket.news.to_reaper =
-                socket.is_writable() || socket.notes.has_unread() || socket.is_over();
+            // Looked at once in any case.
+            socket.due = Some(nature.now);
             Some(Token::default())
         })
     }
