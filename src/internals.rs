@@ -3,7 +3,7 @@
 
 use std::task::Waker;
 
-use crate::{buf::PinnedBuf, pool::Pool, shared::SharedBuf, sys::errqueue};
+use crate::{buf::PinnedBuf, pool::Pool, shared::SharedBuf, sync::Witness, sys::errqueue};
 
 pub use crate::{
     raw::{RawPool, Reclaim, Replaced, Slot, SlotRef, SlotState},
@@ -15,6 +15,7 @@ pub use crate::{
         transport::Transport,
         window::MemlockBudget,
     },
+    sync::mutex::Mutex,
     sys::{
         Batch, Record,
         epoll::EdgeWait,
@@ -26,6 +27,17 @@ pub use crate::{
 /// Calls `on_record` for each record in the control data of one message of the error queue.
 pub fn decode(control: &[u8], on_record: &mut dyn FnMut(Record)) {
     errqueue::decode(control, on_record);
+}
+
+/// Tells a model about a change of what a lock guards.
+#[derive(Debug, Default)]
+pub struct Guarded(Witness);
+
+impl Guarded {
+    /// The caller has the lock.
+    pub fn change(&self) {
+        self.0.write();
+    }
 }
 
 /// The machinery behind a pool.

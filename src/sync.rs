@@ -3,23 +3,24 @@
 //! Under `cfg(loom)` everything that a model explores is loom's. `Arc` and `Weak` are the standard
 //! library's in both builds: loom has no `Weak`, and no memory ordering of ours rests on them.
 
-use std::ops::{Deref, DerefMut};
 pub(crate) use std::{
     sync::{Arc, OnceLock, Weak},
     thread::panicking,
 };
 
+/// In a model it is explored by itself; the other models have loom's instead, which explores less.
+#[allow(unsafe_code)]
+pub(crate) mod mutex;
+
 #[cfg(not(loom))]
 mod imp {
+    pub(crate) use super::mutex::{Mutex, MutexGuard};
     pub(crate) use crossbeam::utils::CachePadded;
     #[cfg(not(miri))]
     pub(crate) use std::sync::atomic::compiler_fence;
     #[cfg(miri)]
     pub(crate) use std::sync::atomic::fence;
-    pub(crate) use std::sync::{
-        Mutex, MutexGuard,
-        atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering},
-    };
+    pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
     pub(crate) use std::thread::yield_now;
     use std::{thread, time::Duration};
 
@@ -73,12 +74,14 @@ mod imp {
 #[cfg(loom)]
 mod imp {
     use loom::sync::Notify;
-    pub(crate) use loom::sync::{
-        Mutex, MutexGuard,
-        atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+    pub(crate) use loom::sync::atomic::{
+        AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
     pub(crate) use loom::thread::yield_now;
-    use std::time::Duration;
+    use std::{
+        ops::{Deref, DerefMut},
+        time::Duration,
+    };
 
     macro_rules! per_thread {
         ($(#[$attribute:meta])* static $name:ident: $kind:ty = $value:expr;) => {
@@ -112,6 +115,53 @@ mod imp {
         }
     }
 
+    /// As the true one, on loom's.
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
+            MutexGuard { mutex: self, guard: Some(self.0.lock().unwrap()) }
+        }
+
+        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
+            self.0.try_lock().ok().map(|guard| MutexGuard { mutex: self, guard: Some(guard) })
+        }
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct MutexGuard<'a, T> {
+        mutex: &'a Mutex<T>,
+        /// `None` only while unlocked.
+        guard: Option<loom::sync::MutexGuard<'a, T>>,
+    }
+
+    impl<T> MutexGuard<'_, T> {
+        pub(crate) fn unlocked<R>(&mut self, body: impl FnOnce() -> R) -> R {
+            self.guard = None;
+            let result = body();
+            self.guard = Some(self.mutex.0.lock().unwrap());
+            result
+        }
+    }
+
+    impl<T> Deref for MutexGuard<'_, T> {
+        type Target = T;
+        fn deref(&self) -> &T {
+            self.guard.as_ref().unwrap()
+        }
+    }
+
+    impl<T> DerefMut for MutexGuard<'_, T> {
+        fn deref_mut(&mut self) -> &mut T {
+            self.guard.as_mut().unwrap()
+        }
+    }
+
     /// Padding means nothing to a model.
     #[derive(Debug, Default)]
     pub(crate) struct CachePadded<T>(T);
@@ -122,7 +172,7 @@ mod imp {
         }
     }
 
-    impl<T> std::ops::Deref for CachePadded<T> {
+    impl<T> Deref for CachePadded<T> {
         type Target = T;
         fn deref(&self) -> &T {
             &self.0
@@ -160,57 +210,31 @@ pub(crate) fn light_barrier() {
     fence(Ordering::SeqCst);
 }
 
-/// Locks, and goes on with the data of a thread that panicked: no lock here guards an invariant
-/// that user code could break half-way, since none is held while user code runs.
-#[inline]
+/// Waits until a lock is free, and takes it.
+#[inline(always)]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex.lock()
 }
 
-/// A lock that is let go of for the time of a call.
-pub(crate) struct Held<'a, T> {
-    mutex: &'a Mutex<T>,
-    /// `None` only during that call.
-    guard: Option<MutexGuard<'a, T>>,
-}
-
-impl<'a, T> Held<'a, T> {
-    #[inline]
-    pub(crate) fn new(mutex: &'a Mutex<T>) -> Self {
-        Self { mutex, guard: Some(lock(mutex)) }
-    }
-
-    #[inline]
-    pub(crate) fn unlocked<R>(&mut self, body: impl FnOnce() -> R) -> R {
-        self.guard = None;
-        let result = body();
-        self.guard = Some(lock(self.mutex));
-        result
-    }
-}
-
-impl<T> Deref for Held<'_, T> {
-    type Target = T;
-
-    #[inline]
-    fn deref(&self) -> &T {
-        self.guard.as_ref().expect("locked but during a call")
-    }
-}
-
-impl<T> DerefMut for Held<'_, T> {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut T {
-        self.guard.as_mut().expect("locked but during a call")
-    }
-}
-
-/// Locks if nobody else has the lock.
+/// Takes a lock if nobody else has it.
 pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    match mutex.try_lock() {
-        Ok(guard) => Some(guard),
-        Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-        Err(std::sync::TryLockError::WouldBlock) => None,
+    mutex.try_lock()
+}
+
+/// What [`mutex::Mutex`] is made of.
+mod plain {
+    #[cfg(loom)]
+    pub(super) use loom::sync::{Condvar, Mutex, MutexGuard};
+    use std::sync::PoisonError;
+    #[cfg(not(loom))]
+    pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
+
+    pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        condition.wait(guard).unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     error::{CopyReason, OsError, SendError},
     id::NotificationId,
-    sync::Held,
+    sync::MutexGuard,
     sys::{
         errno,
         socket::{IoVec, SendFlags},
@@ -111,7 +111,7 @@ impl<K: Kernel> Core<K> {
     pub(super) fn call(
         &self,
         calls: &mut Calls,
-        in_flight: &mut Held<'_, InFlight>,
+        in_flight: &mut MutexGuard<'_, InFlight>,
         call: Call<'_>,
     ) -> Result<usize, Stop> {
         let accepted = match call.zero_copy {
@@ -125,7 +125,7 @@ impl<K: Kernel> Core<K> {
     fn call_by_copy(
         &self,
         calls: &mut Calls,
-        in_flight: &mut Held<'_, InFlight>,
+        in_flight: &mut MutexGuard<'_, InFlight>,
         call: Call<'_>,
     ) -> Result<usize, Stop> {
         if call.bytes == 0 && !self.kernel.transport().sends_nothing() {
@@ -146,7 +146,7 @@ impl<K: Kernel> Core<K> {
     fn call_without_copy(
         &self,
         calls: &mut Calls,
-        in_flight: &mut Held<'_, InFlight>,
+        in_flight: &mut MutexGuard<'_, InFlight>,
         call: Call<'_>,
         retried: bool,
     ) -> Result<usize, Stop> {
@@ -168,7 +168,7 @@ impl<K: Kernel> Core<K> {
     pub(super) fn call_begun(
         &self,
         calls: &mut Calls,
-        in_flight: &mut Held<'_, InFlight>,
+        in_flight: &mut MutexGuard<'_, InFlight>,
         call: Call<'_>,
         id: Option<NotificationId>,
         retried: bool,
@@ -195,7 +195,7 @@ impl<K: Kernel> Core<K> {
     fn recover(
         &self,
         calls: &mut Calls,
-        in_flight: &mut Held<'_, InFlight>,
+        in_flight: &mut MutexGuard<'_, InFlight>,
         call: Call<'_>,
         id: NotificationId,
         error: &io::Error,

@@ -23,7 +23,7 @@ use crate::{
     lease::{IntoPayload, Memory, Payload},
     raw::{RawPool, Reclaim},
     reaper,
-    sync::{Arc, AtomicUsize, Held, Mutex, MutexGuard, lock},
+    sync::{Arc, AtomicUsize, Mutex, MutexGuard, lock},
     sys::{errno, process::Process, socket::SendFlags},
 };
 
@@ -144,7 +144,7 @@ impl<K: Kernel> Core<K> {
         if !zero_copy && buf.pool().is_none_or(|pool| pool.sender_quota().is_none()) {
             return self.offer_copied(send, buf);
         }
-        let mut in_flight = Held::new(&self.in_flight);
+        let mut in_flight = lock(&self.in_flight);
         if !in_flight.quotas_allow(buf.pool().into_iter(), &self.kernel) {
             return Err(self.refuse(send, in_flight).map(|()| buf));
         }
@@ -199,7 +199,7 @@ impl<K: Kernel> Core<K> {
             }
             false => Ok(0),
         };
-        let mut in_flight = Held::new(&self.in_flight);
+        let mut in_flight = lock(&self.in_flight);
         let accepted = match sent {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -232,7 +232,7 @@ impl<K: Kernel> Core<K> {
     fn conclude_lone<P: IntoPayload>(
         self: &Arc<Self>,
         send: MutexGuard<'_, Send>,
-        in_flight: Held<'_, InFlight>,
+        in_flight: MutexGuard<'_, InFlight>,
         ticket: Ticket,
         sent: Result<(), Stop>,
     ) -> Result<Offered, SendError<P>> {
@@ -256,7 +256,7 @@ impl<K: Kernel> Core<K> {
             self.dispose();
             return Err(error);
         }
-        let mut in_flight = Held::new(&self.in_flight);
+        let mut in_flight = lock(&self.in_flight);
         if !in_flight.quotas_allow(bufs.iter().filter_map(Memory::pool), &self.kernel) {
             return Err(self.refuse(send, in_flight));
         }
@@ -290,7 +290,7 @@ impl<K: Kernel> Core<K> {
         if send.outbox.get().is_none_or(Outbox::is_empty) {
             return Ok(());
         }
-        let mut in_flight = Held::new(&self.in_flight);
+        let mut in_flight = lock(&self.in_flight);
         self.flush_rest(send, &mut in_flight).map_err(Stop::into_send_error)
     }
 
@@ -299,7 +299,7 @@ impl<K: Kernel> Core<K> {
     fn refuse(
         &self,
         mut send: MutexGuard<'_, Send>,
-        in_flight: Held<'_, InFlight>,
+        in_flight: MutexGuard<'_, InFlight>,
     ) -> SendError<()> {
         send.calls.stuck = Some(Stuck::Window);
         self.unlock(send, in_flight);
@@ -310,7 +310,7 @@ impl<K: Kernel> Core<K> {
     fn conclude(
         self: &Arc<Self>,
         mut send: MutexGuard<'_, Send>,
-        mut in_flight: Held<'_, InFlight>,
+        mut in_flight: MutexGuard<'_, InFlight>,
         ticket: Ticket,
         sent: Result<(), Stop>,
         mut on_refused: impl FnMut(Payload),
@@ -338,7 +338,7 @@ impl<K: Kernel> Core<K> {
     /// in flight for so long only. Not before: with nothing in flight yet the reaper would let go of
     /// the sender again.
     #[inline(always)]
-    fn look_after(self: &Arc<Self>, in_flight: &mut Held<'_, InFlight>, awaited: bool) {
+    fn look_after(self: &Arc<Self>, in_flight: &mut MutexGuard<'_, InFlight>, awaited: bool) {
         if awaited || self.config.max_hold.is_some() {
             in_flight.unlocked(|| Arc::clone(self).watch());
         }
@@ -346,7 +346,7 @@ impl<K: Kernel> Core<K> {
 
     /// Lets go of the locks after a send, and of what was let go of meanwhile.
     #[inline(always)]
-    fn unlock(&self, send: MutexGuard<'_, Send>, in_flight: Held<'_, InFlight>) {
+    fn unlock(&self, send: MutexGuard<'_, Send>, in_flight: MutexGuard<'_, InFlight>) {
         let quiet = in_flight.done.is_quiet();
         drop(in_flight);
         drop(send);
@@ -379,7 +379,7 @@ impl<K: Kernel> Core<K> {
     pub(super) fn flush_rest(
         &self,
         send: &mut Send,
-        in_flight: &mut Held<'_, InFlight>,
+        in_flight: &mut MutexGuard<'_, InFlight>,
     ) -> Result<(), Stop> {
         if send.outbox.is_empty() {
             return Ok(());
@@ -410,7 +410,7 @@ impl<K: Kernel> Core<K> {
     /// Sends what the outbox holds, until it is empty or something stops it. What a call did not
     /// take is asked for again: only a refusal tells that the socket is full, and that there will
     /// be news when it no longer is, and not that memory behind it cannot be read.
-    fn flush(&self, send: &mut Send, in_flight: &mut Held<'_, InFlight>) -> Result<(), Stop> {
+    fn flush(&self, send: &mut Send, in_flight: &mut MutexGuard<'_, InFlight>) -> Result<(), Stop> {
         let Send { outbox, calls, .. } = send;
         while let Some(call) = outbox.next_call(self.call_limits) {
             let accepted = self.call(calls, in_flight, call)?;

@@ -21,7 +21,7 @@ use crate::{
     lease::Payload,
     panics::Panics,
     raw::Reclaim,
-    sync::{Arc, Held, lock, try_lock},
+    sync::{Arc, lock, try_lock},
     sys::{Foreign, errno},
 };
 
@@ -57,7 +57,7 @@ impl<K: Kernel> Core<K> {
             if reads {
                 send.calls.unread = 0;
             }
-            let mut in_flight = Held::new(&self.in_flight);
+            let mut in_flight = lock(&self.in_flight);
             self.flush_rest(&mut send, &mut in_flight)
         });
         self.dispose();
