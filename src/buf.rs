@@ -60,7 +60,7 @@ impl PinnedBuf {
     /// Takes over a slot that was just claimed.
     #[inline]
     pub(crate) fn new(slot: SlotRef) -> Self {
-        slot.set_len(0);
+        debug_assert_eq!(slot.len(), 0);
         Self { slot: ManuallyDrop::new(slot) }
     }
 

@@ -43,7 +43,7 @@ pub use wait::Alloc;
 /// others. Pools of fewer than 64 slots of a class, and those with
 /// [`zero_on_recycle`](PoolBuilder::zero_on_recycle), go without, at some ten nanoseconds and one
 /// cache line that all threads contend for, as does everything on a system without `membarrier(2)`.
-/// A thread that uses pools takes 8 KiB of memory, however many there are.
+/// A thread that uses pools takes up to 32 KiB of memory, however many there are.
 ///
 /// # Examples
 ///

@@ -22,7 +22,7 @@ use std::{
 use alive::Alive;
 use pinbuf::{
     __internals::{Lease, Reclaim, raw},
-    AllocError, Backing, BuildError, Pages, PinnedBuf, Pool, Refusal,
+    AllocError, Backing, BuildError, LocalPool, Pages, PinnedBuf, Pool, Refusal,
 };
 
 fn base(capacity: usize, count: usize) -> Pool {
@@ -467,6 +467,26 @@ mod buffer {
         assert!(buf.is_empty());
         buf.resize(32, 0);
         assert_eq!(buf[..], [0; 32]);
+    }
+
+    #[test]
+    fn starts_empty_whichever_way_its_slot_came_home() {
+        let ways: [fn(PinnedBuf, &LocalPool<'_>); 5] = [
+            |buf, _| drop(buf),
+            |buf, local| local.recycle(buf),
+            |buf, _| PinnedBuf::recycle_all(&mut vec![buf]),
+            |buf, _| drop(buf.freeze()),
+            |buf, _| drop([buf.freeze()].map(|buf| (buf.clone(), buf))),
+        ];
+        let pool = base(64, 64);
+        let local = pool.local(64).unwrap();
+        for way in ways {
+            let mut bufs: Vec<_> = (0..64).map(|_| pool.try_alloc(64).unwrap()).collect();
+            bufs.iter_mut().for_each(|buf| buf.resize(64, 7));
+            bufs.into_iter().for_each(|buf| way(buf, &local));
+            let bufs: Vec<_> = (0..64).map(|_| pool.try_alloc(64).unwrap()).collect();
+            assert!(bufs.iter().all(|buf| buf.is_empty()));
+        }
     }
 
     #[test]

@@ -224,10 +224,10 @@ mod tests {
     fn a_free_slot_that_is_nowhere_is_named() {
         let pool = Pool::new(4096, 2).unwrap();
         let class = &pool.raw().classes()[0];
-        let lost = class.free().pop_single(class.records()).unwrap();
-        assert_eq!(offenders(&pool), [(lost.index(), SlotState::Free, Problem::Lost)]);
+        let lost = class.free().pop_single(class.links()).unwrap();
+        assert_eq!(offenders(&pool), [(lost, SlotState::Free, Problem::Lost)]);
         assert!(pool.audit().to_string().contains("slot 0 of the class of 4096 bytes: Free, but"));
-        assert!(matches!(class.home(lost), crate::raw::Home::Free));
+        assert!(matches!(class.home(class.record(lost)), crate::raw::Home::Free));
         assert!(pool.audit().is_clean());
     }
 
@@ -244,7 +244,7 @@ mod tests {
     fn a_slot_listed_twice_is_named() {
         let pool = Pool::new(4096, 1).unwrap();
         let class = &pool.raw().classes()[0];
-        class.free().push(0, class.record(0).link()).unwrap();
+        class.free().push(0, &class.links()[0]).unwrap();
         assert_eq!(offenders(&pool), [(0, SlotState::Free, Problem::Repeated)]);
         // Its hold on the pool would be given up twice.
         std::mem::forget(pool);

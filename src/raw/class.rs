@@ -3,7 +3,7 @@
 use std::{ptr::NonNull, task::Waker};
 
 use super::{
-    freelist::{BUNDLE, Diverted, FreeList},
+    freelist::{BUNDLE, Diverted, FreeList, Link},
     magazine::Magazine,
     pool::RawPool,
     rack::Place,
@@ -34,6 +34,7 @@ pub(crate) struct SizeClass {
     magazine_limit: u32,
     place: Place,
     records: Box<[Record]>,
+    links: Box<[Link]>,
     /// On a cache line of its own: it is written again and again, what stands above never.
     free: CachePadded<FreeList>,
     roster: CachePadded<Roster>,
@@ -69,7 +70,7 @@ impl SizeClass {
         // To zero a slot takes so long that nothing is to be gained.
         let magazines = !zero_on_recycle && barrier::is_available();
         let magazine_limit = if magazines { Magazine::limit(count) } else { 0 };
-        let bundle = Magazine::batch(magazine_limit);
+        let links: Box<[Link]> = (0..count).map(|_| Link::default()).collect();
         Self {
             pool,
             capacity,
@@ -78,8 +79,9 @@ impl SizeClass {
             process: Process::this(),
             magazine_limit,
             place: if magazine_limit > 0 { Place::next() } else { Place::default() },
-            free: CachePadded::new(FreeList::new(&records, bundle)),
+            free: CachePadded::new(FreeList::new(&links, Magazine::batch(magazine_limit))),
             records,
+            links,
             roster: CachePadded::default(),
             waiters: Waiters::default(),
         }
@@ -135,6 +137,10 @@ impl SizeClass {
         &self.records[index as usize]
     }
 
+    pub(crate) fn links(&self) -> &[Link] {
+        &self.links
+    }
+
     #[inline]
     pub(crate) fn free(&self) -> &FreeList {
         &self.free
@@ -156,8 +162,8 @@ impl SizeClass {
         if let Some(record) = magazine.and_then(|own| own.take(self).or_else(|| own.refill(self))) {
             return Some(record);
         }
-        match self.free.pop_single(&self.records) {
-            Ok(record) => Some(record),
+        match self.free.pop_single(&self.links) {
+            Ok(index) => Some(self.record(index)),
             Err(_) if self.magazine_limit == 0 || self.free.has_waiters() => None,
             Err(_) => {
                 let mut bound = self.roster.lock();
@@ -171,30 +177,30 @@ impl SizeClass {
 
     /// Takes one slot of the bundle on top. Under the roster's lock.
     fn pop_one(&self) -> Option<&Record> {
-        let mut first = None;
-        let mut rest = [None; BUNDLE - 1];
-        let mut places = rest.iter_mut();
-        self.free.pop(&self.records, |record| match first {
-            None => first = Some(record),
-            Some(_) => *places.next().expect("a bundle is no larger") = Some(record),
+        let mut slots = [0; BUNDLE];
+        let mut count = 0;
+        self.free.pop(&self.links, |index| {
+            slots[count] = index;
+            count += 1;
         });
-        self.put_back(rest.into_iter().flatten());
-        first
+        let (first, rest) = slots[..count].split_first()?;
+        self.put_back(rest.iter().copied());
+        Some(self.record(*first))
     }
 
     /// Brings the slots of all magazines but `own` onto the free list. Answers whether there were such
     /// magazines.
     fn recall(&self, bound: &mut Bound, own: Option<&Magazine>) -> bool {
         let mut slots = Vec::new();
-        let recalled = self.roster.recall(bound, self, own, |record| slots.push(record));
+        let recalled = self.roster.recall(bound, self, own, |record| slots.push(record.index()));
         self.put_back(slots);
         recalled
     }
 
     /// Puts slots onto the free list that were there or in a magazine, while the roster's lock is held:
     /// so there are no flags.
-    fn put_back<'a>(&self, slots: impl IntoIterator<Item = &'a Record>) {
-        let put = self.free.push_all(slots, self.bundle());
+    fn put_back(&self, slots: impl IntoIterator<Item = u32>) {
+        let put = self.free.push_all(&self.links, slots, self.bundle());
         debug_assert_eq!(put, Ok(()));
     }
 
@@ -202,7 +208,7 @@ impl SizeClass {
     /// its slots home, unless others did so.
     pub(crate) fn dismiss(&self, magazine: &Magazine) {
         let mut bound = self.roster.lock();
-        self.put_back(bound.leave(self, magazine));
+        self.put_back(bound.leave(self, magazine).map(Record::index));
     }
 
     /// Queues for a slot. From then on none goes into a magazine.
@@ -221,12 +227,13 @@ impl SizeClass {
 
     /// Sends a Free slot home although a push was diverted.
     pub(crate) fn home(&self, record: &Record) -> Home {
+        let index = record.index();
         loop {
-            match self.free.push(record.index(), record.link()) {
+            match self.free.push(index, &self.links[index as usize]) {
                 Ok(()) => return Home::Free,
                 Err(Diverted::Closed) => return Home::Closed,
                 Err(Diverted::Waiters) => {
-                    if let Ok(waker) = self.waiters.grant(&self.free, record.index()) {
+                    if let Ok(waker) = self.waiters.grant(&self.free, index) {
                         return Home::Granted(waker);
                     }
                 }
@@ -256,7 +263,7 @@ impl SizeClass {
     /// while nothing moves. Not in a forked child.
     pub(crate) fn at_home(&self) -> Vec<u32> {
         let bound = self.roster.lock();
-        let mut indices = self.free.indices(&self.records);
+        let mut indices = self.free.indices(&self.links);
         let in_magazines = bound.magazines().flat_map(|magazine| magazine.look(self));
         indices.extend(in_magazines.map(Record::index));
         indices.extend(self.waiters.granted());
@@ -271,7 +278,7 @@ impl SizeClass {
         self.roster.recall(&mut bound, self, None, |_| in_magazines += 1);
         bound.close();
         drop(bound);
-        in_magazines + self.free.close(&self.records) + self.waiters.granted().len()
+        in_magazines + self.free.close(&self.links) + self.waiters.granted().len()
     }
 }
 

@@ -1,6 +1,5 @@
 //! The free slots of a class: a stack behind one atomic word.
 
-use super::record::Record;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 const INDEX_BITS: u32 = 26;
@@ -17,8 +16,8 @@ const TAG: u64 = 1 << (INDEX_BITS + 2);
 /// The most slots one class can have.
 pub(crate) const MAX_SLOTS: usize = EMPTY as usize;
 
-/// Slots that the cache line of a record can name.
-const FOLLOWERS: usize = if cfg!(loom) { 1 } else { 5 };
+/// Slots that a link can name: as many as a cache line has room for.
+const FOLLOWERS: usize = if cfg!(loom) { 1 } else { 15 };
 
 /// Slots in a bundle at most: one, those it names, and those they name.
 pub(crate) const BUNDLE: usize = 1 + FOLLOWERS + FOLLOWERS * FOLLOWERS;
@@ -40,8 +39,11 @@ pub(crate) enum Unpopped {
     Bundle,
 }
 
-/// A record's part in the free list.
+/// A slot's part in the free list.
+///
+/// A cache line of its own, apart from the slot's record: what a bundle consists of is in few of them.
 #[derive(Debug, Default)]
+#[cfg_attr(not(loom), repr(align(64)))]
 pub(crate) struct Link {
     /// Index of the next bundle's first slot, and above it the number of followers.
     next: AtomicU32,
@@ -57,15 +59,10 @@ impl Link {
     }
 
     /// Names followers as long as there is room, and answers how many.
-    fn name<'a>(&self, mut follower: impl FnMut() -> Option<&'a Record>) -> usize {
-        let mut named = 0;
-        for place in &self.followers {
-            let Some(follower) = follower() else { break };
-            // Relaxed: published by the exchange of the head.
-            place.store(follower.index(), Ordering::Relaxed);
-            named += 1;
-        }
-        named
+    fn name(&self, mut follower: impl FnMut() -> Option<u32>) -> usize {
+        let named = self.followers.iter().map_while(|place| Some((place, follower()?)));
+        // Relaxed: published by the exchange of the head.
+        named.map(|(place, follower)| place.store(follower, Ordering::Relaxed)).count()
     }
 
     /// So many of those named.
@@ -80,9 +77,9 @@ impl Link {
     }
 }
 
-/// A stack of slots, in bundles: the first slot of each is linked to the next bundle's, and its record
-/// names followers, whose records name more. So a magazine's worth of slots comes and goes with one
-/// exchange, and only two cache misses after one another.
+/// A stack of slots, by their numbers, in bundles: the first slot of each is linked to the next bundle's,
+/// and its link names followers, whose links name more. So a magazine's worth of slots comes and goes
+/// with one exchange, and only two cache misses after one another.
 ///
 /// # Invariants
 ///
@@ -101,44 +98,43 @@ pub(crate) struct FreeList {
     head: AtomicU64,
 }
 
+// `links` are always those of all slots, whose owner the caller is.
 impl FreeList {
-    /// All of `records`, the first on top, in bundles of so many.
-    pub(crate) fn new(records: &[Record], bundle: usize) -> Self {
+    /// All slots, the first on top, in bundles of so many.
+    pub(crate) fn new(links: &[Link], bundle: usize) -> Self {
         let list = Self { head: AtomicU64::new(u64::from(EMPTY)) };
-        list.push_all(records, bundle).expect("a new list has no flags");
+        let all = 0..links.len() as u32;
+        list.push_all(links, all, bundle).expect("a new list has no flags");
         list
     }
 
     /// Takes the bundle on top and gives its slots to `take`, the top one first. `false`: the list is
     /// empty.
     #[inline]
-    pub(crate) fn pop<'a>(&self, records: &'a [Record], take: impl FnMut(&'a Record)) -> bool {
-        let popped = self.detach(records, |_| true);
-        popped.map(|first| unpack(records, first, take)).is_ok()
+    pub(crate) fn pop(&self, links: &[Link], take: impl FnMut(u32)) -> bool {
+        let popped = self.detach(links, |_| true);
+        popped.map(|first| unpack(links, first, take)).is_ok()
     }
 
     /// Takes the slot on top, unless it is one of a bundle.
     #[inline]
-    pub(crate) fn pop_single<'a>(&self, records: &'a [Record]) -> Result<&'a Record, Unpopped> {
-        self.detach(records, |followers| followers == 0)
+    pub(crate) fn pop_single(&self, links: &[Link]) -> Result<u32, Unpopped> {
+        self.detach(links, |followers| followers == 0)
     }
 
     /// Takes the bundle on top, if its first slot's number of followers is `wanted`, and answers that
     /// slot.
     #[inline]
-    fn detach<'a>(
-        &self,
-        records: &'a [Record],
-        wanted: impl Fn(usize) -> bool,
-    ) -> Result<&'a Record, Unpopped> {
+    fn detach(&self, links: &[Link], wanted: impl Fn(usize) -> bool) -> Result<u32, Unpopped> {
         // Acquire: partner of the Release in `push_chain`; makes the links below and the slots'
         // contents visible. Pushes and pops in between continue the release sequence.
         let mut head = self.head.load(Ordering::Acquire);
         loop {
             // If the slot was popped since, its link may be any, and the exchange fails by
             // invariant 2.
-            let top = records.get(index(head) as usize).ok_or(Unpopped::Empty)?;
-            let (next, followers) = top.link().read();
+            let top = index(head);
+            let link = links.get(top as usize).ok_or(Unpopped::Empty)?;
+            let (next, followers) = link.read();
             if !wanted(followers) {
                 return Err(Unpopped::Bundle);
             }
@@ -157,7 +153,7 @@ impl FreeList {
         }
     }
 
-    /// Puts one slot on top. `link` is its record's.
+    /// Puts one slot on top. `link` is its own.
     ///
     /// The caller may not touch the pool afterwards unless it keeps it alive in another way: the
     /// slot is at home. Both arguments consist of atomics only, so that they may dangle from then.
@@ -168,27 +164,26 @@ impl FreeList {
 
     /// Puts slots on top, in bundles of `bundle`; nothing if there are none. The caller keeps the pool
     /// alive.
-    pub(crate) fn push_all<'a>(
+    pub(crate) fn push_all(
         &self,
-        records: impl IntoIterator<Item = &'a Record>,
+        links: &[Link],
+        slots: impl IntoIterator<Item = u32>,
         bundle: usize,
     ) -> Result<(), Diverted> {
-        let mut records = records.into_iter();
-        let Some(mut first) = records.next() else { return Ok(()) };
-        let top = first.index();
+        let mut slots = slots.into_iter();
+        let Some(top) = slots.next() else { return Ok(()) };
+        let mut first = &links[top as usize];
         loop {
-            let mut rest = records.by_ref().take(bundle - 1);
-            let followers = first.link().name(|| {
+            let mut rest = slots.by_ref().take(bundle - 1);
+            let followers = first.name(|| {
                 let follower = rest.next()?;
-                let named = follower.link().name(|| rest.next());
-                follower.link().write(EMPTY, named);
+                let link = &links[follower as usize];
+                link.write(EMPTY, link.name(|| rest.next()));
                 Some(follower)
             });
-            let Some(next) = records.next() else {
-                return self.push_chain(top, first.link(), followers);
-            };
-            first.link().write(next.index(), followers);
-            first = next;
+            let Some(next) = slots.next() else { return self.push_chain(top, first, followers) };
+            first.write(next, followers);
+            first = &links[next as usize];
         }
     }
 
@@ -241,46 +236,48 @@ impl FreeList {
     }
 
     /// Sets `CLOSED`, takes every slot off the list and returns how many there were.
-    pub(crate) fn close(&self, records: &[Record]) -> usize {
+    pub(crate) fn close(&self, links: &[Link]) -> usize {
         // Acquire: partner of the Release in `push_chain`, for the links, and so that unmapping
         // comes after all that the slots' last owners did.
         let head = self.head.swap(CLOSED | u64::from(EMPTY), Ordering::Acquire);
         let mut count = 0;
-        walk(records, index(head), |_| count += 1);
+        walk(links, index(head), |_| count += 1);
         count
     }
 
     /// The indices on the list, from the top. Exact only while nothing moves; ends in time even if
     /// the links are damaged.
-    pub(crate) fn indices(&self, records: &[Record]) -> Vec<u32> {
+    pub(crate) fn indices(&self, links: &[Link]) -> Vec<u32> {
         // Acquire: as in `detach`.
         let head = self.head.load(Ordering::Acquire);
         let mut indices = Vec::new();
-        walk(records, index(head), |record| indices.push(record.index()));
+        walk(links, index(head), |index| indices.push(index));
         indices
     }
 }
 
 /// Visits the slots of all bundles from `first` on; ends after as many bundles as there are slots.
-fn walk<'a>(records: &'a [Record], first: u32, mut visit: impl FnMut(&'a Record)) {
+fn walk(links: &[Link], first: u32, mut visit: impl FnMut(u32)) {
     let mut at = first;
-    for _ in 0..=records.len() {
-        let Some(first) = records.get(at as usize) else { break };
-        (at, _) = first.link().read();
-        unpack(records, first, &mut visit);
+    for _ in 0..=links.len() {
+        let Some(link) = links.get(at as usize) else { break };
+        unpack(links, at, &mut visit);
+        (at, _) = link.read();
     }
 }
 
 /// Visits the slots of one bundle.
 #[inline]
-fn unpack<'a>(records: &'a [Record], first: &'a Record, mut visit: impl FnMut(&'a Record)) {
-    let (_, followers) = first.link().read();
+fn unpack(links: &[Link], first: u32, mut visit: impl FnMut(u32)) {
+    let named = |slot: u32| {
+        let link = &links[slot as usize];
+        let (_, followers) = link.read();
+        link.followers(followers)
+    };
     visit(first);
-    for follower in first.link().followers(followers) {
-        let follower = &records[follower as usize];
+    for follower in named(first) {
         visit(follower);
-        let (_, named) = follower.link().read();
-        follower.link().followers(named).for_each(|last| visit(&records[last as usize]));
+        named(follower).for_each(&mut visit);
     }
 }
 
@@ -294,89 +291,86 @@ fn diverted(head: u64) -> Diverted {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::ptr::NonNull;
-
     use super::*;
 
-    fn list(count: u32, bundle: u32) -> (Vec<Record>, FreeList) {
-        let record = |index| Record::new(index, NonNull::dangling(), NonNull::dangling());
-        let records: Vec<_> = (0..count).map(record).collect();
-        let list = FreeList::new(&records, bundle as usize);
-        (records, list)
+    fn list(count: usize, bundle: usize) -> (Vec<Link>, FreeList) {
+        let links: Vec<_> = (0..count).map(|_| Link::default()).collect();
+        let list = FreeList::new(&links, bundle);
+        (links, list)
     }
 
-    fn pop(list: &FreeList, records: &[Record]) -> Vec<u32> {
+    fn pop(list: &FreeList, links: &[Link]) -> Vec<u32> {
         let mut popped = Vec::new();
-        assert_ne!(list.pop(records, |record| popped.push(record.index())), popped.is_empty());
+        assert_ne!(list.pop(links, |slot| popped.push(slot)), popped.is_empty());
         popped
     }
 
-    fn push(list: &FreeList, record: &Record) -> Result<(), Diverted> {
-        list.push(record.index(), record.link())
+    fn push(list: &FreeList, links: &[Link], slot: u32) -> Result<(), Diverted> {
+        list.push(slot, &links[slot as usize])
     }
 
     #[test]
     fn hands_out_low_addresses_first_and_the_last_pushed_again() {
-        let (records, list) = list(3, 1);
-        assert_eq!(pop(&list, &records), [0]);
-        assert_eq!(pop(&list, &records), [1]);
-        push(&list, &records[0]).unwrap();
-        assert_eq!(list.indices(&records), [0, 2]);
-        assert_eq!(pop(&list, &records), [0]);
-        assert_eq!(pop(&list, &records), [2]);
-        assert_eq!(pop(&list, &records), []);
+        let (links, list) = list(3, 1);
+        assert_eq!(pop(&list, &links), [0]);
+        assert_eq!(pop(&list, &links), [1]);
+        push(&list, &links, 0).unwrap();
+        assert_eq!(list.indices(&links), [0, 2]);
+        assert_eq!(pop(&list, &links), [0]);
+        assert_eq!(pop(&list, &links), [2]);
+        assert_eq!(pop(&list, &links), []);
     }
 
     #[test]
     fn bundles_come_and_go_in_one_piece() {
+        let count = 2 * BUNDLE;
         for bundle in 1..=BUNDLE {
-            let (records, list) = list(70, bundle as u32);
-            assert_eq!(list.indices(&records), Vec::from_iter(0..70));
-            assert_eq!(pop(&list, &records), Vec::from_iter(0..bundle as u32));
-            let single = list.pop_single(&records).map(Record::index);
+            let (links, list) = list(count, bundle);
+            assert_eq!(list.indices(&links), Vec::from_iter(0..count as u32));
+            assert_eq!(pop(&list, &links), Vec::from_iter(0..bundle as u32));
             let want = if bundle == 1 { Ok(1) } else { Err(Unpopped::Bundle) };
-            assert_eq!(single, want);
-            push(&list, &records[0]).unwrap();
-            assert_eq!(list.pop_single(&records).unwrap().index(), 0);
-            list.push_all(records[..bundle].iter().rev(), bundle).unwrap();
-            assert_eq!(pop(&list, &records), Vec::from_iter((0..bundle as u32).rev()));
+            assert_eq!(list.pop_single(&links), want);
+            push(&list, &links, 0).unwrap();
+            assert_eq!(list.pop_single(&links), Ok(0));
+            list.push_all(&links, (0..bundle as u32).rev(), bundle).unwrap();
+            assert_eq!(pop(&list, &links), Vec::from_iter((0..bundle as u32).rev()));
         }
     }
 
     #[test]
     fn every_pop_changes_the_tag() {
-        let (records, list) = list(1, 1);
+        let (links, list) = list(1, 1);
         let before = list.head.load(Ordering::Relaxed);
-        pop(&list, &records);
-        push(&list, &records[0]).unwrap();
+        pop(&list, &links);
+        push(&list, &links, 0).unwrap();
         assert_ne!(list.head.load(Ordering::Relaxed), before);
     }
 
     #[test]
     fn the_waiters_flag_is_for_an_empty_list_and_diverts_pushes() {
-        let (records, list) = list(1, 1);
+        let (links, list) = list(1, 1);
         assert!(!list.set_waiters());
-        pop(&list, &records);
+        pop(&list, &links);
         assert!(list.set_waiters());
-        assert_eq!(push(&list, &records[0]), Err(Diverted::Waiters));
+        assert_eq!(push(&list, &links, 0), Err(Diverted::Waiters));
         list.clear_waiters();
-        assert_eq!(push(&list, &records[0]), Ok(()));
+        assert_eq!(push(&list, &links, 0), Ok(()));
     }
 
     #[test]
     fn closing_counts_the_slots_at_home_and_diverts_the_rest() {
-        let (records, list) = list(20, 6);
-        assert_eq!(pop(&list, &records).len(), 6);
-        assert_eq!(list.close(&records), 14);
-        assert_eq!(push(&list, &records[0]), Err(Diverted::Closed));
-        assert_eq!(list.push_all(&records[..6], 6), Err(Diverted::Closed));
-        assert_eq!(pop(&list, &records), []);
+        let (links, list) = list(20, 6);
+        assert_eq!(pop(&list, &links).len(), 6);
+        assert_eq!(list.close(&links), 14);
+        assert_eq!(push(&list, &links, 0), Err(Diverted::Closed));
+        assert_eq!(list.push_all(&links, 0..6, 6), Err(Diverted::Closed));
+        assert_eq!(pop(&list, &links), []);
     }
 
     #[test]
     fn a_damaged_list_does_not_trap_the_walk() {
-        let (records, list) = list(2, 1);
-        records[1].link().write(0, 0);
-        assert_eq!(list.indices(&records).len(), 3);
+        let (links, list) = list(2, 1);
+        links[1].write(0, 0);
+        assert_eq!(list.indices(&links).len(), 3);
     }
 }

@@ -5,8 +5,8 @@ use std::{array, hint, ops::Range, ptr, ptr::NonNull, time::Duration};
 use super::{class::SizeClass, freelist::BUNDLE, record::Record};
 use crate::sync::{AtomicPtr, AtomicU32, Ordering, light_barrier, unmodelled::sleep, yield_now};
 
-/// The most slots that a magazine holds: what makes it 512 bytes.
-const ITEMS: usize = if cfg!(loom) { 2 } else { 61 };
+/// The most slots that a magazine holds: what makes it 2 KiB.
+const ITEMS: usize = if cfg!(loom) { 2 } else { 253 };
 
 /// How often the owner has to want another class before it gets the magazine: the exchange costs
 /// about as much as so many visits to the free list.
@@ -53,7 +53,7 @@ pub(crate) struct Magazine {
 }
 
 #[cfg(all(not(loom), target_pointer_width = "64"))]
-static_assertions::assert_eq_size!(Magazine, [u8; 512]);
+static_assertions::assert_eq_size!(Magazine, [u8; 2048]);
 
 impl Default for Magazine {
     fn default() -> Self {
@@ -71,9 +71,9 @@ impl Default for Magazine {
 impl Magazine {
     /// How many slots the magazines of a class of `count` slots may hold each; 0: it has none.
     ///
-    /// An eighth of the class: what stands in magazines has to be fetched when it runs short.
+    /// A quarter of the class: what stands in magazines has to be fetched when it runs short.
     pub(crate) fn limit(count: usize) -> u32 {
-        let (least, share) = if cfg!(loom) { (6, 3) } else { (64, 8) };
+        let (least, share) = if cfg!(loom) { (6, 3) } else { (64, 4) };
         if count < least { 0 } else { (count / share).min(ITEMS) as u32 }
     }
 
@@ -155,9 +155,11 @@ impl Magazine {
             debug_assert_eq!(len, 0);
             let mut first = None;
             let mut len = 0;
+            let records = class.records();
             // Busy meanwhile, so that who finds the list empty and looks into the magazines waits
             // until the slots are here.
-            class.free().pop(class.records(), |record| {
+            class.free().pop(class.links(), |index| {
+                let record = &records[index as usize];
                 if first.is_none() {
                     first = Some(record);
                 } else {
@@ -221,7 +223,8 @@ impl Magazine {
             // SAFETY: they are records of `class`, to which the magazine belongs (invariant 1).
             let records = unsafe { self.items(kept..len as usize) };
             // There are no flags (invariant 3).
-            if class.free().push_all(records, bundle).is_err() {
+            let indices = records.map(Record::index);
+            if class.free().push_all(class.links(), indices, bundle).is_err() {
                 return (len, false);
             }
             // Relaxed: published with the length.

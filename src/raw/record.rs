@@ -2,10 +2,10 @@
 
 use std::ptr::NonNull;
 
-use super::{class::SizeClass, freelist::Link, slot::Slot};
+use super::{class::SizeClass, slot::Slot};
 use crate::sync::{AtomicUsize, Ordering};
 
-/// A slot's state, where it belongs, and its place in the free list while it is at home.
+/// A slot's state, and where it belongs.
 ///
 /// Each record has a cache line of its own: neighbours are with other threads.
 #[derive(Debug)]
@@ -14,9 +14,9 @@ pub(crate) struct Record {
     slot: Slot,
     class: NonNull<SizeClass>,
     memory: NonNull<u8>,
-    /// Bytes written of an exclusive buffer.
+    /// Bytes written of an exclusive buffer. 0 while the slot is Free: it is who sends a slot home that
+    /// sees to that, with the record at hand, which the next owner still has to fetch.
     len: AtomicUsize,
-    link: Link,
 }
 
 #[cfg(all(not(loom), target_pointer_width = "64"))]
@@ -31,7 +31,7 @@ unsafe impl Sync for Record {}
 impl Record {
     pub(crate) fn new(index: u32, class: NonNull<SizeClass>, memory: NonNull<u8>) -> Self {
         let len = AtomicUsize::new(0);
-        Self { slot: Slot::new(index), class, memory, len, link: Link::default() }
+        Self { slot: Slot::new(index), class, memory, len }
     }
 
     #[inline]
@@ -67,9 +67,5 @@ impl Record {
     pub(crate) fn set_len(&self, len: usize) {
         // Relaxed: as in `len`.
         self.len.store(len, Ordering::Relaxed);
-    }
-
-    pub(crate) fn link(&self) -> &Link {
-        &self.link
     }
 }

@@ -182,6 +182,7 @@ impl SlotRef {
                 if record.class() != class || !record.slot().try_recycle() {
                     return None;
                 }
+                record.set_len(0);
                 rest.next_back();
                 Some(at)
             });
@@ -198,6 +199,7 @@ impl SlotRef {
     /// Sends the slot, which is Free, home by this thread's magazine.
     #[inline]
     fn go_home(self) {
+        self.set_len(0);
         let (class, place) = (self.record().class(), self.class().place());
         if rack::with(place, |magazine| magazine.put(class, self.0).then_some(())).is_none() {
             self.go_elsewhere();
@@ -229,6 +231,7 @@ impl SlotRef {
         if !self.slot().try_recycle() {
             return Err(self);
         }
+        self.set_len(0);
         if !magazine.put(self.record().class(), self.0) {
             self.go_beyond(magazine);
         }
@@ -252,8 +255,9 @@ impl SlotRef {
         if own.is_some_and(|own| own.put(class, self.0) || own.spill(class, self.0)) {
             return;
         }
-        let record = self.record();
-        if self.class().free().push(record.index(), record.link()).is_err() {
+        let (class, index) = (self.class(), self.record().index());
+        let link = &class.links()[index as usize];
+        if class.free().push(index, link).is_err() {
             self.recycle_diverted();
         }
     }
