@@ -11,8 +11,8 @@ use std::{
 use pinbuf::{Fate, SendError, Sender, Ticket, wait_idle};
 
 use crate::common::{
-    after, again, assert_all_home, eventually, filled, option, pattern, plays, pool, set_option,
-    soon, zero_copy,
+    after, again, assert_all_home, duplicate, eventually, filled, option, pattern, plays, pool,
+    set_option, soon, unacked, zero_copy,
 };
 
 const LEN: usize = 64 << 10;
@@ -53,6 +53,7 @@ fn a_killed_peer_costs_no_slot_and_every_fate_is_known() {
     let pool = pool(LEN, 8 * COUNT);
     let adopt = || zero_copy().adopt(TcpStream::connect(&address).unwrap()).unwrap();
     let mut blocked = adopt();
+    let socket = duplicate(&blocked);
     let mut senders: Vec<_> = (1..COUNT).map(|_| adopt()).collect();
     let mut tickets: Vec<_> = senders.iter_mut().map(|sender| send(sender, &pool, 8)).collect();
     // One blocks in a send, larger than the socket takes, when the peer is killed.
@@ -61,7 +62,8 @@ fn a_killed_peer_costs_no_slot_and_every_fate_is_known() {
             let refused = blocked.send(pattern(32 << 20, 1));
             (blocked, refused.map_err(|error| error.map(drop)))
         });
-        thread::sleep(Duration::from_millis(300));
+        eventually("the send has begun", || unacked(&socket) > 0);
+        thread::sleep(Duration::from_millis(100));
         assert!(!sending.is_finished() && pool.stats().in_flight() > 2 * COUNT);
         peer.kill().unwrap();
         peer.wait().unwrap();

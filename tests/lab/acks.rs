@@ -222,7 +222,7 @@ fn a_limit_on_the_hold_ends_the_connection_though_nobody_drives_and_not_before()
         let (near, _peer) = FakePeer::connect();
         let mut control = Loop::over(near, Rule::Sent);
         send_all(&mut control);
-        assert!(held(Instant::now(), || control.reuse()) < limit);
+        assert!(!control.reuse().is_empty(), "at once");
         Ok(())
     });
 }
