@@ -320,3 +320,15 @@ fn a_refused_sender_still_asks_for_room_when_others_have_driven_it() {
     sender.reap().unwrap();
     assert!(!sender.interest().writable);
 }
+
+/// There is never news of it: the first send fills the socket, and the peer reads nothing.
+#[test]
+fn a_limit_on_the_hold_is_kept_for_a_socket_that_is_full_from_the_first_send() {
+    let (near, _far) = pair_at("127.0.0.1:0", TIGHT);
+    let pool = pool(4 << 20, 1);
+    let limit = Duration::from_millis(200);
+    let mut sender = common::zero_copy().max_hold(limit).adopt(near).unwrap();
+    let ticket = sender.try_send(filled(pool.alloc(1).unwrap(), 4 << 20, 0)).unwrap();
+    eventually("it is given up", || sender.fate(ticket).is_some());
+    comes_home(&pool);
+}
