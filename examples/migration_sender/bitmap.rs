@@ -9,10 +9,12 @@
 //! So every chunk has a bit in a summary, and each pump harvests its own chunks while it sends them:
 //! before the first page of the last round a pump looks at 64 KiB at most.
 
-use std::{
-    iter,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use std::iter;
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[cfg(loom)] // A model of it is in `loom-tests`.
+use loom::sync::atomic::{AtomicU64, Ordering};
 
 use crate::protocol::{CHUNK, PAGE, Run, channel_of};
 
@@ -140,7 +142,7 @@ fn bits(mut word: u64) -> impl Iterator<Item = usize> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::{
         thread,
