@@ -103,7 +103,7 @@ impl PinnedBuf {
     #[inline]
     pub fn recycle_all(bufs: &mut Vec<Self>) {
         loop {
-            SlotRef::recycle_last(bufs, |buf| Some(&buf.slot));
+            SlotRef::recycle_last(bufs, |buf| &buf.slot);
             // What the magazine does not take.
             let Some(buf) = bufs.pop() else { return };
             drop(buf);

@@ -55,13 +55,6 @@ impl Payload {
             _ => None,
         }
     }
-
-    /// Drops the last of `payloads`, and with it those in front of it that are slots of the same class.
-    pub(crate) fn drop_last(payloads: &mut Vec<Self>) {
-        SlotRef::recycle_last(payloads, Self::slot);
-        // What the magazine does not take.
-        drop(payloads.pop());
-    }
 }
 
 mod sealed {
@@ -303,6 +296,22 @@ impl Lease {
         let replaced = Custody::Replaced(payload.replace_pages()?);
         match self.custody.replace(replaced) {
             Some(Custody::Payload(payload)) => Some(payload),
+            _ => unreachable!("as just seen"),
+        }
+    }
+
+    /// As [`release`](Self::release), for the usual lease: what is one word is moved as one. `None`, and
+    /// nothing has happened, for another.
+    #[inline(always)]
+    pub(crate) fn release_buf(&mut self) -> Option<PinnedBuf> {
+        if self.quarantined || !matches!(self.payload(), Some(Payload::Pinned(_))) {
+            return None;
+        }
+        match self.custody.take() {
+            Some(Custody::Payload(Payload::Pinned(buf))) => {
+                buf.slot().slot().end_lease();
+                Some(buf)
+            }
             _ => unreachable!("as just seen"),
         }
     }

@@ -161,6 +161,13 @@ impl<T> CompletionTracker<T> {
         (self.next - self.ring_base - self.holes) as usize + self.stragglers.len()
     }
 
+    /// Whether there is none.
+    #[inline]
+    pub fn is_idle(&self) -> bool {
+        // Invariant 2.
+        self.ring_base == self.next && self.stragglers.is_empty()
+    }
+
     /// Number of leases entered and not yet given back.
     pub fn leases(&self) -> usize {
         // No counter of its own, which every send would have to change twice.

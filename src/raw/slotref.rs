@@ -167,16 +167,16 @@ impl SlotRef {
         self.go_home();
     }
 
-    /// Recycles those of the last buffers in a row that are slots of one class and alone, as far as
-    /// the thread's magazine has room for them.
+    /// Recycles those of the last buffers in a row that are of one class and alone, as far as the
+    /// thread's magazine has room for them.
     #[inline]
-    pub(crate) fn recycle_last<T>(bufs: &mut Vec<T>, slot: impl Fn(&T) -> Option<&SlotRef>) {
-        let Some(last) = bufs.last().and_then(&slot) else { return };
-        let class = last.record().class();
+    pub(crate) fn recycle_last<T>(bufs: &mut Vec<T>, slot: impl Fn(&T) -> &SlotRef) {
+        let Some(last) = bufs.last() else { return };
+        let class = slot(last).record().class();
         let mut rest = bufs.iter();
-        rack::with(last.class().place(), |magazine| {
+        rack::with(slot(last).class().place(), |magazine| {
             magazine.put_many(class, || {
-                let &Self(at) = slot(rest.as_slice().last()?)?;
+                let &Self(at) = slot(rest.as_slice().last()?);
                 // SAFETY: the slot is out (invariant 1).
                 let record = unsafe { at.as_ref() };
                 if record.class() != class || !record.slot().try_recycle() {

@@ -18,7 +18,6 @@ use super::{
 use crate::{
     error::{CopyReason, OsError},
     id::{NotificationId, Ticket},
-    lease::Payload,
     panics::Panics,
     raw::Reclaim,
     sync::{Arc, lock, try_lock},
@@ -99,13 +98,9 @@ impl<K: Kernel> Core<K> {
         let woken = in_flight.take_woken();
         drop(in_flight);
         let mut panics = Panics::default();
-        while !settled.is_empty() {
-            panics.catch(|| Payload::drop_last(&mut settled));
-        }
+        settled.drop_all(&mut panics);
         let mut in_flight = lock(&self.in_flight);
-        if in_flight.done.settled.capacity() == 0 {
-            in_flight.done.settled = settled;
-        }
+        in_flight.done.settled.put_back(settled);
         in_flight.done.dropping -= 1;
         if rouses {
             in_flight.rouse_sleepers();

@@ -14,6 +14,7 @@ use super::{
     ledger::{Fate, Ledger},
     rare::{Extras, Rare},
     route::Route,
+    settled::Settled,
     window::MemlockBudget,
 };
 use crate::{
@@ -55,8 +56,7 @@ pub(super) struct InFlight {
 pub(super) struct Done {
     pub(super) ledger: Ledger,
     pub(super) stats: Counts,
-    /// Payloads to be dropped, once no lock is held.
-    pub(super) settled: Vec<Payload>,
+    pub(super) settled: Settled,
     /// How many threads are dropping some at this moment.
     pub(super) dropping: u32,
     pub(super) extras: Rare<Extras>,
@@ -111,7 +111,7 @@ impl InFlight {
             done: Done {
                 ledger: Ledger::default(),
                 stats: Counts::default(),
-                settled: Vec::new(),
+                settled: Settled::default(),
                 dropping: 0,
                 extras: Rare::default(),
                 news: false,
@@ -151,8 +151,8 @@ impl InFlight {
         bytes: usize,
     ) -> (LeaseKey, bool, Option<NotificationId>) {
         let awaited = self.make_room(&buf);
-        let is_first = self.tracker.outstanding() == 0;
-        let lease = || Lease::new(buf, ticket, 1);
+        let is_first = self.tracker.is_idle();
+        let lease = move || Lease::new(buf, ticket, 1);
         let (key, id) = self.tracker.insert_issued(lease, call_bytes(bytes));
         match id {
             Some(id) => self.began(kernel, id, is_first, bytes),
@@ -228,7 +228,7 @@ impl InFlight {
         kernel: &impl Kernel,
         call: Call<'_>,
     ) -> Option<NotificationId> {
-        let is_first = self.tracker.outstanding() == 0;
+        let is_first = self.tracker.is_idle();
         let id = self.tracker.issue(call.keys, call_bytes(call.bytes))?;
         for key in call.keys {
             self.tracker.get_mut(*key).offers += 1;
@@ -551,9 +551,10 @@ impl Done {
     }
 
     /// Ends [`hold`](Self::hold).
-    #[cold]
     fn let_go(&mut self, payload: &Payload) {
-        if let Some(held) = self.held_of(payload) {
+        if !self.extras.held.is_empty()
+            && let Some(held) = self.held_of(payload)
+        {
             *held -= 1;
         }
     }
@@ -581,19 +582,32 @@ impl Done {
 
     /// A lease has lost its last hold.
     #[inline(always)]
-    fn finish(&mut self, lease: Lease, copied: bool) {
+    fn finish(&mut self, mut lease: Lease, copied: bool) {
+        self.ledger.released(lease.ticket, copied || lease.copied);
+        if self.drops_at_once()
+            && let Some(buf) = lease.release_buf()
+        {
+            self.settled.push_buf(buf);
+            // It has nothing left for its drop to keep.
+            return mem::forget(lease);
+        }
+        self.finish_other(lease);
+    }
+
+    /// Whether nobody wants payloads back or counts them.
+    #[inline]
+    fn drops_at_once(&self) -> bool {
+        self.hand_back == HandBack::Recycle
+            && self.extras.get().is_none_or(|extras| extras.held.is_empty())
+    }
+
+    #[inline(never)]
+    fn finish_other(&mut self, lease: Lease) {
         let ticket = lease.ticket;
-        self.ledger.released(ticket, copied || lease.copied);
         // Without a payload only its former pages were waited for.
         let Some(payload) = lease.release() else { return };
-        if self.extras.get().is_some_and(|extras| !extras.held.is_empty()) {
-            self.let_go(&payload);
-        }
+        self.let_go(&payload);
         if let Some(payload) = self.hand_back(payload, ticket) {
-            if self.settled.capacity() == 0 {
-                // A sender that is hardly used has one at a time.
-                self.settled.reserve_exact(1);
-            }
             self.settled.push(payload);
         }
     }

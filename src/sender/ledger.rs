@@ -1,6 +1,6 @@
 //! What became of every send: tickets to fates.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, mem};
 
 use super::rare::{Empty, Rare};
 use crate::{error::OsError, id::Ticket};
@@ -87,15 +87,19 @@ impl Ledger {
     #[inline(always)]
     pub(crate) fn open(&mut self, leases: u32, copied: bool) -> u64 {
         let sequence = self.next;
-        if sequence - self.first == self.recent.len() as u64 {
-            if self.recent.len() < HISTORY {
-                self.grow();
-            } else {
-                self.forget();
-            }
+        let mut forgets = sequence - self.first == self.recent.len() as u64;
+        if forgets && self.recent.len() < HISTORY {
+            self.grow();
+            forgets = false;
         }
         let place = self.place(sequence);
-        self.recent[place] = Open { leases, copied };
+        let oldest = mem::replace(&mut self.recent[place], Open { leases, copied });
+        if forgets {
+            if oldest.leases > 0 {
+                self.put_by(oldest);
+            }
+            self.first += 1;
+        }
         self.next += 1;
         sequence
     }
@@ -110,14 +114,10 @@ impl Ledger {
         self.recent = recent;
     }
 
-    /// Lets the oldest go of the history.
-    #[inline(always)]
-    fn forget(&mut self) {
-        let open = self.recent[self.place(self.first)];
-        if open.leases > 0 {
-            self.exceptions.late.insert(self.first, open);
-        }
-        self.first += 1;
+    /// Keeps the oldest beside the history.
+    #[cold]
+    fn put_by(&mut self, oldest: Open) {
+        self.exceptions.late.insert(self.first, oldest);
     }
 
     #[inline]

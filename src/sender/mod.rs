@@ -34,6 +34,7 @@ mod ledger;
 mod outbox;
 mod rare;
 mod route;
+mod settled;
 mod split;
 #[cfg(all(test, not(loom)))]
 mod tests;
