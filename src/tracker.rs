@@ -117,6 +117,15 @@ impl<T> Place<T> {
         self.lease.is_none() && self.head == NONE
     }
 
+    /// Puts the only lease here; the place is vacant.
+    #[inline(always)]
+    fn put(&mut self, lease: T) {
+        let vacant = self.lease.replace(lease);
+        debug_assert!(vacant.is_none());
+        // Nothing to drop, which the compiler cannot know.
+        mem::forget(vacant);
+    }
+
     fn take(&mut self) -> Self {
         mem::replace(self, Self::VACANT)
     }
@@ -190,16 +199,15 @@ impl<T> CompletionTracker<T> {
     }
 
     /// As [`insert`](Self::insert), for a lease that is made where it is to lie.
+    ///
+    /// No function out of line is passed `lease`: for that it would lie in memory before.
     #[inline(always)]
     pub fn insert_with(&mut self, lease: impl FnOnce() -> T) -> LeaseKey {
-        if self.alone != NOBODY || self.next >= self.limit && !self.make_room() {
-            return self.insert_in_table(lease);
+        if !self.has_place() {
+            return self.insert_in_table(lease());
         }
+        self.place_mut(self.next).put(lease());
         self.alone = self.next;
-        let vacant = self.place_mut(self.next).lease.replace(lease());
-        debug_assert!(vacant.is_none(), "invariant 2");
-        // Nothing to drop, which the compiler cannot know.
-        mem::forget(vacant);
         ALONE
     }
 
@@ -210,19 +218,38 @@ impl<T> CompletionTracker<T> {
         lease: impl FnOnce() -> T,
         bytes: u32,
     ) -> (LeaseKey, Option<NotificationId>) {
-        let id = self.next;
-        let key = self.insert_with(lease);
-        if self.alone != id {
-            return (key, self.issue_run(&[key], bytes));
+        if !self.has_place() {
+            return self.insert_issued_in_table(lease(), bytes);
         }
-        self.place_mut(id).bytes = bytes;
+        let id = self.next;
+        let place = self.place_mut(id);
+        place.put(lease());
+        place.bytes = bytes;
+        self.alone = id;
         self.next += 1;
-        (key, Some(NotificationId(id)))
+        (ALONE, Some(NotificationId(id)))
+    }
+
+    /// Whether the place of the next id can take a lease.
+    #[inline(always)]
+    fn has_place(&mut self) -> bool {
+        self.alone == NOBODY && (self.next < self.limit || self.make_room())
     }
 
     #[cold]
-    fn insert_in_table(&mut self, lease: impl FnOnce() -> T) -> LeaseKey {
-        LeaseKey(self.table.insert(lease(), 1))
+    #[inline(never)]
+    fn insert_issued_in_table(
+        &mut self,
+        lease: T,
+        bytes: u32,
+    ) -> (LeaseKey, Option<NotificationId>) {
+        let key = self.insert_in_table(lease);
+        (key, self.issue_run(&[key], bytes))
+    }
+
+    #[cold]
+    fn insert_in_table(&mut self, lease: T) -> LeaseKey {
+        LeaseKey(self.table.insert(lease, 1))
     }
 
     /// The lease under `key`, to be changed.

@@ -60,8 +60,8 @@ impl Tracker for CompletionTracker<Lease> {
 
     #[inline(always)]
     fn issue(&mut self, _: u32, lease: Lease) {
-        let key = self.insert(lease);
-        Self::issue(self, &[key], BYTES).expect("no straggler is that old");
+        let (key, id) = self.insert_issued(|| lease, BYTES);
+        assert!(id.is_some(), "no straggler is that old");
         assert!(self.settle(key).is_none(), "its id holds it");
     }
 
