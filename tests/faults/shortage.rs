@@ -62,6 +62,8 @@ fn a_reaper_that_starts_late_serves_those_that_were_dropped_before() {
     });
 }
 
+/// A wait that cannot have edges goes by levels. Where that is an error, the send is cut short by
+/// `EMFILE`.
 #[test]
 fn sends_and_waits_need_no_descriptor() {
     alone(|| {
