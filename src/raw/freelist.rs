@@ -112,32 +112,33 @@ impl FreeList {
     /// empty.
     #[inline]
     pub(crate) fn pop(&self, links: &[Link], take: impl FnMut(u32)) -> bool {
-        let popped = self.detach(links, |_| true);
-        popped.map(|first| unpack(links, first, take)).is_ok()
+        let popped = self.detach(links, |top, _| Some(Bundle::look(links, top)));
+        popped.map(|bundle| bundle.unpack(links, take)).is_ok()
     }
 
     /// Takes the slot on top, unless it is one of a bundle.
     #[inline]
     pub(crate) fn pop_single(&self, links: &[Link]) -> Result<u32, Unpopped> {
-        self.detach(links, |followers| followers == 0)
+        self.detach(links, |top, followers| (followers == 0).then_some(top))
     }
 
-    /// Takes the bundle on top, if its first slot's number of followers is `wanted`, and answers that
-    /// slot.
+    /// Takes the bundle on top, if `look` makes something of its first slot and its number of followers.
     #[inline]
-    fn detach(&self, links: &[Link], wanted: impl Fn(usize) -> bool) -> Result<u32, Unpopped> {
+    fn detach<R>(
+        &self,
+        links: &[Link],
+        look: impl Fn(u32, usize) -> Option<R>,
+    ) -> Result<R, Unpopped> {
         // Acquire: partner of the Release in `push_chain`; makes the links below and the slots'
         // contents visible. Pushes and pops in between continue the release sequence.
         let mut head = self.head.load(Ordering::Acquire);
         loop {
-            // If the slot was popped since, its link may be any, and the exchange fails by
-            // invariant 2.
+            // If the slot was popped since, what its link and those of its followers say may be
+            // anything, and the exchange fails by invariant 2.
             let top = index(head);
             let link = links.get(top as usize).ok_or(Unpopped::Empty)?;
             let (next, followers) = link.read();
-            if !wanted(followers) {
-                return Err(Unpopped::Bundle);
-            }
+            let looked = look(top, followers).ok_or(Unpopped::Bundle)?;
             let popped = (head & !INDEX_MASK).wrapping_add(TAG) | u64::from(next);
             // Relaxed (success): the value is the one that the Acquire load read, by invariant 2
             // from the same write. Acquire (failure): as the load above.
@@ -147,7 +148,7 @@ impl FreeList {
                 Ordering::Relaxed,
                 Ordering::Acquire,
             ) {
-                Ok(_) => return Ok(top),
+                Ok(_) => return Ok(looked),
                 Err(now) => head = now,
             }
         }
@@ -261,23 +262,41 @@ fn walk(links: &[Link], first: u32, mut visit: impl FnMut(u32)) {
     let mut at = first;
     for _ in 0..=links.len() {
         let Some(link) = links.get(at as usize) else { break };
-        unpack(links, at, &mut visit);
+        Bundle::look(links, at).unpack(links, &mut visit);
         (at, _) = link.read();
     }
 }
 
-/// Visits the slots of one bundle.
-#[inline]
-fn unpack(links: &[Link], first: u32, mut visit: impl FnMut(u32)) {
-    let named = |slot: u32| {
-        let link = &links[slot as usize];
-        let (_, followers) = link.read();
-        link.followers(followers)
-    };
-    visit(first);
-    for follower in named(first) {
-        visit(follower);
-        named(follower).for_each(&mut visit);
+/// What the first links of a bundle say.
+struct Bundle {
+    first: u32,
+    count: usize,
+    /// The followers, and how many others each of them names.
+    followers: [(u32, usize); FOLLOWERS],
+}
+
+impl Bundle {
+    /// Asks for all cache lines at once: nothing here depends on what the followers' say. Nor need the
+    /// bundle be the caller's yet, so that taking it and this go on at the same time.
+    #[inline]
+    fn look(links: &[Link], first: u32) -> Self {
+        let link = &links[first as usize];
+        let (_, count) = link.read();
+        let mut followers = [(0, 0); FOLLOWERS];
+        for (place, follower) in followers.iter_mut().zip(link.followers(count)) {
+            *place = (follower, links[follower as usize].read().1);
+        }
+        Self { first, count, followers }
+    }
+
+    /// Visits the slots.
+    #[inline]
+    fn unpack(self, links: &[Link], mut visit: impl FnMut(u32)) {
+        visit(self.first);
+        for (follower, named) in self.followers.into_iter().take(self.count) {
+            visit(follower);
+            links[follower as usize].followers(named).for_each(&mut visit);
+        }
     }
 }
 
