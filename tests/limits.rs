@@ -18,7 +18,7 @@ use std::{
 use common::{
     STALLED, TIGHT, again, assert_all_home, become_ordinary, corrupt, enable_zerocopy, filled,
     limit_memlock, must_succeed, network_namespace, pair_at, pattern, plays, pool,
-    process::cpu_time, raise_loopback, reader, send_static, skip, soon,
+    process::cpu_time, raise_loopback, reader, send_static, skip, soon, turn,
 };
 use pinbuf::{Fate, Sender, SenderStats};
 
@@ -85,7 +85,13 @@ fn sustained(mut sender: Sender<TcpStream>, mut far: TcpStream) -> SenderStats {
 }
 
 fn in_a_process(test: &str, part: &str) {
-    must_succeed(again(&[], test, part));
+    run_in_turn(again(&[], test, part));
+}
+
+/// The processes of an ordinary user share what may be locked, so there is one at a time.
+fn run_in_turn(test: Command) {
+    let _turn = turn();
+    must_succeed(test);
 }
 
 #[test]
@@ -218,7 +224,7 @@ fn with_optmem(test: &str, bytes: u32) -> bool {
     }
     let script = format!("echo {bytes} > {OPTMEM} && exec \"$0\" \"$@\"");
     let through: Vec<_> = way.iter().copied().chain(["sh", "-c", &script]).collect();
-    must_succeed(again(&through, test, "optmem"));
+    run_in_turn(again(&through, test, "optmem"));
     false
 }
 

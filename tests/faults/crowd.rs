@@ -66,6 +66,8 @@ fn load(
         sender.try_send(shared.slice(..1 + random() as usize % LEN)).unwrap();
     }
     if random().is_multiple_of(20) {
+        // Else this alone could make TCP short of memory, for all programs of the machine.
+        set_option(sender.get_ref(), libc::SOL_SOCKET, libc::SO_SNDBUF, &SMALL);
         sender.try_send(&REST[..]).unwrap();
     }
 }

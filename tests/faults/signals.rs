@@ -57,8 +57,8 @@ fn under_fire<T>(target: libc::pid_t, body: impl FnOnce() -> T) -> T {
         over.store(true, Ordering::Relaxed);
         let result = result.unwrap_or_else(|panic| panic::resume_unwind(panic));
         let came = SIGNALS.load(Ordering::Relaxed) - before;
-        // Some hundreds, where the machine has nothing else to do.
-        assert!(came > 10, "{came} signals: the test shows nothing");
+        // Some hundreds, where the machine has nothing else to do; one shows a wait that it ends.
+        assert!(came > 2, "{came} signals: the test shows nothing");
         result
     })
 }

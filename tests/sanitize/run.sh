@@ -6,8 +6,8 @@
 #   thread   data races
 #
 # Needs the stable toolchain, which is told to take the flags of a nightly one, and for `thread` its
-# component rust-src. Leaks that are no fault are in leaks.txt beside this file, with the reason for
-# each; no race is suppressed. Tests that are left out are named below, with the reason too.
+# component rust-src. Leaks that are no fault are in leaks.txt beside this file and races in races.txt,
+# with the reason for each. Tests that are left out are named below, with the reason too.
 set -u -o pipefail
 cd "$(dirname "$0")/../.." || exit 1
 kind=${1:-address}
@@ -38,9 +38,12 @@ case $kind in
     [ -d "$(rustc --print sysroot)/lib/rustlib/src/rust/library" ] ||
       { echo "the source of the standard library is missing: rustup component add rust-src" >&2; exit 1; }
     build+=(-Zbuild-std)
-    export TSAN_OPTIONS=history_size=4
+    export TSAN_OPTIONS=history_size=4:suppressions=$here/races.txt
     # The sanitizer has no threads in a child that was forked from several.
-    leave_out+=(--skip a_child_has_a_library_of_its_own)
+    leave_out+=(
+      --skip a_child_has_a_library_of_its_own
+      --skip a_child_finds_no_slot_in_its_parents_magazines
+    )
     ;;
   *)
     echo "usage: $0 [address|leak|thread] [CARGO TEST ARGUMENTS...]" >&2
