@@ -64,14 +64,16 @@ impl RawPool {
         self.id
     }
 
-    /// Enters someone who holds slots of this pool in flight. Once is enough; that the pool
-    /// forgets it when it is dropped goes without saying.
+    /// Enters someone who holds slots of this pool in flight. Once is enough, and more often does no
+    /// harm; that the pool forgets it when it is dropped goes without saying.
     ///
     /// Look at [`has_waiters`](Self::has_waiters) afterwards.
     pub fn register(&self, reclaim: Weak<dyn Reclaim>) {
         let mut registered = lock(&self.reclaim);
         if registered.len() == registered.capacity() {
             registered.retain(|known| known.strong_count() > 0);
+            registered.sort_unstable_by_key(|known| known.as_ptr().addr());
+            registered.dedup_by(|one, other| one.ptr_eq(other));
         }
         registered.push(reclaim);
     }
@@ -404,10 +406,10 @@ mod tests {
     }
 
     #[test]
-    fn the_pool_forgets_holders_that_are_gone() {
-        struct Nobody;
+    fn the_pool_forgets_holders_that_are_gone_and_knows_the_others_once() {
+        struct Holder(#[expect(dead_code, reason = "so that each lies at a place of its own")] u8);
 
-        impl Reclaim for Nobody {
+        impl Reclaim for Holder {
             fn drive(&self) {}
 
             fn watch(self: Arc<Self>) -> bool {
@@ -417,14 +419,20 @@ mod tests {
 
         let options = Options { classes: vec![(64, 1)], ..Options::default() };
         let pool = PoolHandle::build(options).unwrap();
-        let kept = Arc::new(Nobody);
+        let kept = [(); 2].map(|()| Arc::new(Holder(0)));
         for _ in 0..1000 {
-            pool.register(Weak::<Nobody>::new());
+            pool.register(Weak::<Holder>::new());
+            for holder in &kept {
+                let holder: Weak<Holder> = Arc::downgrade(holder);
+                pool.register(holder);
+            }
         }
-        let weak: Weak<Nobody> = Arc::downgrade(&kept);
-        pool.register(weak);
         assert!(lock(&pool.reclaim).len() < 10);
-        assert_eq!(pool.reclaimers().len(), 1);
+        let mut known: Vec<_> =
+            pool.reclaimers().iter().map(|known| Arc::as_ptr(known).addr()).collect();
+        known.sort_unstable();
+        known.dedup();
+        assert_eq!(known.len(), 2);
     }
 
     #[test]

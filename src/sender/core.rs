@@ -46,12 +46,15 @@ pub struct Core<K: Kernel> {
     pub(super) owners: AtomicUsize,
 }
 
+/// Pools that a sender remembers having made itself known to.
+pub(super) const POOLS: usize = 8;
+
 /// What is to be sent.
 pub(super) struct Send {
     /// What a send of one buffer that the socket takes whole has no need of.
     pub(super) outbox: Rare<Outbox>,
     pub(super) calls: Calls,
-    /// Pools that know this sender.
+    /// Pools that know this sender, the last few.
     pub(super) pools: Vec<u64>,
 }
 
@@ -368,6 +371,10 @@ impl<K: Kernel> Core<K> {
     #[cold]
     fn register_with(self: &Arc<Self>, send: &mut Send, pool: &RawPool) {
         if !send.pools.contains(&pool.id()) {
+            // One that is forgotten here goes on knowing, and is told again by the next buffer.
+            if send.pools.len() == POOLS {
+                send.pools.remove(0);
+            }
             send.pools.reserve_exact(1);
             send.pools.push(pool.id());
             let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(self);

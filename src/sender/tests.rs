@@ -13,14 +13,14 @@ use std::{
 
 use super::{
     Config,
-    core::Core,
+    core::{Core, POOLS},
     fake::{
         Answer::{self, Fail, Part},
         FakeKernel,
     },
     transport::Transport,
 };
-use crate::{Backing, Fate, Pages, PinnedBuf, Pool, SendError, raw::Reclaim};
+use crate::{Backing, Fate, Pages, PinnedBuf, Pool, SendError, raw::Reclaim, sync::lock};
 
 /// Of Linux.
 const EAGAIN: i32 = 11;
@@ -290,4 +290,20 @@ fn a_blocking_send_that_cannot_wait_for_room_cuts_its_rest_short() {
         let fate = sender.fate(ticket);
         assert!(matches!(fate, Some(Fate::Truncated { accepted: 1000, .. })), "{fate:?}");
     });
+}
+
+#[test]
+fn a_sender_remembers_a_few_pools_and_is_known_to_all() {
+    let kernel = FakeKernel::new(Transport::Stream, Answer::Note(false));
+    let sender = kernel.sender(config());
+    let pools = [(); 2 * POOLS].map(|()| pool());
+    for _ in 0..100 {
+        for pool in &pools {
+            sender.try_send(filled(pool)).unwrap();
+            sender.drive();
+        }
+    }
+    assert_eq!(lock(&sender.send).pools.len(), POOLS);
+    // Told again and again, each pool knows the one sender a few times at most.
+    assert!(pools.iter().all(|pool| (1..10).contains(&pool.raw().reclaimers().len())));
 }
