@@ -311,12 +311,21 @@ proptest! {
                     model.entered += count as u64;
                 }
                 Step::Call { run, bytes, whole, part, early } => {
+                    let mut at_once = None;
+                    if model.unsettled.is_empty() {
+                        let lease = model.entered;
+                        let (key, id) = tracker.insert_issued(|| lease, bytes);
+                        prop_assert_eq!(*tracker.get_mut(key), lease);
+                        model.unsettled.push_back((lease, key));
+                        model.entered += 1;
+                        at_once = Some(id);
+                    }
                     // The rest of what was sent in part goes alone.
                     let run = if model.part_sent { 1 } else { run.min(model.unsettled.len()) };
                     let (names, keys): (Vec<_>, Vec<_>) =
                         model.unsettled.iter().take(run).copied().unzip();
-                    if run == 0 { continue }
-                    let Some(id) = tracker.issue(&keys, bytes) else {
+                    let id = at_once.unwrap_or_else(|| tracker.issue(&keys, bytes));
+                    let Some(id) = id else {
                         let most = window.min(MAX_STRAGGLERS);
                         prop_assert_eq!(tracker.footprint().1, most, "only then");
                         continue;
