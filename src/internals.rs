@@ -11,14 +11,13 @@ pub use crate::{
     sender::{
         Config,
         core::Core,
-        kernel::{Interest, Kernel},
+        kernel::{Edges, Interest, Kernel},
         transport::Transport,
         window::MemlockBudget,
     },
     sync::mutex::Mutex,
     sys::{
         Batch, Record,
-        epoll::EdgeWait,
         socket::{IoVec, Ready, SendFlags},
     },
     tracker::{CompletionTracker, LeaseKey, UnknownIds},

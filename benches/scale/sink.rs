@@ -11,8 +11,8 @@ use std::{
 
 use pinbuf::{
     __internals::{
-        Batch, Config, Core, EdgeWait, Interest, IoVec, Kernel, MemlockBudget, Ready, Reclaim,
-        Record, SendFlags, Token,
+        Batch, Config, Core, Edges, Interest, IoVec, Kernel, MemlockBudget, Ready, Reclaim, Record,
+        SendFlags, Token,
     },
     NotificationId, Pool,
 };
@@ -86,11 +86,11 @@ impl Kernel for Sink {
         Ok(Batch { messages, truncated: false, drained: true })
     }
 
-    fn wait(&self, _: Interest, _: Option<Duration>, _: Option<&EdgeWait>) -> io::Result<Ready> {
+    fn wait(&self, _: Interest, _: Option<Duration>) -> io::Result<Ready> {
         Ok(Ready::default())
     }
 
-    fn edges(&self, _: Interest) -> io::Result<Option<EdgeWait>> {
+    fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
         Ok(None)
     }
 

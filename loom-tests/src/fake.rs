@@ -13,8 +13,8 @@ use std::{
 
 use pinbuf::{
     __internals::{
-        Batch, Config, Core, EdgeWait, Interest, IoVec, Kernel, MemlockBudget, Ready, Reclaim,
-        Record, SendFlags, Token, Transport,
+        Batch, Config, Core, Edges, Interest, IoVec, Kernel, MemlockBudget, Ready, Reclaim, Record,
+        SendFlags, Token, Transport,
     },
     NotificationId, PinnedBuf, Pool, Ticket,
 };
@@ -80,7 +80,7 @@ struct State {
     queued_below: bool,
     care: Option<Care>,
     /// Those who sleep until there is news.
-    sleepers: Vec<Edges>,
+    sleepers: Vec<Arc<dyn Edges>>,
 }
 
 /// In what way the reaper has the sender in its care.
@@ -317,20 +317,17 @@ impl Kernel for FakeKernel {
         Ok(Batch { messages, truncated: false, drained: true })
     }
 
-    fn wait(
-        &self,
-        _: Interest,
-        _: Option<Duration>,
-        edges: Option<&EdgeWait>,
-    ) -> io::Result<Ready> {
-        sleep(edges)
+    /// Of no model, which waits by edges.
+    fn wait(&self, _: Interest, _: Option<Duration>) -> io::Result<Ready> {
+        std::thread::yield_now();
+        Ok(Ready { error: true, ..Ready::default() })
     }
 
     /// The present state is news to a real one; here it has to be looked at without.
-    fn edges(&self, _: Interest) -> io::Result<Option<EdgeWait>> {
-        let (edges, wait) = edges();
-        self.with(|state| state.sleepers.extend(edges));
-        Ok(wait)
+    fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
+        let edges = edges();
+        self.with(|state| state.sleepers.extend(edges.clone()));
+        Ok(edges)
     }
 
     fn optmem(&self) -> io::Result<u32> {
@@ -382,43 +379,35 @@ impl Kernel for FakeKernel {
     }
 }
 
-/// A thread that sleeps until there is news, for who brings it.
 #[cfg(loom)]
-type Edges = EdgeWait;
+fn edges() -> Option<Arc<dyn Edges>> {
+    /// A thread that sleeps until there is news.
+    struct Sleeper(loom::sync::Notify);
+
+    impl Edges for Sleeper {
+        /// However long: nobody is to be saved by a time that is up.
+        fn wait(&self, _: Option<Duration>) -> io::Result<Ready> {
+            self.0.wait();
+            Ok(Ready { error: true, ..Ready::default() })
+        }
+
+        fn rouse(&self) -> io::Result<()> {
+            self.0.notify();
+            Ok(())
+        }
+    }
+
+    Some(Arc::new(Sleeper(loom::sync::Notify::new())))
+}
+
+/// Threads look again and again.
 #[cfg(not(loom))]
-type Edges = std::convert::Infallible;
-
-#[cfg(loom)]
-fn edges() -> (Option<Edges>, Option<EdgeWait>) {
-    let edges = EdgeWait::modelled();
-    (Some(edges.clone()), Some(edges))
+fn edges() -> Option<Arc<dyn Edges>> {
+    None
 }
 
-/// Real ones need a real socket.
-#[cfg(not(loom))]
-fn edges() -> (Option<Edges>, Option<EdgeWait>) {
-    (None, None)
-}
-
-#[cfg(loom)]
-fn sleep(edges: Option<&EdgeWait>) -> io::Result<Ready> {
-    edges.expect("models wait by edges").wait(None)
-}
-
-#[cfg(not(loom))]
-fn sleep(_: Option<&EdgeWait>) -> io::Result<Ready> {
-    std::thread::yield_now();
-    Ok(Ready { error: true, ..Ready::default() })
-}
-
-#[cfg(loom)]
-fn rouse(edges: &Edges) {
-    edges.rouse().unwrap();
-}
-
-#[cfg(not(loom))]
-fn rouse(edges: &Edges) {
-    match *edges {}
+fn rouse(sleeper: &Arc<dyn Edges>) {
+    sleeper.rouse().unwrap();
 }
 
 static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();

@@ -9,7 +9,7 @@ use std::{
 use super::{
     Config,
     core::Core,
-    kernel::{Interest, Kernel},
+    kernel::{Edges, Interest, Kernel},
     transport::Transport,
     window::MemlockBudget,
 };
@@ -20,7 +20,6 @@ use crate::{
     sync::{Arc, Mutex, Weak, lock, yield_now},
     sys::{
         Batch, Record,
-        epoll::EdgeWait,
         socket::{IoVec, Ready, SendFlags},
     },
 };
@@ -190,12 +189,12 @@ impl Kernel for FakeKernel {
         Ok(Batch { messages, truncated: false, drained: true })
     }
 
-    fn wait(&self, _: Interest, _: Option<Duration>, _: Option<&EdgeWait>) -> io::Result<Ready> {
+    fn wait(&self, _: Interest, _: Option<Duration>) -> io::Result<Ready> {
         yield_now();
         Ok(Ready::default())
     }
 
-    fn edges(&self, _: Interest) -> io::Result<Option<EdgeWait>> {
+    fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
         Ok(None)
     }
 

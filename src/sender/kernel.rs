@@ -35,6 +35,25 @@ pub struct Interest {
     pub released: bool,
 }
 
+/// Waits for changes of one socket. The first wait reports its present state, each later one what is
+/// new, though nobody was waiting when it came.
+pub trait Edges: Send + Sync {
+    /// Waits for news, for `timeout` at most.
+    fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready>;
+    /// Ends the wait of another thread, or its next one, with nothing ready.
+    fn rouse(&self) -> io::Result<()>;
+}
+
+impl Edges for EdgeWait {
+    fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready> {
+        Self::wait(self, timeout)
+    }
+
+    fn rouse(&self) -> io::Result<()> {
+        Self::rouse(self)
+    }
+}
+
 /// What the sender asks of the kernel about one socket. Simulations and models implement it too.
 pub trait Kernel: Send + Sync + 'static {
     /// What it makes of the sends it is given.
@@ -45,15 +64,10 @@ pub trait Kernel: Send + Sync + 'static {
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize>;
     /// Reads one batch of the error queue, without blocking.
     fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch>;
-    /// Waits for an interest, for `timeout` at most; on `edges` when given.
-    fn wait(
-        &self,
-        interest: Interest,
-        timeout: Option<Duration>,
-        edges: Option<&EdgeWait>,
-    ) -> io::Result<Ready>;
+    /// Waits for an interest, for `timeout` at most; not at all if that is the present state.
+    fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready>;
     /// A waiter for changes only, for a socket whose error condition does not go away.
-    fn edges(&self, interest: Interest) -> io::Result<Option<EdgeWait>>;
+    fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>>;
     /// Bytes of option memory the socket has in use: 832 for each note unread or to come.
     fn optmem(&self) -> io::Result<u32>;
     /// Bytes accepted and not yet acknowledged by the peer, where the transport knows that.
@@ -105,21 +119,13 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
         errqueue::with_scratch(|scratch| errqueue::recv(self.0.as_fd(), scratch, on_record))
     }
 
-    fn wait(
-        &self,
-        interest: Interest,
-        timeout: Option<Duration>,
-        edges: Option<&EdgeWait>,
-    ) -> io::Result<Ready> {
-        match edges {
-            Some(edges) => edges.wait(timeout),
-            None => socket::poll(self.0.as_fd(), interest.writable, timeout),
-        }
+    fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready> {
+        socket::poll(self.0.as_fd(), interest.writable, timeout)
     }
 
-    fn edges(&self, interest: Interest) -> io::Result<Option<EdgeWait>> {
-        match EdgeWait::new(self.0.as_fd(), interest.writable) {
-            Ok(edges) => Ok(Some(edges)),
+    fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
+        match EdgeWait::new(self.0.as_fd(), true) {
+            Ok(edges) => Ok(Some(Arc::new(edges))),
             // Without notes there is nothing to wait for that levels would not tell.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
             Err(error) => Err(error),

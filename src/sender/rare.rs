@@ -7,12 +7,8 @@ use std::{
     task::Waker,
 };
 
-use super::Returned;
-use crate::{
-    id::Ticket,
-    sync::Arc,
-    sys::{Foreign, epoll::EdgeWait},
-};
+use super::{Returned, kernel::Edges};
+use crate::{id::Ticket, sync::Arc, sys::Foreign};
 
 /// A value that is empty at first, and takes memory from the first change on.
 ///
@@ -66,10 +62,10 @@ pub(super) struct Extras {
     pub(super) held: Vec<(u64, usize)>,
     pub(super) events: VecDeque<Foreign>,
     /// Threads that wait for news of this sender, which another thread may be the one to read.
-    pub(super) sleepers: Vec<Arc<EdgeWait>>,
+    pub(super) sleepers: Vec<Arc<dyn Edges>>,
     /// What a thread that waited has left for the next one: two descriptors and the calls to make
     /// them, which a busy sender would spend on every buffer. A sender that never waits has none.
-    pub(super) spare_edges: Option<Arc<EdgeWait>>,
+    pub(super) spare_edges: Option<Arc<dyn Edges>>,
     /// As in [`SenderStats`](super::SenderStats).
     pub(super) no_bufs_optmem: u64,
     pub(super) no_bufs_memlock: u64,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{
     core::{Core, Offered},
     in_flight::OVERDUE,
-    kernel::{Interest, Kernel},
+    kernel::{Edges, Kernel},
     ledger::Fate,
 };
 use crate::{
@@ -19,7 +19,6 @@ use crate::{
     id::Ticket,
     lease::{IntoPayload, Payload},
     sync::{Arc, lock},
-    sys::epoll::EdgeWait,
 };
 
 /// One wait of one thread, over as many rounds as it takes.
@@ -28,7 +27,7 @@ pub(super) struct Wait<'a, K: Kernel> {
     deadline: Option<Instant>,
     /// Whether this is about a buffer that may have been refused as a whole.
     sending: bool,
-    edges: Option<Arc<EdgeWait>>,
+    edges: Option<Arc<dyn Edges>>,
     /// Whether the last round ended with an error condition of the socket.
     error: bool,
     /// Whether it ended with nothing else.
@@ -113,9 +112,9 @@ impl<'a, K: Kernel> Wait<'a, K> {
             // word, which a wait for room is not about.
             return Ok(!self.sending);
         }
-        match self.core.kernel.edges(Interest { writable: true, released: true }) {
+        match self.core.kernel.edges() {
             Ok(edges) => {
-                self.edges = edges.map(Arc::new);
+                self.edges = edges;
                 let mut in_flight = lock(&self.core.in_flight);
                 in_flight.done.extras.sleepers.extend(self.edges.clone());
                 Ok(self.edges.is_some())
@@ -140,7 +139,10 @@ impl<'a, K: Kernel> Wait<'a, K> {
         if self.listen(messages)? {
             return Ok(());
         }
-        let ready = self.core.kernel.wait(interest, Some(left), self.edges.as_deref());
+        let ready = match &self.edges {
+            Some(edges) => edges.wait(Some(left)),
+            None => self.core.kernel.wait(interest, Some(left)),
+        };
         let ready = ready.map_err(|error| os(&error))?;
         self.error = ready.error || ready.hangup;
         self.notes_only = self.error && !ready.writable;

@@ -1,8 +1,5 @@
 //! Waiting by edges: news of a socket wakes once, not for as long as it is true.
 
-#[cfg(loom)]
-mod modelled;
-
 use std::{
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
@@ -16,17 +13,12 @@ use super::socket::{Ready, check, timeout_ms};
 ///
 /// The first wait reports the present state. Each later one reports what is new: a note that
 /// arrived, also onto a queue that was not empty.
-#[cfg(not(loom))]
 #[derive(Debug)]
-pub struct EdgeWait {
+pub(crate) struct EdgeWait {
     epoll: OwnedFd,
     bell: Bell,
 }
 
-#[cfg(loom)]
-pub use self::modelled::EdgeWait;
-
-#[cfg(not(loom))]
 impl EdgeWait {
     /// Starts to watch `fd` for errors and hangups, and for room to write if wanted.
     pub(crate) fn new(fd: BorrowedFd<'_>, writable: bool) -> io::Result<Self> {

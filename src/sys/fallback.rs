@@ -84,7 +84,7 @@ pub(crate) mod epoll {
 
     /// Waits on one socket by edges. There is none of these.
     #[derive(Debug)]
-    pub struct EdgeWait(Infallible);
+    pub(crate) struct EdgeWait(Infallible);
 
     impl EdgeWait {
         /// Refuses.

@@ -8,14 +8,13 @@ use std::{
 };
 
 use pinbuf::__internals::{
-    Batch, EdgeWait, Interest, IoVec, Kernel, Ready, Reclaim, Record, SendFlags, Token, Transport,
+    Batch, Edges, Interest, IoVec, Kernel, Ready, Reclaim, Record, SendFlags, Token, Transport,
 };
 
 use crate::{
-    mischief,
     nature::Nature,
-    socket::{Care, Socket, Wire},
-    stream::ENOMEM,
+    socket::{Care, News, Socket, Wire},
+    stream::{EMFILE, ENOMEM},
     world::Shared,
 };
 
@@ -63,12 +62,10 @@ impl Kernel for SimKernel {
         let mut world = self.world.lock();
         let (socket, nature) = world.socket(self.number);
         let result = socket.send(memory, flags, nature);
-        let meets = nature.choices.once_in(16) && !socket.has_rest;
-        let core = meets.then(|| socket.core.clone());
+        let has_rest = socket.has_rest;
         drop(world);
-        // Another thread reads notes while this one is in the call.
-        if let Some(core) = core.as_ref().and_then(Weak::upgrade) {
-            mischief::guarded(|| core.step());
+        if !has_rest {
+            self.world.meet(self.number);
         }
         result
     }
@@ -102,42 +99,30 @@ impl Kernel for SimKernel {
         Ok(batch)
     }
 
-    fn wait(
-        &self,
-        interest: Interest,
-        timeout: Option<Duration>,
-        _: Option<&EdgeWait>,
-    ) -> io::Result<Ready> {
-        let mut world = self.world.lock();
-        let deadline = world.nature.now + timeout.expect("every wait is limited").as_nanos() as u64;
+    fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready> {
+        let deadline = self.world.deadline(timeout);
         loop {
-            let calls = world.calls;
-            let now = world.nature.now;
-            let (socket, _) = world.socket(self.number);
-            // A new waiter is told how things are, later ones what has changed.
-            let first = mem::replace(&mut socket.waited_in, calls) != calls;
-            let news = mem::take(&mut socket.news);
-            socket.news.to_reaper = news.to_reaper;
-            let ready = Ready {
-                writable: interest.writable && (news.writable || (first && socket.is_writable())),
-                error: news.error || (first && socket.notes.has_unread()),
-                hangup: news.hangup || (first && socket.is_over()),
-            };
-            if ready != Ready::default() || now >= deadline {
-                let slept = now >= deadline && timeout == Some(Duration::from_secs(1));
-                let told = ready != Ready::default();
-                let in_vain = slept && !told && interest.writable && socket.is_writable();
-                assert!(!in_vain, "waits for room that there is");
+            let mut ready = self.with(|socket, _| socket.state());
+            ready.writable &= interest.writable;
+            if ready != Ready::default() || !self.world.waits(deadline) {
                 return Ok(ready);
             }
-            drop(world);
-            self.world.advance(deadline);
-            world = self.world.lock();
         }
     }
 
-    fn edges(&self, _: Interest) -> io::Result<Option<EdgeWait>> {
-        Ok(None)
+    fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
+        self.with(|socket, nature| {
+            if nature.choices.permille(nature.weather.errors) {
+                socket.failures.push(EMFILE);
+                return Err(io::Error::from_raw_os_error(EMFILE));
+            }
+            assert!(!mem::replace(&mut socket.has_edges, true), "descriptors beside those it has");
+            // Its present state is what the first wait reports.
+            socket.news = News { to_reaper: socket.news.to_reaper, ..News::ALL };
+            socket.is_rung = false;
+            Ok(())
+        })?;
+        Ok(Some(Arc::new(SimEdges { world: self.world.clone(), number: self.number })))
     }
 
     fn optmem(&self) -> io::Result<u32> {
@@ -216,6 +201,73 @@ impl Kernel for SimKernel {
     fn unwatch(&self, _: Token) {
         // What this drops may be the last of a sender: not under the lock.
         drop(self.set_care(None));
+    }
+}
+
+/// What a thread waits by for changes of a socket.
+struct SimEdges {
+    world: Shared,
+    number: usize,
+}
+
+impl SimEdges {
+    fn with<R>(&self, body: impl FnOnce(&mut Socket) -> R) -> R {
+        body(self.world.lock().socket(self.number).0)
+    }
+
+    /// Whether the sender waits for room, and how far it has come.
+    fn progress(&self) -> Option<(bool, [u64; 2])> {
+        let (core, accepted, has_rest) = self.with(|socket| {
+            let Socket { core, expected, .. } = socket;
+            (core.upgrade(), expected.accepted(), expected.pending() > 0)
+        });
+        let core = core?;
+        Some((has_rest && core.interest().writable, [accepted, core.stats().released_calls]))
+    }
+}
+
+impl Edges for SimEdges {
+    fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready> {
+        let deadline = self.world.deadline(timeout);
+        let before = self.progress();
+        loop {
+            let (ready, is_rung) = self.with(|socket| {
+                let news = mem::take(&mut socket.news);
+                socket.news.to_reaper = news.to_reaper;
+                // The news is looked at anew when it is told: it may be over.
+                let ready = if news.is_any() { socket.state() } else { Ready::default() };
+                (ready, mem::take(&mut socket.is_rung))
+            });
+            if ready != Ready::default() || is_rung {
+                return Ok(ready);
+            }
+            if !self.world.waits(deadline) {
+                break;
+            }
+            self.world.meet(self.number);
+        }
+        if timeout == Some(Duration::from_secs(1))
+            && let (Some((_, before)), Some((wants_room, after))) = (before, self.progress())
+        {
+            let has_room = self.with(|socket| socket.is_writable());
+            assert!(!(wants_room && has_room), "sleeps beside the room that it waits for");
+            assert_eq!(before, after, "sleeps through what another thread has done");
+        }
+        Ok(Ready::default())
+    }
+
+    fn rouse(&self) -> io::Result<()> {
+        self.with(|socket| socket.is_rung = true);
+        Ok(())
+    }
+}
+
+impl Drop for SimEdges {
+    fn drop(&mut self) {
+        // The socket may be closed before.
+        if let Some(socket) = &mut self.world.lock().sockets[self.number] {
+            socket.has_edges = false;
+        }
     }
 }
 

@@ -16,10 +16,10 @@
 //!
 //! Checked after every step: what the kernel may read is as it was, and no slot of it is Free or
 //! Owned. Checked as it happens: bytes are accepted in order and come from their owner; a stream
-//! ends in order only behind all of it; nothing waits for room that is there, spins, or waits for
-//! ever; what was refused comes back unchanged; a fate comes once, is right, and not before the
-//! release; a descriptor is closed last. Checked at the end: every sender has ended, every slot is
-//! home, and the budget of locked memory is whole.
+//! ends in order only behind all of it; nobody waits for room that is there, sleeps through what
+//! another thread has done, spins, or waits for ever; what was refused comes back unchanged; a fate
+//! comes once, is right, and not before the release; a descriptor is closed last. Checked at the
+//! end: every sender has ended, every slot is home, and the budget of locked memory is whole.
 //!
 //! `cargo test --test simulation` runs one fixed seed and a random one. For as many steps as wanted:
 //!

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use pinbuf::__internals::{Core, IoVec, Reclaim, SendFlags, Transport};
+use pinbuf::__internals::{Core, IoVec, Ready, Reclaim, SendFlags, Transport};
 
 use crate::{
     datagrams::Datagrams, kernel::SimKernel, memory::Text, nature::Nature, notes::Notes,
@@ -83,6 +83,9 @@ pub(crate) struct News {
 }
 
 impl News {
+    pub(crate) const ALL: Self =
+        Self { writable: true, error: true, hangup: true, to_reaper: true };
+
     pub(crate) fn room(&mut self) {
         (self.writable, self.to_reaper) = (true, true);
     }
@@ -91,8 +94,13 @@ impl News {
         (self.error, self.to_reaper) = (true, true);
     }
 
+    /// Whether there is any for those who wait.
+    pub(crate) fn is_any(self) -> bool {
+        self.writable || self.error || self.hangup
+    }
+
     pub(crate) fn end(&mut self) {
-        *self = Self { writable: true, error: true, hangup: true, to_reaper: true };
+        *self = Self::ALL;
     }
 }
 
@@ -131,8 +139,9 @@ pub(crate) struct Socket {
     /// that has a rest to send, that thread would wait for the call.
     pub(crate) core: Weak<Core<SimKernel>>,
     pub(crate) has_rest: bool,
-    /// The owner's call in which a thread last waited.
-    pub(crate) waited_in: u64,
+    /// Whether somebody has descriptors to wait by for news, and was roused since he last did.
+    pub(crate) has_edges: bool,
+    pub(crate) is_rung: bool,
     /// Error numbers of the calls that failed, since somebody asked.
     pub(crate) failures: Vec<i32>,
     /// A note was read or sent by somebody else, a message was cut, or a read failed for want of
@@ -152,7 +161,8 @@ impl Socket {
             served: true,
             core: Weak::new(),
             has_rest: true,
-            waited_in: 0,
+            has_edges: false,
+            is_rung: false,
             failures: Vec::new(),
             deaf: false,
         }
@@ -212,6 +222,15 @@ impl Socket {
 
     pub(crate) fn is_over(&self) -> bool {
         matches!(&self.wire, Wire::Stream(stream) if stream.is_over())
+    }
+
+    /// What a thread is told that looks now.
+    pub(crate) fn state(&self) -> Ready {
+        Ready {
+            writable: self.is_writable(),
+            error: self.notes.has_unread(),
+            hangup: self.is_over(),
+        }
     }
 
     /// Whether the connection is over, or will be without anybody's doing.

@@ -14,6 +14,7 @@ use crate::{
 
 pub(crate) const ENOMEM: i32 = 12;
 pub(crate) const EFAULT: i32 = 14;
+pub(crate) const EMFILE: i32 = 24;
 pub(crate) const EPIPE: i32 = 32;
 pub(crate) const EOPNOTSUPP: i32 = 95;
 pub(crate) const ECONNRESET: i32 = 104;

@@ -1,7 +1,7 @@
 //! All sockets, their reaper and the time: what happens when nobody calls the library.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -16,8 +16,6 @@ use crate::{
 pub(crate) struct World {
     pub(crate) nature: Nature,
     pub(crate) sockets: Vec<Option<Socket>>,
-    /// Calls of the library by owners.
-    pub(crate) calls: u64,
     /// Time and turns since the present one began.
     began: u64,
     turns: u64,
@@ -40,15 +38,7 @@ enum Turn {
 
 impl World {
     fn new(nature: Nature) -> Self {
-        Self {
-            nature,
-            sockets: Vec::new(),
-            calls: 0,
-            began: 0,
-            turns: 0,
-            epoch: Instant::now(),
-            closed: 0,
-        }
+        Self { nature, sockets: Vec::new(), began: 0, turns: 0, epoch: Instant::now(), closed: 0 }
     }
 
     pub(crate) fn socket(&mut self, number: usize) -> (&mut Socket, &mut Nature) {
@@ -58,7 +48,6 @@ impl World {
 
     /// An owner calls the library.
     pub(crate) fn begin_call(&mut self) {
-        self.calls += 1;
         self.began = self.nature.now;
         self.turns = 0;
     }
@@ -69,9 +58,8 @@ impl World {
 
     fn turn(&mut self, until: u64) -> Turn {
         self.nature.now += self.nature.choices.below(20_000) as u64;
-        self.turns += 1;
+        self.count_turn();
         assert!(self.nature.now - self.began < 4000 * SECOND, "a call waits for ever");
-        assert!(self.turns < 2_000_000, "a call spins");
         if self.nature.choices.once_in(4)
             && let Some(turn) = self.reaper_turn(false)
         {
@@ -94,6 +82,11 @@ impl World {
                 Turn::Moved
             }
         }
+    }
+
+    fn count_turn(&mut self) {
+        self.turns += 1;
+        assert!(self.turns < 2_000_000, "a call spins");
     }
 
     fn socket_turn(&mut self) -> bool {
@@ -131,6 +124,35 @@ impl Shared {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, World> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// When a wait that begins now ends.
+    pub(crate) fn deadline(&self, timeout: Option<Duration>) -> u64 {
+        let timeout = timeout.expect("every wait is limited");
+        let mut world = self.lock();
+        // One that ends at once may be repeated at once, for ever.
+        world.count_turn();
+        world.nature.now + timeout.as_nanos() as u64
+    }
+
+    /// Something happens, unless the time is up.
+    pub(crate) fn waits(&self, deadline: u64) -> bool {
+        let is_waiting = self.lock().nature.now < deadline;
+        if is_waiting {
+            self.advance(deadline);
+        }
+        is_waiting
+    }
+
+    /// Another thread may drive a sender while this one is in a call or asleep.
+    pub(crate) fn meet(&self, number: usize) {
+        let mut world = self.lock();
+        let (socket, nature) = world.socket(number);
+        let core = nature.choices.once_in(16).then(|| socket.core.clone());
+        drop(world);
+        if let Some(core) = core.as_ref().and_then(Weak::upgrade) {
+            mischief::guarded(|| core.step());
+        }
     }
 
     /// Something happens; `false`: nothing will, before or after `until`.
