@@ -93,29 +93,23 @@ mod sealed {
 
 pub(crate) use sealed::Memory;
 
-impl Memory for PinnedBuf {
-    #[inline]
-    fn as_raw(&self) -> (*const u8, usize) {
-        self.as_raw()
-    }
+macro_rules! memory_of_buffers {
+    ($($kind:ty),+ $(,)?) => {$(
+        impl Memory for $kind {
+            #[inline]
+            fn as_raw(&self) -> (*const u8, usize) {
+                self.as_raw()
+            }
 
-    #[inline]
-    fn slot(&self) -> Option<&SlotRef> {
-        Some(self.slot())
-    }
+            #[inline]
+            fn slot(&self) -> Option<&SlotRef> {
+                Some(self.slot())
+            }
+        }
+    )+};
 }
 
-impl Memory for SharedBuf {
-    #[inline]
-    fn as_raw(&self) -> (*const u8, usize) {
-        self.as_raw()
-    }
-
-    #[inline]
-    fn slot(&self) -> Option<&SlotRef> {
-        Some(self.slot())
-    }
-}
+memory_of_buffers! { PinnedBuf, SharedBuf }
 
 impl Memory for MappedSlice {
     #[inline]

@@ -194,24 +194,20 @@ impl<T> CompletionTracker<T> {
     /// # Panics
     ///
     /// With 2^32 - 2 leases that share ids or wait for theirs.
-    pub fn insert(&mut self, lease: T) -> LeaseKey {
-        self.insert_with(|| lease)
-    }
-
-    /// As [`insert`](Self::insert), for a lease that is made where it is to lie.
-    ///
-    /// No function out of line is passed `lease`: for that it would lie in memory before.
     #[inline(always)]
-    pub fn insert_with(&mut self, lease: impl FnOnce() -> T) -> LeaseKey {
+    pub fn insert(&mut self, lease: T) -> LeaseKey {
         if !self.has_place() {
-            return self.insert_in_table(lease());
+            return self.insert_in_table(lease);
         }
-        self.place_mut(self.next).put(lease());
+        self.place_mut(self.next).put(lease);
         self.alone = self.next;
         ALONE
     }
 
-    /// Enters a lease and [issues](Self::issue) an id that covers it alone, with a call of `bytes`.
+    /// Enters a lease and [issues](Self::issue) an id that covers it alone, with a call of `bytes`; the
+    /// lease is made where it is to lie.
+    ///
+    /// No function out of line is passed `lease`: for that it would lie in memory before.
     #[inline(always)]
     pub fn insert_issued(
         &mut self,

@@ -127,6 +127,8 @@ impl<K: Kernel> Core<K> {
         self.offer_all(bufs).map(|offered| offered.ticket)
     }
 
+    /// Takes the only buffer of a send and sends. One that goes by copy needs no lease: nobody reads it
+    /// after the call.
     #[inline(always)]
     pub(super) fn offer_one<P: IntoPayload>(
         self: &Arc<Self>,
