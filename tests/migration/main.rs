@@ -292,17 +292,18 @@ fn a_relay_that_changes_nothing_is_not_noticed() {
 #[cfg(all(target_os = "linux", target_endian = "little"))]
 #[test]
 fn code_6_when_nothing_says_that_the_kernel_has_let_go() {
-    // Little enough for the memlock budget of an ordinary user: more would wait for notes.
-    let process =
-        match start_with(&["--memory=2M", "--json", "--zerocopy=prefer"], lab::without_notes) {
-            Ok(process) => process,
-            Err(e) => {
-                println!(
-                    "SKIPPED code_6_when_nothing_says_that_the_kernel_has_let_go: no seccomp: {e}"
-                );
-                return;
-            }
-        };
+    // Little enough for the memlock budget of an ordinary user: more would wait for notes. Pages
+    // that are dirtied meanwhile, many on a slow machine, would be more.
+    let args = ["--memory=2M", "--dirty-rate=0", "--json", "--zerocopy=prefer"];
+    let process = match start_with(&args, lab::without_notes) {
+        Ok(process) => process,
+        Err(e) => {
+            println!(
+                "SKIPPED code_6_when_nothing_says_that_the_kernel_has_let_go: no seccomp: {e}"
+            );
+            return;
+        }
+    };
     let done = process.wait(STUCK);
     done.expect(6);
     assert!(done.stderr.contains("unaccounted for"), "{}", done.stderr);
