@@ -126,8 +126,10 @@ impl<K: Kernel> Core<K> {
         }
         match ending.phase {
             Phase::Over => None,
-            Phase::Unproven { since, quarantined } => {
-                if !quarantined && self.kernel.now().duration_since(since) < GRACE {
+            // Whoever has read the notes has asked the option memory too.
+            Phase::Unproven { quarantined: true, .. } => Some(LOOK_EVERY_UNPROVEN),
+            Phase::Unproven { since, quarantined: false } => {
+                if self.kernel.now().duration_since(since) < GRACE {
                     return Some(GRACE);
                 }
                 let flushed = self.is_flushed();
@@ -136,9 +138,6 @@ impl<K: Kernel> Core<K> {
                 if in_flight.tracker.outstanding() == 0 {
                     ending.phase = Phase::Over;
                     return None;
-                }
-                if quarantined {
-                    return Some(LOOK_EVERY_UNPROVEN);
                 }
                 in_flight.quarantine();
                 if flushed {
