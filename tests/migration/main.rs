@@ -16,7 +16,8 @@ use crate::{
 
 #[test]
 fn both_ends_in_one_process_agree() {
-    let done = run(&["--memory", "48M", "--dirty-rate", "200M", "--json"]);
+    // The guest writes no more than a slow machine can send while it is stopped.
+    let done = run(&["--memory=48M", "--dirty-rate=200M", "--dirty-working-set=8M", "--json"]);
     done.expect(0);
     let json = done.json();
     assert_eq!(json["status"], "completed");
@@ -27,7 +28,7 @@ fn both_ends_in_one_process_agree() {
 
 #[test]
 fn the_json_has_the_names_of_query_migrate() {
-    let done = run(&["--memory", "16M", "--json", "--quiet"]);
+    let done = run(&["--memory=16M", "--dirty-working-set=8M", "--json", "--quiet"]);
     done.expect(0);
     assert_eq!(done.stderr, "");
     let json = done.json();
@@ -155,7 +156,8 @@ fn two_processes_over_ipv4_and_ipv6() {
         let dir = TempDir::new();
         let out = dir.file("out");
         let (receiver, target) = receive(address, &["--json", "--memory-out", text(&out)]);
-        let sender = start(&["send", &target, "--memory=40M", "--json", "--channels", channels]);
+        let args = ["--memory=40M", "--dirty-working-set=8M", "--json", "--channels", channels];
+        let sender = start(&[&["send", target.as_str()][..], &args].concat());
         let (sent, received) = (sender.wait(STUCK), receiver.wait(STUCK));
         sent.expect(0);
         received.expect(0);
@@ -283,7 +285,7 @@ fn code_3_when_a_byte_is_changed_on_the_way() {
 fn a_relay_that_changes_nothing_is_not_noticed() {
     let (receiver, target) = receive("127.0.0.1", &[]);
     let relay = Relay::start(&target, |_, _, _| ());
-    let sender = start(&["send", &relay.target, "--memory=16M"]);
+    let sender = start(&["send", &relay.target, "--memory=16M", "--dirty-working-set=1M"]);
     sender.wait(STUCK).expect(0);
     receiver.wait(STUCK).expect(0);
 }
