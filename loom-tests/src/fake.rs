@@ -19,7 +19,7 @@ use pinbuf::{
     NotificationId, PinnedBuf, Pool, Ticket,
 };
 
-use crate::{Condvar, Mutex};
+use crate::{Condvar, Mutex, thread};
 
 /// `EAGAIN` of Linux.
 pub const EAGAIN: i32 = 11;
@@ -178,6 +178,15 @@ impl FakeKernel {
         self.deliver_ids(VecDeque::pop_front)
     }
 
+    /// Delivers on a thread of its own, which then does that.
+    pub fn delivering(&self, then: impl FnOnce(&Self) + Send + 'static) -> thread::JoinHandle<()> {
+        let kernel = self.clone();
+        thread::spawn(move || {
+            assert!(kernel.deliver());
+            then(&kernel);
+        })
+    }
+
     /// As [`deliver`](Self::deliver), the youngest call first.
     pub fn deliver_youngest(&self) -> bool {
         self.deliver_ids(VecDeque::pop_back)
@@ -319,7 +328,7 @@ impl Kernel for FakeKernel {
 
     /// Of no model, which waits by edges.
     fn wait(&self, _: Interest, _: Option<Duration>) -> io::Result<Ready> {
-        std::thread::yield_now();
+        thread::yield_now();
         Ok(Ready { error: true, ..Ready::default() })
     }
 

@@ -15,13 +15,7 @@ fn a_sender_left_in_flight_ends_in_the_reapers_care() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
-        let network = {
-            let kernel = kernel.clone();
-            thread::spawn(move || {
-                assert!(kernel.deliver());
-                kernel.attend();
-            })
-        };
+        let network = kernel.delivering(|kernel| _ = kernel.attend());
         sender.leave(false);
         network.join().unwrap();
         kernel.attend();
@@ -35,10 +29,7 @@ fn an_abort_keeps_what_a_packet_in_a_queue_still_carries() {
     model(|| {
         let kernel = FakeKernel::default().queued_below();
         let (pool, sender, _) = kernel.with_one_in_flight();
-        let network = {
-            let kernel = kernel.clone();
-            thread::spawn(move || assert!(kernel.deliver()))
-        };
+        let network = kernel.delivering(|_| ());
         sender.abort();
         sender.leave(false);
         overwrite(&pool);
@@ -74,13 +65,8 @@ fn a_close_ends_with_the_last_note_whoever_drives() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
-        let network = {
-            let (kernel, waiter) = (kernel.clone(), Arc::clone(&sender));
-            thread::spawn(move || {
-                assert!(kernel.deliver());
-                waiter.drive();
-            })
-        };
+        let waiter = Arc::clone(&sender);
+        let network = kernel.delivering(move |_| waiter.drive());
         let report = sender.close(kernel.now() + Duration::from_secs(1));
         assert!(report.drained && kernel.is_idle());
         assert_eq!(kernel.shut_down(), Some(PAGE));
@@ -136,6 +122,16 @@ fn a_watched_sender_is_handed_over_once() {
     });
 }
 
+/// The reaper looks once while nothing has come, and goes on when something has.
+fn letting_go(kernel: &FakeKernel) -> thread::JoinHandle<()> {
+    let kernel = kernel.clone();
+    thread::spawn(move || {
+        kernel.attend();
+        assert!(kernel.deliver());
+        kernel.reap();
+    })
+}
+
 /// The reaper finds that nobody waits any more, and stops watching, just as somebody comes.
 #[test]
 fn who_waits_while_the_reaper_lets_go_is_not_forgotten() {
@@ -143,14 +139,7 @@ fn who_waits_while_the_reaper_lets_go_is_not_forgotten() {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
         assert!(Arc::clone(&sender).watch());
-        let reaper = {
-            let kernel = kernel.clone();
-            thread::spawn(move || {
-                kernel.attend();
-                assert!(kernel.deliver());
-                kernel.reap();
-            })
-        };
+        let reaper = letting_go(&kernel);
         drop(pool.alloc(PAGE).unwrap());
         reaper.join().unwrap();
     });
@@ -163,14 +152,7 @@ fn who_awaits_a_fate_while_the_reaper_lets_go_is_not_forgotten() {
         let kernel = FakeKernel::default();
         let (_pool, sender, ticket) = kernel.with_one_in_flight();
         assert!(Arc::clone(&sender).watch());
-        let reaper = {
-            let kernel = kernel.clone();
-            thread::spawn(move || {
-                kernel.attend();
-                assert!(kernel.deliver());
-                kernel.reap();
-            })
-        };
+        let reaper = letting_go(&kernel);
         block_on(poll_fn(|cx| sender.poll_fate(cx, ticket))).unwrap();
         reaper.join().unwrap();
     });

@@ -46,10 +46,7 @@ fn a_buffer_is_not_reused_before_its_note() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
-        let network = {
-            let kernel = kernel.clone();
-            thread::spawn(move || assert!(kernel.deliver()))
-        };
+        let network = kernel.delivering(|_| ());
         sender.step().unwrap();
         // `deliver` must have read what is free.
         overwrite(&pool);
@@ -214,10 +211,7 @@ fn a_drain_ends_with_the_last_note_and_no_earlier() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
-        let network = {
-            let kernel = kernel.clone();
-            thread::spawn(move || assert!(kernel.deliver()))
-        };
+        let network = kernel.delivering(|_| ());
         sender.drain(None).unwrap();
         assert!(kernel.is_idle(), "the kernel may still read");
         assert_home(&pool);
@@ -232,14 +226,11 @@ fn a_drain_is_woken_by_a_proof_that_another_thread_found() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
-        let doubter = {
-            let sender = Arc::clone(&sender);
-            thread::spawn(move || {
-                assert!(kernel.deliver());
-                kernel.steal_notes();
-                doubt(&kernel, &sender);
-            })
-        };
+        let doubted = Arc::clone(&sender);
+        let doubter = kernel.delivering(move |kernel| {
+            kernel.steal_notes();
+            doubt(kernel, &doubted);
+        });
         sender.drain(None).unwrap();
         assert_home(&pool);
         doubter.join().unwrap();
@@ -254,14 +245,8 @@ fn a_blocked_send_is_woken_by_what_another_thread_reads() {
         let kernel = FakeKernel::default();
         let sender = kernel.sender_of_one();
         sender.try_send(filled(&pool, 1)).unwrap();
-        let network = {
-            let kernel = kernel.clone();
-            let sender = Arc::clone(&sender);
-            thread::spawn(move || {
-                assert!(kernel.deliver());
-                sender.step().unwrap();
-            })
-        };
+        let reader = Arc::clone(&sender);
+        let network = kernel.delivering(move |_| _ = reader.step().unwrap());
         sender.send(filled(&pool, 2)).unwrap();
         network.join().unwrap();
         assert_eq!(kernel.accepted(), 2 * PAGE);
@@ -295,13 +280,7 @@ fn a_fate_is_told_to_whoever_awaits_it() {
     model(|| {
         let kernel = FakeKernel::default();
         let (_pool, sender, ticket) = kernel.with_one_in_flight();
-        let reaper = {
-            let kernel = kernel.clone();
-            thread::spawn(move || {
-                assert!(kernel.deliver());
-                kernel.reap();
-            })
-        };
+        let reaper = kernel.delivering(FakeKernel::reap);
         let fate = block_on(poll_fn(|cx| sender.poll_fate(cx, ticket))).unwrap();
         assert!(matches!(fate, Fate::Released { accepted: PAGE, .. }));
         reaper.join().unwrap();
