@@ -175,6 +175,7 @@ fn a_port_that_nobody_listens_on_is_an_error_of_the_next_send_only() {
                     sender.wait(ticket, soon()).unwrap();
                     // Where packets take their time, so does the refusal.
                     std::thread::sleep(Duration::from_millis(20));
+                    sender.reap().unwrap();
                 }
                 Err(SendError::Os { error, buf }) => {
                     assert_eq!(error.raw(), libc::ECONNREFUSED);

@@ -30,8 +30,8 @@ const NEEDED_BYTES: usize = 160 << 20;
 fn play_peers() {
     raise_open_files();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let _ = io::stderr().write_all(format!("{}\n", listener.local_addr().unwrap()).as_bytes());
     set_option(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, &SMALL);
+    let _ = io::stderr().write_all(format!("{}\n", listener.local_addr().unwrap()).as_bytes());
     thread::spawn(move || listener.incoming().collect::<Vec<_>>());
     // Ends with its standard input, however many have come, and takes the connections along.
     let _ = io::stdin().read_to_end(&mut Vec::new());
