@@ -140,8 +140,9 @@ fn a_reserve_of_huge_pages_that_runs_out_ends_in_errors_and_loses_no_page() {
         |pages: usize, backing| Pool::builder().class(LEN, pages * slots).backing(backing).build();
     // More than there is, from several threads at once: pages are taken until there is none.
     let pools: Vec<_> = std::thread::scope(|scope| {
-        let building: Vec<_> =
-            (0..4).map(|_| scope.spawn(|| build(2, Backing::Prefer(pages)).unwrap())).collect();
+        let building =
+            (0..free / 2 + 2).map(|_| scope.spawn(|| build(2, Backing::Prefer(pages)).unwrap()));
+        let building: Vec<_> = building.collect();
         building.into_iter().map(|pool| pool.join().unwrap()).collect()
     });
     let (huge, other): (Vec<_>, Vec<_>) =

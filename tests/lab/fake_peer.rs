@@ -14,7 +14,9 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
-use crate::common::{namespace::run, raise_loopback, set_option, socket, unacked, unsent};
+use crate::common::{
+    namespace::run, raise_loopback, road::lent_devices, set_option, socket, unacked, unsent,
+};
 
 /// The device behind which the peer would be.
 pub(crate) const DEVICE: &str = "ifb0";
@@ -34,6 +36,10 @@ const FLAG_ACK: u8 = 16;
 /// Makes the device, in this network namespace, once.
 pub(crate) fn furnish() -> Result<(), String> {
     raise_loopback();
+    if lent_devices().is_some() {
+        // They are lent to a namespace that stays, with the device of the test before.
+        let _ = run(&format!("ip link del {DEVICE}"));
+    }
     run(&format!("ip link add {DEVICE} type ifb"))?;
     run(&format!("ip address add {NEAR}/24 dev {DEVICE}"))?;
     run(&format!("ip link set {DEVICE} up"))?;
