@@ -2,6 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    io,
     os::unix::process::CommandExt,
     process::Command,
 };
@@ -50,6 +51,13 @@ pub(crate) fn in_a_namespace<F: FnOnce() -> Result<(), String>>(body: F) {
     } else {
         skip(test, "no network namespace can be had");
     }
+}
+
+/// Gives the calling thread, and those that it starts, a network namespace of their own.
+pub(crate) fn leave() -> Result<(), String> {
+    // SAFETY: no pointers.
+    let done = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error().to_string()) }
 }
 
 /// Has this program go on in a network namespace of its own: runs it again from the start there,

@@ -18,7 +18,7 @@ use std::{
 
 use super::{
     eventually,
-    namespace::{output, run},
+    namespace::{leave, output, run},
     pattern, set_option,
 };
 
@@ -51,11 +51,8 @@ impl Road {
         let (say, hear) = mpsc::channel();
         thread::spawn(move || {
             // SAFETY: no pointers.
-            let done = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-            let error = io::Error::last_os_error();
-            // SAFETY: no pointers.
             let thread = unsafe { libc::gettid() };
-            say.send(if done == 0 { Ok(thread) } else { Err(error.to_string()) }).unwrap();
+            say.send(leave().map(|()| thread)).unwrap();
             work.into_iter().for_each(|job| job());
         });
         let thread = hear.recv().unwrap()?;

@@ -15,7 +15,10 @@ use std::{
 };
 
 use crate::common::{
-    namespace::run, raise_loopback, road::lent_devices, set_option, socket, unacked, unsent,
+    namespace::{leave, run},
+    raise_loopback,
+    road::lent_devices,
+    set_option, socket, unacked, unsent,
 };
 
 /// The device behind which the peer would be.
@@ -33,13 +36,18 @@ const SHIFT: u32 = 8;
 const FLAG_RST: u8 = 4;
 const FLAG_ACK: u8 = 16;
 
-/// Makes the device, in this network namespace, once.
+/// Makes the device, in a network namespace of this test's own.
 pub(crate) fn furnish() -> Result<(), String> {
-    raise_loopback();
     if lent_devices().is_some() {
-        // They are lent to a namespace that stays, with the device of the test before.
-        let _ = run(&format!("ip link del {DEVICE}"));
+        // They are lent to a namespace that stays, in which sockets of the test before go on sending.
+        leave()?;
     }
+    furnish_here()
+}
+
+/// Makes the device, in this network namespace, once.
+pub(crate) fn furnish_here() -> Result<(), String> {
+    raise_loopback();
     run(&format!("ip link add {DEVICE} type ifb"))?;
     run(&format!("ip address add {NEAR}/24 dev {DEVICE}"))?;
     run(&format!("ip link set {DEVICE} up"))?;

@@ -122,7 +122,7 @@ fn datagrams_to_a_fast_peer_overtake_those_to_a_slow_one() {
         road.limit_packets(9000)?;
         road.queue("tbf rate 400kbit burst 10kb limit 1mb")?;
         // Whatever is sent to an address there is released at once.
-        fake_peer::furnish()?;
+        fake_peer::furnish_here()?;
         let far = far_socket(&road);
         let slow = far.local_addr().unwrap();
         let fast: SocketAddr = (fake_peer::FAR, 9).into();
