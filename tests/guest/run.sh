@@ -17,11 +17,11 @@
 # header, and the `setup` beside it. Further ip, tc, iptables-legacy, unshare and setpriv. What is lacking is named, and
 # nothing is run without it.
 #
-# Two runs as wire: the guest's clock counts instructions, its dice have one seed, nothing comes from outside, and most
-# runs are the same to the byte. But some are not, and from where they part all dice fall otherwise. It comes before any
-# test says anything wrong, as a leap of the clock; by its source QEMU's main loop can move the clock of a halted
-# processor on before it has counted the last instructions (main_loop_wait, icount_start_warp_timer). So it is told in the
-# table, as `repeats`, and no failure: what a test claims must hold in every course.
+# Two runs as wire: the guest's clock counts instructions, its dice have one seed, and nothing comes from outside. Yet
+# only short runs mostly print the same: at some point the clock of one leaps, and from there on all dice fall otherwise.
+# It seems to be QEMU's doing, whose main loop can move the clock of a halted processor on before it has counted the last
+# instructions (main_loop_wait, icount_start_warp_timer). So it is told in the table, as `repeats`, and is no failure:
+# what a test claims must hold in every course.
 set -u -o pipefail
 cd "$(dirname "$0")/../.." || exit 1
 PATH=$PATH:/usr/sbin:/sbin
