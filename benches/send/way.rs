@@ -3,6 +3,7 @@
 use std::{
     fmt,
     io::Read,
+    mem,
     net::{Ipv4Addr, TcpListener, UdpSocket},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     thread,
@@ -88,11 +89,25 @@ fn loopback() -> OwnedFd {
     // Else whoever is a little slower than the reader, and so finds it asleep, pays for waking it at
     // every send, which costs as much as all the rest.
     set_option(&far, libc::SOL_SOCKET, libc::SO_RCVLOWAT, &READ_AT_LEAST);
+    // Each end on a processor of its own, where there are two: the scheduler would leave some connections
+    // so, and others not, for as long as they last.
+    stay_on(0);
     thread::spawn(move || {
+        stay_on(1);
         let mut room = vec![0; 1 << 20];
         while far.read(&mut room).is_ok_and(|read| read > 0) {}
     });
     near
+}
+
+/// Has this thread run on one processor, if there is that.
+fn stay_on(cpu: usize) {
+    // SAFETY: all zero bytes are a value of `cpu_set_t`: an array of integers.
+    let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
+    // SAFETY: the set has room for 1024 processors.
+    unsafe { libc::CPU_SET(cpu, &mut set) };
+    // SAFETY: sched_setaffinity(2) reads one set, which outlives the call. If it fails, nothing has changed.
+    let _ = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
 }
 
 impl FarEnd {
