@@ -221,9 +221,10 @@ impl IntoPayload for Payload {
 ///
 /// Holding a lease tells you: the kernel may read the payload's bytes, so nobody may write or
 /// reuse them. It ends in one way only, [`release`](Self::release), which the sender calls after
-/// the proof. Before that a quarantined one can part with its payload, when the kernel's pages are no
-/// longer the payload's ([`replace_pages`](Self::replace_pages)). A lease that is dropped instead (a panic took its tracker away) leaves its memory
-/// alone for ever and the slot Quarantined.
+/// the proof; [`release_buf`](Self::release_buf) is the same for the usual lease. Before that a
+/// quarantined one can part with its payload, when the kernel's pages are no longer the payload's
+/// ([`replace_pages`](Self::replace_pages)). A lease that is dropped instead (a panic took its
+/// tracker away) leaves its memory alone for ever and the slot Quarantined.
 #[derive(Debug)]
 pub(crate) struct Lease {
     /// `None` after `release`.
@@ -294,8 +295,8 @@ impl Lease {
         }
     }
 
-    /// As [`release`](Self::release), for the usual lease: what is one word is moved as one. `None`, and
-    /// nothing has happened, for another.
+    /// As [`release`](Self::release), for the usual lease: what is one word is moved as one. `None`,
+    /// and nothing has happened, for another.
     #[inline(always)]
     pub(crate) fn release_buf(&mut self) -> Option<PinnedBuf> {
         if self.quarantined || !matches!(self.payload(), Some(Payload::Pinned(_))) {
@@ -303,8 +304,10 @@ impl Lease {
         }
         match self.custody.take() {
             Some(Custody::Payload(Payload::Pinned(buf))) => {
+                // Left alone, not dropped, should the word say that there is no lease.
+                let buf = ManuallyDrop::new(buf);
                 buf.slot().slot().end_lease();
-                Some(buf)
+                Some(ManuallyDrop::into_inner(buf))
             }
             _ => unreachable!("as just seen"),
         }

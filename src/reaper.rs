@@ -1,8 +1,9 @@
 //! The reaper: one thread per process that drives senders whose buffers somebody waits for, and
 //! sees senders to their end that nobody owns any more.
 //!
-//! There is none until it is needed, and a forked child has its own. It knows no sender, only [`Reclaim`]: that is why it lies
-//! below them. It waits by edges, so a socket whose error condition stays costs nothing.
+//! There is none until it is needed, and a forked child has its own. It knows no sender, only
+//! [`Reclaim`]: that is why it lies below them. It waits by edges, so a socket whose error condition
+//! stays costs nothing.
 
 use std::{
     collections::{BTreeSet, HashMap},

@@ -1,7 +1,11 @@
 //! Sending against reaping, over a fake kernel: register before the call, roll back after a
 //! failure, release what a note names and no more, wake who waits for it.
 
-use std::{future::poll_fn, sync::Arc};
+use std::{
+    future::poll_fn,
+    sync::Arc,
+    task::{Context, Waker},
+};
 
 use loom_tests::{
     Alive, block_on,
@@ -234,6 +238,23 @@ fn a_drain_is_woken_by_a_proof_that_another_thread_found() {
         sender.drain(None).unwrap();
         assert_home(&pool);
         doubter.join().unwrap();
+    });
+}
+
+/// Another thread comes by that has nothing to drop, but looks for whom to wake, as a task awaits the
+/// send. Nobody is told when it is through.
+#[test]
+fn a_drain_waits_for_nobody_who_drops_nothing() {
+    model(|| {
+        let kernel = FakeKernel::default();
+        let (pool, sender, ticket) = kernel.with_one_in_flight();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(sender.poll_fate(&mut cx, ticket).is_pending());
+        let passer_by = reaping(&sender);
+        assert!(kernel.deliver());
+        sender.drain(None).unwrap();
+        assert_home(&pool);
+        passer_by.join().unwrap();
     });
 }
 

@@ -52,7 +52,7 @@ pub(crate) enum Home {
 }
 
 impl SizeClass {
-    /// A class that will lie at `place` and whose memory starts at `memory`.
+    /// A class that will lie at `at` and whose memory starts at `memory`.
     pub(crate) fn new(
         at: NonNull<Self>,
         pool: NonNull<RawPool>,

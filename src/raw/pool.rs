@@ -67,7 +67,7 @@ impl RawPool {
     /// Enters someone who holds slots of this pool in flight. Once is enough, and more often does no
     /// harm; that the pool forgets it when it is dropped goes without saying.
     ///
-    /// Look at [`has_waiters`](Self::has_waiters) afterwards.
+    /// Look whether somebody waits for such a slot afterwards.
     pub fn register(&self, reclaim: Weak<dyn Reclaim>) {
         let mut registered = lock(&self.reclaim);
         if registered.len() == registered.capacity() {

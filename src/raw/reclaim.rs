@@ -11,10 +11,10 @@ use crate::sync::Arc;
 /// [`watch`](Self::watch), then sleeps. So a waiter never sleeps on buffers that only it could
 /// reap.
 ///
-/// The other half of that promise is the implementor's: after registering, and after each lease it
-/// begins, it looks at `RawPool::has_waiters` and, if so, has itself watched. `watch` and the
-/// beginning of a lease exclude one another (by the implementor's lock), so one of the two sees
-/// the other.
+/// The other half of that promise is the implementor's: after registering, and with each lease it
+/// begins, it looks whether somebody waits for such a slot and, if so, has itself watched. `drive`
+/// and the beginning of a lease exclude one another (by the implementor's lock), so one of the two
+/// sees the other.
 pub trait Reclaim: Send + Sync {
     /// Flushes the unsent rest and reads the error queue, so that released slots go home.
     ///

@@ -335,6 +335,10 @@ impl<K: Kernel> Core<K> {
         };
         let whole = send.outbox.is_empty();
         in_flight.has_rest = !whole;
+        if !whole {
+            // Once more: before, the reaper could have come by and seen no rest.
+            self.look_after(&mut in_flight, false);
+        }
         self.unlock(send, in_flight);
         result.map(|()| Offered { ticket, whole })
     }

@@ -91,17 +91,19 @@ impl<K: Kernel> Core<K> {
             }
             return;
         }
+        let drops = !done.settled.is_empty();
         // Nothing else, or a sleeper whose task waits too would rouse himself for ever.
-        let rouses = news || !done.settled.is_empty();
+        let rouses = news || drops;
         let mut settled = mem::take(&mut done.settled);
-        done.dropping += 1;
+        // Who drops nothing may rouse nobody when he is through, so nobody waits for him.
+        done.dropping += u32::from(drops);
         let woken = in_flight.take_woken();
         drop(in_flight);
         let mut panics = Panics::default();
         settled.drop_all(&mut panics);
         let mut in_flight = lock(&self.in_flight);
         in_flight.done.settled.put_back(settled);
-        in_flight.done.dropping -= 1;
+        in_flight.done.dropping -= u32::from(drops);
         if rouses {
             in_flight.rouse_sleepers();
         }
@@ -382,7 +384,7 @@ impl<K: Kernel> Reclaim for Core<K> {
             return None;
         }
         let mut in_flight = lock(&self.in_flight);
-        let limit = self.config.max_hold.filter(|_| in_flight.tracker.outstanding() > 0);
+        let limit = self.config.max_hold.filter(|_| in_flight.is_busy());
         if limit.is_none() && !in_flight.is_awaited() {
             drop(in_flight);
             self.unwatch(&mut watch, Watch::Off);

@@ -448,6 +448,11 @@ impl InFlight {
         }
     }
 
+    /// Whether something is in flight, or will be once the socket takes the rest of a send.
+    pub(super) fn is_busy(&self) -> bool {
+        self.has_rest || self.tracker.outstanding() > 0
+    }
+
     /// Whether somebody waits for a fate, or for a slot of what is in flight.
     pub(super) fn is_awaited(&mut self) -> bool {
         !self.done.extras.wakers.is_empty()

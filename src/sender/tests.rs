@@ -134,6 +134,19 @@ fn a_sender_with_a_limit_is_watched_when_there_is_something_to_watch() {
 }
 
 #[test]
+fn a_sender_with_a_limit_is_watched_as_long_as_it_has_a_rest() {
+    let kernel = stream([Part(1000), Fail(EAGAIN), Fail(EAGAIN)]);
+    let max_hold = Some(Duration::from_secs(1));
+    let sender = kernel.sender(Config { max_hold, ..config() });
+    sender.try_send(filled(&pool())).unwrap();
+    kernel.note(0, 0);
+    assert!(sender.attend().is_some(), "the rest will be in flight without another send");
+    sender.step().unwrap();
+    kernel.note(1, 1);
+    assert_eq!(sender.attend(), None);
+}
+
+#[test]
 fn news_that_comes_while_another_thread_sends_is_not_lost() {
     let pool = pool();
     let kernel = stream([Part(1000), Fail(EAGAIN)]);
