@@ -219,6 +219,7 @@ impl<K: Kernel> Core<K> {
         }
         if accepted == len {
             let sequence = in_flight.done.ledger.open(0, len > 0);
+            in_flight.make_room_for_return();
             let dropped = in_flight.done.hand_back(buf, sequence);
             self.unlock(send, in_flight);
             drop(dropped);

@@ -14,12 +14,13 @@ use super::{
     window::MemlockBudget,
 };
 use crate::{
+    error::OsError,
     id::NotificationId,
     raw::Reclaim,
     reaper,
     sync::{Arc, Mutex, Weak, lock, yield_now},
     sys::{
-        Batch, Record,
+        Batch, Foreign, Record,
         socket::{IoVec, Ready, SendFlags},
     },
 };
@@ -133,6 +134,20 @@ impl FakeKernel {
             state.taken.retain(|id| !(lo..=hi).contains(id));
             state.notes.push_back(Record::Released { lo, hi, copied: false });
         });
+    }
+
+    /// A message that is none of the sender's.
+    pub(super) fn foreign(&self) {
+        let event = Foreign {
+            origin: 1,
+            error: OsError::from_raw(1),
+            kind: 0,
+            code: 0,
+            info: 0,
+            data: 0,
+            timestamps: None,
+        };
+        self.with(|state| state.notes.push_back(Record::Foreign(event)));
     }
 
     pub(super) fn pass(&self, time: Duration) {

@@ -163,14 +163,20 @@ impl InFlight {
 
     #[inline(always)]
     fn make_room(&mut self, buf: &impl IntoPayload) -> bool {
-        if self.done.hand_back == HandBack::Return {
-            // Room for every lease that can come back, so that no note is lost for want of it.
-            self.done.extras.returned.reserve(self.tracker.leases() + 1);
-        }
+        self.make_room_for_return();
         if buf.pool().is_some_and(|pool| pool.sender_quota().is_some()) {
             self.done.hold(buf);
         }
         buf.is_awaited()
+    }
+
+    /// Makes room for one more buffer that comes back, and for every lease that can, so that no note is
+    /// lost for want of it.
+    #[inline(always)]
+    pub(super) fn make_room_for_return(&mut self) {
+        if self.done.hand_back == HandBack::Return {
+            self.done.extras.returned.reserve(self.tracker.leases() + 1);
+        }
     }
 
     /// Whether the quotas of their pools let buffers of these in; reads the notes if not. Who copies
@@ -313,7 +319,7 @@ impl InFlight {
         }
         if self.tracker.outstanding() > 0 {
             let age = self.oldest(kernel.now());
-            let is_overdue = read.messages == 0 && age >= Some(OVERDUE);
+            let is_overdue = read.ids == 0 && age >= Some(OVERDUE);
             if is_overdue || self.poisoned().is_some() {
                 read.ids += self.prove(kernel);
             }

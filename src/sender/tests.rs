@@ -272,6 +272,8 @@ fn a_task_whose_note_was_stolen_is_looked_after_without_news() {
     assert!(sender.attend().is_some(), "to look again, as no news may come");
     kernel.steal();
     kernel.pass(Duration::from_secs(1));
+    // A message about something else is no answer.
+    kernel.foreign();
     sender.attend();
     assert!(sender.fate(ticket).is_some());
     assert_eq!(sender.attend(), None, "nobody waits any more");
