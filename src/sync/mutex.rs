@@ -82,12 +82,11 @@ impl<T> Mutex<T> {
 
     #[cold]
     fn wait(&self) {
-        for _ in 0..LOOKS {
-            // Relaxed: a hint.
-            if self.state.load(Ordering::Relaxed) != HELD {
-                break;
-            }
+        let mut looks = LOOKS;
+        // Relaxed: a hint.
+        while looks > 0 && self.state.load(Ordering::Relaxed) == HELD {
             hint::spin_loop();
+            looks -= 1;
         }
         let mut queue = plain::lock(&self.queue);
         // Acquire: as in `try_take`. Who takes it here does not know whether others wait too, so he
