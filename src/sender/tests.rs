@@ -308,6 +308,22 @@ fn a_blocking_send_that_cannot_wait_for_room_cuts_its_rest_short() {
 }
 
 #[test]
+fn an_end_whose_rest_is_stuck_is_aborted_though_the_peer_has_all_before_it() {
+    let kernel = FakeKernel::new(Transport::Stream, Fail(EAGAIN));
+    kernel.will([Part(1000)]);
+    let config = config();
+    let sender = kernel.sender(config);
+    let ticket = sender.try_send(filled(&pool())).unwrap();
+    kernel.release();
+    Arc::clone(&sender).leave(true);
+    assert_eq!(sender.fate(ticket), None, "there is time left");
+    kernel.pass(config.linger);
+    sender.attend();
+    let fate = sender.fate(ticket);
+    assert!(matches!(fate, Some(Fate::Truncated { accepted: 1000, .. })), "{fate:?}");
+}
+
+#[test]
 fn a_sender_remembers_a_few_pools_and_is_known_to_all() {
     let kernel = FakeKernel::new(Transport::Stream, Answer::Note(false));
     let sender = kernel.sender(config());

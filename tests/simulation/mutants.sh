@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # mutants.sh [MUTANT...]: applies each patch of mutants/ to a copy of the tree and runs the simulation on it until it
-#   fails; prints after how many steps that was, and in the history of which seed. PINBUF_SIM_STEPS (default 30 million)
+#   fails; prints after how many steps that was, and in the history of which seed. PINBUF_SIM_STEPS (default 400 million)
 #   bounds the search.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$(dirname "$here")")
 # Not the target folder of the true tree: cargo takes a copy of a workspace for the workspace itself.
 export CARGO_TARGET_DIR=${MUTANTS_TARGET_DIR:-$root/target/simulation-mutants}
-export PINBUF_SIM_STEPS=${PINBUF_SIM_STEPS:-30000000} PINBUF_SIM_SEED=${PINBUF_SIM_SEED:-1}
+export PINBUF_SIM_STEPS=${PINBUF_SIM_STEPS:-400000000} PINBUF_SIM_SEED=${PINBUF_SIM_SEED:-1}
 copy=$(mktemp -d) || exit 1
 trap 'rm -rf "$copy"' EXIT
 missed=0
