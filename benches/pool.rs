@@ -21,7 +21,7 @@ mod workload;
 use std::sync::Arc;
 
 use dpdk::Dpdk;
-use floor::{BareStack, MagazineAndDepot, Nothing};
+use floor::{BareStack, MagazineAndDepot, Nothing, Wide};
 use harness::{AtMost, Bench, Case};
 use pinbuf::Pages;
 use rivals::{
@@ -38,6 +38,7 @@ const SIZE: usize = 64 << 10;
 
 const BARE: &str = "floor: bare stack of a thread";
 const MAGAZINE: &str = "floor: magazine and depot";
+const WIDE: &str = "floor, a slot in 8 bytes";
 const PINBUF: &str = "pinbuf";
 const OPOOL_LOCAL: &str = "opool, local pool";
 const PINBUF_LOCAL: &str = "pinbuf, local handle";
@@ -95,6 +96,7 @@ fn main() {
     bench.table("Alloc here, drop there", "ns on the wall").case("full hands", MAGAZINE, |case| {
         enter(case, "the hand-over alone", || Ok(Nothing), workload::hand_over);
         enter_shared!(case, workload::hand_over);
+        enter(case, WIDE, || Ok(Wide(MagazineAndDepot::new())), workload::hand_over);
         case.goal(PINBUF, MAGAZINE, AtMost::Times(1.2));
     });
     let small = "pinbuf, 64 MiB";

@@ -136,3 +136,21 @@ impl Stock for Nothing {
         0
     }
 }
+
+/// [`MagazineAndDepot`] with a slot in as many bytes as an address has, so that what is handed to
+/// another thread fills as many cache lines as the handles of others do.
+pub(crate) struct Wide(pub(crate) MagazineAndDepot);
+
+impl Stock for Wide {
+    type Buf = u64;
+
+    #[inline]
+    fn alloc(&self) -> u64 {
+        self.0.alloc().into()
+    }
+
+    #[inline]
+    fn recycle(&self, slot: u64) {
+        self.0.recycle(slot as u32);
+    }
+}
