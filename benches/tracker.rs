@@ -2,9 +2,9 @@
 //!
 //! What is tracked has 80 bytes, somewhat more than a sender's lease. Its floor is a bare ring of
 //! what has to be kept for each id, the lease and the bytes of its call: found by one index, and
-//! nothing is checked. The tracker is used as the sender uses it around the call of a lone buffer: it
-//! enters a lease with an id of its own, settles it, and later releases the ids of a note, all of them or
-//! none.
+//! nothing is checked. The tracker is used as the sender uses it around the call of a lone buffer:
+//! it enters a lease with an id of its own, settles it, and later releases the ids of a note, all
+//! of them or none.
 
 mod harness;
 

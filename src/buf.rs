@@ -38,8 +38,8 @@ use crate::{
 ///
 /// # Invariants
 ///
-/// 1. Nobody else accesses the slot's memory, except that the kernel reads it while the slot's record
-///    says that there is a lease. Nobody else uses the length in the record.
+/// 1. Nobody else accesses the slot's memory, except that the kernel reads it while the slot's
+///    record says that there is a lease. Nobody else uses the length in the record.
 /// 2. The first bytes up to the length are initialized, and it is at most the capacity.
 pub struct PinnedBuf {
     /// Taken by drop.

@@ -77,8 +77,8 @@ impl MappedSlice {
     ///
     /// # Safety
     ///
-    /// As long as `owner` lives, the `len` bytes from `start` on stay mapped, with nothing there but
-    /// data that may be sent.
+    /// As long as `owner` lives, the `len` bytes from `start` on stay mapped, with nothing there
+    /// but data that may be sent.
     ///
     /// ```
     /// use std::sync::Arc;

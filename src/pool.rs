@@ -32,15 +32,15 @@ pub use wait::Alloc;
 /// The memory is kept out of forked children (`MADV_DONTFORK`), so that what the parent has in
 /// flight stays intact. In a child the pool answers [`AllocError::Forked`], its buffers and itself
 /// can be dropped without effect, and to read or write one of its buffers ends in a segmentation
-/// fault. A child can build pools of its own. One that a signal handler made must not return from it,
-/// but call `exec` or `_exit`: what was interrupted may be an allocation.
+/// fault. A child can build pools of its own. One that a signal handler made must not return from
+/// it, but call `exec` or `_exit`: what was interrupted may be an allocation.
 ///
 /// # Performance
 ///
 /// An allocation and the drop of its buffer take some two nanoseconds together, without an atomic
-/// read-modify-write: each thread has a magazine of free slots of each class it uses. Threads do not
-/// slow one another down; a thread that finds nothing else takes what stands in the magazines of
-/// others. Pools of fewer than 64 slots of a class, and those with
+/// read-modify-write: each thread has a magazine of free slots of each class it uses. Threads do
+/// not slow one another down; a thread that finds nothing else takes what stands in the magazines
+/// of others. Pools of fewer than 64 slots of a class, and those with
 /// [`zero_on_recycle`](PoolBuilder::zero_on_recycle), go without, at some ten nanoseconds and one
 /// cache line that all threads contend for, as does everything on a system without `membarrier(2)`.
 /// A thread that uses pools takes up to 32 KiB of memory, however many there are.
@@ -90,8 +90,9 @@ impl Pool {
 
     /// Takes a buffer of at least `capacity` bytes, if one is free now.
     ///
-    /// It comes from the smallest size class that fits; an empty class borrows from a larger one only
-    /// with [`PoolBuilder::fallback`]. While somebody waits for a slot of a class, it is empty.
+    /// It comes from the smallest size class that fits; an empty class borrows from a larger one
+    /// only with [`PoolBuilder::fallback`]. While somebody waits for a slot of a class, it is
+    /// empty.
     ///
     /// # Errors
     ///
@@ -154,8 +155,8 @@ impl Pool {
         }
     }
 
-    /// A handle for one thread that takes buffers of at least `capacity` bytes from a magazine of its
-    /// own.
+    /// A handle for one thread that takes buffers of at least `capacity` bytes from a magazine of
+    /// its own.
     ///
     /// # Errors
     ///
@@ -371,8 +372,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Takes all memory from this NUMA node, which should be that of the network card. Default: from
-    /// wherever the kernel does. Linux only.
+    /// Takes all memory from this NUMA node, which should be that of the network card. Default:
+    /// from wherever the kernel does. Linux only.
     ///
     /// A node without enough memory is an error, of hugetlb pages only the end of that rung; see
     /// [`RegionReport::numa_node`].
@@ -425,10 +426,10 @@ impl PoolBuilder {
     /// How many slots each sender may have in flight, so that one with a slow peer does not take
     /// them all. Default: no limit.
     ///
-    /// A send beyond it is refused with [`WouldBlock`](crate::SendError::WouldBlock) until enough is
-    /// released. Not refused are a single send that has more slots than that, while the sender has
-    /// none of the pool in flight, and a sender that copies everything. A frozen buffer counts once
-    /// for every send of it.
+    /// A send beyond it is refused with [`WouldBlock`](crate::SendError::WouldBlock) until enough
+    /// is released. Not refused are a single send that has more slots than that, while the sender
+    /// has none of the pool in flight, and a sender that copies everything. A frozen buffer counts
+    /// once for every send of it.
     pub fn sender_quota(mut self, slots: usize) -> Self {
         self.options.sender_quota = Some(slots);
         self

@@ -1,7 +1,7 @@
 //! Vectored sends cut by the kernel at every kind of place.
 //!
-//! This binary has its own `send` and `sendmsg`, which the library calls instead of the C library's:
-//! they give the kernel no more than so many bytes of a call.
+//! This binary has its own `send` and `sendmsg`, which the library calls instead of the C
+//! library's: they give the kernel no more than so many bytes of a call.
 
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 

@@ -1,5 +1,5 @@
-//! Magazines through the pool's public interface, with real threads: nothing is stranded in them, and
-//! they end well.
+//! Magazines through the pool's public interface, with real threads: nothing is stranded in them,
+//! and they end well.
 
 #![cfg(target_os = "linux")]
 
@@ -91,8 +91,8 @@ fn a_waiter_gets_the_slot_that_would_go_into_its_own_threads_magazine() {
     assert_all_home(&pool);
 }
 
-/// Of 64 slots 62 are out, and two threads use one each: there is always one for either, on the list,
-/// in its own magazine or in the other's.
+/// Of 64 slots 62 are out, and two threads use one each: there is always one for either, on the
+/// list, in its own magazine or in the other's.
 #[test]
 fn a_free_slot_is_always_found() {
     let pool = pool(64);
@@ -290,8 +290,8 @@ fn a_local_handle_takes_back_what_is_of_its_class_and_drops_the_rest() {
     assert_eq!(buf[..], [0; 64]);
 }
 
-/// Threads take and drop buffers in every way, pass them on, wait, and look at one another's marks, in
-/// a pool that is large enough, and in one that runs dry again and again.
+/// Threads take and drop buffers in every way, pass them on, wait, and look at one another's marks,
+/// in a pool that is large enough, and in one that runs dry again and again.
 #[test]
 fn stays_correct_when_everything_goes_on_at_once() {
     let seed = common::seed();

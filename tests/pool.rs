@@ -288,13 +288,14 @@ mod waiting {
         assert!(pool.alloc_timeout(1, Duration::ZERO).is_ok());
     }
 
-    /// What a waker does that is of no use, since a slot came home after all, is user code: it may use
-    /// the pool.
+    /// What a waker does that is of no use, since a slot came home after all, is user code: it may
+    /// use the pool.
     #[test]
     fn a_waker_that_is_not_needed_is_dropped_with_no_lock_held() {
         struct Task {
             pool: Pool,
-            /// Goes home when the waker is cloned, which is between the look for a slot and the queue.
+            /// Goes home when the waker is cloned, which is between the look for a slot and the
+            /// queue.
             last: Mutex<Option<PinnedBuf>>,
         }
 

@@ -267,8 +267,8 @@ fn a_poisoned_sender_taken_apart_stays_poisoned_when_put_together() {
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
     let mut sender = common::zero_copy().adopt(near).unwrap();
-    // The kernel's ids are one ahead of the sender's from here on: a note would free the send behind
-    // the one it is about.
+    // The kernel's ids are one ahead of the sender's from here on: a note would free the send
+    // behind the one it is about.
     send_static(duplicate(&sender).as_fd(), &FOREIGN).unwrap();
     eventually("the foreign note is read", || {
         sender.reap().unwrap();

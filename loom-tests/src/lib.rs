@@ -81,9 +81,9 @@ fn report(name: &str, seconds: u64, executions: usize) {
 
 /// Where threads pass one at a time, in every order, without learning of each other.
 ///
-/// loom looks for another order of two threads only where the *last* accesses to an atomic conflict:
-/// a thread that loads before it exchanges hides the exchange from the loads of others. To pass here
-/// before and after brings these orders back.
+/// loom looks for another order of two threads only where the *last* accesses to an atomic
+/// conflict: a thread that loads before it exchanges hides the exchange from the loads of others.
+/// To pass here before and after brings these orders back.
 #[derive(Clone, Debug, Default)]
 pub struct Turnstile(Arc<Passes>);
 

@@ -32,8 +32,8 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use bitmap::{DirtyBitmap, DirtyChunk};
 use loom_tests::{model, thread};
 
-/// A page of one word is written while a round sends what is marked. The last round, with the writer
-/// stopped, leaves the destination with what was written.
+/// A page of one word is written while a round sends what is marked. The last round, with the
+/// writer stopped, leaves the destination with what was written.
 fn migrate(is_marked_before: bool) {
     let guest = Arc::new((DirtyBitmap::all_dirty(1), AtomicU64::new(0)));
     let (bitmap, page) = &*guest;

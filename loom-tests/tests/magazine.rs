@@ -1,8 +1,8 @@
-//! Magazines: a thread's own stock of free slots, which others empty when they find nothing else. In
-//! a model a magazine holds two slots, a pool of six has magazines, and slots come in twos.
+//! Magazines: a thread's own stock of free slots, which others empty when they find nothing else.
+//! In a model a magazine holds two slots, a pool of six has magazines, and slots come in twos.
 //!
-//! The owner's half of the barrier is a fence here, as the other one is. That the protocol is right is
-//! what these models show; that the kernel's barrier makes up for the missing half is not.
+//! The owner's half of the barrier is a fence here, as the other one is. That the protocol is right
+//! is what these models show; that the kernel's barrier makes up for the missing half is not.
 
 use loom_tests::{Alive, block_on, model, pool, thread};
 use pinbuf::{PinnedBuf, Pool};
@@ -122,8 +122,8 @@ fn no_magazine_is_bound_beside_a_waiter() {
     });
 }
 
-/// The pool's last handle goes while a slot is on its way into a magazine and others are in one. The
-/// memory is freed once, after the last use.
+/// The pool's last handle goes while a slot is on its way into a magazine and others are in one.
+/// The memory is freed once, after the last use.
 #[test]
 fn the_pools_end_empties_magazines() {
     model(|| {

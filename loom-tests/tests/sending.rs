@@ -223,8 +223,8 @@ fn a_drain_ends_with_the_last_note_and_no_earlier() {
     });
 }
 
-/// The note is read by a stranger, and another thread finds out, and drops the buffer. Nothing comes
-/// from the socket.
+/// The note is read by a stranger, and another thread finds out, and drops the buffer. Nothing
+/// comes from the socket.
 #[test]
 fn a_drain_is_woken_by_a_proof_that_another_thread_found() {
     model(|| {
@@ -241,8 +241,8 @@ fn a_drain_is_woken_by_a_proof_that_another_thread_found() {
     });
 }
 
-/// Another thread comes by that has nothing to drop, but looks for whom to wake, as a task awaits the
-/// send. Nobody is told when it is through.
+/// Another thread comes by that has nothing to drop, but looks for whom to wake, as a task awaits
+/// the send. Nobody is told when it is through.
 #[test]
 fn a_drain_waits_for_nobody_who_drops_nothing() {
     model(|| {

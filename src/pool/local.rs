@@ -9,12 +9,12 @@ use crate::{
 /// A handle of one size class of a pool for one thread, with a magazine of its own; from
 /// [`Pool::local`](crate::Pool::local).
 ///
-/// It saves the look-up of the thread's magazine and of the class. Buffers that come from it are like
-/// all others: they can go to other threads and be dropped there. Those that
+/// It saves the look-up of the thread's magazine and of the class. Buffers that come from it are
+/// like all others: they can go to other threads and be dropped there. Those that
 /// [`recycle`](Self::recycle) gets back it hands out again.
 ///
-/// What is in its magazine is free: other threads get it when the pool has nothing else left. Dropping
-/// the handle empties it.
+/// What is in its magazine is free: other threads get it when the pool has nothing else left.
+/// Dropping the handle empties it.
 ///
 /// # Performance
 ///
@@ -59,8 +59,8 @@ impl<'a> LocalPool<'a> {
     ///
     /// # Errors
     ///
-    /// [`Exhausted`](AllocError::Exhausted): no slot of the class is free. It does not borrow from a
-    /// larger one.
+    /// [`Exhausted`](AllocError::Exhausted): no slot of the class is free. It does not borrow from
+    /// a larger one.
     ///
     /// ```
     /// use pinbuf::{AllocError, Pool};

@@ -20,9 +20,9 @@ use crate::{
 /// Equal slots in a row: their records, the free ones, and who waits for one.
 ///
 /// A free slot is on the free list, in a magazine, or granted to a waiter. In between, in nobody's
-/// sight, it is only while its magazine's owner is busy or the roster's lock is held. So whoever finds
-/// the list empty, takes the lock, recalls the magazines and finds it empty again may say that no
-/// slot is free.
+/// sight, it is only while its magazine's owner is busy or the roster's lock is held. So whoever
+/// finds the list empty, takes the lock, recalls the magazines and finds it empty again may say
+/// that no slot is free.
 #[derive(Debug)]
 pub(crate) struct SizeClass {
     pool: NonNull<RawPool>,
@@ -150,14 +150,14 @@ impl SizeClass {
         &self.waiters
     }
 
-    /// Binds the caller's own magazine, unless it is bound already. `false`: it cannot or should not
-    /// be now.
+    /// Binds the caller's own magazine, unless it is bound already. `false`: it cannot or should
+    /// not be now.
     pub(crate) fn bind(&self, magazine: &Magazine) -> bool {
         self.roster.bind(self, magazine)
     }
 
-    /// Takes a free slot, by the caller's own magazine if that is bound. It is the caller's, and still
-    /// Free.
+    /// Takes a free slot, by the caller's own magazine if that is bound. It is the caller's, and
+    /// still Free.
     pub(crate) fn take(&self, magazine: Option<&Magazine>) -> Option<&Record> {
         if let Some(record) = magazine.and_then(|own| own.take(self).or_else(|| own.refill(self))) {
             return Some(record);
@@ -188,8 +188,8 @@ impl SizeClass {
         Some(self.record(*first))
     }
 
-    /// Brings the slots of all magazines but `own` onto the free list. Answers whether there were such
-    /// magazines.
+    /// Brings the slots of all magazines but `own` onto the free list. Answers whether there were
+    /// such magazines.
     fn recall(&self, bound: &mut Bound, own: Option<&Magazine>) -> bool {
         let mut slots = Vec::new();
         let recalled = self.roster.recall(bound, self, own, |record| slots.push(record.index()));
@@ -197,15 +197,15 @@ impl SizeClass {
         recalled
     }
 
-    /// Puts slots onto the free list that were there or in a magazine, while the roster's lock is held:
-    /// so there are no flags.
+    /// Puts slots onto the free list that were there or in a magazine, while the roster's lock is
+    /// held: so there are no flags.
     fn put_back(&self, slots: impl IntoIterator<Item = u32>) {
         let put = self.free.push_all(&self.links, slots, self.bundle());
         debug_assert_eq!(put, Ok(()));
     }
 
-    /// Takes the caller's own magazine, which has been bound to this class, off the roster and sends
-    /// its slots home, unless others did so.
+    /// Takes the caller's own magazine, which has been bound to this class, off the roster and
+    /// sends its slots home, unless others did so.
     pub(crate) fn dismiss(&self, magazine: &Magazine) {
         let mut bound = self.roster.lock();
         self.put_back(bound.leave(self, magazine).map(Record::index));
@@ -259,8 +259,8 @@ impl SizeClass {
         }
     }
 
-    /// The numbers of the slots at home: on the free list, in magazines, handed to waiters. Exact only
-    /// while nothing moves. Not in a forked child.
+    /// The numbers of the slots at home: on the free list, in magazines, handed to waiters. Exact
+    /// only while nothing moves. Not in a forked child.
     pub(crate) fn at_home(&self) -> Vec<u32> {
         let bound = self.roster.lock();
         let mut indices = self.free.indices(&self.links);

@@ -41,7 +41,8 @@ pub(crate) enum Unpopped {
 
 /// A slot's part in the free list.
 ///
-/// A cache line of its own, apart from the slot's record: what a bundle consists of is in few of them.
+/// A cache line of its own, apart from the slot's record: what a bundle consists of is in few of
+/// them.
 #[derive(Debug, Default)]
 #[cfg_attr(not(loom), repr(align(64)))]
 pub(crate) struct Link {
@@ -77,13 +78,14 @@ impl Link {
     }
 }
 
-/// A stack of slots, by their numbers, in bundles: the first slot of each is linked to the next bundle's,
-/// and its link names followers, whose links name more. So a magazine's worth of slots comes and goes
-/// with one exchange, and only two cache misses after one another.
+/// A stack of slots, by their numbers, in bundles: the first slot of each is linked to the next
+/// bundle's, and its link names followers, whose links name more. So a magazine's worth of slots
+/// comes and goes with one exchange, and only two cache misses after one another.
 ///
 /// # Invariants
 ///
-/// 1. The index names a slot at home or is `EMPTY`, and so does the link of every bundle on the list.
+/// 1. The index names a slot at home or is `EMPTY`, and so does the link of every bundle on the
+///    list.
 /// 2. The tag counts pops: between two occurrences of one head value no slot was popped. A pop that
 ///    read a link before another thread popped and pushed the same slot therefore fails. (After
 ///    2^36 pops while one pop stands still, minutes at least, the tag would repeat.)
@@ -108,8 +110,8 @@ impl FreeList {
         list
     }
 
-    /// Takes the bundle on top and gives its slots to `take`, the top one first. `false`: the list is
-    /// empty.
+    /// Takes the bundle on top and gives its slots to `take`, the top one first. `false`: the list
+    /// is empty.
     #[inline]
     pub(crate) fn pop(&self, links: &[Link], take: impl FnMut(u32)) -> bool {
         let popped = self.detach(links, |top, _| Some(Bundle::look(links, top)));
@@ -122,7 +124,8 @@ impl FreeList {
         self.detach(links, |top, followers| (followers == 0).then_some(top))
     }
 
-    /// Takes the bundle on top, if `look` makes something of its first slot and its number of followers.
+    /// Takes the bundle on top, if `look` makes something of its first slot and its number of
+    /// followers.
     #[inline]
     fn detach<R>(
         &self,
@@ -163,8 +166,8 @@ impl FreeList {
         self.push_chain(index, link, 0)
     }
 
-    /// Puts slots on top, in bundles of `bundle`; nothing if there are none. The caller keeps the pool
-    /// alive.
+    /// Puts slots on top, in bundles of `bundle`; nothing if there are none. The caller keeps the
+    /// pool alive.
     pub(crate) fn push_all(
         &self,
         links: &[Link],
@@ -276,8 +279,8 @@ struct Bundle {
 }
 
 impl Bundle {
-    /// Asks for all cache lines at once: nothing here depends on what the followers' say. Nor need the
-    /// bundle be the caller's yet, so that taking it and this go on at the same time.
+    /// Asks for all cache lines at once: nothing here depends on what the followers' say. Nor need
+    /// the bundle be the caller's yet, so that taking it and this go on at the same time.
     #[inline]
     fn look(links: &[Link], first: u32) -> Self {
         let link = &links[first as usize];

@@ -30,16 +30,17 @@ const TAKEN: usize = 1;
 ///
 /// 1. Only the owner writes `len` and the items. The items below the length are slots of the class
 ///    that the key names, Free, at home here and nowhere else.
-/// 2. The key is 0 for a magazine that belongs to no class; the class's address for one that does, and
-///    then it stands on that class's roster; that plus [`TAKEN`] while somebody who holds the roster's
-///    lock reads the items. The owner sets it when it is 0, whoever holds the roster's lock changes
-///    it otherwise.
-/// 3. While the owner is busy and has seen the key name a class, that class lives, and its free list has
-///    no flags: both, to close it and to queue for its slots, begin with taking all magazines'.
+/// 2. The key is 0 for a magazine that belongs to no class; the class's address for one that does,
+///    and then it stands on that class's roster; that plus [`TAKEN`] while somebody who holds the
+///    roster's lock reads the items. The owner sets it when it is 0, whoever holds the roster's
+///    lock changes it otherwise.
+/// 3. While the owner is busy and has seen the key name a class, that class lives, and its free
+///    list has no flags: both, to close it and to queue for its slots, begin with taking all
+///    magazines'.
 /// 4. The limit is at most `ITEMS`.
-/// 5. A magazine is in memory that a forked child finds full of zeros: there it belongs to no class. No
-///    owner that the child has is busy then: it has only the thread that forked. (A signal handler
-///    that interrupts an owner and forks must not return in the child.)
+/// 5. A magazine is in memory that a forked child finds full of zeros: there it belongs to no
+///    class. No owner that the child has is busy then: it has only the thread that forked. (A
+///    signal handler that interrupts an owner and forks must not return in the child.)
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Magazine {
@@ -77,7 +78,8 @@ impl Magazine {
         if count < least { 0 } else { (count / share).min(ITEMS) as u32 }
     }
 
-    /// How many slots come and go at a time with magazines of this limit: a bundle of the free list.
+    /// How many slots come and go at a time with magazines of this limit: a bundle of the free
+    /// list.
     pub(crate) fn batch(limit: u32) -> usize {
         let half = if cfg!(loom) { limit } else { limit / 2 };
         (half as usize).clamp(1, BUNDLE)
@@ -116,8 +118,8 @@ impl Magazine {
                 None => (len, None),
             }
         })??;
-        // SAFETY: the items below the length name records (invariant 1). Said here, because otherwise
-        // what became of the branches above is asked once more.
+        // SAFETY: the items below the length name records (invariant 1). Said here, because
+        // otherwise what became of the branches above is asked once more.
         unsafe { hint::assert_unchecked(!taken.is_null()) };
         // SAFETY: a record of `class` (invariant 1), which lives as long as that.
         Some(unsafe { &*taken })
@@ -172,8 +174,8 @@ impl Magazine {
         })?
     }
 
-    /// Takes up to `most` of the last slots put in, if the magazine belongs to `class`. The owner must
-    /// not put in others before it has them all.
+    /// Takes up to `most` of the last slots put in, if the magazine belongs to `class`. The owner
+    /// must not put in others before it has them all.
     #[inline]
     pub(crate) fn take_many<'a>(
         &self,
@@ -190,8 +192,8 @@ impl Magazine {
     }
 
     /// Puts in slots of `class`, which are Free, as long as there is room and `next` has one, which
-    /// must not panic or wait; none if the magazine does not belong to the class. Afterwards as after
-    /// [`put`](Self::put).
+    /// must not panic or wait; none if the magazine does not belong to the class. Afterwards as
+    /// after [`put`](Self::put).
     #[inline]
     pub(crate) fn put_many(
         &self,
@@ -270,10 +272,11 @@ impl Magazine {
         misses >= MISSES
     }
 
-    /// Binds the magazine, which is unbound, to `class`. The caller has the lock of its roster and puts it
-    /// there.
+    /// Binds the magazine, which is unbound, to `class`. The caller has the lock of its roster and
+    /// puts it there.
     pub(crate) fn bind(&self, class: &SizeClass) {
-        // Relaxed, all four: others look only under the lock, or after one more store to the length.
+        // Relaxed, all four: others look only under the lock, or after one more store to the
+        // length.
         self.len.store(0, Ordering::Relaxed);
         self.limit.store(class.magazine_limit(), Ordering::Relaxed);
         self.misses.store(0, Ordering::Relaxed);
@@ -306,8 +309,8 @@ impl Magazine {
         class
     }
 
-    /// Unbinds the magazine from `class`, whose roster's lock the caller has, and answers the slots in
-    /// it.
+    /// Unbinds the magazine from `class`, whose roster's lock the caller has, and answers the slots
+    /// in it.
     pub(crate) fn unbind<'a>(&self, class: &'a SizeClass) -> impl Iterator<Item = &'a Record> {
         debug_assert!(self.belongs_to(class));
         // Relaxed: only the owner writes it.
@@ -319,8 +322,8 @@ impl Magazine {
     }
 
     /// Begins to take the slots away from the owner; a heavy barrier and then
-    /// [`take_all`](Self::take_all) complete that. The caller has the lock of the roster that the magazine
-    /// stands on, from here to there.
+    /// [`take_all`](Self::take_all) complete that. The caller has the lock of the roster that the
+    /// magazine stands on, from here to there.
     pub(crate) fn begin_taking(&self, class: &SizeClass) {
         let taken = ptr::from_ref(class).map_addr(|address| address | TAKEN);
         // Relaxed: the barrier orders it before the load of the length.
@@ -335,16 +338,16 @@ impl Magazine {
         self.key.store(ptr::null_mut(), Ordering::Release);
     }
 
-    /// The slots in the magazine, which stands on the roster of `class`, whose lock the caller has. Exact
-    /// only while the owner does nothing.
+    /// The slots in the magazine, which stands on the roster of `class`, whose lock the caller has.
+    /// Exact only while the owner does nothing.
     pub(crate) fn look<'a>(&self, _class: &'a SizeClass) -> impl Iterator<Item = &'a Record> {
         let len = wait_for(|| {
             // Acquire: partner of the Release in `alter`.
             let len = self.len.load(Ordering::Acquire);
             (len != BUSY).then_some(len as usize)
         });
-        // SAFETY: since the magazine was bound to `class` every item below its length was put in for
-        // that.
+        // SAFETY: since the magazine was bound to `class` every item below its length was put in
+        // for that.
         unsafe { self.items(0..len) }
     }
 }

@@ -31,10 +31,11 @@ pub(crate) struct Options {
 ///
 /// # Invariants
 ///
-/// 1. `holds` is 1 for the handle, plus 1 for each slot, wherever it is, plus 1 for each thread that
-///    is handing a slot to a waiter or giving up a magazine. While the handle lives no alloc or recycle
-///    touches it. Closing gives up the handle's hold and those of the slots at home, in magazines too;
-///    from then a slot that comes home gives up its own. Whoever brings it to 0 frees the pool.
+/// 1. `holds` is 1 for the handle, plus 1 for each slot, wherever it is, plus 1 for each thread
+///    that is handing a slot to a waiter or giving up a magazine. While the handle lives no alloc
+///    or recycle touches it. Closing gives up the handle's hold and those of the slots at home, in
+///    magazines too; from then a slot that comes home gives up its own. Whoever brings it to 0
+///    frees the pool.
 /// 2. Apart from that the pool is only ever used through shared references.
 pub struct RawPool {
     id: u64,
@@ -64,8 +65,8 @@ impl RawPool {
         self.id
     }
 
-    /// Enters someone who holds slots of this pool in flight. Once is enough, and more often does no
-    /// harm; that the pool forgets it when it is dropped goes without saying.
+    /// Enters someone who holds slots of this pool in flight. Once is enough, and more often does
+    /// no harm; that the pool forgets it when it is dropped goes without saying.
     ///
     /// Look whether somebody waits for such a slot afterwards.
     pub fn register(&self, reclaim: Weak<dyn Reclaim>) {
@@ -118,8 +119,8 @@ impl RawPool {
         taken.map(SlotRef::claim).ok_or(AllocError::Exhausted)
     }
 
-    /// Adds what `make` makes of up to `count` slots, handed out as by [`take`](Self::take), to `bufs`,
-    /// and says why they are fewer.
+    /// Adds what `make` makes of up to `count` slots, handed out as by [`take`](Self::take), to
+    /// `bufs`, and says why they are fewer.
     #[inline]
     pub(crate) fn take_many<T>(
         &self,
@@ -317,8 +318,8 @@ impl Deref for PoolHandle {
 
 impl Drop for PoolHandle {
     fn drop(&mut self) {
-        // In a forked child nothing of the pool's lies where it was, which may be somebody else's by
-        // now: unmapping it would be a mistake.
+        // In a forked child nothing of the pool's lies where it was, which may be somebody else's
+        // by now: unmapping it would be a mistake.
         if self.classes().iter().any(SizeClass::is_forked) {
             return;
         }

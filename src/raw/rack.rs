@@ -112,13 +112,13 @@ pub(crate) fn with<R>(place: Place, body: impl FnOnce(&Magazine) -> Option<R>) -
     }
     // SAFETY: there are more magazines behind the first one than any place says.
     let magazine = unsafe { first.byte_add(place.0) };
-    // SAFETY: the rack lives until the thread ends, when `MAGAZINES` becomes null first, and is used
-    // by shared reference.
+    // SAFETY: the rack lives until the thread ends, when `MAGAZINES` becomes null first, and is
+    // used by shared reference.
     body(unsafe { &*magazine })
 }
 
-/// Calls `body` with this thread's magazine for `class` after binding it, and if need be after giving
-/// the thread a rack. `None`: there is none to be had now.
+/// Calls `body` with this thread's magazine for `class` after binding it, and if need be after
+/// giving the thread a rack. `None`: there is none to be had now.
 ///
 /// # Safety
 ///

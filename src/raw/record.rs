@@ -14,8 +14,8 @@ pub(crate) struct Record {
     slot: Slot,
     class: NonNull<SizeClass>,
     memory: NonNull<u8>,
-    /// Bytes written of an exclusive buffer. 0 while the slot is Free: it is who sends a slot home that
-    /// sees to that, with the record at hand, which the next owner still has to fetch.
+    /// Bytes written of an exclusive buffer. 0 while the slot is Free: it is who sends a slot home
+    /// that sees to that, with the record at hand, which the next owner still has to fetch.
     len: AtomicUsize,
 }
 

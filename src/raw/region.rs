@@ -26,8 +26,8 @@ pub struct RegionReport {
     pub page_bytes: usize,
     /// Length of the region in bytes, a multiple of `page_bytes`.
     pub bytes: usize,
-    /// Whether every page was there when the pool was built. If not, transparent huge pages are what
-    /// the kernel was asked for, and not confirmed.
+    /// Whether every page was there when the pool was built. If not, transparent huge pages are
+    /// what the kernel was asked for, and not confirmed.
     pub populated: bool,
     /// The NUMA node that all pages come from, if one was chosen.
     pub numa_node: Option<usize>,

@@ -16,8 +16,8 @@ const HOLD_OFF: u32 = if cfg!(loom) { 0 } else { 1024 };
 ///
 /// # Invariants
 ///
-/// 1. A magazine on the roster belongs to the roster's class, and its owner keeps its memory until it
-///    is off.
+/// 1. A magazine on the roster belongs to the roster's class, and its owner keeps its memory until
+///    it is off.
 /// 2. While the lock is not held and a magazine is on the roster, the free list has no flags. Who
 ///    sets one holds the lock and has emptied the roster; who binds holds it and sees none.
 #[derive(Debug, Default)]
@@ -41,8 +41,8 @@ impl Roster {
         lock(&self.bound)
     }
 
-    /// Binds the caller's own magazine to `class`, whose roster this is, unless it is bound already.
-    /// `false`: it cannot or should not be now.
+    /// Binds the caller's own magazine to `class`, whose roster this is, unless it is bound
+    /// already. `false`: it cannot or should not be now.
     pub(crate) fn bind(&self, class: &SizeClass, magazine: &Magazine) -> bool {
         if magazine.belongs_to(class) {
             return true;
@@ -74,8 +74,8 @@ impl Roster {
         self.hold_off.store(HOLD_OFF, Ordering::Relaxed);
     }
 
-    /// Takes the slots of all magazines but `own` away, unbinds these, and gives the slots to `each`.
-    /// Answers whether there were such magazines.
+    /// Takes the slots of all magazines but `own` away, unbinds these, and gives the slots to
+    /// `each`. Answers whether there were such magazines.
     pub(crate) fn recall<'a>(
         &self,
         bound: &mut Bound,
@@ -108,8 +108,8 @@ impl Bound {
         self.closed = true;
     }
 
-    /// Takes `magazine`, whose owner the caller is, off the roster of `class` and answers the slots that
-    /// were in it; none if it is not there any more.
+    /// Takes `magazine`, whose owner the caller is, off the roster of `class` and answers the slots
+    /// that were in it; none if it is not there any more.
     pub(crate) fn leave<'a>(
         &mut self,
         class: &'a SizeClass,

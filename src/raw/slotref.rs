@@ -21,8 +21,8 @@ use super::{
 ///
 /// # Invariants
 ///
-/// 1. The slot is out: not on the free list, not in a magazine, not with a waiter. Its hold keeps the
-///    pool alive.
+/// 1. The slot is out: not on the free list, not in a magazine, not with a waiter. Its hold keeps
+///    the pool alive.
 ///
 /// [`share`]: Self::share
 /// [`recycle`]: Self::recycle
@@ -105,12 +105,12 @@ impl SlotRef {
     }
 
     /// Turns a quarantined lease into a handle by giving the slot new pages, so that what the
-    /// kernel may still read is no longer the slot's. `len`, the length of what was written, becomes
-    /// 0 when that is lost.
+    /// kernel may still read is no longer the slot's. `len`, the length of what was written,
+    /// becomes 0 when that is lost.
     ///
-    /// `None`, and the slot stays Quarantined: somebody else holds it too, by a handle or a lease of
-    /// whatever kind; it has no whole pages of its own, or such as cannot be replaced; the kernel
-    /// holds too much of the pool already; or it has no page to give.
+    /// `None`, and the slot stays Quarantined: somebody else holds it too, by a handle or a lease
+    /// of whatever kind; it has no whole pages of its own, or such as cannot be replaced; the
+    /// kernel holds too much of the pool already; or it has no page to give.
     pub(crate) fn replace_pages(&self, len: &mut usize) -> Option<Replaced> {
         let (memory, bytes) = (self.memory(), self.class().stride());
         let pool = self.pool();
@@ -147,7 +147,8 @@ impl SlotRef {
         }
     }
 
-    /// Gives up the only handle and sends the slot home. `Err`: it is not the only one, or no handle.
+    /// Gives up the only handle and sends the slot home. `Err`: it is not the only one, or no
+    /// handle.
     #[inline]
     pub(crate) fn try_recycle(self) -> Result<(), Self> {
         if !self.slot().try_recycle() {
@@ -224,7 +225,8 @@ impl SlotRef {
         unsafe { rack::with_bound(self.record().class(), |magazine| self.go_by(magazine)) };
     }
 
-    /// Gives up the only handle and sends the slot home by `local`'s magazine, if it is for its class.
+    /// Gives up the only handle and sends the slot home by `local`'s magazine, if it is for its
+    /// class.
     #[inline]
     pub(crate) fn try_recycle_into(self, local: &LocalMagazine<'_>) -> Result<(), Self> {
         let Some(magazine) = local.magazine(self.class()) else { return self.try_recycle() };
@@ -248,8 +250,8 @@ impl SlotRef {
         }
     }
 
-    /// Sends the slot, which is Free, home by the caller's own magazine, which is bound to its class, or
-    /// to the free list.
+    /// Sends the slot, which is Free, home by the caller's own magazine, which is bound to its
+    /// class, or to the free list.
     fn go_by(self, own: Option<&Magazine>) {
         let class = self.record().class();
         if own.is_some_and(|own| own.put(class, self.0) || own.spill(class, self.0)) {
@@ -268,9 +270,9 @@ impl SlotRef {
             return;
         }
         let pool = self.class().pool();
-        // It keeps the pool alive for the rest of the hand-over: the waiter may claim the slot, drop
-        // it and the pool, while this thread still unlocks.
-        // SAFETY: the slot's own hold keeps the pool alive up to `home`.
+        // It keeps the pool alive for the rest of the hand-over: the waiter may claim the slot,
+        // drop it and the pool, while this thread still unlocks. SAFETY: the slot's own hold keeps
+        // the pool alive up to `home`.
         unsafe { pool.as_ref() }.hold();
         // The hold just taken keeps the class alive.
         let (holds, waker) = match self.class().home(self.record()) {

@@ -39,7 +39,8 @@ mod imp {
     }
 
     fn membarrier(command: libc::c_int) -> io::Result<()> {
-        // SAFETY: membarrier(2) takes no pointers; without flags the third argument is not looked at.
+        // SAFETY: membarrier(2) takes no pointers; without flags the third argument is not looked
+        // at.
         match unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),

@@ -92,8 +92,8 @@ impl Watcher {
     }
 
     /// Waits for news and puts the tokens of up to 64 sockets into `tokens`, which is emptied
-    /// first; none when the time was up, a signal came, or another thread roused this one. Token 0 is
-    /// not for sockets. Counts whole milliseconds, rounded up.
+    /// first; none when the time was up, a signal came, or another thread roused this one. Token 0
+    /// is not for sockets. Counts whole milliseconds, rounded up.
     pub(crate) fn wait(&self, tokens: &mut Vec<u64>, timeout: Option<Duration>) -> io::Result<()> {
         tokens.clear();
         let mut events = [NO_EVENT; 64];
@@ -103,7 +103,8 @@ impl Watcher {
     }
 }
 
-/// How one thread rouses another: a descriptor that is always ready, so that arming it anew is news.
+/// How one thread rouses another: a descriptor that is always ready, so that arming it anew is
+/// news.
 #[derive(Debug)]
 struct Bell(OwnedFd);
 

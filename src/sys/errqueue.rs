@@ -198,10 +198,10 @@ fn recv_within(
     }
     let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
     let received = super::socket::retry(|| {
-        // SAFETY: recvmmsg(2) needs `vlen` headers, each of whose name, iov and control pointers
-        // is writable for its length: `headers` has MESSAGES of them, name and iov are null with
-        // length 0, control is at most CONTROL_BYTES of `control`, borrowed mutably over the call and not
-        // touched in between. A null timeout is allowed. The fd is open while borrowed.
+        // SAFETY: recvmmsg(2) needs `vlen` headers, each of whose name, iov and control pointers is
+        // writable for its length: `headers` has MESSAGES of them, name and iov are null with
+        // length 0, control is at most CONTROL_BYTES of `control`, borrowed mutably over the call
+        // and not touched in between. A null timeout is allowed. The fd is open while borrowed.
         let received = unsafe {
             libc::recvmmsg(
                 fd.as_raw_fd(),

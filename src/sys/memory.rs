@@ -59,8 +59,8 @@ fn knows_number(advice: libc::c_int) -> bool {
 /// When the pages of a mapping come, and from where.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Supply {
-    /// At once, so that a lack is an error of the constructor; else each at its first touch, where a
-    /// lack ends the process, and without a claim on memory before.
+    /// At once, so that a lack is an error of the constructor; else each at its first touch, where
+    /// a lack ends the process, and without a claim on memory before.
     pub(crate) populate: bool,
     /// From this NUMA node only.
     pub(crate) numa_node: Option<usize>,
@@ -145,8 +145,8 @@ mod imp {
         pub(crate) fn base(len: usize, supply: Supply) -> io::Result<Self> {
             let mapping = Self { map: Self::room(len, supply)?, offset: 0, len };
             mapping.prepare(supply)?;
-            // Where huge pages come unasked (`always`), the first touch would take one, populated or
-            // not. It fails where the kernel has none.
+            // Where huge pages come unasked (`always`), the first touch would take one, populated
+            // or not. It fails where the kernel has none.
             #[cfg(target_os = "linux")]
             let _ = mapping.advise(memmap2::Advice::NoHugePage);
             if supply.populate {
@@ -219,9 +219,9 @@ mod imp {
         /// Ordinary memory collapsed into huge pages of `page_bytes`, a power of two; `len` is a
         /// multiple of it.
         ///
-        /// Where the kernel cannot confirm the collapse (before Linux 6.1, MADV_COLLAPSE is
-        /// EINVAL) this fails. Without populating there is nothing to collapse yet: the kernel takes
-        /// huge pages at the first touch as far as it has some.
+        /// Where the kernel cannot confirm the collapse (before Linux 6.1, MADV_COLLAPSE is EINVAL)
+        /// this fails. Without populating there is nothing to collapse yet: the kernel takes huge
+        /// pages at the first touch as far as it has some.
         pub(crate) fn thp(len: usize, page_bytes: usize, supply: Supply) -> io::Result<Self> {
             // A mapping starts at a base page, so this is enough to find an aligned start inside.
             let slack = page_bytes - super::page_bytes();
@@ -258,8 +258,8 @@ mod imp {
             *word = 1 << (node % WORD);
             let start = self.start().as_ptr();
             let most = nodes.len() * WORD + 1;
-            // SAFETY: mbind(2): the range is one live mapping of ours, of which it changes where pages
-            // come from; it reads `most - 1` bits from the mask, which has that many.
+            // SAFETY: mbind(2): the range is one live mapping of ours, of which it changes where
+            // pages come from; it reads `most - 1` bits from the mask, which has that many.
             let result = unsafe {
                 libc::syscall(
                     libc::SYS_mbind,
@@ -306,9 +306,9 @@ mod imp {
             check(unsafe { libc::madvise(start, self.len, MADV_COLLAPSE) })
         }
 
-        /// Lets go of the pages of a part of the mapping, which reads as zeros from then on. Whoever
-        /// holds a page, as the kernel does for a send in flight, keeps it as it is. The mapping
-        /// stays, with its advice and its lock.
+        /// Lets go of the pages of a part of the mapping, which reads as zeros from then on.
+        /// Whoever holds a page, as the kernel does for a send in flight, keeps it as it is. The
+        /// mapping stays, with its advice and its lock.
         ///
         /// # Safety
         ///

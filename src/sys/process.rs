@@ -64,8 +64,8 @@ impl Process {
 fn cookie() -> &'static StaticU64 {
     // Acquire: partner of the Release in `prepare`.
     let cookie = COOKIE.load(Ordering::Acquire);
-    // SAFETY: it points to a static, or to the start of a page of numbers that is never unmapped; both
-    // are accessed as this type only.
+    // SAFETY: it points to a static, or to the start of a page of numbers that is never unmapped;
+    // both are accessed as this type only.
     unsafe { &*cookie }
 }
 
@@ -81,8 +81,8 @@ fn prepare() {
         }
     };
     let nowhere = (&raw const NOWHERE).cast_mut();
-    // Release: partner of the Acquire in `cookie`, which needs it for nothing but form: a fresh page
-    // is all zeros to everybody. Relaxed (failure): `cookie` looks again.
+    // Release: partner of the Acquire in `cookie`, which needs it for nothing but form: a fresh
+    // page is all zeros to everybody. Relaxed (failure): `cookie` looks again.
     if COOKIE.compare_exchange(nowhere, place, Ordering::Release, Ordering::Relaxed).is_ok() {
         // Never unmapped.
         std::mem::forget(page);

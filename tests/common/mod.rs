@@ -374,8 +374,8 @@ pub(crate) fn census(pool: &Pool) -> [usize; 4] {
     [stats.free(), stats.owned(), stats.in_flight(), stats.quarantined()]
 }
 
-/// Every slot becomes Free. What is released need not be home yet if somebody waited for a slot: the
-/// reaper reads notes then, and may not have dropped the buffers they named.
+/// Every slot becomes Free. What is released need not be home yet if somebody waited for a slot:
+/// the reaper reads notes then, and may not have dropped the buffers they named.
 pub(crate) fn all_come_home(pool: &Pool) {
     eventually("every slot is home", || pool.stats().owned() == 0);
     assert_all_home(pool);

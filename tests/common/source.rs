@@ -197,8 +197,8 @@ impl<S: AsFd> Source for Loop<S> {
 }
 
 fn overwrite(message: *mut [u8]) {
-    // SAFETY: it was leaked, and no other reference to it is left. That the kernel may be reading is
-    // the point.
+    // SAFETY: it was leaked, and no other reference to it is left. That the kernel may be reading
+    // is the point.
     unsafe { slice::from_raw_parts_mut(message.cast::<u8>(), message.len()) }.fill(SCRIBBLE);
 }
 

@@ -1,5 +1,5 @@
-//! Which acknowledgement releases what, to the byte, and that nothing else does: a peer that answers
-//! as it is told to, behind a device that never copies.
+//! Which acknowledgement releases what, to the byte, and that nothing else does: a peer that
+//! answers as it is told to, behind a device that never copies.
 
 use std::{
     collections::BTreeSet,
@@ -31,8 +31,8 @@ const ALL: u64 = (LEN * MESSAGES) as u64;
 /// The first retransmissions come after 200 ms, that of the end of a stream before others.
 const RETRANSMITTED_MS: u64 = 700;
 
-/// What happens to a source that sends. The error tells of memory that was written over while its id
-/// was outstanding, or was not when it was released.
+/// What happens to a source that sends. The error tells of memory that was written over while its
+/// id was outstanding, or was not when it was released.
 type Course = fn(&mut dyn Source, &mut FakePeer) -> Result<(), String>;
 
 fn send_all(source: &mut dyn Source) {

@@ -1,5 +1,5 @@
-//! A TCP peer that is not there: a connection to an address behind a device that drops every packet,
-//! and forged answers.
+//! A TCP peer that is not there: a connection to an address behind a device that drops every
+//! packet, and forged answers.
 //!
 //! So what is acknowledged is known to the byte, nothing depends on time, and the kernel never
 //! copies: all notes are true zero copy. Needs a network namespace of our own and the device kind
@@ -39,7 +39,8 @@ const FLAG_ACK: u8 = 16;
 /// Makes the device, in a network namespace of this test's own.
 pub(crate) fn furnish() -> Result<(), String> {
     if lent_devices().is_some() {
-        // They are lent to a namespace that stays, in which sockets of the test before go on sending.
+        // They are lent to a namespace that stays, in which sockets of the test before go on
+        // sending.
         leave()?;
     }
     furnish_here()
@@ -76,8 +77,8 @@ impl FakePeer {
     pub(crate) fn connect() -> (TcpStream, Self) {
         let near = socket(libc::AF_INET, libc::SOCK_STREAM, 0);
         let set = |name, value: i32| set_option(&near, libc::IPPROTO_TCP, name, &value);
-        // Before anything else: bbr, the default of some machines, leaves its pacing behind, and with
-        // it a timer for every packet.
+        // Before anything else: bbr, the default of some machines, leaves its pacing behind, and
+        // with it a timer for every packet.
         set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno");
         set(libc::TCP_REPAIR, 1);
         name(&near, libc::bind, (NEAR, 0));
@@ -86,8 +87,8 @@ impl FakePeer {
             set(libc::TCP_QUEUE_SEQ, start.cast_signed());
         }
         name(&near, libc::connect, (FAR, FAR_PORT));
-        // From linux/tcp.h, `struct tcp_repair_opt`: segment size, shifts of both windows, selective
-        // acknowledgements.
+        // From linux/tcp.h, `struct tcp_repair_opt`: segment size, shifts of both windows,
+        // selective acknowledgements.
         for option in [[2, 1460], [3, SHIFT | SHIFT << 16], [4, 0_u32]] {
             set_option(&near, libc::IPPROTO_TCP, libc::TCP_REPAIR_OPTIONS, &option);
         }
@@ -123,8 +124,8 @@ impl FakePeer {
         self.acked
     }
 
-    /// Acknowledges the first `bytes`, and takes no more. Must acknowledge something new: else older
-    /// kernels do not believe in a smaller window.
+    /// Acknowledges the first `bytes`, and takes no more. Must acknowledge something new: else
+    /// older kernels do not believe in a smaller window.
     pub(crate) fn ack_and_close_window(&mut self, bytes: u64) {
         self.acked = bytes;
         self.answer(FLAG_ACK, 0);

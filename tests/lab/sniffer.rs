@@ -1,7 +1,7 @@
 //! What goes over a device, packet by packet.
 //!
-//! The kernel copies a packet for whoever listens, as it is then; so a sniffer shows what memory held
-//! when the device got it, and makes every note say that it was copied.
+//! The kernel copies a packet for whoever listens, as it is then; so a sniffer shows what memory
+//! held when the device got it, and makes every note say that it was copied.
 
 use std::{
     ffi::CString,
@@ -98,8 +98,8 @@ pub(crate) fn sniff_far<T>(road: &Road, action: impl FnOnce() -> T) -> (T, Sniff
     (result, sniffer.stop())
 }
 
-/// A course for both ends of a connection, and what arrives at the far one by a sniffer's and by the
-/// peer's account.
+/// A course for both ends of a connection, and what arrives at the far one by a sniffer's and by
+/// the peer's account.
 pub(crate) fn sniff_arrivals(
     road: &Road,
     course: impl FnOnce(TcpStream, TcpStream),

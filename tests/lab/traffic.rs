@@ -1,7 +1,8 @@
 //! A stream out of few slots, each filled again as soon as the library gives it out, over networks
-//! that lose packets, hold them up, or are listened to. The peer compares byte for byte. The control
-//! writes the next message over the last one as soon as that is sent, though not before a round trip
-//! of an undisturbed network is over: it is the disturbance that makes the kernel read late.
+//! that lose packets, hold them up, or are listened to. The peer compares byte for byte. The
+//! control writes the next message over the last one as soon as that is sent, though not before a
+//! round trip of an undisturbed network is over: it is the disturbance that makes the kernel read
+//! late.
 
 use std::{
     net::TcpStream,

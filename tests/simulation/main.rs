@@ -21,7 +21,8 @@
 //! comes once, is right, and not before the release; a descriptor is closed last. Checked at the
 //! end: every sender has ended, every slot is home, and the budget of locked memory is whole.
 //!
-//! `cargo test --test simulation` runs one fixed seed and a random one. For as many steps as wanted:
+//! `cargo test --test simulation` runs one fixed seed and a random one. For as many steps as
+//! wanted:
 //!
 //! ```text
 //! PINBUF_SIM_STEPS=100000000 cargo test --release --test simulation -- --nocapture
