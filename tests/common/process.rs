@@ -47,23 +47,6 @@ pub(crate) fn the_reaper() -> libc::pid_t {
     reapers()[0]
 }
 
-/// A number of `/proc/self/status`.
-fn status(key: &str) -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
-    line.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-/// Bytes of memory in use, once the allocator has given back what it can.
-pub(crate) fn resident_bytes() -> usize {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim(3) takes no pointers.
-    unsafe {
-        libc::malloc_trim(0)
-    };
-    status("VmRSS:") << 10
-}
-
 /// Time that all threads of this process have run for.
 pub(crate) fn cpu_time() -> Duration {
     // SAFETY: all zero bytes are a value of a struct of integers.
