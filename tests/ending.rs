@@ -15,8 +15,8 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TIGHT, after, assert_all_home, assert_same, census, corrupt, eventually,
-    filled, pair, pair_at, pattern, pool, reader, reset, soon,
+    Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, census,
+    eventually, filled, pair, pair_at, pattern, pool, reader, reset, soon,
 };
 use pinbuf::{Fate, HandBack, MappedSlice, Payload, Policy, Pool, Sender};
 
@@ -64,8 +64,7 @@ fn close_ends_the_stream_in_order() {
     let report = sender.close(soon().unwrap());
     assert!(report.drained, "{report:?}");
     assert_eq!((report.quarantined, report.error), (0, None));
-    let got = peer.join().unwrap();
-    assert_eq!((got.len(), corrupt(&got, LEN)), (20 * LEN, vec![]));
+    assert_arrived(&peer.join().unwrap(), LEN, 20);
     assert_all_home(&pool);
 }
 
@@ -93,7 +92,7 @@ fn a_dropped_sender_frees_nothing_that_the_peer_has_yet_to_get() {
     far.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     thread::sleep(Duration::from_millis(50));
     far.read_exact(&mut got).unwrap();
-    assert_eq!(corrupt(&got, LEN), []);
+    assert_arrived(&got, LEN, 12);
     drop(scribbled);
     accounted_for(&pool);
 }
@@ -117,7 +116,7 @@ fn a_panic_in_the_senders_thread_frees_nothing_either() {
     let mut got = vec![0; 12 * LEN];
     far.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     far.read_exact(&mut got).unwrap();
-    assert_eq!(corrupt(&got, LEN), []);
+    assert_arrived(&got, LEN, 12);
     drop(scribbled);
 }
 
@@ -135,7 +134,7 @@ fn memory_outlives_pool_and_sender_while_the_kernel_may_read_it() {
     let mut got = vec![0; 12 * LEN];
     far.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     far.read_exact(&mut got).unwrap();
-    assert_eq!(corrupt(&got, LEN), []);
+    assert_arrived(&got, LEN, 12);
     drop(scribbled);
 }
 
@@ -268,8 +267,7 @@ fn a_deadline_in_the_past_still_reads_what_is_there() {
     let report = sender.close(Instant::now());
     assert_eq!(report.quarantined, 0, "{report:?}");
     assert_all_home(&pool);
-    let got = peer.join().unwrap();
-    assert_eq!((got.len(), corrupt(&got, LEN)), (4 * LEN, vec![]));
+    assert_arrived(&peer.join().unwrap(), LEN, 4);
 }
 
 #[test]
@@ -312,8 +310,7 @@ fn an_owner_that_panics_when_dropped_takes_nothing_else_along() {
     assert_eq!(panics, 1);
     assert_all_home(&pool);
     assert!(sender.close(soon().unwrap()).drained);
-    let got = peer.join().unwrap();
-    assert_eq!((got.len(), corrupt(&got, LEN)), (5 * LEN, vec![]));
+    assert_arrived(&peer.join().unwrap(), LEN, 5);
 }
 
 #[test]
@@ -358,6 +355,5 @@ fn payloads_that_nobody_fetched_end_with_the_sender() {
     assert!(sender.close(soon().unwrap()).drained);
     assert_all_home(&pool);
     assert_eq!(Arc::strong_count(&shared), 1);
-    let got = peer.join().unwrap();
-    assert_eq!((got.len(), corrupt(&got, LEN)), (5 * LEN, vec![]));
+    assert_arrived(&peer.join().unwrap(), LEN, 5);
 }

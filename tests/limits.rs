@@ -16,8 +16,8 @@ use std::{
 };
 
 use common::{
-    STALLED, TIGHT, again, assert_all_home, become_ordinary, corrupt, enable_zerocopy, filled,
-    limit_memlock, must_succeed, network_namespace, pair_at, pattern, plays, pool,
+    STALLED, TIGHT, again, assert_all_home, assert_arrived, become_ordinary, enable_zerocopy,
+    filled, limit_memlock, must_succeed, network_namespace, pair_at, pattern, plays, pool,
     process::cpu_time, raise_loopback, reader, send_static, skip, soon, turn,
 };
 use pinbuf::{Fate, Sender, SenderStats};
@@ -46,8 +46,7 @@ fn messages_arrive(
     assert_all_home(&pool);
     let stats = sender.stats();
     assert!(sender.close(soon().unwrap()).drained);
-    let got = peer.join().unwrap();
-    assert_eq!((got.len(), corrupt(&got, len)), (len * count, vec![]));
+    assert_arrived(&peer.join().unwrap(), len, count);
     assert_eq!((stats.in_flight_calls, stats.in_flight_bytes, stats.leases), (0, 0, 0));
     let bytes = stats.zero_copy_bytes + stats.copied_bytes;
     assert_eq!(bytes, (len * count) as u64, "{stats:?}");
@@ -79,7 +78,7 @@ fn sustained(mut sender: Sender<TcpStream>, mut far: TcpStream) -> SenderStats {
     let (took, cpu) = (begun.elapsed(), cpu_time() - cpu);
     assert!(took > Duration::from_secs(1), "{took:?}: the peer is not slow");
     assert!(cpu < took / 10, "{cpu:?} of CPU in {took:?}");
-    assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
+    assert_arrived(&peer.join().unwrap(), LEN, COUNT);
     assert_all_home(&pool);
     sender.stats()
 }

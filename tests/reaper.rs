@@ -10,8 +10,10 @@ use std::{
 };
 
 use common::{
-    STALLED, after, assert_all_home, assert_takes_less, corrupt, eventually, filled, pair_at, pool,
+    STALLED, after, assert_all_home, assert_arrived, assert_takes_less, eventually, filled,
+    pair_at, pool,
     process::{alone, hoard_descriptors, reapers},
+    road::wrong,
 };
 use pinbuf::{Policy, Sender, reaper_stats, wait_idle};
 
@@ -33,7 +35,7 @@ fn there_is_no_thread_until_it_is_needed() {
             sender.drain(Some(after(10_000))).unwrap();
         }
         assert!(sender.close(after(10_000)).drained);
-        assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
+        assert_arrived(&peer.join().unwrap(), LEN, 100);
         assert_eq!(reapers(), []);
     });
 }
@@ -59,7 +61,8 @@ fn an_abort_brings_a_stalled_peers_slots_back_at_once() {
             (0..12).map(|_| filled(pool.try_alloc(LEN).unwrap(), LEN, 99)).collect();
         let mut got = Vec::new();
         let _ = far.read_to_end(&mut got);
-        assert_eq!(corrupt(&got[..got.len() / LEN * LEN], LEN), [], "of {} bytes", got.len());
+        assert!(got.len() > 10_000 && got.len() < 12 * LEN, "{} bytes", got.len());
+        assert_eq!(wrong(&got, LEN), (0, 0));
         drop(scribbled);
         assert_all_home(&pool);
         took
@@ -84,7 +87,7 @@ fn without_a_thread_every_call_serves_those_that_were_dropped() {
         far.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
         let mut got = vec![0; 8 * LEN];
         far.read_exact(&mut got).unwrap();
-        assert_eq!(corrupt(&got, LEN), []);
+        assert_arrived(&got, LEN, 8);
         // Taking all slots at once needs what is in flight; nobody else looks after it.
         let all: Vec<_> = (0..8).map(|_| pool.alloc(LEN).unwrap()).collect();
         drop(all);

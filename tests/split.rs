@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TIGHT, after, assert_all_home, assert_takes_less, corrupt, eventually,
+    Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_takes_less, eventually,
     filled, pair, pair_at, pattern, pool, reader, soon,
 };
 use pinbuf::{Fate, HandBack, Policy, Sender};
@@ -38,8 +38,7 @@ fn one_thread_sends_while_another_reaps() {
     });
     drop(send);
     drop(reap);
-    let got = peer.join().unwrap();
-    assert_eq!((got.len(), corrupt(&got, LEN)), (500 * LEN, vec![]));
+    assert_arrived(&peer.join().unwrap(), LEN, 500);
     assert_all_home(&pool);
 }
 
@@ -57,8 +56,7 @@ fn the_reaping_half_sees_the_stream_to_its_end() {
     assert!(matches!(fate, Fate::Released { accepted, .. } if accepted == 1 << 20), "{fate:?}");
     let returned = reap.next_returned().expect("handed back");
     assert_eq!(returned.sequence, ticket.sequence());
-    let got = peer.join().unwrap();
-    assert_eq!((got.len(), corrupt(&got, 1 << 20)), (1 << 20, vec![]));
+    assert_arrived(&peer.join().unwrap(), 1 << 20, 1);
     drop(returned);
     drop(reap);
     assert_all_home(&pool);
@@ -85,7 +83,7 @@ fn halves_dropped_in_either_order_leave_to_the_reaper() {
         far.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut got = Vec::new();
         far.read_to_end(&mut got).unwrap();
-        assert_eq!((got.len(), corrupt(&got, LEN)), (8 * LEN, vec![]));
+        assert_arrived(&got, LEN, 8);
         eventually("the reaper brings every slot home", || pool.stats().free() == 8);
         assert_all_home(&pool);
     }
@@ -125,7 +123,7 @@ fn a_half_that_waits_hears_of_what_the_other_half_reads() {
         });
         let took = start.elapsed();
         drop((send, reap));
-        assert_eq!(corrupt(&peer.join().unwrap(), LEN), []);
+        assert_arrived(&peer.join().unwrap(), LEN, 100);
         took
     });
 }

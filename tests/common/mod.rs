@@ -336,7 +336,14 @@ pub(crate) fn corrupt(stream: &[u8], len: usize) -> Vec<usize> {
     messages.filter(|(seed, message)| **message != *pattern(len, *seed)).map(|(at, _)| at).collect()
 }
 
+/// The stream is `count` whole messages of `len` bytes, each its [`pattern`].
+#[track_caller]
+pub(crate) fn assert_arrived(stream: &[u8], len: usize, count: usize) {
+    assert_eq!((stream.len(), corrupt(stream, len)), (len * count, vec![]));
+}
+
 /// Says where two streams part, instead of printing megabytes.
+#[track_caller]
 pub(crate) fn assert_same(got: &[u8], want: &[u8]) {
     let differs = got.iter().zip(want).position(|(got, want)| got != want);
     assert_eq!((got.len(), differs), (want.len(), None), "(length, first difference)");
