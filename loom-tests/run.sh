@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # run.sh [MODEL...]: explores the models under loom (all, or those whose names contain MODEL) and prints the number of
-#   executions of each; fails if one fails, or if there is a model that no mutant belongs to.
+#   executions of each; fails if one fails, or if there is a model that no mutant belongs to, or the reverse.
 # run.sh mutants [MUTANT...]: applies each patch of mutants/ to a copy of the tree and checks that the models named in
 #   its first line fail, and after how many executions.
 # LOOM_MAX_PREEMPTIONS (default 2) bounds the search, LOOM_MAX_DURATION (seconds) the time for each model.
@@ -38,6 +38,9 @@ models() {
   while read -r _ model; do
     mutants_of "$model" >/dev/null || { echo "no mutant: $model"; status=1; }
   done < <(names)
+  while read -r model; do
+    names | grep -q " $model\$" || { echo "no model: $model"; status=1; }
+  done < <(sed -sn '1s/^model: //p' "$here"/mutants/*.patch | tr ' ' '\n')
   return $status
 }
 
