@@ -14,9 +14,8 @@
 # WAYS names some of these, TESTS some of the tests (a pattern of grep -E). What they print is kept in target/guest. Ends
 # with 1 if one failed. WAYS=bench runs benches/migration.rs instead, as wire: a nanosecond is an instruction there.
 #
-# It needs qrun (QRUN names it), which boots a Debian kernel under QEMU with programs beside it, without root; see its
-# header, and the `setup` beside it. Further ip, tc, iptables-legacy, unshare and setpriv. What is lacking is named, and
-# nothing is run without it.
+# `boot` beside this file runs QEMU, without root; its header says what that takes. Further ip, tc, iptables-legacy,
+# unshare and setpriv. What is lacking is named, and nothing is run without it.
 #
 # The guest's clock counts instructions, its dice have one seed, and nothing comes from outside, so that short runs print
 # the same. Long ones do not always: at some point the clock of one leaps, and from there on all dice fall otherwise. It
@@ -25,16 +24,14 @@
 set -u -o pipefail
 cd "$(dirname "$0")/../.." || exit 1
 PATH=$PATH:/usr/sbin:/sbin
-qrun=${QRUN:-../shared/qemu/qrun}
 cannot() { echo "SKIPPED tests/guest: $*" >&2; }
-[ -x "$qrun" ] || qrun=$(command -v qrun) || { cannot "no qrun: name it with QRUN=/path/to/qrun"; exit 0; }
 [ $# -gt 0 ] || set -- 6.1. 6.12
 kernels=()
 for kernel; do
-  if why=$("$qrun" --kernel "$kernel" -- true 2>&1); then
+  if why=$(tests/guest/boot "$kernel" true 2>&1); then
     kernels+=("$kernel")
   else
-    cannot "kernel $kernel does not boot (is QEMU there, was qrun's setup run?): $(tail -n 1 <<<"$why")"
+    cannot "kernel $kernel does not boot: $(tail -n 1 <<<"$why")"
   fi
 done
 [ ${#kernels[@]} -gt 0 ] || exit 0
@@ -45,14 +42,14 @@ mkdir -p "$logs/bin"
 parts=()
 for tool in ip tc iptables-legacy unshare setpriv; do
   where=$(command -v $tool) || { cannot "no $tool"; exit 0; }
-  parts+=(--bin "$where:$tool")
+  parts+=(--program "$where:$tool")
 done
 # What iptables loads when it is asked to.
 for file in /usr/lib/*/xtables/libxt_{standard,statistic,tcp}.so; do
   parts+=(--file "$file:${file#/}")
 done
 for module in vmxnet3 veth ifb:numifbs=0 sch_netem sch_tbf sch_htb ip_tables iptable_filter xt_statistic xt_tcpudp af_packet; do
-  parts+=(--mod $module)
+  parts+=(--module $module)
 done
 for nic in 1 2; do
   parts+=(--qemu "-netdev hubport,hubid=0,id=h$nic -device vmxnet3,netdev=h$nic,romfile=,mac=52:54:00:00:00:0$nic")
@@ -65,7 +62,7 @@ tests=$(cargo test --no-run --message-format=json --tests |
   grep -vE '^(import_map|claims|simulation|migration|migration_units|doctor) ') || exit 1
 while read -r test binary; do
   strip -o "$logs/bin/$test" "$binary" || exit 1
-  parts+=(--bin "$logs/bin/$test")
+  parts+=(--program "$logs/bin/$test:$test")
 done <<<"$tests"
 all=$(cut -d ' ' -f 1 <<<"$tests" | sort)
 
@@ -73,7 +70,7 @@ all=$(cut -d ' ' -f 1 <<<"$tests" | sort)
 # that no time-out comes early because the host is busy.
 boot() {
   local log=$logs/$1:$2
-  "$qrun" --kernel "$1" --mem 2048 --timeout 3600 --det --cpu qemu64 "${parts[@]}" -- "$3" >"$log" 2>"$log.err" </dev/null ||
+  tests/guest/boot --memory 2048 --seconds 3600 "${parts[@]}" "$1" "$3" >"$log" 2>"$log.err" </dev/null ||
     printf '== guest\n== %s\n' $? >>"$log"
 }
 
@@ -119,7 +116,7 @@ if [ "${WAYS-}" = bench ]; then
   bench=$(cargo bench --no-run --message-format=json --bench migration |
     sed -n 's/.*"kind":\["bench"\].*"executable":"\([^"]*\)".*/\1/p') || exit 1
   strip -o "$logs/bin/bench" "$bench" || exit 1
-  parts+=(--bin "$logs/bin/bench")
+  parts+=(--program "$logs/bin/bench:bench")
   for kernel in "${kernels[@]}"; do
     boot "$kernel" bench "$devices; /t/bench --bench"
     cat "$logs/$kernel:bench"
