@@ -2,8 +2,8 @@
 //! sees senders to their end that nobody owns any more.
 //!
 //! There is none until it is needed, and a forked child has its own. It knows no sender, only
-//! [`Reclaim`]: that is why it lies below them. It waits by edges, so a socket whose error condition
-//! stays costs nothing.
+//! [`Reclaim`]: that is why it lies below them. It waits by edges, so a socket whose error
+//! condition stays costs nothing.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -88,7 +88,8 @@ pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, boo
     let reaper = Reaper::get();
     reaper.watcher();
     let mut state = lock(&reaper.state);
-    // Looked at again: another thread may have had more luck with starting, and the reaper be asleep.
+    // Looked at again: another thread may have had more luck with starting, and the reaper be
+    // asleep.
     let watcher = reaper.watcher.get();
     let token = state.enter(Sender::Owned(sender));
     if watcher.is_none_or(|watcher| watcher.add(fd, token.0).is_err()) {
@@ -182,8 +183,8 @@ impl State {
         token
     }
 
-    /// Has a sender looked at in any case: its timers begin with that, and a socket that has neither
-    /// notes nor room is no news.
+    /// Has a sender looked at in any case: its timers begin with that, and a socket that has
+    /// neither notes nor room is no news.
     fn look_at_once(&mut self, token: Token, watcher: Option<&Watcher>) {
         self.arm(token, Duration::ZERO);
         if let Some(watcher) = watcher {

@@ -1,13 +1,13 @@
 //! Which pages changed: the dirty bitmap.
 //!
-//! The rule that makes pre-copy right: a writer writes first and marks afterwards, the harvest takes
-//! the marks of a chunk before any page of it is read for the round. A write whose mark the harvest
-//! took is seen by the round; a write that came later leaves its mark for the next one. So no write
-//! is ever lost, and a page that was torn on the wire is always sent again.
+//! The rule that makes pre-copy right: a writer writes first and marks afterwards, the harvest
+//! takes the marks of a chunk before any page of it is read for the round. A write whose mark the
+//! harvest took is seen by the round; a write that came later leaves its mark for the next one. So
+//! no write is ever lost, and a page that was torn on the wire is always sent again.
 //!
 //! The stopped guest must not wait for a scan of the whole bitmap, 32 MiB for a terabyte of memory.
-//! So every chunk has a bit in a summary, and each pump harvests its own chunks while it sends them:
-//! before the first page of the last round a pump looks at 64 KiB at most.
+//! So every chunk has a bit in a summary, and each pump harvests its own chunks while it sends
+//! them: before the first page of the last round a pump looks at 64 KiB at most.
 
 use std::iter;
 #[cfg(not(loom))]
@@ -59,8 +59,8 @@ impl DirtyBitmap {
         // Release, with `take`'s Acquire: who sees the mark sees the write before it. Never skipped
         // when the bit seems set: the harvest may be about to take that older mark.
         self.chunks[chunk].0[page % CHUNK_PAGES / 64].fetch_or(1 << (page % 64), Ordering::Release);
-        // Release, with `harvest`'s Acquire: who takes the chunk's bit finds the mark. The other way
-        // round, a harvest in between would take the bit, find no mark, and miss it ever after.
+        // Release, with `harvest`'s Acquire: who takes the chunk's bit finds the mark. The other
+        // way round, a harvest in between would take the bit, find no mark, and miss it ever after.
         self.summary[chunk / 64].fetch_or(1 << (chunk % 64), Ordering::Release);
     }
 

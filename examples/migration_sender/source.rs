@@ -8,7 +8,8 @@
 //!                  digests of both ends
 //! ```
 //!
-//! The decision to stop rests on bandwidth that was measured up to the destination's `RoundApplied`.
+//! The decision to stop rests on bandwidth that was measured up to the destination's
+//! `RoundApplied`.
 
 use std::{
     io,
