@@ -20,7 +20,7 @@ pub use crate::{
         Batch, Record,
         socket::{IoVec, Ready, SendFlags},
     },
-    tracker::{CompletionTracker, LeaseKey, UnknownIds},
+    tracker::{ALONE, CompletionTracker, LeaseKey, UnknownIds},
 };
 
 /// Calls `on_record` for each record in the control data of one message of the error queue.

@@ -227,8 +227,7 @@ impl IntoPayload for Payload {
 /// tracker away) leaves its memory alone for ever and the slot Quarantined.
 #[derive(Debug)]
 pub(crate) struct Lease {
-    /// `None` after `release`.
-    custody: Option<Custody>,
+    custody: Custody,
     /// Sequence number of the send it belongs to.
     pub(crate) ticket: u64,
     /// Zero-copy calls that the kernel was offered it in.
@@ -240,6 +239,9 @@ pub(crate) struct Lease {
 
 #[derive(Debug)]
 enum Custody {
+    /// The usual payload, by itself: what is one word is moved as one. `None` after the release.
+    Buf(Option<PinnedBuf>),
+    /// Any other.
     Payload(Payload),
     /// The pages that the kernel may read though the payload has new ones.
     Replaced(#[expect(dead_code, reason = "its drop says that they are released")] Replaced),
@@ -254,21 +256,34 @@ impl Lease {
         if let Some(slot) = buf.slot() {
             slot.slot().begin_lease();
         }
-        let custody = Some(Custody::Payload(buf.into_payload()));
+        let custody = match buf.into_payload() {
+            Payload::Pinned(buf) => Custody::Buf(Some(buf)),
+            payload => Custody::Payload(payload),
+        };
         Self { custody, ticket, offers, copied: false, quarantined: false }
     }
 
     #[inline]
-    fn payload(&self) -> Option<&Payload> {
+    fn slot(&self) -> Option<&SlotRef> {
         match &self.custody {
-            Some(Custody::Payload(payload)) => Some(payload),
-            _ => None,
+            Custody::Buf(buf) => buf.as_ref().and_then(Memory::slot),
+            Custody::Payload(payload) => payload.slot(),
+            Custody::Replaced(_) => None,
+        }
+    }
+
+    /// The payload, if the lease still has it; it has none from here on.
+    fn take(&mut self) -> Option<Payload> {
+        match mem::replace(&mut self.custody, Custody::Buf(None)) {
+            Custody::Buf(buf) => buf.map(Payload::Pinned),
+            Custody::Payload(payload) => Some(payload),
+            Custody::Replaced(_) => None,
         }
     }
 
     /// Whether somebody waits for the slot that the payload is in.
     pub(crate) fn is_awaited(&self) -> bool {
-        self.payload().is_some_and(Memory::is_awaited)
+        self.slot().is_some_and(SlotRef::is_awaited)
     }
 
     /// The bytes can no longer be proven released by a note. Returns the wakers of those who have
@@ -278,7 +293,7 @@ impl Lease {
         if mem::replace(&mut self.quarantined, true) {
             return Vec::new();
         }
-        self.payload().and_then(Payload::slot).map(SlotRef::quarantine).unwrap_or_default()
+        self.slot().map(SlotRef::quarantine).unwrap_or_default()
     }
 
     /// Frees the memory of a quarantined lease early, if that is a pool's and nobody else holds it:
@@ -287,29 +302,27 @@ impl Lease {
     ///
     /// The caller has sent all that it will ever send of the payload.
     pub(crate) fn replace_pages(&mut self) -> Option<Payload> {
-        let Some(Custody::Payload(payload)) = &mut self.custody else { return None };
-        let replaced = Custody::Replaced(payload.replace_pages()?);
-        match self.custody.replace(replaced) {
-            Some(Custody::Payload(payload)) => Some(payload),
-            _ => unreachable!("as just seen"),
-        }
+        let replaced = match &mut self.custody {
+            Custody::Buf(buf) => buf.as_mut()?.replace_pages(),
+            Custody::Payload(payload) => payload.replace_pages(),
+            Custody::Replaced(_) => None,
+        }?;
+        let payload = self.take();
+        self.custody = Custody::Replaced(replaced);
+        payload
     }
 
     /// As [`release`](Self::release), for the usual lease: what is one word is moved as one. `None`,
     /// and nothing has happened, for another.
     #[inline(always)]
     pub(crate) fn release_buf(&mut self) -> Option<PinnedBuf> {
-        if self.quarantined || !matches!(self.payload(), Some(Payload::Pinned(_))) {
-            return None;
-        }
-        match self.custody.take() {
-            Some(Custody::Payload(Payload::Pinned(buf))) => {
-                // Left alone, not dropped, should the word say that there is no lease.
-                let buf = ManuallyDrop::new(buf);
-                buf.slot().slot().end_lease();
-                Some(ManuallyDrop::into_inner(buf))
+        match &mut self.custody {
+            Custody::Buf(buf) if !self.quarantined => {
+                // Left where it is, not dropped, should the word say that there is no lease.
+                buf.as_ref()?.slot().slot().end_lease();
+                buf.take()
             }
-            _ => unreachable!("as just seen"),
+            _ => None,
         }
     }
 
@@ -319,20 +332,17 @@ impl Lease {
     pub(crate) fn release(self) -> Option<Payload> {
         // Nothing will be left for the drop to keep.
         let mut lease = ManuallyDrop::new(self);
-        if let Some(slot) = lease.payload().and_then(Memory::slot).map(SlotRef::slot) {
+        if let Some(slot) = lease.slot().map(SlotRef::slot) {
             if lease.quarantined { slot.quarantine_released() } else { slot.end_lease() }
         }
-        match lease.custody.take() {
-            Some(Custody::Payload(payload)) => Some(payload),
-            _ => None,
-        }
+        lease.take()
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         let roused = self.quarantine();
-        mem::forget(self.custody.take());
+        mem::forget(mem::replace(&mut self.custody, Custody::Buf(None)));
         wake_all(roused);
     }
 }

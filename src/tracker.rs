@@ -44,7 +44,7 @@ const MAX_STRAGGLERS: usize = 1024;
 pub struct LeaseKey(u32);
 
 /// The key of the lease that was entered while all others were settled.
-const ALONE: LeaseKey = LeaseKey(NONE);
+pub const ALONE: LeaseKey = LeaseKey(NONE);
 
 /// Instead of an id: there is no lease under [`ALONE`].
 const NOBODY: u64 = u64::MAX;
@@ -204,43 +204,25 @@ impl<T> CompletionTracker<T> {
         ALONE
     }
 
-    /// Enters a lease and [issues](Self::issue) an id that covers it alone, with a call of `bytes`; the
-    /// lease is made where it is to lie.
-    ///
-    /// No function out of line is passed `lease`: for that it would lie in memory before.
+    /// Enters a lease under [`ALONE`] and [issues](Self::issue) an id that covers it alone, with a call of
+    /// `bytes`; the lease is made where it is to lie. [`has_place`](Self::has_place) must be so.
     #[inline(always)]
-    pub fn insert_issued(
-        &mut self,
-        lease: impl FnOnce() -> T,
-        bytes: u32,
-    ) -> (LeaseKey, Option<NotificationId>) {
-        if !self.has_place() {
-            return self.insert_issued_in_table(lease(), bytes);
-        }
+    pub fn insert_issued(&mut self, lease: impl FnOnce() -> T, bytes: u32) -> NotificationId {
+        debug_assert!(self.alone == NOBODY);
         let id = self.next;
         let place = self.place_mut(id);
         place.put(lease());
         place.bytes = bytes;
         self.alone = id;
         self.next += 1;
-        (ALONE, Some(NotificationId(id)))
+        NotificationId(id)
     }
 
-    /// Whether the place of the next id can take a lease.
+    /// Whether the next lease has a place of its own: all others are settled, and the place of the next
+    /// id is to be had.
     #[inline(always)]
-    fn has_place(&mut self) -> bool {
+    pub fn has_place(&mut self) -> bool {
         self.alone == NOBODY && (self.next < self.limit || self.make_room())
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn insert_issued_in_table(
-        &mut self,
-        lease: T,
-        bytes: u32,
-    ) -> (LeaseKey, Option<NotificationId>) {
-        let key = self.insert_in_table(lease);
-        (key, self.issue_run(&[key], bytes))
     }
 
     #[cold]
@@ -363,8 +345,8 @@ impl<T> CompletionTracker<T> {
         self.table.let_go(table_key)
     }
 
-    /// Releases the ids `lo..=hi` of a note, as the kernel wrote them, and gives each lease that
-    /// lost its last hold to `on_released`.
+    /// Releases the ids `lo..=hi` of a note, as the kernel wrote them, and has `on_released` take each
+    /// lease that lost its last hold from where it lies, which is less than to move it.
     ///
     /// # Errors
     ///
@@ -374,17 +356,18 @@ impl<T> CompletionTracker<T> {
         &mut self,
         lo: u32,
         hi: u32,
-        mut on_released: impl FnMut(T),
+        mut on_released: impl FnMut(&mut Option<T>),
     ) -> Result<Released, UnknownIds> {
         // The usual note, of one id that has its lease to itself. A straggler's distance from
         // `ring_base`, backwards, is beyond `next`: all outstanding ids are less than 2^32 apart.
         let id = self.ring_base + u64::from(lo.wrapping_sub(self.ring_base as u32));
         if lo == hi && id < self.next && id != self.alone {
             let place = self.place_mut(id);
-            if let Some(lease) = place.lease.take() {
+            if place.lease.is_some() {
                 let bytes = place.bytes as usize;
+                on_released(&mut place.lease);
+                debug_assert!(place.lease.is_none());
                 self.leave_ring(id..id + 1);
-                on_released(lease);
                 let ids = IdRange { start: NotificationId(id), end: NotificationId(id + 1) };
                 return Ok(Released { ids, bytes });
             }
@@ -398,7 +381,7 @@ impl<T> CompletionTracker<T> {
         &mut self,
         lo: u32,
         hi: u32,
-        mut on_released: impl FnMut(T),
+        mut on_released: impl FnMut(&mut Option<T>),
     ) -> Result<Released, UnknownIds> {
         let base = NotificationId(self.base());
         let ids = IdRange::extend(lo, hi, base, self.next_id()).ok_or(UnknownIds)?;
@@ -423,12 +406,12 @@ impl<T> CompletionTracker<T> {
         for places in [&mut back[..in_back], &mut front[..count - in_back]] {
             for place in places {
                 bytes += place.bytes as usize;
-                match place.lease.take() {
-                    Some(lease) => on_released(lease),
-                    None => {
-                        *linked -= 1;
-                        table.let_go_all(mem::replace(&mut place.head, NONE), &mut on_released);
-                    }
+                if place.lease.is_some() {
+                    on_released(&mut place.lease);
+                    debug_assert!(place.lease.is_none());
+                } else {
+                    *linked -= 1;
+                    table.let_go_all(mem::replace(&mut place.head, NONE), &mut on_released);
                 }
             }
         }
@@ -437,7 +420,7 @@ impl<T> CompletionTracker<T> {
     }
 
     /// Releases every outstanding id: the socket's option memory read 0.
-    pub fn release_all(&mut self, mut on_released: impl FnMut(T)) {
+    pub fn release_all(&mut self, mut on_released: impl FnMut(&mut Option<T>)) {
         self.move_to_table();
         let stragglers = mem::take(&mut self.stragglers).into_iter().map(|(_, place)| place);
         for place in stragglers.chain(mem::take(&mut self.ring)) {
@@ -565,7 +548,7 @@ impl<T> CompletionTracker<T> {
     fn release_stragglers(
         &mut self,
         ids: Range<u64>,
-        on_released: &mut impl FnMut(T),
+        on_released: &mut impl FnMut(&mut Option<T>),
     ) -> Result<usize, UnknownIds> {
         let first = self.stragglers.partition_point(|(id, _)| *id < ids.start);
         let last = self.stragglers.partition_point(|(id, _)| *id < ids.end);
@@ -585,10 +568,11 @@ impl<T> CompletionTracker<T> {
     }
 
     /// Drops one hold of each lease that the id of a place covered; nothing if it is vacant.
-    fn release_place(&mut self, place: Place<T>, on_released: &mut impl FnMut(T)) {
-        match place.lease {
-            Some(lease) => on_released(lease),
-            None => self.table.let_go_all(place.head, on_released),
+    fn release_place(&mut self, mut place: Place<T>, on_released: &mut impl FnMut(&mut Option<T>)) {
+        if place.lease.is_some() {
+            on_released(&mut place.lease);
+        } else {
+            self.table.let_go_all(place.head, on_released);
         }
     }
 

@@ -6,7 +6,7 @@ use std::{
     num::NonZeroU64,
 };
 
-use pinbuf::__internals::CompletionTracker;
+use pinbuf::__internals::{ALONE, CompletionTracker};
 use rustc_hash::FxBuildHasher;
 use slab::Slab;
 
@@ -60,9 +60,9 @@ impl Tracker for CompletionTracker<Lease> {
 
     #[inline(always)]
     fn issue(&mut self, _: u32, lease: Lease) {
-        let (key, id) = self.insert_issued(|| lease, BYTES);
-        assert!(id.is_some(), "no straggler is that old");
-        assert!(self.settle(key).is_none(), "its id holds it");
+        assert!(self.has_place(), "no straggler is that old");
+        self.insert_issued(|| lease, BYTES);
+        assert!(self.settle(ALONE).is_none(), "its id holds it");
     }
 
     fn remove(&mut self, _: u32) -> Place {
@@ -70,7 +70,8 @@ impl Tracker for CompletionTracker<Lease> {
     }
 
     #[inline(always)]
-    fn release(&mut self, lo: u32, hi: u32, released: impl FnMut(Lease)) -> usize {
+    fn release(&mut self, lo: u32, hi: u32, mut released: impl FnMut(Lease)) -> usize {
+        let released = |lease: &mut Option<Lease>| lease.take().into_iter().for_each(&mut released);
         Self::release(self, lo, hi, released).expect("the ids are outstanding").bytes
     }
 }

@@ -242,6 +242,7 @@ impl Slot {
     }
 
     /// Applies `step` to the word and returns the new word.
+    #[inline(never)]
     fn count(&self, order: Ordering, what: &str, step: impl Fn(Holders) -> Option<Holders>) -> u64 {
         let step = |word| step(Holders::unpack(word)).map(Holders::pack);
         // Relaxed (failure): the word is only the input of the next attempt. Success: the

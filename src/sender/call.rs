@@ -6,11 +6,12 @@ use super::{
     core::Core,
     in_flight::InFlight,
     kernel::Kernel,
-    window::{Admission, Window},
+    window::{Admission, Passes, Window},
 };
 use crate::{
     error::{CopyReason, OsError, SendError},
     id::NotificationId,
+    raw::RawPool,
     sync::MutexGuard,
     sys::{
         errno,
@@ -71,6 +72,12 @@ impl Calls {
     pub(super) fn new(window: Window, optmem_max: u32) -> Self {
         let max_unread = ((optmem_max / OPTMEM_PER_NOTE / 2) as usize).clamp(1, MAX_UNREAD_CALLS);
         Self { window, failed: None, stuck: None, verified: false, unread: 0, max_unread }
+    }
+
+    /// A zero-copy call went well. Whether it is to be verified that the kernel honours the flag.
+    pub(super) fn went_well(&mut self) -> bool {
+        self.window.went_well();
+        !mem::replace(&mut self.verified, true)
     }
 }
 
@@ -152,8 +159,13 @@ impl<K: Kernel> Core<K> {
     ) -> Result<usize, Stop> {
         match self.admit(calls, in_flight, call.bytes) {
             Admission::ZeroCopy => {
-                let id = in_flight.begin_call(&self.kernel, call);
-                self.call_begun(calls, in_flight, call, id, retried)
+                let Some(id) = in_flight.begin_call(&self.kernel, call) else {
+                    self.budget.refund(1, call.bytes);
+                    return self.call_by_copy(calls, in_flight, call);
+                };
+                let flags = SendFlags { zerocopy: true, more: false };
+                let sent = in_flight.unlocked(|| self.kernel.send(call.memory, flags));
+                self.called(calls, in_flight, call, id, sent, retried)
             }
             Admission::Copy => self.call_by_copy(calls, in_flight, call),
             Admission::Full => {
@@ -163,22 +175,17 @@ impl<K: Kernel> Core<K> {
         }
     }
 
-    /// Makes a zero-copy call that is admitted and has its id, if there was one to be had.
-    #[inline(always)]
-    pub(super) fn call_begun(
+    /// Does what a zero-copy call asks for that was made and answered.
+    pub(super) fn called(
         &self,
         calls: &mut Calls,
         in_flight: &mut MutexGuard<'_, InFlight>,
         call: Call<'_>,
-        id: Option<NotificationId>,
+        id: NotificationId,
+        sent: io::Result<usize>,
         retried: bool,
     ) -> Result<usize, Stop> {
-        let Some(id) = id else {
-            self.budget.refund(1, call.bytes);
-            return self.call_by_copy(calls, in_flight, call);
-        };
-        let flags = SendFlags { zerocopy: true, more: false };
-        match in_flight.unlocked(|| self.kernel.send(call.memory, flags)) {
+        match sent {
             Ok(accepted) if accepted > 0 => {
                 self.accepted(calls, in_flight, call, id, accepted);
                 Ok(accepted)
@@ -231,7 +238,6 @@ impl<K: Kernel> Core<K> {
     }
 
     /// What may happen to a call of `bytes`; without copy it is charged for.
-    #[inline(always)]
     pub(super) fn admit(
         &self,
         calls: &mut Calls,
@@ -268,8 +274,28 @@ impl<K: Kernel> Core<K> {
         unreachable!("attempts end")
     }
 
+    /// What calls like the one just let through, of a lone buffer of `pool`, may do unasked.
+    pub(super) fn passes(
+        &self,
+        calls: &Calls,
+        in_flight: &InFlight,
+        pool: Option<&RawPool>,
+        bytes: usize,
+    ) -> Passes {
+        let asks_each_time = in_flight.route.is_exclusive()
+            || !in_flight.done.drops_at_once()
+            || pool.is_some_and(|pool| pool.sender_quota().is_some())
+            || self.config.max_hold.is_some();
+        if asks_each_time {
+            return Passes::default();
+        }
+        let held = in_flight.done.stats.in_flight_bytes + bytes;
+        let (sends, bytes) = calls.window.room(in_flight.tracker.outstanding() + 1, held);
+        let unread = (calls.max_unread - 1).saturating_sub(calls.unread);
+        Passes::new(sends.min(unread), bytes, pool.map(RawPool::id))
+    }
+
     /// The kernel took `accepted` bytes of the call of `id`.
-    #[inline(always)]
     fn accepted(
         &self,
         calls: &mut Calls,
@@ -279,25 +305,23 @@ impl<K: Kernel> Core<K> {
         accepted: usize,
     ) {
         in_flight.in_call = false;
-        in_flight.route.accepted(accepted);
         if accepted < call.bytes {
             in_flight.tracker.trim(id, call.covered(accepted).len());
+            in_flight.not_accepted(call.bytes - accepted);
         }
-        in_flight.done.stats.zero_copy_calls += 1;
-        in_flight.done.stats.zero_copy_bytes += accepted as u64;
-        calls.window.went_well();
         calls.unread += 1;
-        if !mem::replace(&mut calls.verified, true) {
+        if calls.went_well() {
             self.verify(in_flight);
         }
     }
 
     /// After the first zero-copy call: option memory reading 0 with the id outstanding means that
     /// the kernel took the option and ignored the flag, so nothing is in flight.
-    fn verify(&self, in_flight: &mut InFlight) {
+    pub(super) fn verify(&self, in_flight: &mut InFlight) {
         if in_flight.tracker.outstanding() > 0 && matches!(self.kernel.optmem(), Ok(0)) {
             in_flight.release_all();
             in_flight.copy_reason = Some(CopyReason::Ignored);
+            in_flight.passes.revoke();
         }
     }
 

@@ -4,7 +4,7 @@
 //! of payloads, wakers) or while a thread waits: what a step lets go of is collected and disposed
 //! of after the locks are free.
 
-use std::fmt;
+use std::{fmt, io};
 
 use super::{
     Config,
@@ -15,6 +15,7 @@ use super::{
     outbox::Outbox,
     rare::Rare,
     transport::CallLimits,
+    under_way::UnderWay,
     window::{Admission, MemlockBudget, Window},
 };
 use crate::{
@@ -24,7 +25,12 @@ use crate::{
     raw::{RawPool, Reclaim},
     reaper,
     sync::{Arc, AtomicUsize, Mutex, MutexGuard, lock},
-    sys::{errno, process::Process, socket::SendFlags},
+    sys::{
+        errno,
+        process::Process,
+        socket::{IoVec, SendFlags},
+    },
+    tracker::ALONE,
 };
 
 /// The shared part of a sender.
@@ -35,7 +41,9 @@ pub struct Core<K: Kernel> {
     pub(super) optmem_max: u32,
     call_limits: CallLimits,
     pub(super) send: Mutex<Send>,
-    pub(super) in_flight: Mutex<InFlight>,
+    in_flight: Mutex<InFlight>,
+    /// The call of a lone buffer.
+    under_way: UnderWay,
     /// The reaper's attention, for as long as it is of use to somebody.
     pub(super) watch: Mutex<Watch>,
     /// The end, once it has begun.
@@ -100,11 +108,22 @@ impl<K: Kernel> Core<K> {
                 pools: Vec::new(),
             }),
             in_flight: Mutex::new(in_flight),
+            under_way: UnderWay::default(),
             watch: Mutex::new(Watch::Off),
             ending: Mutex::new(None),
             process: Process::this(),
             owners: AtomicUsize::new(1),
         })
+    }
+
+    /// Takes the lock of what is in flight, and settles the call that was left to be.
+    #[inline(always)]
+    pub(super) fn in_flight(&self) -> MutexGuard<'_, InFlight> {
+        let mut in_flight = lock(&self.in_flight);
+        if self.under_way.take() {
+            in_flight.settle_left();
+        }
+        in_flight
     }
 
     /// Whether the sender is that of the process this one was forked from. Then its socket, the
@@ -149,38 +168,106 @@ impl<K: Kernel> Core<K> {
         if !zero_copy && buf.pool().is_none_or(|pool| pool.sender_quota().is_none()) {
             return self.offer_copied(send, buf);
         }
-        let mut in_flight = lock(&self.in_flight);
-        if !in_flight.quotas_allow(buf.pool().into_iter(), &self.kernel) {
-            return Err(self.refuse(send, in_flight).map(|()| buf));
-        }
         let bytes = len.min(self.call_limits.bytes);
-        let admission = match zero_copy {
-            true => self.admit(&mut send.calls, &mut in_flight, bytes),
-            false => Admission::Copy,
-        };
-        match admission {
-            Admission::ZeroCopy => {}
-            Admission::Copy => {
-                drop(in_flight);
-                return self.offer_copied(send, buf);
+        let mut in_flight = self.in_flight();
+        let passes = zero_copy && in_flight.passes.take(bytes, buf.pool().map(RawPool::id));
+        let asks = !(passes && self.budget.charge(bytes));
+        if asks {
+            match self.ask(&mut send, &mut in_flight, &buf, zero_copy, bytes) {
+                Admission::ZeroCopy => {}
+                Admission::Copy => {
+                    drop(in_flight);
+                    return self.offer_copied(send, buf);
+                }
+                Admission::Full => return Err(self.refuse(send, in_flight).map(|()| buf)),
             }
-            Admission::Full => return Err(self.refuse(send, in_flight).map(|()| buf)),
         }
-        self.register(&mut send, buf.pool());
-        let sequence = in_flight.done.ledger.open(1, false);
-        let ticket = Ticket { sequence, len };
-        let (key, awaited, id) = in_flight.enter_call(&self.kernel, buf, sequence, bytes);
-        let (keys, part) = ([key], [memory.part(0, bytes)]);
-        let call = Call { keys: &keys, memory: &part, bytes, zero_copy: true, more: bytes < len };
-        let called = self.call_begun(&mut send.calls, &mut in_flight, call, id, false);
-        self.look_after(&mut in_flight, awaited);
+        if !in_flight.tracker.has_place() {
+            // Every call out of the outbox asks for itself.
+            self.budget.refund(1, bytes);
+            return self.offer_rest(send, in_flight, buf, true, 0);
+        }
+        if asks {
+            in_flight.make_room(&buf);
+        }
+        let news = asks && !in_flight.done.is_quiet();
+        let awaited = buf.is_awaited();
+        let ticket = Ticket { sequence: in_flight.done.ledger.open(1, false), len };
+        let id = in_flight.enter_call(&self.kernel, buf, ticket.sequence, bytes);
+        self.under_way.begin();
+        drop(in_flight);
+        let part = [memory.part(0, bytes)];
+        let sent = self.kernel.send(&part, SendFlags { zerocopy: true, more: false });
+        let is_whole = matches!(sent, Ok(accepted) if accepted == len);
+        if !is_whole || !self.under_way.leave() {
+            return self.conclude_call(send, ticket, memory, &part, id, sent, awaited);
+        }
+        send.calls.unread += 1;
+        if asks && send.calls.went_well() {
+            self.verify(&mut self.in_flight());
+        }
+        drop(send);
+        if awaited || asks {
+            self.look_after(awaited);
+        }
+        if news {
+            self.dispose();
+        }
+        Ok(Offered { ticket, whole: true })
+    }
+
+    /// Asks whether a lone buffer may go, and how.
+    #[cold]
+    #[inline(never)]
+    fn ask(
+        self: &Arc<Self>,
+        send: &mut Send,
+        in_flight: &mut InFlight,
+        buf: &impl Memory,
+        zero_copy: bool,
+        bytes: usize,
+    ) -> Admission {
+        if !in_flight.quotas_allow(buf.pool().into_iter(), &self.kernel) {
+            return Admission::Full;
+        }
+        if !zero_copy {
+            return Admission::Copy;
+        }
+        let admission = self.admit(&mut send.calls, in_flight, bytes);
+        if admission == Admission::ZeroCopy {
+            self.register(send, buf.pool());
+            in_flight.passes = self.passes(&send.calls, in_flight, buf.pool(), bytes);
+        }
+        admission
+    }
+
+    /// Ends the send of a lone buffer whose call did not take all of it, or was come upon by somebody.
+    #[cold]
+    #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "all of what a send has so far")]
+    fn conclude_call<P: IntoPayload>(
+        self: &Arc<Self>,
+        mut send: MutexGuard<'_, Send>,
+        ticket: Ticket,
+        memory: IoVec,
+        part: &[IoVec; 1],
+        id: NotificationId,
+        sent: io::Result<usize>,
+        awaited: bool,
+    ) -> Result<Offered, SendError<P>> {
+        let mut in_flight = self.in_flight();
+        let bytes = part[0].len();
+        let more = bytes < ticket.len;
+        let call = Call { keys: &[ALONE], memory: part, bytes, zero_copy: true, more };
+        let called = self.called(&mut send.calls, &mut in_flight, call, id, sent, false);
+        in_flight.unlocked(|| self.look_after(awaited));
         let accepted = *called.as_ref().unwrap_or(&0);
-        if called.is_ok() && accepted == len {
-            in_flight.settle(key);
+        if called.is_ok() && accepted == ticket.len {
+            in_flight.settle(ALONE);
             self.unlock(send, in_flight);
             return Ok(Offered { ticket, whole: true });
         }
-        send.outbox.put_rest(ticket, key, memory, true, accepted);
+        send.outbox.put_rest(ticket, ALONE, memory, true, accepted);
         let sent = called.and_then(|_| self.flush(&mut send, &mut in_flight));
         self.conclude_lone(send, in_flight, ticket, sent)
     }
@@ -204,7 +291,7 @@ impl<K: Kernel> Core<K> {
             }
             false => Ok(0),
         };
-        let mut in_flight = lock(&self.in_flight);
+        let mut in_flight = self.in_flight();
         let accepted = match sent {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -225,12 +312,28 @@ impl<K: Kernel> Core<K> {
             drop(dropped);
             return Ok(Offered { ticket: Ticket { sequence, len }, whole: true });
         }
-        let ticket = Ticket { sequence: in_flight.done.ledger.open(1, true), len };
+        self.offer_rest(send, in_flight, buf, false, accepted)
+    }
+
+    /// Takes custody of a buffer of which so many bytes went by copy, if any, and sends the rest.
+    #[cold]
+    #[inline(never)]
+    fn offer_rest<P: IntoPayload>(
+        self: &Arc<Self>,
+        mut send: MutexGuard<'_, Send>,
+        mut in_flight: MutexGuard<'_, InFlight>,
+        buf: P,
+        zero_copy: bool,
+        accepted: usize,
+    ) -> Result<Offered, SendError<P>> {
+        let memory = buf.io_vec();
+        let sequence = in_flight.done.ledger.open(1, accepted > 0);
+        let ticket = Ticket { sequence, len: memory.len() };
         self.register(&mut send, buf.pool());
-        let (key, awaited) = in_flight.enter(buf, ticket.sequence);
-        send.outbox.put_rest(ticket, key, memory, false, accepted);
+        let (key, awaited) = in_flight.enter(buf, sequence);
+        send.outbox.put_rest(ticket, key, memory, zero_copy, accepted);
         let sent = self.flush(&mut send, &mut in_flight);
-        self.look_after(&mut in_flight, awaited);
+        in_flight.unlocked(|| self.look_after(awaited));
         self.conclude_lone(send, in_flight, ticket, sent)
     }
 
@@ -262,7 +365,7 @@ impl<K: Kernel> Core<K> {
             self.dispose();
             return Err(error);
         }
-        let mut in_flight = lock(&self.in_flight);
+        let mut in_flight = self.in_flight();
         if !in_flight.quotas_allow(bufs.iter().filter_map(Memory::pool), &self.kernel) {
             return Err(self.refuse(send, in_flight));
         }
@@ -283,7 +386,7 @@ impl<K: Kernel> Core<K> {
         };
         send.outbox.start(ticket, self.kernel.transport(), without_copy);
         let sent = self.flush(&mut send, &mut in_flight);
-        self.look_after(&mut in_flight, awaited);
+        in_flight.unlocked(|| self.look_after(awaited));
         self.conclude(send, in_flight, ticket, sent, |payload| bufs.push(payload))
     }
 
@@ -296,7 +399,7 @@ impl<K: Kernel> Core<K> {
         if send.outbox.get().is_none_or(Outbox::is_empty) {
             return Ok(());
         }
-        let mut in_flight = lock(&self.in_flight);
+        let mut in_flight = self.in_flight();
         self.flush_rest(send, &mut in_flight).map_err(Stop::into_send_error)
     }
 
@@ -338,7 +441,7 @@ impl<K: Kernel> Core<K> {
         in_flight.has_rest = !whole;
         if !whole {
             // Once more: before, the reaper could have come by and seen no rest.
-            self.look_after(&mut in_flight, false);
+            in_flight.unlocked(|| self.look_after(false));
         }
         self.unlock(send, in_flight);
         result.map(|()| Offered { ticket, whole })
@@ -347,10 +450,9 @@ impl<K: Kernel> Core<K> {
     /// Has the sender watched if somebody waits for a slot of what it has just sent, or if that may be
     /// in flight for so long only. Not before: with nothing in flight yet the reaper would let go of
     /// the sender again.
-    #[inline(always)]
-    fn look_after(self: &Arc<Self>, in_flight: &mut MutexGuard<'_, InFlight>, awaited: bool) {
+    fn look_after(self: &Arc<Self>, awaited: bool) {
         if awaited || self.config.max_hold.is_some() {
-            in_flight.unlocked(|| Arc::clone(self).watch());
+            Arc::clone(self).watch();
         }
     }
 

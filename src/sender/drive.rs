@@ -45,7 +45,7 @@ impl<K: Kernel> Core<K> {
         }
         self.check_hold();
         let (read, has_rest) = {
-            let mut in_flight = lock(&self.in_flight);
+            let mut in_flight = self.in_flight();
             let read = if reads { in_flight.read_notes(&self.kernel) } else { Ok(Read::default()) };
             (read, in_flight.has_rest)
         };
@@ -56,7 +56,7 @@ impl<K: Kernel> Core<K> {
             if reads {
                 send.calls.unread = 0;
             }
-            let mut in_flight = lock(&self.in_flight);
+            let mut in_flight = self.in_flight();
             self.flush_rest(&mut send, &mut in_flight)
         });
         self.dispose();
@@ -82,7 +82,7 @@ impl<K: Kernel> Core<K> {
 
     /// Drops what was let go of and wakes who waited for it, with no lock held.
     pub(super) fn dispose(&self) {
-        let mut in_flight = lock(&self.in_flight);
+        let mut in_flight = self.in_flight();
         let news = mem::take(&mut in_flight.done.news);
         let InFlight { done, .. } = &mut *in_flight;
         if done.settled.is_empty() && !done.has_woken() {
@@ -101,7 +101,7 @@ impl<K: Kernel> Core<K> {
         drop(in_flight);
         let mut panics = Panics::default();
         settled.drop_all(&mut panics);
-        let mut in_flight = lock(&self.in_flight);
+        let mut in_flight = self.in_flight();
         in_flight.done.settled.put_back(settled);
         in_flight.done.dropping -= u32::from(drops);
         if rouses {
@@ -131,7 +131,7 @@ impl<K: Kernel> Core<K> {
             return Interest::default();
         }
         let writable = lock(&self.send).calls.stuck == Some(Stuck::Socket);
-        let in_flight = lock(&self.in_flight);
+        let in_flight = self.in_flight();
         let released = in_flight.tracker.outstanding() > 0 && in_flight.poisoned().is_none();
         Interest { writable, released }
     }
@@ -143,23 +143,23 @@ impl<K: Kernel> Core<K> {
 
     /// Whether a send was given up after a part of it was accepted.
     pub(super) fn has_cut_short(&self) -> bool {
-        lock(&self.in_flight).done.extras.truncated_sends > 0
+        self.in_flight().done.extras.truncated_sends > 0
     }
 
     /// Whether everything is accepted and released.
     pub fn is_drained(&self) -> bool {
-        self.is_flushed() && lock(&self.in_flight).tracker.outstanding() == 0
+        self.is_flushed() && self.in_flight().tracker.outstanding() == 0
     }
 
     /// Whether nothing that was let go of has yet to be dropped, by this thread or another.
     pub(super) fn is_disposed(&self) -> bool {
-        let InFlight { done, .. } = &*lock(&self.in_flight);
+        let InFlight { done, .. } = &*self.in_flight();
         done.settled.is_empty() && done.dropping == 0
     }
 
     /// Whether notes prove nothing any more.
     pub fn is_poisoned(&self) -> bool {
-        lock(&self.in_flight).poisoned().is_some()
+        self.in_flight().poisoned().is_some()
     }
 
     /// The fate of a send, or `None` while it is open.
@@ -167,7 +167,7 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return None;
         }
-        lock(&self.in_flight).fate(ticket)
+        self.in_flight().fate(ticket)
     }
 
     /// The fate of a send, with a wake-up for when it has one.
@@ -179,7 +179,7 @@ impl<K: Kernel> Core<K> {
         self.step()?;
         // Cloned, and the one it replaces dropped, with no lock held: that is user code.
         let waker = cx.waker().clone();
-        let mut in_flight = lock(&self.in_flight);
+        let mut in_flight = self.in_flight();
         if let Some(fate) = in_flight.fate(ticket) {
             return Poll::Ready(Ok(fate));
         }
@@ -208,7 +208,7 @@ impl<K: Kernel> Core<K> {
 
     /// What cut a send short, if so.
     pub(super) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
-        lock(&self.in_flight).done.ledger.truncation(ticket)
+        self.in_flight().done.ledger.truncation(ticket)
     }
 
     /// The next foreign message of the error queue.
@@ -216,7 +216,7 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return None;
         }
-        let extras = &mut lock(&self.in_flight).done.extras;
+        let extras = &mut self.in_flight().done.extras;
         if extras.events.is_empty() { None } else { extras.events.pop_front() }
     }
 
@@ -225,7 +225,7 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return None;
         }
-        let extras = &mut lock(&self.in_flight).done.extras;
+        let extras = &mut self.in_flight().done.extras;
         if extras.returned.is_empty() { None } else { extras.returned.pop_front() }
     }
 
@@ -234,7 +234,7 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return Capabilities { zero_copy: false, reason: None };
         }
-        let in_flight = lock(&self.in_flight);
+        let in_flight = self.in_flight();
         let route = in_flight.route.is_copied().then_some(CopyReason::Route);
         let reason = in_flight.copy_reason;
         Capabilities { zero_copy: reason.is_none(), reason: reason.or(route) }
@@ -249,7 +249,7 @@ impl<K: Kernel> Core<K> {
             let send = lock(&self.send);
             (send.calls.window.sends(), send.calls.window.bytes())
         };
-        let in_flight = lock(&self.in_flight);
+        let in_flight = self.in_flight();
         let Done { stats, extras, .. } = &in_flight.done;
         SenderStats {
             zero_copy_calls: stats.zero_copy_calls,
@@ -275,7 +275,7 @@ impl<K: Kernel> Core<K> {
 
     /// The id that the socket's next zero-copy call takes.
     pub fn next_id(&self) -> NotificationId {
-        lock(&self.in_flight).tracker.next_id()
+        self.in_flight().tracker.next_id()
     }
 
     fn unwatch(&self, watch: &mut Watch, then: Watch) {
@@ -294,7 +294,7 @@ impl<K: Kernel> Core<K> {
     pub(super) fn cut_short(&self, error: OsError) {
         let mut send = lock(&self.send);
         let error = *send.calls.failed.get_or_insert(error);
-        let mut in_flight = lock(&self.in_flight);
+        let mut in_flight = self.in_flight();
         send.truncate(&mut in_flight, error);
         in_flight.has_rest = false;
     }
@@ -302,7 +302,7 @@ impl<K: Kernel> Core<K> {
     /// Aborts the connection if something is in flight for longer than it may be.
     fn check_hold(&self) {
         let Some(limit) = self.config.max_hold else { return };
-        let held = lock(&self.in_flight).oldest(self.kernel.now());
+        let held = self.in_flight().oldest(self.kernel.now());
         if held.is_none_or(|held| held <= limit) {
             return;
         }
@@ -312,7 +312,7 @@ impl<K: Kernel> Core<K> {
             let _ = self.kernel.abort();
         }
         // No note comes for what was released without one, or whose note somebody else has read.
-        lock(&self.in_flight).prove(&self.kernel);
+        self.in_flight().prove(&self.kernel);
     }
 
     /// How long the oldest call in flight has been there.
@@ -320,7 +320,7 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return None;
         }
-        lock(&self.in_flight).oldest(self.kernel.now())
+        self.in_flight().oldest(self.kernel.now())
     }
 
     /// Gives the sender to the reaper.
@@ -383,7 +383,7 @@ impl<K: Kernel> Reclaim for Core<K> {
         if !matches!(*watch, Watch::On(_)) {
             return None;
         }
-        let mut in_flight = lock(&self.in_flight);
+        let mut in_flight = self.in_flight();
         let limit = self.config.max_hold.filter(|_| in_flight.is_busy());
         if limit.is_none() && !in_flight.is_awaited() {
             drop(in_flight);

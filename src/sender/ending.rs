@@ -133,7 +133,7 @@ impl<K: Kernel> Core<K> {
                     return Some(GRACE);
                 }
                 let flushed = self.is_flushed();
-                let mut in_flight = lock(&self.in_flight);
+                let mut in_flight = self.in_flight();
                 in_flight.prove(&self.kernel);
                 if in_flight.tracker.outstanding() == 0 {
                     ending.phase = Phase::Over;
@@ -209,7 +209,7 @@ impl<K: Kernel> Core<K> {
         ending.aborted = self.kernel.abort().is_ok();
         ending.orderly = false;
         ending.phase = Phase::Unproven { since: self.kernel.now(), quarantined: false };
-        let mut in_flight = lock(&self.in_flight);
+        let mut in_flight = self.in_flight();
         let _ = in_flight.read_notes(&self.kernel);
         in_flight.prove(&self.kernel);
         if in_flight.tracker.outstanding() == 0 {
@@ -236,7 +236,7 @@ impl<K: Kernel> Core<K> {
         let error = self.connection_error().filter(|error| error.raw() != errno::ECANCELED);
         let ending = lock(&self.ending);
         let ending = ending.as_ref().expect("asked after the end has begun");
-        let InFlight { tracker, .. } = &*lock(&self.in_flight);
+        let InFlight { tracker, .. } = &*self.in_flight();
         CloseReport {
             drained: ending.orderly && ending.phase == Phase::Over && error.is_none(),
             aborted: ending.aborted,

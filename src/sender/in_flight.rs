@@ -15,7 +15,7 @@ use super::{
     rare::{Extras, Rare},
     route::Route,
     settled::Settled,
-    window::MemlockBudget,
+    window::{MemlockBudget, Passes},
 };
 use crate::{
     error::{CopyReason, OsError, Poison},
@@ -24,7 +24,7 @@ use crate::{
     raw::RawPool,
     sync::Arc,
     sys::Record,
-    tracker::{CompletionTracker, LeaseKey, Released},
+    tracker::{ALONE, CompletionTracker, LeaseKey, Released},
 };
 
 /// Foreign messages of the error queue kept for the caller.
@@ -41,6 +41,8 @@ const MAX_BATCHES: usize = 64;
 pub(super) struct InFlight {
     pub(super) tracker: CompletionTracker<Lease>,
     pub(super) done: Done,
+    /// Calls of lone buffers that need not ask for anything.
+    pub(super) passes: Passes,
     /// Whether a zero-copy call is under way, so that option memory reading 0 proves nothing.
     pub(super) in_call: bool,
     /// Whether the socket has not taken all of a send, as the last to try has left it.
@@ -118,6 +120,7 @@ impl InFlight {
                 hand_back: config.hand_back,
                 budget,
             },
+            passes: Passes::default(),
             in_call: false,
             has_rest: false,
             copy_reason,
@@ -136,12 +139,13 @@ impl InFlight {
 
     /// Takes custody of a buffer; tells also whether somebody waits for its slot.
     pub(super) fn enter(&mut self, buf: impl IntoPayload, ticket: u64) -> (LeaseKey, bool) {
-        let awaited = self.make_room(&buf);
+        self.make_room(&buf);
+        let awaited = buf.is_awaited();
         (self.tracker.insert(Lease::new(buf, ticket, 0)), awaited)
     }
 
-    /// Takes custody of a buffer and gives out the id of a call that is about to be made with its
-    /// first `bytes`; tells also whether somebody waits for its slot.
+    /// Takes custody of a buffer, for which the tracker has a place, under [`ALONE`], and gives out the
+    /// id of a call that is about to be made with its first `bytes`.
     #[inline(always)]
     pub(super) fn enter_call(
         &mut self,
@@ -149,30 +153,23 @@ impl InFlight {
         buf: impl IntoPayload,
         ticket: u64,
         bytes: usize,
-    ) -> (LeaseKey, bool, Option<NotificationId>) {
-        let awaited = self.make_room(&buf);
+    ) -> NotificationId {
         let is_first = self.tracker.is_idle();
-        let lease = move || Lease::new(buf, ticket, 1);
-        let (key, id) = self.tracker.insert_issued(lease, call_bytes(bytes));
-        match id {
-            Some(id) => self.began(kernel, id, is_first, bytes),
-            None => self.tracker.get_mut(key).offers = 0,
-        }
-        (key, awaited, id)
+        let id = self.tracker.insert_issued(|| Lease::new(buf, ticket, 1), call_bytes(bytes));
+        self.began(kernel, id, is_first, bytes);
+        id
     }
 
-    #[inline(always)]
-    fn make_room(&mut self, buf: &impl IntoPayload) -> bool {
+    /// Makes room for a buffer to be entered, and counts it.
+    pub(super) fn make_room(&mut self, buf: &impl Memory) {
         self.make_room_for_return();
         if buf.pool().is_some_and(|pool| pool.sender_quota().is_some()) {
             self.done.hold(buf);
         }
-        buf.is_awaited()
     }
 
     /// Makes room for one more buffer that comes back, and for every lease that can, so that no note is
     /// lost for want of it.
-    #[inline(always)]
     pub(super) fn make_room_for_return(&mut self) {
         if self.done.hand_back == HandBack::Return {
             self.done.extras.returned.reserve(self.tracker.leases() + 1);
@@ -209,9 +206,19 @@ impl InFlight {
     /// sent any further.
     #[inline(always)]
     pub(super) fn settle(&mut self, key: LeaseKey) {
-        if let Some(lease) = self.tracker.settle(key) {
-            self.done.finish(lease, false);
+        let mut lease = self.tracker.settle(key);
+        if lease.is_some() {
+            self.done.finish(&mut lease, false);
         }
+    }
+
+    /// Settles the call of a lone buffer that took all, in place of its sender.
+    #[inline(always)]
+    pub(super) fn settle_left(&mut self) {
+        self.in_call = false;
+        let released = self.tracker.settle(ALONE);
+        debug_assert!(released.is_none(), "who meets its note has come upon the call before");
+        mem::forget(released);
     }
 
     /// Gives back a lease of which the kernel accepted nothing.
@@ -234,6 +241,7 @@ impl InFlight {
         kernel: &impl Kernel,
         call: Call<'_>,
     ) -> Option<NotificationId> {
+        self.passes.revoke();
         let is_first = self.tracker.is_idle();
         let id = self.tracker.issue(call.keys, call_bytes(call.bytes))?;
         for key in call.keys {
@@ -252,7 +260,18 @@ impl InFlight {
             self.route.began(id);
         }
         self.in_call = true;
-        self.done.stats.in_flight_bytes += bytes;
+        // Counted already: after the call nobody may have the lock.
+        self.route.accepted(bytes);
+        let Counts { zero_copy_calls, zero_copy_bytes, in_flight_bytes, .. } = &mut self.done.stats;
+        *zero_copy_calls += 1;
+        *zero_copy_bytes += bytes as u64;
+        *in_flight_bytes += bytes;
+    }
+
+    /// The kernel did not accept the last `bytes` of a call.
+    pub(super) fn not_accepted(&mut self, bytes: usize) {
+        self.route.not_accepted(bytes);
+        self.done.stats.zero_copy_bytes -= bytes as u64;
     }
 
     /// The call of `id` failed. Takes the id back unless the kernel used it.
@@ -271,9 +290,12 @@ impl InFlight {
             false => Read::default(),
         };
         self.in_call = false;
+        self.passes.revoke();
         self.ages.cancelled(id);
-        if !self.tracker.cancel(id) {
-            self.done.stats.zero_copy_calls += u64::from(may_have_taken);
+        self.not_accepted(call.bytes);
+        let is_taken = !self.tracker.cancel(id);
+        self.done.stats.zero_copy_calls -= u64::from(!(is_taken && may_have_taken));
+        if is_taken {
             return FailedCall { took_id: may_have_taken, freed: read.ids.saturating_sub(1) };
         }
         if is_probe {
@@ -345,10 +367,13 @@ impl InFlight {
         if self.poisoned().is_some() {
             return 0;
         }
-        let Self { tracker, done, route, .. } = self;
+        let Self { tracker, done, route, passes, .. } = self;
         match tracker.release(lo, hi, |lease| done.finish(lease, copied)) {
             Ok(Released { ids, bytes }) => {
                 route.note(ids, copied);
+                if route.is_exclusive() {
+                    passes.revoke();
+                }
                 let ids = ids.count();
                 done.news = true;
                 done.uncharge(ids as usize, bytes);
@@ -375,6 +400,7 @@ impl InFlight {
     fn poison(&mut self, poison: Poison) {
         if self.poisoned().is_none() {
             self.copy_reason = Some(CopyReason::Poisoned(poison));
+            self.passes.revoke();
             self.done.news = true;
             self.quarantine();
         }
@@ -591,29 +617,31 @@ impl Done {
         })
     }
 
-    /// A lease has lost its last hold.
+    /// A lease has lost its last hold; takes it from where it lies.
     #[inline(always)]
-    fn finish(&mut self, mut lease: Lease, copied: bool) {
+    fn finish(&mut self, place: &mut Option<Lease>, copied: bool) {
+        let Some(lease) = place else { return };
         self.ledger.released(lease.ticket, copied || lease.copied);
         if self.drops_at_once()
             && let Some(buf) = lease.release_buf()
         {
             self.settled.push_buf(buf);
             // It has nothing left for its drop to keep.
-            return mem::forget(lease);
+            return mem::forget(place.take());
         }
-        self.finish_other(lease);
+        self.finish_other(place);
     }
 
     /// Whether nobody wants payloads back or counts them.
     #[inline]
-    fn drops_at_once(&self) -> bool {
+    pub(super) fn drops_at_once(&self) -> bool {
         self.hand_back == HandBack::Recycle
             && self.extras.get().is_none_or(|extras| extras.held.is_empty())
     }
 
     #[inline(never)]
-    fn finish_other(&mut self, lease: Lease) {
+    fn finish_other(&mut self, place: &mut Option<Lease>) {
+        let Some(lease) = place.take() else { return };
         let ticket = lease.ticket;
         // Without a payload only its former pages were waited for.
         let Some(payload) = lease.release() else { return };

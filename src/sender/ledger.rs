@@ -42,11 +42,31 @@ const HISTORY: usize = 4096;
 /// Sends that a ledger has room for which has opened its first ticket.
 const MIN_HISTORY: usize = 2;
 
-/// Leases of the send not yet released; the flag beside it.
+/// Leases of a send not yet released, twice, and 1 more if a part of it went by copy.
 #[derive(Clone, Copy, Default)]
-struct Open {
-    leases: u32,
-    copied: bool,
+struct Open(u64);
+
+impl Open {
+    #[inline(always)]
+    fn new(leases: u32, copied: bool) -> Self {
+        Self(u64::from(leases) << 1 | u64::from(copied))
+    }
+
+    #[inline(always)]
+    fn leases(self) -> u64 {
+        self.0 >> 1
+    }
+
+    fn copied(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    /// One lease is released.
+    #[inline(always)]
+    fn released(&mut self, copied: bool) {
+        debug_assert!(self.leases() > 0);
+        self.0 = (self.0 - 2) | u64::from(copied);
+    }
 }
 
 struct Truncation {
@@ -93,9 +113,9 @@ impl Ledger {
             forgets = false;
         }
         let place = self.place(sequence);
-        let oldest = mem::replace(&mut self.recent[place], Open { leases, copied });
+        let oldest = mem::replace(&mut self.recent[place], Open::new(leases, copied));
         if forgets {
-            if oldest.leases > 0 {
+            if oldest.leases() > 0 {
                 self.put_by(oldest);
             }
             self.first += 1;
@@ -138,17 +158,15 @@ impl Ledger {
             return self.released_late(sequence);
         }
         let place = self.place(sequence);
-        let open = &mut self.recent[place];
-        open.leases -= 1;
-        open.copied |= copied;
+        self.recent[place].released(copied);
     }
 
     #[cold]
     fn released_late(&mut self, sequence: u64) {
         let late = &mut self.exceptions.late;
         let open = late.get_mut(&sequence).expect("an unresolved send is kept");
-        open.leases -= 1;
-        if open.leases == 0 {
+        open.released(false);
+        if open.leases() == 0 {
             late.remove(&sequence);
         }
     }
@@ -179,7 +197,7 @@ impl Ledger {
     /// Whether a send was made and has leases.
     pub(crate) fn is_open(&self, ticket: Ticket) -> bool {
         ticket.sequence < self.next
-            && self.kept(ticket.sequence).is_some_and(|open| open.leases > 0)
+            && self.kept(ticket.sequence).is_some_and(|open| open.leases() > 0)
     }
 
     /// The fate of a send, or `None` while it has leases or was never made.
@@ -192,7 +210,7 @@ impl Ledger {
             let Truncation { accepted, error } = *truncation;
             return Some(Fate::Truncated { accepted, len: ticket.len, error });
         }
-        let copied = self.kept(sequence).map(|open| open.copied);
+        let copied = self.kept(sequence).map(Open::copied);
         Some(Fate::Released { accepted: ticket.len, copied })
     }
 }

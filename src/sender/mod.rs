@@ -39,6 +39,7 @@ mod split;
 #[cfg(all(test, not(loom)))]
 mod tests;
 pub(crate) mod transport;
+mod under_way;
 mod wait;
 pub(crate) mod window;
 

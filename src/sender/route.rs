@@ -195,6 +195,12 @@ impl Route {
         self.bytes += bytes as u64;
     }
 
+    /// The kernel did not accept so many bytes that it was said to.
+    pub(super) fn not_accepted(&mut self, bytes: usize) {
+        // A change since has forgotten them.
+        self.bytes = self.bytes.saturating_sub(bytes as u64);
+    }
+
     /// A note released these ids, with the flag of the first.
     pub(super) fn note(&mut self, ids: IdRange, copied: bool) {
         if self.probe.is_some_and(|probe| (ids.start..ids.end).contains(&probe)) {
@@ -253,7 +259,7 @@ impl Route {
 
     /// Whether only probes go without copy now, each alone.
     #[inline]
-    fn is_exclusive(&self) -> bool {
+    pub(super) fn is_exclusive(&self) -> bool {
         // Nothing is suspected but in zero copy.
         self.suspicion >= SUSPECT_AFTER
             || matches!(self.stats.mode, RouteMode::Trying | RouteMode::Copied)

@@ -18,7 +18,7 @@ use crate::{
     error::{OsError, SendError, WaitError},
     id::Ticket,
     lease::{IntoPayload, Payload},
-    sync::{Arc, lock},
+    sync::Arc,
 };
 
 /// One wait of one thread, over as many rounds as it takes.
@@ -92,7 +92,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         if self.edges.is_some() {
             return false;
         }
-        let mut in_flight = lock(&self.core.in_flight);
+        let mut in_flight = self.core.in_flight();
         if in_flight.done.extras.spare_edges.is_none() {
             return false;
         }
@@ -115,7 +115,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         match self.core.kernel.edges() {
             Ok(edges) => {
                 self.edges = edges;
-                let mut in_flight = lock(&self.core.in_flight);
+                let mut in_flight = self.core.in_flight();
                 in_flight.done.extras.sleepers.extend(self.edges.clone());
                 Ok(self.edges.is_some())
             }
@@ -153,7 +153,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
 impl<K: Kernel> Drop for Wait<'_, K> {
     fn drop(&mut self) {
         let Some(edges) = self.edges.take() else { return };
-        let mut in_flight = lock(&self.core.in_flight);
+        let mut in_flight = self.core.in_flight();
         let extras = &mut *in_flight.done.extras;
         extras.sleepers.retain(|sleeper| !Arc::ptr_eq(sleeper, &edges));
         let left = extras.spare_edges.replace(edges);

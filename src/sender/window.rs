@@ -56,8 +56,8 @@ impl MemlockBudget {
         bytes + 2 * page_bytes() * calls
     }
 
-    #[inline]
-    fn charge(&self, bytes: usize) -> bool {
+    #[inline(always)]
+    pub(crate) fn charge(&self, bytes: usize) -> bool {
         let Some(limit) = self.limit_bytes else { return true };
         let cost = Self::cost(1, bytes);
         // Relaxed (partner: `refund`): a count; no memory is published through it.
@@ -87,6 +87,39 @@ pub(crate) enum Admission {
     Copy,
 }
 
+/// Calls that may go without copy unasked: an answer that holds for those like the one it was given to.
+///
+/// Whoever changes what it rests on revokes it, but for releases, which only make more room.
+#[derive(Debug, Default)]
+pub(crate) struct Passes {
+    calls: usize,
+    bytes: usize,
+    /// Of whose buffers; `None` for memory that is in no pool.
+    pool: Option<u64>,
+}
+
+impl Passes {
+    /// So many calls, of so many bytes in all.
+    pub(crate) fn new(calls: usize, bytes: usize, pool: Option<u64>) -> Self {
+        Self { calls, bytes, pool }
+    }
+
+    /// Whether a call of `bytes` may go unasked; it has done so then.
+    #[inline(always)]
+    pub(crate) fn take(&mut self, bytes: usize, pool: Option<u64>) -> bool {
+        let passes = self.calls > 0 && bytes <= self.bytes && pool == self.pool;
+        if passes {
+            self.calls -= 1;
+            self.bytes -= bytes;
+        }
+        passes
+    }
+
+    pub(crate) fn revoke(&mut self) {
+        self.calls = 0;
+    }
+}
+
 /// The window of one sender, in bytes and in sends in flight.
 ///
 /// Shrinks by half when the kernel refuses memory (`ENOBUFS`), and grows back by an eighth of the
@@ -111,6 +144,20 @@ impl Window {
 
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// How many calls, of how many bytes in all, may join those in flight, if no call changes the
+    /// window's size.
+    pub(crate) fn room(&self, sends: usize, in_flight: usize) -> (usize, usize) {
+        if !self.is_whole() {
+            return (0, 0);
+        }
+        (self.sends.saturating_sub(sends), self.bytes.saturating_sub(in_flight))
+    }
+
+    #[inline(always)]
+    fn is_whole(&self) -> bool {
+        self.sends == self.max_sends && self.bytes == self.max_bytes
     }
 
     /// Whether a call of `bytes` may join `sends` calls of `in_flight` bytes.
@@ -141,10 +188,9 @@ impl Window {
     /// A call went well.
     #[inline(always)]
     pub(crate) fn went_well(&mut self) {
-        if self.sends == self.max_sends && self.bytes == self.max_bytes {
-            return;
+        if !self.is_whole() {
+            self.grow_back();
         }
-        self.grow_back();
     }
 
     #[cold]

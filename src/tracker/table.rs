@@ -85,12 +85,13 @@ impl<T> Table<T> {
 
     /// Drops one hold of each lease of the run that starts at `head`.
     #[inline(never)]
-    pub(super) fn let_go_all(&mut self, head: u32, mut on_released: impl FnMut(T)) {
+    pub(super) fn let_go_all(&mut self, head: u32, mut on_released: impl FnMut(&mut Option<T>)) {
         let mut key = head;
         while key != NONE {
             let link = self.link(key);
-            if let Some(lease) = self.let_go(key) {
-                on_released(lease);
+            let mut lease = self.let_go(key);
+            if lease.is_some() {
+                on_released(&mut lease);
             }
             key = link;
         }

@@ -20,7 +20,7 @@ fn send(tracker: &mut CompletionTracker<u64>, lease: u64) -> NotificationId {
 fn release(tracker: &mut CompletionTracker<u64>, lo: u64, hi: u64) -> Result<Vec<u64>, UnknownIds> {
     let mut released = Vec::new();
     let Released { ids, bytes } =
-        tracker.release(lo as u32, hi as u32, |lease| released.push(lease))?;
+        tracker.release(lo as u32, hi as u32, |lease| released.extend(lease.take()))?;
     assert_eq!(bytes as u64, ids.count(), "each call of these tests has one byte");
     Ok(released)
 }
@@ -161,7 +161,7 @@ fn release_all_leaves_what_the_sender_still_holds() {
     let key = tracker.insert(2);
     tracker.issue(&[key], 1).unwrap();
     let mut released = Vec::new();
-    tracker.release_all(|lease| released.push(lease));
+    tracker.release_all(|lease| released.extend(lease.take()));
     assert_eq!((released, tracker.leases()), (vec![1], 1));
     assert_eq!(tracker.settle(key), Some(2));
 }
@@ -314,17 +314,21 @@ proptest! {
                     let mut at_once = None;
                     if model.unsettled.is_empty() {
                         let lease = model.entered;
-                        let (key, id) = tracker.insert_issued(|| lease, bytes);
+                        let key = if tracker.has_place() {
+                            at_once = Some(tracker.insert_issued(|| lease, bytes));
+                            ALONE
+                        } else {
+                            tracker.insert(lease)
+                        };
                         prop_assert_eq!(*tracker.get_mut(key), lease);
                         model.unsettled.push_back((lease, key));
                         model.entered += 1;
-                        at_once = Some(id);
                     }
                     // The rest of what was sent in part goes alone.
                     let run = if model.part_sent { 1 } else { run.min(model.unsettled.len()) };
                     let (names, keys): (Vec<_>, Vec<_>) =
                         model.unsettled.iter().take(run).copied().unzip();
-                    let id = at_once.unwrap_or_else(|| tracker.issue(&keys, bytes));
+                    let id = at_once.or_else(|| tracker.issue(&keys, bytes));
                     let Some(id) = id else {
                         let most = window.min(MAX_STRAGGLERS);
                         prop_assert_eq!(tracker.footprint().1, most, "only then");
@@ -386,7 +390,7 @@ proptest! {
                     let ids: Vec<_> = model.outstanding.keys().copied().collect();
                     let (want, _) = model.release(ids);
                     let mut got = Vec::new();
-                    tracker.release_all(|lease| got.push(lease));
+                    tracker.release_all(|lease| got.extend(lease.take()));
                     got.sort_unstable();
                     prop_assert_eq!(got, want);
                 }
@@ -411,7 +415,7 @@ fn check_note(
     (lo, hi): (u32, u32),
 ) -> Result<bool, TestCaseError> {
     let mut got = Vec::new();
-    let result = tracker.release(lo, hi, |lease| got.push(lease));
+    let result = tracker.release(lo, hi, |lease| got.extend(lease.take()));
     let Some(ids) = model.named(lo, hi) else {
         prop_assert_eq!(result, Err(UnknownIds));
         prop_assert_eq!(got, Vec::<u64>::new());
