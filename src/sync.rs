@@ -250,7 +250,8 @@ pub(crate) mod unmodelled {
 
     /// A number that no other call in this process returns.
     pub(crate) fn unique_id() -> u64 {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // 0 is nobody's.
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         // Relaxed: only the numbers matter, nothing is published with them.
         NEXT.fetch_add(1, Ordering::Relaxed)
     }

@@ -65,6 +65,19 @@ pub struct Released {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnknownIds;
 
+/// Who gets the leases that lose their last hold.
+pub trait Heir<T> {
+    /// Takes a lease from where it lies, which is less than to move it.
+    fn take(&mut self, lease: &mut Option<T>);
+}
+
+impl<T, F: FnMut(&mut Option<T>)> Heir<T> for F {
+    #[inline(always)]
+    fn take(&mut self, lease: &mut Option<T>) {
+        self(lease);
+    }
+}
+
 /// Maps outstanding notification ids to the leases they cover.
 ///
 /// # Invariants
@@ -345,8 +358,8 @@ impl<T> CompletionTracker<T> {
         self.table.let_go(table_key)
     }
 
-    /// Releases the ids `lo..=hi` of a note, as the kernel wrote them, and has `on_released` take each
-    /// lease that lost its last hold from where it lies, which is less than to move it.
+    /// Releases the ids `lo..=hi` of a note, as the kernel wrote them, and has `heir` take each lease
+    /// that lost its last hold.
     ///
     /// # Errors
     ///
@@ -356,7 +369,7 @@ impl<T> CompletionTracker<T> {
         &mut self,
         lo: u32,
         hi: u32,
-        mut on_released: impl FnMut(&mut Option<T>),
+        mut heir: impl Heir<T>,
     ) -> Result<Released, UnknownIds> {
         // The usual note, of one id that has its lease to itself. A straggler's distance from
         // `ring_base`, backwards, is beyond `next`: all outstanding ids are less than 2^32 apart.
@@ -365,14 +378,14 @@ impl<T> CompletionTracker<T> {
             let place = self.place_mut(id);
             if place.lease.is_some() {
                 let bytes = place.bytes as usize;
-                on_released(&mut place.lease);
+                heir.take(&mut place.lease);
                 debug_assert!(place.lease.is_none());
                 self.leave_ring(id..id + 1);
                 let ids = IdRange { start: NotificationId(id), end: NotificationId(id + 1) };
                 return Ok(Released { ids, bytes });
             }
         }
-        self.release_range(lo, hi, on_released)
+        self.release_range(lo, hi, heir)
     }
 
     /// Releases the ids of any note.
@@ -381,7 +394,7 @@ impl<T> CompletionTracker<T> {
         &mut self,
         lo: u32,
         hi: u32,
-        mut on_released: impl FnMut(&mut Option<T>),
+        mut heir: impl Heir<T>,
     ) -> Result<Released, UnknownIds> {
         let base = NotificationId(self.base());
         let ids = IdRange::extend(lo, hi, base, self.next_id()).ok_or(UnknownIds)?;
@@ -395,7 +408,7 @@ impl<T> CompletionTracker<T> {
         let mut bytes = 0;
         if ids.start.0 < self.ring_base {
             let below = ids.start.0..ids.end.0.min(self.ring_base);
-            bytes += self.release_stragglers(below, &mut on_released)?;
+            bytes += self.release_stragglers(below, &mut heir)?;
         }
         let Self { ring, table, linked, .. } = self;
         // The places lie in one piece, or in two around the end of the ring.
@@ -407,11 +420,11 @@ impl<T> CompletionTracker<T> {
             for place in places {
                 bytes += place.bytes as usize;
                 if place.lease.is_some() {
-                    on_released(&mut place.lease);
+                    heir.take(&mut place.lease);
                     debug_assert!(place.lease.is_none());
                 } else {
                     *linked -= 1;
-                    table.let_go_all(mem::replace(&mut place.head, NONE), &mut on_released);
+                    table.let_go_all(mem::replace(&mut place.head, NONE), &mut heir);
                 }
             }
         }
@@ -420,11 +433,11 @@ impl<T> CompletionTracker<T> {
     }
 
     /// Releases every outstanding id: the socket's option memory read 0.
-    pub fn release_all(&mut self, mut on_released: impl FnMut(&mut Option<T>)) {
+    pub fn release_all(&mut self, mut heir: impl Heir<T>) {
         self.move_to_table();
         let stragglers = mem::take(&mut self.stragglers).into_iter().map(|(_, place)| place);
         for place in stragglers.chain(mem::take(&mut self.ring)) {
-            self.release_place(place, &mut on_released);
+            self.release_place(place, &mut heir);
         }
         self.ring_base = self.next;
         self.holes = 0;
@@ -548,7 +561,7 @@ impl<T> CompletionTracker<T> {
     fn release_stragglers(
         &mut self,
         ids: Range<u64>,
-        on_released: &mut impl FnMut(&mut Option<T>),
+        heir: &mut impl Heir<T>,
     ) -> Result<usize, UnknownIds> {
         let first = self.stragglers.partition_point(|(id, _)| *id < ids.start);
         let last = self.stragglers.partition_point(|(id, _)| *id < ids.end);
@@ -560,7 +573,7 @@ impl<T> CompletionTracker<T> {
             let place = self.stragglers[at].1.take();
             bytes += place.bytes as usize;
             self.linked -= usize::from(place.lease.is_none());
-            self.release_place(place, on_released);
+            self.release_place(place, heir);
         }
         self.stragglers.drain(first..last);
         self.set_limit();
@@ -568,18 +581,19 @@ impl<T> CompletionTracker<T> {
     }
 
     /// Drops one hold of each lease that the id of a place covered; nothing if it is vacant.
-    fn release_place(&mut self, mut place: Place<T>, on_released: &mut impl FnMut(&mut Option<T>)) {
+    fn release_place(&mut self, mut place: Place<T>, heir: &mut impl Heir<T>) {
         if place.lease.is_some() {
-            on_released(&mut place.lease);
+            heir.take(&mut place.lease);
         } else {
-            self.table.let_go_all(place.head, on_released);
+            self.table.let_go_all(place.head, heir);
         }
     }
 
     /// Drops one hold of each lease of a run that the kernel did not take; the sender's own hold
     /// keeps them all.
     fn unhold(&mut self, head: u32) {
-        self.table.let_go_all(head, |_| unreachable!("the sender holds a lease it is sending"));
+        let nobody = |_: &mut Option<T>| unreachable!("the sender holds a lease it is sending");
+        self.table.let_go_all(head, &mut { nobody });
     }
 }
 

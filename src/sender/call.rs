@@ -291,8 +291,9 @@ impl<K: Kernel> Core<K> {
         }
         let held = in_flight.done.stats.in_flight_bytes + bytes;
         let (sends, bytes) = calls.window.room(in_flight.tracker.outstanding() + 1, held);
-        let unread = (calls.max_unread - 1).saturating_sub(calls.unread);
-        Passes::new(sends.min(unread), bytes, pool.map(RawPool::id))
+        let count = sends.min((calls.max_unread - 1).saturating_sub(calls.unread));
+        let most = self.call_limits.bytes.min(self.kernel.transport().most_without_copy());
+        Passes::new(count, most.min(bytes / count.max(1)), pool)
     }
 
     /// The kernel took `accepted` bytes of the call of `id`.

@@ -14,7 +14,7 @@ use super::{
     kernel::Kernel,
     outbox::Outbox,
     rare::Rare,
-    transport::CallLimits,
+    transport::{CallLimits, MIN_ZERO_COPY_ELEMENT},
     under_way::UnderWay,
     window::{Admission, MemlockBudget, Window},
 };
@@ -39,7 +39,9 @@ pub struct Core<K: Kernel> {
     pub(super) config: Config,
     pub(super) budget: Arc<MemlockBudget>,
     pub(super) optmem_max: u32,
-    call_limits: CallLimits,
+    pub(super) call_limits: CallLimits,
+    /// A lone buffer below this goes by copy.
+    least_without_copy: usize,
     pub(super) send: Mutex<Send>,
     in_flight: Mutex<InFlight>,
     /// The call of a lone buffer.
@@ -98,6 +100,7 @@ impl<K: Kernel> Core<K> {
         let in_flight = InFlight::new(&config, first, copy_reason, Arc::clone(&budget));
         Arc::new(Self {
             call_limits: kernel.transport().call_limits(&budget),
+            least_without_copy: config.threshold_bytes.max(MIN_ZERO_COPY_ELEMENT),
             kernel,
             config,
             budget,
@@ -164,16 +167,17 @@ impl<K: Kernel> Core<K> {
         }
         let memory = buf.io_vec();
         let len = memory.len();
-        let zero_copy = self.goes_without_copy(1, len);
-        if !zero_copy && buf.pool().is_none_or(|pool| pool.sender_quota().is_none()) {
+        if len < self.least_without_copy
+            && buf.pool().is_none_or(|pool| pool.sender_quota().is_none())
+        {
             return self.offer_copied(send, buf);
         }
-        let bytes = len.min(self.call_limits.bytes);
+        let mut bytes = len;
         let mut in_flight = self.in_flight();
-        let passes = zero_copy && in_flight.passes.take(bytes, buf.pool().map(RawPool::id));
-        let asks = !(passes && self.budget.charge(bytes));
+        let asks = !(in_flight.passes.take(len, buf.pool()) && self.budget.charge(len));
         if asks {
-            match self.ask(&mut send, &mut in_flight, &buf, zero_copy, bytes) {
+            bytes = len.min(self.call_limits.bytes);
+            match self.ask(&mut send, &mut in_flight, &buf, bytes) {
                 Admission::ZeroCopy => {}
                 Admission::Copy => {
                     drop(in_flight);
@@ -203,17 +207,24 @@ impl<K: Kernel> Core<K> {
             return self.conclude_call(send, ticket, memory, &part, id, sent, awaited);
         }
         send.calls.unread += 1;
-        if asks && send.calls.went_well() {
+        if asks || awaited {
+            self.conclude_asked(send, awaited, news);
+        }
+        Ok(Offered { ticket, whole: true })
+    }
+
+    /// Does after a call what only one that had to ask may call for, or one that somebody waits for.
+    #[cold]
+    #[inline(never)]
+    fn conclude_asked(self: &Arc<Self>, mut send: MutexGuard<'_, Send>, awaited: bool, news: bool) {
+        if send.calls.went_well() {
             self.verify(&mut self.in_flight());
         }
         drop(send);
-        if awaited || asks {
-            self.look_after(awaited);
-        }
+        self.look_after(awaited);
         if news {
             self.dispose();
         }
-        Ok(Offered { ticket, whole: true })
     }
 
     /// Asks whether a lone buffer may go, and how.
@@ -224,13 +235,12 @@ impl<K: Kernel> Core<K> {
         send: &mut Send,
         in_flight: &mut InFlight,
         buf: &impl Memory,
-        zero_copy: bool,
         bytes: usize,
     ) -> Admission {
         if !in_flight.quotas_allow(buf.pool().into_iter(), &self.kernel) {
             return Admission::Full;
         }
-        if !zero_copy {
+        if !self.goes_without_copy(1, buf.io_vec().len()) {
             return Admission::Copy;
         }
         let admission = self.admit(&mut send.calls, in_flight, bytes);
@@ -500,6 +510,8 @@ impl<K: Kernel> Core<K> {
         if send.outbox.is_empty() {
             return Ok(());
         }
+        // The send to come has to see whether there is something to dispose of.
+        in_flight.passes.revoke();
         let before = send.outbox.sending();
         let flushed = self.flush(send, in_flight);
         if send.outbox.sending() != before {

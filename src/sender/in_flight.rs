@@ -24,7 +24,7 @@ use crate::{
     raw::RawPool,
     sync::Arc,
     sys::Record,
-    tracker::{ALONE, CompletionTracker, LeaseKey, Released},
+    tracker::{ALONE, CompletionTracker, Heir, LeaseKey, Released},
 };
 
 /// Foreign messages of the error queue kept for the caller.
@@ -208,7 +208,7 @@ impl InFlight {
     pub(super) fn settle(&mut self, key: LeaseKey) {
         let mut lease = self.tracker.settle(key);
         if lease.is_some() {
-            self.done.finish(&mut lease, false);
+            self.done.heir(false).take(&mut lease);
         }
     }
 
@@ -368,7 +368,7 @@ impl InFlight {
             return 0;
         }
         let Self { tracker, done, route, passes, .. } = self;
-        match tracker.release(lo, hi, |lease| done.finish(lease, copied)) {
+        match tracker.release(lo, hi, done.heir(copied)) {
             Ok(Released { ids, bytes }) => {
                 route.note(ids, copied);
                 if route.is_exclusive() {
@@ -465,7 +465,7 @@ impl InFlight {
         done.news = true;
         done.stats.released_calls += tracker.outstanding() as u64;
         done.uncharge(tracker.outstanding(), done.stats.in_flight_bytes);
-        tracker.release_all(|lease| done.finish(lease, false));
+        tracker.release_all(done.heir(false));
     }
 
     /// How long the oldest call in flight has been there, at least.
@@ -617,19 +617,10 @@ impl Done {
         })
     }
 
-    /// A lease has lost its last hold; takes it from where it lies.
-    #[inline(always)]
-    fn finish(&mut self, place: &mut Option<Lease>, copied: bool) {
-        let Some(lease) = place else { return };
-        self.ledger.released(lease.ticket, copied || lease.copied);
-        if self.drops_at_once()
-            && let Some(buf) = lease.release_buf()
-        {
-            self.settled.push_buf(buf);
-            // It has nothing left for its drop to keep.
-            return mem::forget(place.take());
-        }
-        self.finish_other(place);
+    /// Takes leases that have lost their last hold, to a note that says `copied` or not.
+    #[inline]
+    fn heir(&mut self, copied: bool) -> Finisher<'_> {
+        Finisher { drops_at_once: self.drops_at_once(), done: self, copied }
     }
 
     /// Whether nobody wants payloads back or counts them.
@@ -677,5 +668,28 @@ impl Done {
         self.news = true;
         self.ledger.truncate(ticket.sequence, accepted, error);
         self.extras.truncated_sends += 1;
+    }
+}
+
+/// Takes what the kernel has released.
+struct Finisher<'a> {
+    done: &'a mut Done,
+    drops_at_once: bool,
+    copied: bool,
+}
+
+impl Heir<Lease> for Finisher<'_> {
+    #[inline(always)]
+    fn take(&mut self, place: &mut Option<Lease>) {
+        let Some(lease) = place else { return };
+        self.done.ledger.released(lease.ticket, self.copied || lease.copied);
+        if self.drops_at_once
+            && let Some(buf) = lease.release_buf()
+        {
+            self.done.settled.push_buf(buf);
+            // It has nothing left for its drop to keep.
+            return mem::forget(place.take());
+        }
+        self.done.finish_other(place);
     }
 }

@@ -63,7 +63,16 @@ impl Transport {
         bytes: usize,
     ) -> bool {
         bytes >= threshold_bytes.max(elements * MIN_ZERO_COPY_ELEMENT)
-            && (self == Self::Stream || bytes <= MAX_DATAGRAM_BYTES)
+            && bytes <= self.most_without_copy()
+    }
+
+    /// Above this a send goes by copy.
+    #[inline]
+    pub(super) fn most_without_copy(self) -> usize {
+        match self {
+            Self::Stream => usize::MAX,
+            Self::Datagram => MAX_DATAGRAM_BYTES,
+        }
     }
 
     /// Whether a call of no bytes means something. It always goes by copy, since with the flag it

@@ -1,6 +1,7 @@
 //! How much may be in flight: the window of one sender, the memlock budget of the process.
 
 use crate::{
+    raw::RawPool,
     sync::{Arc, AtomicUsize, Ordering},
     sys::{limits, memory::page_bytes, process::PerProcess},
 };
@@ -93,24 +94,29 @@ pub(crate) enum Admission {
 #[derive(Debug, Default)]
 pub(crate) struct Passes {
     calls: usize,
-    bytes: usize,
-    /// Of whose buffers; `None` for memory that is in no pool.
-    pool: Option<u64>,
+    /// No larger ones.
+    most_bytes: usize,
+    /// Only of buffers of this pool; 0 for memory in none.
+    pool: u64,
 }
 
 impl Passes {
-    /// So many calls, of so many bytes in all.
-    pub(crate) fn new(calls: usize, bytes: usize, pool: Option<u64>) -> Self {
-        Self { calls, bytes, pool }
+    /// So many calls, of so many bytes each at most.
+    pub(crate) fn new(calls: usize, most_bytes: usize, pool: Option<&RawPool>) -> Self {
+        Self { calls, most_bytes, pool: Self::id(pool) }
+    }
+
+    #[inline(always)]
+    fn id(pool: Option<&RawPool>) -> u64 {
+        pool.map_or(0, RawPool::id)
     }
 
     /// Whether a call of `bytes` may go unasked; it has done so then.
     #[inline(always)]
-    pub(crate) fn take(&mut self, bytes: usize, pool: Option<u64>) -> bool {
-        let passes = self.calls > 0 && bytes <= self.bytes && pool == self.pool;
+    pub(crate) fn take(&mut self, bytes: usize, pool: Option<&RawPool>) -> bool {
+        let passes = self.calls > 0 && bytes <= self.most_bytes && Self::id(pool) == self.pool;
         if passes {
             self.calls -= 1;
-            self.bytes -= bytes;
         }
         passes
     }

@@ -2,6 +2,8 @@
 
 use std::mem;
 
+use super::Heir;
+
 /// No entry.
 pub(super) const NONE: u32 = u32::MAX;
 
@@ -85,13 +87,13 @@ impl<T> Table<T> {
 
     /// Drops one hold of each lease of the run that starts at `head`.
     #[inline(never)]
-    pub(super) fn let_go_all(&mut self, head: u32, mut on_released: impl FnMut(&mut Option<T>)) {
+    pub(super) fn let_go_all(&mut self, head: u32, heir: &mut impl Heir<T>) {
         let mut key = head;
         while key != NONE {
             let link = self.link(key);
             let mut lease = self.let_go(key);
             if lease.is_some() {
-                on_released(&mut lease);
+                heir.take(&mut lease);
             }
             key = link;
         }

@@ -20,7 +20,8 @@ fn send(tracker: &mut CompletionTracker<u64>, lease: u64) -> NotificationId {
 fn release(tracker: &mut CompletionTracker<u64>, lo: u64, hi: u64) -> Result<Vec<u64>, UnknownIds> {
     let mut released = Vec::new();
     let Released { ids, bytes } =
-        tracker.release(lo as u32, hi as u32, |lease| released.extend(lease.take()))?;
+        tracker
+            .release(lo as u32, hi as u32, |lease: &mut Option<_>| released.extend(lease.take()))?;
     assert_eq!(bytes as u64, ids.count(), "each call of these tests has one byte");
     Ok(released)
 }
@@ -161,7 +162,7 @@ fn release_all_leaves_what_the_sender_still_holds() {
     let key = tracker.insert(2);
     tracker.issue(&[key], 1).unwrap();
     let mut released = Vec::new();
-    tracker.release_all(|lease| released.extend(lease.take()));
+    tracker.release_all(|lease: &mut Option<_>| released.extend(lease.take()));
     assert_eq!((released, tracker.leases()), (vec![1], 1));
     assert_eq!(tracker.settle(key), Some(2));
 }
@@ -342,7 +343,7 @@ proptest! {
                     if early {
                         // All of the run is still the sender's.
                         prop_assert_eq!(model.release([id.0]), (vec![], bytes as usize));
-                        let got = tracker.release(id.0 as u32, id.0 as u32, |_| unreachable!());
+                        let got = tracker.release(id.0 as u32, id.0 as u32, |_: &mut Option<_>| unreachable!());
                         prop_assert_eq!(got.map(|released| released.bytes), Ok(bytes as usize));
                     }
                     tracker.trim(id, covered);
@@ -359,7 +360,7 @@ proptest! {
                     if run == 0 { continue }
                     let Some(id) = tracker.issue(&keys, 7) else { continue };
                     if used {
-                        let got = tracker.release(id.0 as u32, id.0 as u32, |_| unreachable!());
+                        let got = tracker.release(id.0 as u32, id.0 as u32, |_: &mut Option<_>| unreachable!());
                         prop_assert!(got.is_ok());
                         model.next += 1;
                     }
@@ -390,7 +391,7 @@ proptest! {
                     let ids: Vec<_> = model.outstanding.keys().copied().collect();
                     let (want, _) = model.release(ids);
                     let mut got = Vec::new();
-                    tracker.release_all(|lease| got.extend(lease.take()));
+                    tracker.release_all(|lease: &mut Option<_>| got.extend(lease.take()));
                     got.sort_unstable();
                     prop_assert_eq!(got, want);
                 }
@@ -415,7 +416,7 @@ fn check_note(
     (lo, hi): (u32, u32),
 ) -> Result<bool, TestCaseError> {
     let mut got = Vec::new();
-    let result = tracker.release(lo, hi, |lease| got.extend(lease.take()));
+    let result = tracker.release(lo, hi, |lease: &mut Option<_>| got.extend(lease.take()));
     let Some(ids) = model.named(lo, hi) else {
         prop_assert_eq!(result, Err(UnknownIds));
         prop_assert_eq!(got, Vec::<u64>::new());
