@@ -296,7 +296,10 @@ impl<'a> Rounds<'a> {
                     let pages: u64 = runs.iter().map(|run| run.pages()).sum();
                     received += table.len() as u64;
                     if let Header::Zeros { .. } = header {
-                        view.clear(&runs);
+                        // Every page comes once in a round, and memory is zero from the start.
+                        if round > 0 {
+                            view.clear(&runs);
+                        }
                         self.duplicate.fetch_add(pages, Ordering::Relaxed);
                     } else {
                         view.receive(&mut stream, &runs).map_err(lost)?;
