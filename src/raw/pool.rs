@@ -75,6 +75,9 @@ impl RawPool {
             registered.retain(|known| known.strong_count() > 0);
             registered.sort_unstable_by_key(|known| known.as_ptr().addr());
             registered.dedup_by(|one, other| one.ptr_eq(other));
+            // After a crowd, or those who are gone would keep its room, and their own memory.
+            let room = (2 * registered.len()).max(4);
+            registered.shrink_to(room);
         }
         registered.push(reclaim);
     }
@@ -421,12 +424,16 @@ mod tests {
         let options = Options { classes: vec![(64, 1)], ..Options::default() };
         let pool = PoolHandle::build(options).unwrap();
         let kept = [(); 2].map(|()| Arc::new(Holder(0)));
+        let enter = |holder: &Arc<Holder>| {
+            let holder: Weak<Holder> = Arc::downgrade(holder);
+            pool.register(holder);
+        };
+        let crowd: Vec<_> = (0..1000).map(|_| Arc::new(Holder(0))).collect();
+        crowd.iter().for_each(enter);
+        drop(crowd);
         for _ in 0..1000 {
             pool.register(Weak::<Holder>::new());
-            for holder in &kept {
-                let holder: Weak<Holder> = Arc::downgrade(holder);
-                pool.register(holder);
-            }
+            kept.iter().for_each(enter);
         }
         assert!(lock(&pool.reclaim).len() < 10);
         let mut known: Vec<_> =
