@@ -14,11 +14,12 @@ use std::{
     fs,
     net::UdpSocket,
     rc::Rc,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use harness::{AtMost, Bench, Counting, allocated, per_op, thread_cpu};
-use pinbuf::{Backing, Pages, Policy, Pool, Sender};
+use pinbuf::{__internals::MemlockBudget, Backing, Pages, Policy, Pool, Sender};
 use sink::Line;
 
 #[global_allocator]
@@ -53,7 +54,8 @@ fn completions(bench: &mut Bench, many: usize) {
             for (name, count) in [(one, 1), (&all, many)] {
                 case.row(name, move || {
                     let pool = pool(1024);
-                    let lines: Vec<_> = (0..count).map(|_| Line::new()).collect();
+                    let budget = Arc::new(MemlockBudget::new(None));
+                    let lines: Vec<_> = (0..count).map(|_| Line::new(&budget)).collect();
                     let mut turns = (0..count).cycle();
                     Ok(move |slice| {
                         per_op(thread_cpu, slice, batch, || {
@@ -89,7 +91,8 @@ fn leases(bench: &mut Bench) {
     table.case("send and release", few, |case| {
         for (name, count) in [(few, 32), (million, MILLION)] {
             case.row(name, move || {
-                let (pool, line) = (pool(MILLION), Line::new());
+                let line = Line::new(&Arc::new(MemlockBudget::new(None)));
+                let pool = pool(MILLION);
                 Ok(move |slice| {
                     per_op(thread_cpu, slice, count, || {
                         line.send(&pool, count);

@@ -4,7 +4,7 @@ use std::{
     io,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -19,24 +19,23 @@ use pinbuf::{
 
 use super::{MILLION, SIZE};
 
-/// A sender and the far end of it.
-pub(crate) struct Line {
-    core: Arc<Core<Sink>>,
-    ids: Arc<Ids>,
-}
+/// Whether the far ends post notes, of all that was taken.
+static POSTS: AtomicBool = AtomicBool::new(false);
+
+/// A sender over such a socket.
+pub(crate) struct Line(Arc<Core<Sink>>);
 
 impl Line {
-    pub(crate) fn new() -> Self {
-        let sink = Sink::default();
-        let ids = Arc::clone(&sink.0);
+    /// `budget` is that of all lines, as the senders of a process have it.
+    pub(crate) fn new(budget: &Arc<MemlockBudget>) -> Self {
         let config = Config {
             threshold_bytes: 1,
             max_in_flight_bytes: usize::MAX,
             max_in_flight_sends: MILLION,
             ..Config::default()
         };
-        let budget = Arc::new(MemlockBudget::new(None));
-        Self { core: Core::new(sink, config, None, budget, 1 << 20, NotificationId(0)), ids }
+        let (sink, budget) = (Sink::default(), Arc::clone(budget));
+        Self(Core::new(sink, config, None, budget, 1 << 20, NotificationId(0)))
     }
 
     /// Sends so many buffers.
@@ -46,42 +45,41 @@ impl Line {
             // SAFETY: the capacity is SIZE. The bytes were not written, but they are the zeros of a
             // new mapping, and the far end reads none of them.
             unsafe { buf.set_len(SIZE) };
-            self.core.try_send(buf).expect("everything is taken");
+            self.0.try_send(buf).expect("everything is taken");
         }
     }
 
     /// Has the far end post one note for all of them, and reads it.
     pub(crate) fn release(&self) {
         // Relaxed, here and below: one thread has it all.
-        self.ids.due.store(self.ids.taken.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.core.reap().expect("there is no connection to fail");
+        POSTS.store(true, Ordering::Relaxed);
+        self.0.reap().expect("there is no connection to fail");
+        POSTS.store(false, Ordering::Relaxed);
     }
 }
 
-/// Ids below which all were taken by the socket, are to be released, and are in a note.
+/// Ids below which all were taken by the socket, and are in a note. They lie in the sender, as a
+/// descriptor does: what the kernel has of a socket is not what is measured.
 #[derive(Default)]
-struct Ids {
+struct Sink {
     taken: AtomicU32,
-    due: AtomicU32,
     noted: AtomicU32,
 }
-
-#[derive(Default)]
-struct Sink(Arc<Ids>);
 
 impl Kernel for Sink {
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
         assert!(flags.zerocopy, "what is measured is the way without copy");
-        self.0.taken.fetch_add(1, Ordering::Relaxed);
+        self.taken.fetch_add(1, Ordering::Relaxed);
         Ok(memory.iter().map(IoVec::len).sum())
     }
 
     fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
-        let due = self.0.due.load(Ordering::Relaxed);
-        let noted = self.0.noted.swap(due, Ordering::Relaxed);
-        let messages = usize::from(due != noted);
+        let taken = self.taken.load(Ordering::Relaxed);
+        let noted = self.noted.load(Ordering::Relaxed);
+        let messages = usize::from(POSTS.load(Ordering::Relaxed) && taken != noted);
         if messages > 0 {
-            on_record(Record::Released { lo: noted, hi: due.wrapping_sub(1), copied: false });
+            self.noted.store(taken, Ordering::Relaxed);
+            on_record(Record::Released { lo: noted, hi: taken.wrapping_sub(1), copied: false });
         }
         Ok(Batch { messages, truncated: false, drained: true })
     }
@@ -95,7 +93,7 @@ impl Kernel for Sink {
     }
 
     fn optmem(&self) -> io::Result<u32> {
-        let out = self.0.taken.load(Ordering::Relaxed) - self.0.noted.load(Ordering::Relaxed);
+        let out = self.taken.load(Ordering::Relaxed) - self.noted.load(Ordering::Relaxed);
         Ok(832 * out)
     }
 
