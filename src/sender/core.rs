@@ -64,8 +64,9 @@ pub(super) struct Send {
     /// What a send of one buffer that the socket takes whole has no need of.
     pub(super) outbox: Rare<Outbox>,
     pub(super) calls: Calls,
-    /// Pools that know this sender, the last few.
-    pub(super) pools: Vec<u64>,
+    /// The last pool that this sender made itself known to, and those before it.
+    pub(super) pool: Option<u64>,
+    pub(super) earlier_pools: Rare<Vec<u64>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,7 +109,8 @@ impl<K: Kernel> Core<K> {
             send: Mutex::new(Send {
                 outbox: Rare::default(),
                 calls: Calls::new(Window::new(bytes, sends), optmem_max),
-                pools: Vec::new(),
+                pool: None,
+                earlier_pools: Rare::default(),
             }),
             in_flight: Mutex::new(in_flight),
             under_way: UnderWay::default(),
@@ -137,6 +139,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Sends one buffer, as far as the socket takes it.
+    #[inline]
     pub fn try_send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
         self.offer_one(buf).map(|offered| offered.ticket)
     }
@@ -482,20 +485,21 @@ impl<K: Kernel> Core<K> {
     #[inline(always)]
     fn register(self: &Arc<Self>, send: &mut Send, pool: Option<&RawPool>) {
         let Some(pool) = pool else { return };
-        if send.pools.last() != Some(&pool.id()) {
+        if send.pool != Some(pool.id()) {
             self.register_with(send, pool);
         }
     }
 
     #[cold]
     fn register_with(self: &Arc<Self>, send: &mut Send, pool: &RawPool) {
-        if !send.pools.contains(&pool.id()) {
-            // One that is forgotten here goes on knowing, and is told again by the next buffer.
-            if send.pools.len() == POOLS {
-                send.pools.remove(0);
+        if !send.earlier_pools.contains(&pool.id()) {
+            if let Some(earlier) = send.pool.replace(pool.id()) {
+                // One that is forgotten here goes on knowing, and is told again by the next buffer.
+                if send.earlier_pools.len() == POOLS - 1 {
+                    send.earlier_pools.remove(0);
+                }
+                send.earlier_pools.push(earlier);
             }
-            send.pools.reserve_exact(1);
-            send.pools.push(pool.id());
             let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(self);
             pool.register(Arc::downgrade(&sender));
         }

@@ -503,59 +503,72 @@ impl InFlight {
     }
 }
 
-/// When ids were issued: marks, each of which says that all ids below were issued by then.
+/// When ids were issued, as marks.
 ///
 /// The clock is not read for every call: the first one in flight is marked, and every reading of
 /// the notes, which a busy sender does after every 32 calls, marks those before it.
 #[derive(Default)]
-struct Ages(VecDeque<(NotificationId, Instant)>);
+struct Ages {
+    /// The first mark by itself: a sender that is hardly used has no other.
+    first: Option<Mark>,
+    later: Rare<VecDeque<Mark>>,
+}
+
+/// All ids below were issued by then.
+type Mark = (NotificationId, Instant);
 
 impl Ages {
     /// Marks closer together than this are one, but for the last.
     const APART: Duration = Duration::from_millis(10);
-    const MAX_MARKS: usize = 128;
+    const MAX_LATER: usize = 127;
 
     /// All ids below `next` are issued; the oldest in flight is `oldest`.
     fn mark(&mut self, oldest: NotificationId, next: NotificationId, now: Instant) {
         self.forget_before(oldest);
-        if self.0.back().is_some_and(|(marked, _)| *marked >= next) {
+        let Some(first) = self.first else {
+            self.first = Some((next, now));
+            return;
+        };
+        let last = *self.later.back().unwrap_or(&first);
+        if last.0 >= next {
             return;
         }
-        let before = self.0.len().checked_sub(2).map(|at| self.0[at].1);
-        if before.is_some_and(|at| now.duration_since(at) < Self::APART) {
-            self.0.pop_back();
-        } else if self.0.len() == Self::MAX_MARKS {
+        let later = &mut *self.later;
+        let before = later.len().checked_sub(2).map_or(first, |at| later[at]);
+        if !later.is_empty() && now.duration_since(before.1) < Self::APART {
+            later.pop_back();
+        } else if later.len() == Self::MAX_LATER {
             // Those of the oldest ids stay exact.
             let mut at = 0;
-            self.0.retain(|_| {
+            later.retain(|_| {
                 at += 1;
-                at <= 2 || at % 2 == 0
+                at % 2 == 1
             });
         }
-        if self.0.capacity() == 0 {
-            // All that a sender needs that is hardly used.
-            self.0.reserve_exact(1);
-        }
-        self.0.push_back((next, now));
+        later.push_back((next, now));
     }
 
     /// `id` is not issued after all, and will be later.
     fn cancelled(&mut self, id: NotificationId) {
-        if let Some((next, _)) = self.0.back_mut().filter(|(next, _)| *next > id) {
+        let last = match self.later.is_empty() {
+            true => self.first.as_mut(),
+            false => self.later.back_mut(),
+        };
+        if let Some((next, _)) = last.filter(|(next, _)| *next > id) {
             *next = id;
         }
     }
 
     fn forget_before(&mut self, oldest: NotificationId) {
-        while self.0.front().is_some_and(|(next, _)| *next <= oldest) {
-            self.0.pop_front();
+        while self.first.is_some_and(|(next, _)| next <= oldest) {
+            self.first = if self.later.is_empty() { None } else { self.later.pop_front() };
         }
     }
 
     /// The latest time at which `oldest` can have been issued.
     fn latest(&mut self, oldest: NotificationId) -> Option<Instant> {
         self.forget_before(oldest);
-        self.0.front().map(|(_, at)| *at)
+        self.first.map(|(_, at)| at)
     }
 }
 

@@ -20,6 +20,14 @@ pub(super) trait Empty: Default + 'static {
     const EMPTY: &'static Self;
 }
 
+impl<T: 'static> Empty for Vec<T> {
+    const EMPTY: &'static Self = &Self::new();
+}
+
+impl<T: 'static> Empty for VecDeque<T> {
+    const EMPTY: &'static Self = &Self::new();
+}
+
 impl<T: Empty> Rare<T> {
     /// The value if it has ever been changed: the quickest look.
     #[inline]
