@@ -306,6 +306,7 @@ impl<K: Kernel> Core<K> {
         accepted: usize,
     ) {
         in_flight.in_call = false;
+        calls.stuck = None;
         if accepted < call.bytes {
             in_flight.tracker.trim(id, call.covered(accepted).len());
             in_flight.not_accepted(call.bytes - accepted);
@@ -345,6 +346,8 @@ impl<K: Kernel> Core<K> {
     ) -> Stop {
         if error.kind() == io::ErrorKind::WouldBlock {
             calls.stuck = Some(Stuck::Socket);
+            // The next call is to say that it is not any more.
+            in_flight.passes.revoke();
             return Stop::Stuck;
         }
         calls.stuck = None;

@@ -219,9 +219,17 @@ impl<K: Kernel> Core<K> {
     /// Does after a call what only one that had to ask may call for, or one that somebody waits for.
     #[cold]
     #[inline(never)]
-    fn conclude_asked(self: &Arc<Self>, mut send: MutexGuard<'_, Send>, awaited: bool, news: bool) {
+    fn conclude_asked(
+        self: &Arc<Self>,
+        mut send: MutexGuard<'_, Send>,
+        awaited: bool,
+        mut news: bool,
+    ) {
+        send.calls.stuck = None;
         if send.calls.went_well() {
-            self.verify(&mut self.in_flight());
+            let mut in_flight = self.in_flight();
+            self.verify(&mut in_flight);
+            news |= !in_flight.done.is_quiet();
         }
         drop(send);
         self.look_after(awaited);

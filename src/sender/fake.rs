@@ -34,6 +34,8 @@ pub(super) enum Answer {
     Part(usize),
     /// Takes all of it and lets go at once; the note says whether it was copied.
     Note(bool),
+    /// Takes all of it by copy, whatever the flag says.
+    Ignore,
     /// Fails with an error number.
     Fail(i32),
     /// Fails with an error number after having used the id; the note is on the queue.
@@ -170,7 +172,7 @@ impl Kernel for FakeKernel {
         state.seen.push(Seen { elements: memory.len(), bytes, zero_copy });
         let answer = state.answers.pop_front().unwrap_or(state.otherwise);
         let id = state.next_id;
-        if zero_copy && !matches!(answer, Answer::Fail(_)) {
+        if zero_copy && !matches!(answer, Answer::Fail(_) | Answer::Ignore) {
             state.next_id += 1;
             let copied = matches!(answer, Answer::Note(true));
             match answer {
@@ -179,7 +181,7 @@ impl Kernel for FakeKernel {
             }
         }
         match answer {
-            Answer::Take | Answer::Note(_) => Ok(bytes),
+            Answer::Take | Answer::Note(_) | Answer::Ignore => Ok(bytes),
             Answer::Part(part) => Ok(part.min(bytes)),
             Answer::Fail(errno) | Answer::FailWithNote(errno) => {
                 Err(io::Error::from_raw_os_error(errno))

@@ -338,3 +338,29 @@ fn a_sender_remembers_a_few_pools_and_is_known_to_all() {
     // Told again and again, each pool knows the one sender a few times at most.
     assert!(pools.iter().all(|pool| (1..10).contains(&pool.raw().reclaimers().len())));
 }
+
+#[test]
+fn what_a_kernel_took_that_ignores_the_flag_is_home_at_once() {
+    let pool = pool();
+    let sender = stream([Answer::Ignore]).sender(config());
+    let ticket = sender.try_send(filled(&pool)).unwrap();
+    assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: 4096, .. })));
+    assert!(!sender.capabilities().zero_copy);
+    assert_eq!(pool.stats().free(), 1);
+}
+
+#[test]
+fn nothing_is_stuck_any_more_once_a_send_went_well() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    static LARGE: [u8; 4096] = [1; 4096];
+    // By copy and without, in any order.
+    for (refused, sent) in [(4096, 4096), (100, 100), (100, 4096), (4096, 100)] {
+        sender.try_send(&LARGE[..]).unwrap();
+        kernel.will([Fail(EAGAIN)]);
+        assert!(sender.try_send(&LARGE[..refused]).unwrap_err().is_backpressure());
+        assert!(sender.interest().writable);
+        sender.try_send(&LARGE[..sent]).unwrap();
+        assert!(!sender.interest().writable, "{refused} bytes refused, {sent} sent");
+    }
+}
