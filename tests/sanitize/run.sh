@@ -24,7 +24,6 @@ export PINBUF_SIM_STEPS=${PINBUF_SIM_STEPS:-5000}
 # The tests to leave out, as arguments of the test harness: the memory in use is not what it is
 # without a sanitizer, and what is freed is kept aside.
 leave_out=(
-  --skip ten_thousand_sockets_in_random_states_leave_nothing_behind
   --skip memory_is_bounded_by_threads_and_not_by_pools
 )
 build=(--target "$target")
