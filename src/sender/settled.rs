@@ -53,7 +53,9 @@ impl Settled {
             panics.catch(|| PinnedBuf::recycle_all(&mut self.bufs));
         }
         let room = mem::take(&mut self.bufs);
-        let _ = ROOM.try_with(|kept| kept.set(room));
+        if room.capacity() > 0 {
+            let _ = ROOM.try_with(|kept| kept.set(room));
+        }
         if !self.others.is_empty() {
             panics.catch_each(self.others.drain(..), drop);
         }
