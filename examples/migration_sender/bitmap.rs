@@ -119,6 +119,22 @@ impl DirtyChunk {
         let words = self.words.into_iter().enumerate();
         words.flat_map(move |(at, word)| bits(word).map(move |bit| self.first_page + at * 64 + bit))
     }
+
+    /// Those of its pages that `wanted` is true of.
+    pub(crate) fn filter(mut self, wanted: impl Fn(usize) -> bool) -> Self {
+        for page in self.pages() {
+            // No branch, so that a processor is not kept from looking at the next pages meanwhile.
+            let unwanted = u64::from(!wanted(page)) << (page % 64);
+            self.words[page % CHUNK_PAGES / 64] &= !unwanted;
+        }
+        self
+    }
+
+    /// Its pages that `others` has not.
+    pub(crate) fn without(mut self, others: Self) -> Self {
+        self.words.iter_mut().zip(others.words).for_each(|(word, others)| *word &= !others);
+        self
+    }
 }
 
 /// A page as a run of bytes; the last page may be short.
@@ -182,6 +198,18 @@ mod tests {
             assert_eq!(pages(&bitmap, channel, CHANNELS), own);
             assert!(pages(&bitmap, channel, CHANNELS).is_empty());
         }
+    }
+
+    #[test]
+    fn the_pages_of_a_chunk_are_parted_without_loss() {
+        let bitmap = DirtyBitmap::all_dirty(3 * CHUNK_PAGES - 7);
+        let chunk = bitmap.harvest(1, 2).next().unwrap();
+        let odd = chunk.filter(|page| page % 2 == 1);
+        let third = odd.filter(|page| page % 3 == 0);
+        let own = CHUNK_PAGES..2 * CHUNK_PAGES;
+        assert!(odd.pages().eq(own.clone().filter(|page| page % 2 == 1)));
+        assert!(third.pages().eq(own.clone().filter(|page| page % 6 == 3)));
+        assert!(chunk.without(third).pages().eq(own.filter(|page| page % 6 != 3)));
     }
 
     #[test]

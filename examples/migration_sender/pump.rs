@@ -255,21 +255,24 @@ impl Pump {
             share.scan += begun.elapsed();
             let Some(chunk) = chunk else { break };
             memory.check_backing().map_err(Halt::Image)?;
-            for page in chunk.pages() {
-                let run = page_run(page, memory.len());
-                if memory.is_zero(run.offset, run.len) {
-                    share.duplicate += 1;
-                    if !self.zeros.add(run) {
-                        self.send_zeros(round)?;
-                        self.zeros.add(run);
-                    }
-                } else {
-                    share.normal += 1;
-                    share.normal_bytes += run.len as u64;
-                    if !self.pages.add(run) {
-                        self.send_pages(round)?;
-                        self.pages.add(run);
-                    }
+            let run = |page| page_run(page, memory.len());
+            let zero = |run: Run, most: usize| memory.is_zero(run.offset, run.len.min(most));
+            // First what all pages begin with, so that the waits for memory overlap.
+            let suspects = chunk.filter(|page| zero(run(page), 8));
+            let zeros = suspects.filter(|page| zero(run(page), PAGE));
+            for run in zeros.pages().map(run) {
+                share.duplicate += 1;
+                if !self.zeros.add(run) {
+                    self.send_zeros(round)?;
+                    self.zeros.add(run);
+                }
+            }
+            for run in chunk.without(zeros).pages().map(run) {
+                share.normal += 1;
+                share.normal_bytes += run.len as u64;
+                if !self.pages.add(run) {
+                    self.send_pages(round)?;
+                    self.pages.add(run);
                 }
             }
         }
