@@ -221,7 +221,7 @@ impl IntoPayload for Payload {
 ///
 /// Holding a lease tells you: the kernel may read the payload's bytes, so nobody may write or
 /// reuse them. It ends in one way only, [`release`](Self::release), which the sender calls after
-/// the proof; [`release_buf`](Self::release_buf) is the same for the usual lease. Before that a
+/// the proof; [`try_go_home`](Self::try_go_home) is the same for the usual lease. Before that a
 /// quarantined one can part with its payload, when the kernel's pages are no longer the payload's
 /// ([`replace_pages`](Self::replace_pages)). A lease that is dropped instead (a panic took its
 /// tracker away) leaves its memory alone for ever and the slot Quarantined.
@@ -312,18 +312,20 @@ impl Lease {
         payload
     }
 
-    /// As [`release`](Self::release), for the usual lease: what is one word is moved as one. `None`,
-    /// and nothing has happened, for another.
+    /// As [`release`](Self::release), for the usual lease, of a buffer that nobody wants back: its slot
+    /// goes home at once, which is no user code and wakes nobody. `false`, and nothing has happened, for
+    /// another.
     #[inline(always)]
-    pub(crate) fn release_buf(&mut self) -> Option<PinnedBuf> {
-        match &mut self.custody {
-            Custody::Buf(buf) if !self.quarantined => {
-                // Left where it is, not dropped, should the word say that there is no lease.
-                buf.as_ref()?.slot().slot().end_lease();
-                buf.take()
-            }
-            _ => None,
+    pub(crate) fn try_go_home(&mut self) -> bool {
+        let goes = matches!(
+            &self.custody,
+            Custody::Buf(Some(buf)) if !self.quarantined && buf.slot().try_recycle_leased()
+        );
+        if goes {
+            // The slot is not the buffer's any more.
+            mem::forget(mem::replace(&mut self.custody, Custody::Buf(None)));
         }
+        goes
     }
 
     /// Gives the payload, if the lease still has it, to its next owner. The caller has the proof

@@ -204,8 +204,9 @@ impl Pool {
     #[inline]
     pub fn alloc(&self, capacity: usize) -> Result<PinnedBuf, AllocError> {
         match self.try_alloc(capacity) {
+            Ok(buf) => Ok(buf),
             Err(AllocError::Exhausted) => self.alloc_async(capacity).block(None),
-            result => result,
+            Err(error) => Err(error),
         }
     }
 

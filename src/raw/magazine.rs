@@ -130,13 +130,25 @@ impl Magazine {
     /// Afterwards the slot is at home, and nothing here keeps the pool alive: hence no references.
     #[inline(always)]
     pub(crate) fn put(&self, class: NonNull<SizeClass>, record: NonNull<Record>) -> bool {
+        self.put_if(class, record, || true)
+    }
+
+    /// As [`put`](Self::put), if there is room and then `free` makes the slot Free, which must not panic
+    /// or wait.
+    #[inline(always)]
+    pub(crate) fn put_if(
+        &self,
+        class: NonNull<SizeClass>,
+        record: NonNull<Record>,
+        free: impl FnOnce() -> bool,
+    ) -> bool {
         let put = self.alter(class, |len| match self.room(len) {
-            Some(place) => {
+            Some(place) if free() => {
                 // Relaxed: published with the length.
                 place.store(record.as_ptr(), Ordering::Relaxed);
                 (len + 1, true)
             }
-            None => (len, false),
+            _ => (len, false),
         });
         put.unwrap_or(false)
     }

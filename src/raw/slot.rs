@@ -152,6 +152,19 @@ impl Slot {
         alone
     }
 
+    /// Ends a lease and sends the slot home, if there is nothing else.
+    #[inline]
+    #[must_use]
+    pub(crate) fn try_recycle_leased(&self) -> bool {
+        // Acquire: as in `is_alone`.
+        let alone = self.state.load(Ordering::Acquire) == LEASED;
+        if alone {
+            // Relaxed: as in `step`.
+            self.state.store(FREE, Ordering::Relaxed);
+        }
+        alone
+    }
+
     #[inline]
     fn step(&self, from: u64, to: u64, what: &str) {
         // Relaxed: the caller holds the slot alone, and knows it from an Acquire.

@@ -207,6 +207,22 @@ impl SlotRef {
         }
     }
 
+    /// Ends a lease and sends the slot home by this thread's magazine, which wakes nobody. `false`, and
+    /// nothing has happened: somebody else holds the slot too, or the magazine does not take it.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) fn try_recycle_leased(&self) -> bool {
+        let (class, place) = (self.record().class(), self.class().place());
+        let free = || {
+            let alone = self.slot().try_recycle_leased();
+            if alone {
+                self.set_len(0);
+            }
+            alone
+        };
+        rack::with(place, |magazine| magazine.put_if(class, self.0, free).then_some(())).is_some()
+    }
+
     /// Sends the slot, which is Free, home where this thread's magazine does not take it.
     #[cold]
     #[inline(never)]

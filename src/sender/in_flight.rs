@@ -696,13 +696,11 @@ impl Heir<Lease> for Finisher<'_> {
     fn take(&mut self, place: &mut Option<Lease>) {
         let Some(lease) = place else { return };
         self.done.ledger.released(lease.ticket, self.copied || lease.copied);
-        if self.drops_at_once
-            && let Some(buf) = lease.release_buf()
-        {
-            self.done.settled.push_buf(buf);
+        if self.drops_at_once && lease.try_go_home() {
             // It has nothing left for its drop to keep.
-            return mem::forget(place.take());
+            mem::forget(place.take());
+        } else {
+            self.done.finish_other(place);
         }
-        self.done.finish_other(place);
     }
 }
