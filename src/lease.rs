@@ -239,10 +239,12 @@ pub(crate) struct Lease {
 
 #[derive(Debug)]
 enum Custody {
-    /// The usual payload, by itself: what is one word is moved as one. `None` after the release.
-    Buf(Option<PinnedBuf>),
+    /// The usual payload, by itself: what is one word is moved as one.
+    Buf(PinnedBuf),
     /// Any other.
     Payload(Payload),
+    /// After the release.
+    Nothing,
     /// The pages that the kernel may read though the payload has new ones.
     Replaced(#[expect(dead_code, reason = "its drop says that they are released")] Replaced),
 }
@@ -257,7 +259,7 @@ impl Lease {
             slot.slot().begin_lease();
         }
         let custody = match buf.into_payload() {
-            Payload::Pinned(buf) => Custody::Buf(Some(buf)),
+            Payload::Pinned(buf) => Custody::Buf(buf),
             payload => Custody::Payload(payload),
         };
         Self { custody, ticket, offers, copied: false, quarantined: false }
@@ -266,18 +268,18 @@ impl Lease {
     #[inline]
     fn slot(&self) -> Option<&SlotRef> {
         match &self.custody {
-            Custody::Buf(buf) => buf.as_ref().and_then(Memory::slot),
+            Custody::Buf(buf) => Some(buf.slot()),
             Custody::Payload(payload) => payload.slot(),
-            Custody::Replaced(_) => None,
+            Custody::Nothing | Custody::Replaced(_) => None,
         }
     }
 
     /// The payload, if the lease still has it; it has none from here on.
     fn take(&mut self) -> Option<Payload> {
-        match mem::replace(&mut self.custody, Custody::Buf(None)) {
-            Custody::Buf(buf) => buf.map(Payload::Pinned),
+        match mem::replace(&mut self.custody, Custody::Nothing) {
+            Custody::Buf(buf) => Some(Payload::Pinned(buf)),
             Custody::Payload(payload) => Some(payload),
-            Custody::Replaced(_) => None,
+            Custody::Nothing | Custody::Replaced(_) => None,
         }
     }
 
@@ -303,9 +305,9 @@ impl Lease {
     /// The caller has sent all that it will ever send of the payload.
     pub(crate) fn replace_pages(&mut self) -> Option<Payload> {
         let replaced = match &mut self.custody {
-            Custody::Buf(buf) => buf.as_mut()?.replace_pages(),
+            Custody::Buf(buf) => buf.replace_pages(),
             Custody::Payload(payload) => payload.replace_pages(),
-            Custody::Replaced(_) => None,
+            Custody::Nothing | Custody::Replaced(_) => None,
         }?;
         let payload = self.take();
         self.custody = Custody::Replaced(replaced);
@@ -319,11 +321,11 @@ impl Lease {
     pub(crate) fn try_go_home(&mut self) -> bool {
         let goes = matches!(
             &self.custody,
-            Custody::Buf(Some(buf)) if !self.quarantined && buf.slot().try_recycle_leased()
+            Custody::Buf(buf) if !self.quarantined && buf.slot().try_recycle_leased()
         );
         if goes {
             // The slot is not the buffer's any more.
-            mem::forget(mem::replace(&mut self.custody, Custody::Buf(None)));
+            mem::forget(mem::replace(&mut self.custody, Custody::Nothing));
         }
         goes
     }
@@ -344,7 +346,7 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         let roused = self.quarantine();
-        mem::forget(mem::replace(&mut self.custody, Custody::Buf(None)));
+        mem::forget(mem::replace(&mut self.custody, Custody::Nothing));
         wake_all(roused);
     }
 }

@@ -203,10 +203,14 @@ impl Pool {
     /// ```
     #[inline]
     pub fn alloc(&self, capacity: usize) -> Result<PinnedBuf, AllocError> {
-        match self.try_alloc(capacity) {
-            Ok(buf) => Ok(buf),
-            Err(AllocError::Exhausted) => self.alloc_async(capacity).block(None),
-            Err(error) => Err(error),
+        self.try_alloc(capacity).or_else(|error| self.wait_after(error, capacity))
+    }
+
+    #[cold]
+    fn wait_after(&self, error: AllocError, capacity: usize) -> Result<PinnedBuf, AllocError> {
+        match error {
+            AllocError::Exhausted => self.alloc_async(capacity).block(None),
+            error => Err(error),
         }
     }
 

@@ -197,7 +197,6 @@ impl<K: Kernel> Core<K> {
         if asks {
             in_flight.make_room(&buf);
         }
-        let news = asks && !in_flight.done.is_quiet();
         let awaited = buf.is_awaited();
         let ticket = Ticket { sequence: in_flight.done.ledger.open(1, false), len };
         let id = in_flight.enter_call(&self.kernel, buf, ticket.sequence, bytes);
@@ -211,7 +210,7 @@ impl<K: Kernel> Core<K> {
         }
         send.calls.unread += 1;
         if asks || awaited {
-            self.conclude_asked(send, awaited, news);
+            self.conclude_asked(send, awaited);
         }
         Ok(Offered { ticket, whole: true })
     }
@@ -219,23 +218,15 @@ impl<K: Kernel> Core<K> {
     /// Does after a call what only one that had to ask may call for, or one that somebody waits for.
     #[cold]
     #[inline(never)]
-    fn conclude_asked(
-        self: &Arc<Self>,
-        mut send: MutexGuard<'_, Send>,
-        awaited: bool,
-        mut news: bool,
-    ) {
+    fn conclude_asked(self: &Arc<Self>, mut send: MutexGuard<'_, Send>, awaited: bool) {
         send.calls.stuck = None;
         if send.calls.went_well() {
-            let mut in_flight = self.in_flight();
-            self.verify(&mut in_flight);
-            news |= !in_flight.done.is_quiet();
+            self.verify(&mut self.in_flight());
         }
         drop(send);
         self.look_after(awaited);
-        if news {
-            self.dispose();
-        }
+        // What the notes read for it have released.
+        self.dispose();
     }
 
     /// Asks whether a lone buffer may go, and how.
@@ -390,8 +381,8 @@ impl<K: Kernel> Core<K> {
         if !in_flight.quotas_allow(bufs.iter().filter_map(Memory::pool), &self.kernel) {
             return Err(self.refuse(send, in_flight));
         }
-        let count = u32::try_from(bufs.len()).expect("fewer than 2^32 buffers in a send");
-        let sequence = in_flight.done.ledger.open(count, false);
+        assert!(bufs.len() < 1 << 31, "fewer than 2^31 buffers in a send");
+        let sequence = in_flight.done.ledger.open(bufs.len() as u32, false);
         let (mut len, mut awaited) = (0, false);
         for buf in bufs.drain(..) {
             self.register(&mut send, buf.pool());

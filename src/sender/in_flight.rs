@@ -154,10 +154,11 @@ impl InFlight {
         ticket: u64,
         bytes: usize,
     ) -> NotificationId {
-        let is_first = self.tracker.is_idle();
-        let id = self.tracker.insert_issued(|| Lease::new(buf, ticket, 1), call_bytes(bytes));
-        self.began(kernel, id, is_first, bytes);
-        id
+        if self.tracker.is_idle() {
+            self.begins_anew(kernel, self.tracker.next_id());
+        }
+        self.begins(bytes);
+        self.tracker.insert_issued(move || Lease::new(buf, ticket, 1), call_bytes(bytes))
     }
 
     /// Makes room for a buffer to be entered, and counts it.
@@ -247,18 +248,24 @@ impl InFlight {
         for key in call.keys {
             self.tracker.get_mut(*key).offers += 1;
         }
-        self.began(kernel, id, is_first, call.bytes);
+        if is_first {
+            self.begins_anew(kernel, id);
+        }
+        self.begins(call.bytes);
         Some(id)
     }
 
-    /// The call of `id` is about to be made, with no other outstanding if it is the first.
+    /// The call of `id` is about to be made, with no other outstanding.
+    #[cold]
+    fn begins_anew(&mut self, kernel: &impl Kernel, id: NotificationId) {
+        self.ages.mark(id, NotificationId(id.0 + 1), kernel.now());
+        // Probes go alone.
+        self.route.began(id);
+    }
+
+    /// A call is about to be made.
     #[inline(always)]
-    fn began(&mut self, kernel: &impl Kernel, id: NotificationId, is_first: bool, bytes: usize) {
-        if is_first {
-            self.mark(kernel.now());
-            // Probes go alone.
-            self.route.began(id);
-        }
+    fn begins(&mut self, bytes: usize) {
         self.in_call = true;
         // Counted already: after the call nobody may have the lock.
         self.route.accepted(bytes);
@@ -695,7 +702,7 @@ impl Heir<Lease> for Finisher<'_> {
     #[inline(always)]
     fn take(&mut self, place: &mut Option<Lease>) {
         let Some(lease) = place else { return };
-        self.done.ledger.released(lease.ticket, self.copied || lease.copied);
+        self.done.ledger.released(lease.ticket, self.copied | lease.copied);
         if self.drops_at_once && lease.try_go_home() {
             // It has nothing left for its drop to keep.
             mem::forget(place.take());

@@ -1,6 +1,6 @@
 //! What became of every send: tickets to fates.
 
-use std::{collections::BTreeMap, mem};
+use std::collections::BTreeMap;
 
 use super::rare::{Empty, Rare};
 use crate::{error::OsError, id::Ticket};
@@ -18,7 +18,7 @@ pub enum Fate {
         accepted: usize,
         /// Whether a part of it went by copy, by the sender's choice or as the kernel's deferred
         /// copy. The kernel flags whole groups of sends by their first member, so this is a
-        /// statistic. `None` for a send that resolved more than 4096 sends ago.
+        /// statistic. `None` for a send that resolved more than 4000 sends ago.
         copied: Option<bool>,
     },
     /// The connection failed, or was ended, after a part of the bytes was accepted; the kernel has
@@ -36,24 +36,27 @@ pub enum Fate {
     Quarantined,
 }
 
-/// Fates of resolved sends that are kept in full.
+/// Sends that a ledger has room for at most.
 const HISTORY: usize = 4096;
+
+/// How many it forgets when it has no room: one by one would cost each send more.
+const FORGOTTEN_AT_ONCE: usize = 64;
 
 /// Sends that a ledger has room for which has opened its first ticket.
 const MIN_HISTORY: usize = 2;
 
 /// Leases of a send not yet released, twice, and 1 more if a part of it went by copy.
 #[derive(Clone, Copy, Default)]
-struct Open(u64);
+struct Open(u32);
 
 impl Open {
     #[inline(always)]
     fn new(leases: u32, copied: bool) -> Self {
-        Self(u64::from(leases) << 1 | u64::from(copied))
+        Self(leases << 1 | u32::from(copied))
     }
 
     #[inline(always)]
-    fn leases(self) -> u64 {
+    fn leases(self) -> u32 {
         self.0 >> 1
     }
 
@@ -65,7 +68,7 @@ impl Open {
     #[inline(always)]
     fn released(&mut self, copied: bool) {
         debug_assert!(self.leases() > 0);
-        self.0 = (self.0 - 2) | u64::from(copied);
+        self.0 = (self.0 - 2) | u32::from(copied);
     }
 }
 
@@ -76,18 +79,20 @@ struct Truncation {
 
 /// Tickets to fates, for the sends of one sender.
 ///
-/// Keeps what has not resolved, what was cut short, and the last 4096 others; any older send was
+/// Keeps what has not resolved, what was cut short, and the last 4000 others at least; any older send was
 /// released, which its ticket alone can tell.
 ///
 /// # Invariants
 ///
 /// 1. `recent[sequence & mask]` is of the send `sequence` for each in `first..next`; its length is 0
-///    or a power of two, and no less than `next - first`.
+///    or a power of two. `next` is at most `end`, which is `first` and that length.
+/// 2. `first` is a multiple of [`FORGOTTEN_AT_ONCE`].
 #[derive(Default)]
 pub(crate) struct Ledger {
     recent: Vec<Open>,
     first: u64,
     next: u64,
+    end: u64,
     exceptions: Rare<Exceptions>,
 }
 
@@ -103,28 +108,30 @@ impl Empty for Exceptions {
 }
 
 impl Ledger {
-    /// Opens the next ticket, for a send of `leases` leases, of which a part went by copy if so.
+    /// Opens the next ticket, for a send of `leases` leases, less than 2^31, of which a part went by copy
+    /// if so.
     #[inline(always)]
     pub(crate) fn open(&mut self, leases: u32, copied: bool) -> u64 {
+        if self.next == self.end {
+            self.make_room();
+        }
         let sequence = self.next;
-        let mut forgets = sequence - self.first == self.recent.len() as u64;
-        if forgets && self.recent.len() < HISTORY {
-            self.grow();
-            forgets = false;
-        }
         let place = self.place(sequence);
-        let oldest = mem::replace(&mut self.recent[place], Open::new(leases, copied));
-        if forgets {
-            if oldest.leases() > 0 {
-                self.put_by(oldest);
-            }
-            self.first += 1;
-        }
+        self.recent[place] = Open::new(leases, copied);
         self.next += 1;
         sequence
     }
 
     #[cold]
+    fn make_room(&mut self) {
+        if self.recent.len() < HISTORY {
+            self.grow();
+        } else {
+            self.forget();
+        }
+        self.end = self.first + self.recent.len() as u64;
+    }
+
     fn grow(&mut self) {
         let mut recent = vec![Open::default(); (self.recent.len() * 2).max(MIN_HISTORY)];
         let mask = recent.len() - 1;
@@ -134,10 +141,17 @@ impl Ledger {
         self.recent = recent;
     }
 
-    /// Keeps the oldest beside the history.
-    #[cold]
-    fn put_by(&mut self, oldest: Open) {
-        self.exceptions.late.insert(self.first, oldest);
+    /// Forgets the oldest, but for those that have not resolved, which are kept beside the history.
+    fn forget(&mut self) {
+        let start = self.place(self.first);
+        let oldest = &self.recent[start..start + FORGOTTEN_AT_ONCE];
+        // As a rule all have resolved, which is seen of many at once.
+        if oldest.iter().fold(Open::default(), |all, open| Open(all.0 | open.0)).leases() > 0 {
+            let sequences = self.first..;
+            let late = sequences.zip(oldest).filter(|(_, open)| open.leases() > 0);
+            self.exceptions.late.extend(late.map(|(sequence, open)| (sequence, *open)));
+        }
+        self.first += FORGOTTEN_AT_ONCE as u64;
     }
 
     #[inline]
