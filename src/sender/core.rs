@@ -225,7 +225,7 @@ impl<K: Kernel> Core<K> {
         }
         drop(send);
         self.look_after(awaited);
-        // What the notes read for it have released.
+        // What was found released meanwhile.
         self.dispose();
     }
 
