@@ -43,20 +43,27 @@ const HISTORY: usize = 4096;
 const FORGOTTEN_AT_ONCE: usize = 64;
 
 /// Sends that a ledger has room for which has opened its first ticket.
-const MIN_HISTORY: usize = 2;
+const MIN_HISTORY: usize = 16;
 
-/// Leases of a send not yet released, twice, and 1 more if a part of it went by copy.
-#[derive(Clone, Copy, Default)]
-struct Open(u32);
+/// Leases of a send not yet released, twice, and 1 more if a part of it went by copy: of 64 sends in a
+/// cache line. A sender goes through its whole history, and ten thousand of them through all of theirs.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+struct Open(u8);
 
 impl Open {
+    /// Of a send of which more is to be kept.
+    const APART: Self = Self(u8::MAX);
+
     #[inline(always)]
     fn new(leases: u32, copied: bool) -> Self {
-        Self(leases << 1 | u32::from(copied))
+        match u8::try_from(leases) {
+            Ok(leases) if leases < Self::APART.leases() => Self(leases << 1 | u8::from(copied)),
+            _ => Self::APART,
+        }
     }
 
     #[inline(always)]
-    fn leases(self) -> u32 {
+    fn leases(self) -> u8 {
         self.0 >> 1
     }
 
@@ -68,8 +75,14 @@ impl Open {
     #[inline(always)]
     fn released(&mut self, copied: bool) {
         debug_assert!(self.leases() > 0);
-        self.0 = (self.0 - 2) | u32::from(copied);
+        self.0 = (self.0 - 2) | u8::from(copied);
     }
+}
+
+/// As [`Open`], of any number of leases.
+struct Apart {
+    leases: u32,
+    copied: bool,
 }
 
 struct Truncation {
@@ -85,7 +98,8 @@ struct Truncation {
 /// # Invariants
 ///
 /// 1. `recent[sequence & mask]` is of the send `sequence` for each in `first..next`; its length is 0
-///    or a power of two. `next` is at most `end`, which is `first` and that length.
+///    or a power of two. `next` is at most `end`, which is `first` and that length. A
+///    place says so if its send is in `apart`.
 /// 2. `first` is a multiple of [`FORGOTTEN_AT_ONCE`].
 #[derive(Default)]
 pub(crate) struct Ledger {
@@ -98,18 +112,18 @@ pub(crate) struct Ledger {
 
 #[derive(Default)]
 struct Exceptions {
-    /// Sends older than `first` that have not resolved.
-    late: BTreeMap<u64, Open>,
+    /// Sends that have not resolved and are older than `first`, or are of more leases than a place
+    /// counts.
+    apart: BTreeMap<u64, Apart>,
     truncated: BTreeMap<u64, Truncation>,
 }
 
 impl Empty for Exceptions {
-    const EMPTY: &'static Self = &Self { late: BTreeMap::new(), truncated: BTreeMap::new() };
+    const EMPTY: &'static Self = &Self { apart: BTreeMap::new(), truncated: BTreeMap::new() };
 }
 
 impl Ledger {
-    /// Opens the next ticket, for a send of `leases` leases, less than 2^31, of which a part went by copy
-    /// if so.
+    /// Opens the next ticket, for a send of `leases` leases, of which a part went by copy if so.
     #[inline(always)]
     pub(crate) fn open(&mut self, leases: u32, copied: bool) -> u64 {
         if self.next == self.end {
@@ -118,6 +132,9 @@ impl Ledger {
         let sequence = self.next;
         let place = self.place(sequence);
         self.recent[place] = Open::new(leases, copied);
+        if self.recent[place] == Open::APART {
+            self.put_apart(sequence, leases, copied);
+        }
         self.next += 1;
         sequence
     }
@@ -147,11 +164,19 @@ impl Ledger {
         let oldest = &self.recent[start..start + FORGOTTEN_AT_ONCE];
         // As a rule all have resolved, which is seen of many at once.
         if oldest.iter().fold(Open::default(), |all, open| Open(all.0 | open.0)).leases() > 0 {
-            let sequences = self.first..;
-            let late = sequences.zip(oldest).filter(|(_, open)| open.leases() > 0);
-            self.exceptions.late.extend(late.map(|(sequence, open)| (sequence, *open)));
+            let late = (self.first..).zip(oldest).filter(|(_, open)| open.leases() > 0);
+            // Those that are apart are already.
+            let late = late.filter(|(_, open)| **open != Open::APART).map(|(sequence, open)| {
+                (sequence, Apart { leases: open.leases().into(), copied: open.copied() })
+            });
+            self.exceptions.apart.extend(late);
         }
         self.first += FORGOTTEN_AT_ONCE as u64;
+    }
+
+    #[cold]
+    fn put_apart(&mut self, sequence: u64, leases: u32, copied: bool) {
+        self.exceptions.apart.insert(sequence, Apart { leases, copied });
     }
 
     #[inline]
@@ -163,25 +188,34 @@ impl Ledger {
     pub(crate) fn retract(&mut self, sequence: u64) {
         debug_assert_eq!(sequence + 1, self.next);
         self.next -= 1;
+        if self.kept(sequence) == Some(Open::APART) {
+            self.exceptions.apart.remove(&sequence);
+        }
     }
 
     /// One lease of a send is released.
     #[inline]
     pub(crate) fn released(&mut self, sequence: u64, copied: bool) {
-        if sequence < self.first {
-            return self.released_late(sequence);
-        }
         let place = self.place(sequence);
-        self.recent[place].released(copied);
+        match &mut self.recent[place] {
+            open if sequence >= self.first && *open != Open::APART => open.released(copied),
+            _ => self.released_apart(sequence, copied),
+        }
     }
 
     #[cold]
-    fn released_late(&mut self, sequence: u64) {
-        let late = &mut self.exceptions.late;
-        let open = late.get_mut(&sequence).expect("an unresolved send is kept");
-        open.released(false);
-        if open.leases() == 0 {
-            late.remove(&sequence);
+    fn released_apart(&mut self, sequence: u64, copied: bool) {
+        let apart = &mut self.exceptions.apart;
+        let send = apart.get_mut(&sequence).expect("an unresolved send is kept");
+        send.leases -= 1;
+        send.copied |= copied;
+        let (leases, copied) = (send.leases, send.copied);
+        if leases == 0 {
+            apart.remove(&sequence);
+            if sequence >= self.first {
+                let place = self.place(sequence);
+                self.recent[place] = Open::new(0, copied);
+            }
         }
     }
 
@@ -195,12 +229,9 @@ impl Ledger {
         self.exceptions.truncated.get(&ticket.sequence).map(|truncation| truncation.error)
     }
 
-    /// What is kept of a send that was made.
+    /// What the history says of a send that was made, unless that is older.
     fn kept(&self, sequence: u64) -> Option<Open> {
-        match sequence < self.first {
-            true => self.exceptions.late.get(&sequence).copied(),
-            false => Some(self.recent[self.place(sequence)]),
-        }
+        (sequence >= self.first).then(|| self.recent[self.place(sequence)])
     }
 
     /// Whether this is the last send that was made.
@@ -210,8 +241,9 @@ impl Ledger {
 
     /// Whether a send was made and has leases.
     pub(crate) fn is_open(&self, ticket: Ticket) -> bool {
+        let is_apart = || self.exceptions.apart.contains_key(&ticket.sequence);
         ticket.sequence < self.next
-            && self.kept(ticket.sequence).is_some_and(|open| open.leases() > 0)
+            && self.kept(ticket.sequence).map_or_else(is_apart, |open| open.leases() > 0)
     }
 
     /// The fate of a send, or `None` while it has leases or was never made.
@@ -277,8 +309,36 @@ mod tests {
     #[test]
     fn a_retracted_ticket_is_given_out_again() {
         let mut ledger = Ledger::default();
-        let first = ledger.open(1, false);
-        ledger.retract(first);
-        assert_eq!(ledger.open(1, false), first);
+        for leases in [1, 1000, 1] {
+            let first = ledger.open(leases, false);
+            ledger.retract(first);
+            assert!(ledger.exceptions.apart.is_empty());
+            assert_eq!(ledger.open(0, false), first);
+        }
+    }
+
+    #[test]
+    fn a_send_of_any_number_of_leases_resolves_with_the_last_in_the_history_and_behind_it() {
+        let counts = [125, 126, 127, 128, 255, 256, 1000];
+        for (leases, later) in
+            counts.into_iter().flat_map(|count| [(count, 0), (count, 2 * HISTORY)])
+        {
+            for copied in [false, true] {
+                let mut ledger = Ledger::default();
+                let many = ledger.open(leases, copied);
+                for _ in 0..later {
+                    let sequence = ledger.open(1, false);
+                    ledger.released(sequence, false);
+                }
+                for _ in 0..leases {
+                    assert!(ledger.is_open(ticket(many)), "{leases}");
+                    assert_eq!(ledger.fate(ticket(many)), None);
+                    ledger.released(many, false);
+                }
+                let copied = (later == 0).then_some(copied);
+                assert_eq!(ledger.fate(ticket(many)), released(copied));
+                assert!(ledger.exceptions.apart.is_empty());
+            }
+        }
     }
 }
