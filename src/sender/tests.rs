@@ -347,6 +347,8 @@ fn what_a_kernel_took_that_ignores_the_flag_is_home_at_once() {
     assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: 4096, .. })));
     assert!(!sender.capabilities().zero_copy);
     assert_eq!(pool.stats().free(), 1);
+    sender.try_send(filled(&pool)).unwrap();
+    assert_eq!(sender.stats().zero_copy_calls, 1);
 }
 
 #[test]
@@ -362,5 +364,53 @@ fn nothing_is_stuck_any_more_once_a_send_went_well() {
         assert!(sender.interest().writable);
         sender.try_send(&LARGE[..sent]).unwrap();
         assert!(!sender.interest().writable, "{refused} bytes refused, {sent} sent");
+    }
+}
+
+static PAGE: [u8; 4096] = [1; 4096];
+
+/// What a call was told holds for some behind it, until something changes.
+#[test]
+fn no_call_goes_without_copy_on_an_answer_that_is_no_longer_true() {
+    const EOPNOTSUPP: i32 = 95;
+    let poisoned: fn(&FakeKernel, &Core<FakeKernel>) = |kernel, sender| {
+        kernel.note(7, 7);
+        sender.step().unwrap();
+    };
+    let refused: fn(&FakeKernel, &Core<FakeKernel>) = |kernel, _| kernel.will([Fail(EOPNOTSUPP)]);
+    for (changed, most) in [(poisoned, 2), (refused, 3)] {
+        let kernel = stream([]);
+        let sender = kernel.sender(config());
+        (0..2).for_each(|_| assert!(sender.try_send(&PAGE[..]).is_ok()));
+        changed(&kernel, &sender);
+        (0..3).for_each(|_| assert!(sender.try_send(&PAGE[..]).is_ok()));
+        let without_copy = kernel.seen().iter().filter(|seen| seen.zero_copy).count();
+        assert!(without_copy <= most, "{without_copy} calls");
+    }
+}
+
+#[test]
+fn no_window_is_exceeded_whatever_calls_are_made() {
+    let pages = |count: usize| Config { max_in_flight_bytes: count * PAGE.len(), ..config() };
+    let calls = |count| Config { max_in_flight_sends: count, ..config() };
+    for (config, most) in [(pages(3), 3), (calls(3), 3), (calls(40), 40)] {
+        let sender = stream([]).sender(config);
+        sender.try_send(&PAGE[..]).unwrap();
+        let mut bufs = vec![(&PAGE[..]).into()];
+        sender.try_send_vectored(&mut bufs).unwrap();
+        let sent = (2..100).take_while(|_| sender.try_send(&PAGE[..]).is_ok()).count() + 2;
+        let stats = sender.stats();
+        assert_eq!((sent, stats.in_flight_calls), (most, most));
+        assert_eq!(stats.in_flight_bytes, most * PAGE.len());
+    }
+}
+
+#[test]
+fn notes_are_read_after_32_calls_at_the_latest() {
+    let kernel = FakeKernel::new(Transport::Stream, Answer::Note(false));
+    let sender = kernel.sender(config());
+    for sent in 1..200 {
+        sender.try_send(&PAGE[..]).unwrap();
+        assert!(sender.stats().in_flight_calls <= 32, "{sent} sends");
     }
 }
