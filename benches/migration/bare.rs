@@ -56,6 +56,8 @@ pub(crate) fn plan(memory: &GuestMemory, channels: usize) -> Vec<Vec<Run>> {
 pub(crate) fn migrate(memory: &GuestMemory, plan: &[Vec<Run>], listener: &TcpListener) -> Cost {
     let target = GuestMemory::zeroed(memory.len()).unwrap();
     let address = listener.local_addr().unwrap();
+    // The destination of the example looks at its flags between two connections.
+    listener.set_nonblocking(false).unwrap();
     let (mut near, mut far) = (Vec::new(), Vec::new());
     for _ in plan {
         near.push(TcpStream::connect(address).unwrap());

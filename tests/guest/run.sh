@@ -54,6 +54,28 @@ done
 for nic in 1 2; do
   parts+=(--qemu "-netdev hubport,hubid=0,id=h$nic -device vmxnet3,netdev=h$nic,romfile=,mac=52:54:00:00:00:0$nic")
 done
+
+# boot KERNEL WAY COMMAND: runs a command in a guest and keeps what it prints. The guest's clock counts instructions, so
+# that no time-out comes early because the host is busy.
+boot() {
+  local log=$logs/$1:$2
+  tests/guest/boot --memory 2048 --seconds 3600 "${parts[@]}" "$1" "$3" >"$log" 2>"$log.err" </dev/null ||
+    printf '== guest\n== %s\n' $? >>"$log"
+}
+
+devices='ip link set eth0 up; ip link set eth1 up; export PINBUF_TEST_DEVICES="eth0 eth1"'
+if [ "${WAYS-}" = bench ]; then
+  bench=$(cargo bench --no-run --message-format=json --bench migration |
+    sed -n 's/.*"kind":\["bench"\].*"executable":"\([^"]*\)".*/\1/p') || exit 1
+  strip -o "$logs/bin/bench" "$bench" || exit 1
+  parts+=(--program "$logs/bin/bench:bench")
+  for kernel in "${kernels[@]}"; do
+    boot "$kernel" bench "$devices; /t/bench --bench"
+    cat "$logs/$kernel:bench"
+  done
+  exit
+fi
+
 # Emulated instructions are dear.
 export CARGO_PROFILE_DEV_OPT_LEVEL=1
 # Tests that read the source, run the example or simulate a kernel are not about kernels.
@@ -65,14 +87,6 @@ while read -r test binary; do
   parts+=(--program "$logs/bin/$test:$test")
 done <<<"$tests"
 all=$(cut -d ' ' -f 1 <<<"$tests" | sort)
-
-# boot KERNEL WAY COMMAND: runs a command in a guest and keeps what it prints. The guest's clock counts instructions, so
-# that no time-out comes early because the host is busy.
-boot() {
-  local log=$logs/$1:$2
-  tests/guest/boot --memory 2048 --seconds 3600 "${parts[@]}" "$1" "$3" >"$log" 2>"$log.err" </dev/null ||
-    printf '== guest\n== %s\n' $? >>"$log"
-}
 
 # rows KERNEL WAY TESTS PREPARATION [ROLE]: runs tests in one guest, one after the other, each through ROLE.
 rows() {
@@ -92,7 +106,6 @@ rows() {
     done"
 }
 
-devices='ip link set eth0 up; ip link set eth1 up; export PINBUF_TEST_DEVICES="eth0 eth1"'
 course='export PINBUF_TEST_NETEM="delay 10ms 5ms loss 1%"'
 late='/t/tc qdisc add dev lo root netem delay 2ms'
 nobody='/t/setpriv --reuid 65534 --regid 65534 --clear-groups'
@@ -112,17 +125,6 @@ guests() {
   rows "$kernel" late "$plain" "$late"
   rows "$kernel" nobody "$plain" "$late" "$nobody"
 }
-if [ "${WAYS-}" = bench ]; then
-  bench=$(cargo bench --no-run --message-format=json --bench migration |
-    sed -n 's/.*"kind":\["bench"\].*"executable":"\([^"]*\)".*/\1/p') || exit 1
-  strip -o "$logs/bin/bench" "$bench" || exit 1
-  parts+=(--program "$logs/bin/bench:bench")
-  for kernel in "${kernels[@]}"; do
-    boot "$kernel" bench "$devices; /t/bench --bench"
-    cat "$logs/$kernel:bench"
-  done
-  exit
-fi
 for kernel in "${kernels[@]}"; do
   guests "$kernel" &
 done
