@@ -57,6 +57,8 @@ impl<'a> Call<'a> {
 /// What the calls so far say about the next one.
 pub(super) struct Calls {
     pub(super) window: Window,
+    /// Calls of lone buffers that go by copy and need not ask for that.
+    pub(super) copies: Passes,
     /// The first error of a connection that is over.
     pub(super) failed: Option<OsError>,
     /// Why the last attempt stopped.
@@ -71,7 +73,15 @@ pub(super) struct Calls {
 impl Calls {
     pub(super) fn new(window: Window, optmem_max: u32) -> Self {
         let max_unread = ((optmem_max / OPTMEM_PER_NOTE / 2) as usize).clamp(1, MAX_UNREAD_CALLS);
-        Self { window, failed: None, stuck: None, verified: false, unread: 0, max_unread }
+        Self {
+            window,
+            copies: Passes::default(),
+            failed: None,
+            stuck: None,
+            verified: false,
+            unread: 0,
+            max_unread,
+        }
     }
 
     /// A zero-copy call went well. Whether it is to be verified that the kernel honours the flag.
@@ -159,6 +169,7 @@ impl<K: Kernel> Core<K> {
     ) -> Result<usize, Stop> {
         match self.admit(calls, in_flight, call.bytes) {
             Admission::ZeroCopy => {
+                calls.copies.revoke();
                 let Some(id) = in_flight.begin_call(&self.kernel, call) else {
                     self.budget.refund(1, call.bytes);
                     return self.call_by_copy(calls, in_flight, call);

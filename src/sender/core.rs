@@ -170,8 +170,8 @@ impl<K: Kernel> Core<K> {
         }
         let memory = buf.io_vec();
         let len = memory.len();
-        if len < self.least_without_copy
-            && buf.pool().is_none_or(|pool| pool.sender_quota().is_none())
+        let has_quota = || buf.pool().is_some_and(|pool| pool.sender_quota().is_some());
+        if len < self.least_without_copy && !has_quota() || send.calls.copies.take(len, buf.pool())
         {
             return self.offer_copied(send, buf);
         }
@@ -246,9 +246,14 @@ impl<K: Kernel> Core<K> {
             return Admission::Copy;
         }
         let admission = self.admit(&mut send.calls, in_flight, bytes);
-        if admission == Admission::ZeroCopy {
-            self.register(send, buf.pool());
-            in_flight.passes = self.passes(&send.calls, in_flight, buf.pool(), bytes);
+        match admission {
+            Admission::ZeroCopy => {
+                send.calls.copies.revoke();
+                self.register(send, buf.pool());
+                in_flight.passes = self.passes(&send.calls, in_flight, buf.pool(), bytes);
+            }
+            Admission::Copy => send.calls.copies = in_flight.copies(buf.pool(), bytes),
+            Admission::Full => {}
         }
         admission
     }

@@ -171,6 +171,7 @@ impl InFlight {
 
     /// Makes room for one more buffer that comes back, and for every lease that can, so that no note is
     /// lost for want of it.
+    #[inline(always)]
     pub(super) fn make_room_for_return(&mut self) {
         if self.done.hand_back == HandBack::Return {
             self.done.extras.returned.reserve(self.tracker.leases() + 1);
@@ -234,6 +235,20 @@ impl InFlight {
     #[inline]
     pub(super) fn tries_zero_copy(&self) -> bool {
         self.copy_reason.is_none() && self.route.concerns(self.tracker.outstanding())
+    }
+
+    /// How often such lone buffers as the one that is about to go by copy may do so unasked. Until then
+    /// nobody reads notes for them, so none must be to come.
+    pub(super) fn copies(&self, pool: Option<&RawPool>, bytes: usize) -> Passes {
+        if !self.tracker.is_idle() || pool.is_some_and(|pool| pool.sender_quota().is_some()) {
+            return Passes::default();
+        }
+        let calls = match self.copy_reason {
+            Some(_) => usize::MAX,
+            // The one to come is not counted yet.
+            None => (self.route.copied_bytes_to_come() / bytes as u64).saturating_sub(1) as usize,
+        };
+        Passes::new(calls, bytes, pool)
     }
 
     /// Gives out the id of a call that is about to be made, and charges its leases for it.

@@ -134,6 +134,11 @@ impl Route {
         !self.is_copied() || outstanding > 0 || self.bytes >= self.interval_bytes()
     }
 
+    /// How many bytes go by copy before this asks again, with nothing outstanding.
+    pub(super) fn copied_bytes_to_come(&self) -> u64 {
+        if self.is_copied() { self.interval_bytes().saturating_sub(self.bytes) } else { 0 }
+    }
+
     /// Whether the error queue should be read before a call asks to be let through: while calls
     /// go by copy, nobody else may. The calls after which it is double, so that a note is read
     /// after at most twice its time, and hardly a read is in vain.

@@ -88,7 +88,7 @@ pub(crate) enum Admission {
     Copy,
 }
 
-/// Calls that may go without copy unasked: an answer that holds for those like the one it was given to.
+/// Calls that may go unasked: an answer that holds for those like the one it was given to.
 ///
 /// Whoever changes what it rests on revokes it, but for releases, which only make more room.
 #[derive(Debug, Default)]
