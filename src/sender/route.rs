@@ -648,6 +648,21 @@ mod tests {
     }
 
     #[test]
+    fn no_call_goes_without_copy_unasked_on_suspicion() {
+        let kernel = FakeKernel::new(Transport::Stream, Answer::Take);
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        let copied = [Answer::Note(COPIED); SUSPECT_AFTER as usize];
+        kernel.will([Answer::Note(NOT_COPIED)].into_iter().chain(copied));
+        for _ in 0..1 + SUSPECT_AFTER + 1 {
+            sender.try_send(&BYTES[..64 << 10]).unwrap();
+        }
+        sender.step().unwrap();
+        kernel.seen();
+        sender.try_send(&BYTES[..64 << 10]).unwrap();
+        assert_eq!(zero_copy_calls(&kernel), [], "it would be no probe: one is outstanding");
+    }
+
+    #[test]
     fn a_send_on_a_copied_route_is_not_cut_into_runs() {
         let kernel = FakeKernel::new(Transport::Stream, Answer::Note(COPIED));
         let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
