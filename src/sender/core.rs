@@ -198,6 +198,7 @@ impl<K: Kernel> Core<K> {
             in_flight.make_room(&buf);
         }
         let awaited = buf.is_awaited();
+        let calls_for_more = asks | awaited;
         let ticket = Ticket { sequence: in_flight.done.ledger.open(1, false), len };
         let id = in_flight.enter_call(&self.kernel, buf, ticket.sequence, bytes);
         self.under_way.begin();
@@ -209,7 +210,7 @@ impl<K: Kernel> Core<K> {
             return self.conclude_call(send, ticket, memory, &part, id, sent, awaited);
         }
         send.calls.unread += 1;
-        if asks || awaited {
+        if calls_for_more {
             self.conclude_asked(send, awaited);
         }
         Ok(Offered { ticket, whole: true })

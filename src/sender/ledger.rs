@@ -131,8 +131,9 @@ impl Ledger {
         }
         let sequence = self.next;
         let place = self.place(sequence);
-        self.recent[place] = Open::new(leases, copied);
-        if self.recent[place] == Open::APART {
+        let open = Open::new(leases, copied);
+        self.recent[place] = open;
+        if open == Open::APART {
             self.put_apart(sequence, leases, copied);
         }
         self.next += 1;
