@@ -94,22 +94,24 @@ impl<T, F: FnMut(&mut Option<T>)> Heir<T> for F {
 /// 4. Following the links from the head in an id's place gives exactly the leases of that id. Only
 ///    the last lease of a run can be covered by further ids, each on its own, so one link per
 ///    lease is enough.
+#[repr(C)]
 pub struct CompletionTracker<T> {
+    // First in memory, what every id needs.
     ring: Vec<Place<T>>,
-    table: Table<T>,
-    stragglers: Vec<(u64, Place<T>)>,
     ring_base: u64,
     next: u64,
     holes: u64,
-    linked: usize,
     /// The first id for which something has to be done before it can be issued: `ring_base` and
     /// the ring's length, or 0 while there are stragglers.
     limit: u64,
     /// The id in whose place the lease under [`ALONE`] is, from `ring_base` to `next`.
     alone: u64,
-    /// Its key in the table if it is there.
-    alone_key: u32,
+    stragglers: Vec<(u64, Place<T>)>,
+    linked: usize,
     window: usize,
+    /// The key in the table of the lease under [`ALONE`] if it is there.
+    alone_key: u32,
+    table: Table<T>,
 }
 
 /// What one id covers, and the bytes of its call.

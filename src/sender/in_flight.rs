@@ -38,20 +38,21 @@ pub(super) const OVERDUE: Duration = Duration::from_secs(1);
 const MAX_BATCHES: usize = 64;
 
 /// Leases, the ids that cover them, and what became of those released. Lives under one lock.
+#[repr(C)]
 pub(super) struct InFlight {
-    pub(super) tracker: CompletionTracker<Lease>,
-    pub(super) done: Done,
-    /// Calls of lone buffers that need not ask for anything.
-    pub(super) passes: Passes,
+    /// Whether zero copy is worth it.
+    pub(super) route: Route,
+    /// Why everything goes by copy, for good, if it does.
+    pub(super) copy_reason: Option<CopyReason>,
     /// Whether a zero-copy call is under way, so that option memory reading 0 proves nothing.
     pub(super) in_call: bool,
     /// Whether the socket has not taken all of a send, as the last to try has left it.
     pub(super) has_rest: bool,
-    /// Why everything goes by copy, for good, if it does.
-    pub(super) copy_reason: Option<CopyReason>,
-    /// Whether zero copy is worth it.
-    pub(super) route: Route,
+    /// Calls of lone buffers that need not ask for anything.
+    pub(super) passes: Passes,
     ages: Ages,
+    pub(super) done: Done,
+    pub(super) tracker: CompletionTracker<Lease>,
 }
 
 /// Where released leases go.

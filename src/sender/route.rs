@@ -92,22 +92,23 @@ pub struct RouteStats {
 
 /// The judgement of one sender. Pure: knows bytes, ids and the time it is told.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(super) struct Route {
+    /// When the last probe was let through.
+    probed_at: Option<Instant>,
+    /// Evidence in a row against the present mode.
+    streak: u32,
+    /// Doublings of the interval.
+    level: u32,
     stats: RouteStats,
     /// The id of a probe whose note is not read.
     probe: Option<NotificationId>,
-    /// Evidence in a row against the present mode.
-    streak: u32,
     /// By how many notes the copied ones outweigh the others, in zero copy.
     suspicion: u32,
-    /// Doublings of the interval.
-    level: u32,
-    /// Bytes accepted since the mode changed or, on a copied route, since the last evidence.
-    bytes: u64,
-    /// When the last probe was let through.
-    probed_at: Option<Instant>,
     /// Calls that asked while ids were outstanding, since the last probe or leave.
     waited: u32,
+    /// Bytes accepted since the mode changed or, on a copied route, since the last evidence.
+    bytes: u64,
 }
 
 impl Route {

@@ -31,11 +31,13 @@ const LOOKS: u32 = if cfg!(loom) { 0 } else { 100 };
 /// 1. Whoever changed the state from `FREE` holds the lock until he sets it back, and alone accesses the
 ///    value.
 /// 2. A thread sleeps only while the state is `WAITED_FOR`, which it has set, holding `queue`.
+#[repr(C)]
 pub struct Mutex<T> {
-    state: AtomicU32,
     /// Between a look at the state and a sleep.
     queue: plain::Mutex<()>,
     freed: Condvar,
+    /// Beside the value: who comes for that has both in one cache line.
+    state: AtomicU32,
     value: UnsafeCell<T>,
 }
 
