@@ -42,7 +42,6 @@ use crate::{
 pub struct Core<K: Kernel> {
     /// Handles: 1, or 2 while split.
     pub(super) owners: AtomicUsize,
-    pub(super) optmem_max: u32,
     /// The reaper's attention, for as long as it is of use to somebody.
     pub(super) watch: Mutex<Watch>,
     pub(super) config: Config,
@@ -56,6 +55,7 @@ pub struct Core<K: Kernel> {
     /// A lone buffer below this goes by copy.
     least_without_copy: usize,
     pub(super) send: Mutex<Send>,
+    pub(super) optmem_max: u32,
     /// The call of a lone buffer.
     under_way: UnderWay,
     in_flight: Mutex<InFlight>,
