@@ -64,7 +64,8 @@ impl Episode {
             let mut guard = world.lock();
             let choices = &mut guard.nature.choices;
             (
-                choices.pick(&[1, 2, 6, 12]),
+                // The last is enough for magazines.
+                choices.pick(&[1, 2, 6, 12, 64]),
                 choices.pick(&[4096, 4096, 16 << 10]),
                 choices.pick(&[None, None, None, Some(2)]),
                 choices.pick(&[None, None, Some(32 << 10), Some(256 << 10)]),
