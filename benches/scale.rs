@@ -28,8 +28,8 @@ static ALLOCATOR: Counting = Counting;
 /// Bytes of a buffer.
 const SIZE: usize = 64 << 10;
 
-/// From sender to sender in this step, each has its turn, and the processor guesses none: prime, and
-/// far more than a page.
+/// From sender to sender in this step, each has its turn, and the processor guesses none: prime,
+/// and far more than a page.
 const ASTRAY: usize = 7919;
 
 /// Leases that are a million.

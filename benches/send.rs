@@ -1,4 +1,5 @@
-//! Sending: the library against plain sends, the least code that sends without copy, and `io_uring`.
+//! Sending: the library against plain sends, the least code that sends without copy, and
+//! `io_uring`.
 //!
 //! Everybody sends the same lengths out of 32 MiB in turn, which is colder than the caches next to
 //! the CPU, over sockets of the same kind; notes are read after every 32 sends. Paths that do not

@@ -314,9 +314,9 @@ impl Lease {
         payload
     }
 
-    /// As [`release`](Self::release), for the usual lease, of a buffer that nobody wants back: its slot
-    /// goes home at once, which is no user code and wakes nobody. `false`, and nothing has happened, for
-    /// another.
+    /// As [`release`](Self::release), for the usual lease, of a buffer that nobody wants back: its
+    /// slot goes home at once, which is no user code and wakes nobody. `false`, and nothing has
+    /// happened, for another.
     #[inline(always)]
     pub(crate) fn try_go_home(&mut self) -> bool {
         let goes = matches!(

@@ -11,10 +11,10 @@
 //!         `- a lease of one id, and alone on it
 //! ```
 //!
-//! The lease that is being sent waits in the place of the next id, and stays there if that id is its
-//! only one and it is alone on it: as nearly always. Then its note finds it in one access to memory
-//! where a table would take two, and with a million ids in flight these are what a release costs.
-//! What happens to be otherwise moves to the table.
+//! The lease that is being sent waits in the place of the next id, and stays there if that id is
+//! its only one and it is alone on it: as nearly always. Then its note finds it in one access to
+//! memory where a table would take two, and with a million ids in flight these are what a release
+//! costs. What happens to be otherwise moves to the table.
 //!
 //! The ring grows with the ids in flight and spans at most four windows; an older id that is still
 //! outstanding (a straggler) moves to a bounded side list, so that one send that a peer never
@@ -86,11 +86,12 @@ impl<T, F: FnMut(&mut Option<T>)> Heir<T> for F {
 ///    two.
 /// 2. An id in `ring_base..next` is outstanding exactly if its ring place is not vacant; `holes` of
 ///    them are not. An id below `ring_base` is outstanding exactly if it is in `stragglers`, which
-///    is sorted by id. `ring_base` is outstanding or equals `next`. All other places are vacant, but
-///    the one of `next` if `alone` is `next`.
-/// 3. A lease in a place is covered by the id of the place and no other, and settled unless the id is
-///    `alone`. The holds of a lease in the table are the outstanding ids that cover it, and one more
-///    until the sender [settles](Self::settle) it. `linked` outstanding ids cover leases there.
+///    is sorted by id. `ring_base` is outstanding or equals `next`. All other places are vacant,
+///    but the one of `next` if `alone` is `next`.
+/// 3. A lease in a place is covered by the id of the place and no other, and settled unless the id
+///    is `alone`. The holds of a lease in the table are the outstanding ids that cover it, and one
+///    more until the sender [settles](Self::settle) it. `linked` outstanding ids cover leases
+///    there.
 /// 4. Following the links from the head in an id's place gives exactly the leases of that id. Only
 ///    the last lease of a run can be covered by further ids, each on its own, so one link per
 ///    lease is enough.
@@ -219,8 +220,9 @@ impl<T> CompletionTracker<T> {
         ALONE
     }
 
-    /// Enters a lease under [`ALONE`] and [issues](Self::issue) an id that covers it alone, with a call of
-    /// `bytes`; the lease is made where it is to lie. [`has_place`](Self::has_place) must be so.
+    /// Enters a lease under [`ALONE`] and [issues](Self::issue) an id that covers it alone, with a
+    /// call of `bytes`; the lease is made where it is to lie. [`has_place`](Self::has_place) must
+    /// be so.
     #[inline(always)]
     pub fn insert_issued(&mut self, lease: impl FnOnce() -> T, bytes: u32) -> NotificationId {
         debug_assert!(self.alone == NOBODY);
@@ -233,8 +235,8 @@ impl<T> CompletionTracker<T> {
         NotificationId(id)
     }
 
-    /// Whether the next lease has a place of its own: all others are settled, and the place of the next
-    /// id is to be had.
+    /// Whether the next lease has a place of its own: all others are settled, and the place of the
+    /// next id is to be had.
     #[inline(always)]
     pub fn has_place(&mut self) -> bool {
         self.alone == NOBODY && (self.next < self.limit || self.make_room())
@@ -360,8 +362,8 @@ impl<T> CompletionTracker<T> {
         self.table.let_go(table_key)
     }
 
-    /// Releases the ids `lo..=hi` of a note, as the kernel wrote them, and has `heir` take each lease
-    /// that lost its last hold.
+    /// Releases the ids `lo..=hi` of a note, as the kernel wrote them, and has `heir` take each
+    /// lease that lost its last hold.
     ///
     /// # Errors
     ///

@@ -78,8 +78,8 @@ fn a_child_that_misuses_and_drops_everything_harms_nothing() {
         let mut waiting = Box::pin(pool.alloc_async(1));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waiting.as_mut().poll(&mut cx).is_pending());
-        // The reaper looks at the sender now, and a child would find it in the hands of a thread that
-        // it does not have, and could not close it.
+        // The reaper looks at the sender now, and a child would find it in the hands of a thread
+        // that it does not have, and could not close it.
         thread::sleep(Duration::from_millis(50));
 
         let Some(child) = fork() else {

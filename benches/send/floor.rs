@@ -1,7 +1,7 @@
 //! The floor: the least code that sends with `MSG_ZEROCOPY` and reads its notes.
 //!
-//! Fixed buffers in a ring, ids that are taken to be released in order, no fate, no second thread, no
-//! error but "not now". A reference for what the library's promises cost, not a way to send.
+//! Fixed buffers in a ring, ids that are taken to be released in order, no fate, no second thread,
+//! no error but "not now". A reference for what the library's promises cost, not a way to send.
 
 use std::{
     io, mem,
@@ -73,7 +73,8 @@ impl Floor {
             header.msg_hdr.msg_control = control.as_mut_ptr().cast();
             header.msg_hdr.msg_controllen = CONTROL as _;
         }
-        // SAFETY: recvmmsg(2) writes to the headers and their control rooms, which outlive the call.
+        // SAFETY: recvmmsg(2) writes to the headers and their control rooms, which outlive the
+        // call.
         let read = unsafe {
             libc::recvmmsg(
                 self.near.as_raw_fd(),

@@ -58,8 +58,8 @@ impl Uring {
         sent
     }
 
-    /// Submits and waits for something to complete, but not for long: what has to be done at the far
-    /// end may come first.
+    /// Submits and waits for something to complete, but not for long: what has to be done at the
+    /// far end may come first.
     fn wait(&mut self) {
         let soon = types::Timespec::new().nsec(1_000_000);
         let soon = types::SubmitArgs::new().timespec(&soon);

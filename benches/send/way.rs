@@ -81,16 +81,16 @@ const READ_AT_LEAST: i32 = 128 << 10;
 fn loopback() -> OwnedFd {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let near = socket(libc::AF_INET, libc::SOCK_STREAM, 0);
-    // bbr, the default of some machines, makes copying slow here, and so flatters zero copy. Before the
-    // connection, since its pacing stays behind.
+    // bbr, the default of some machines, makes copying slow here, and so flatters zero copy. Before
+    // the connection, since its pacing stays behind.
     set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"cubic");
     name(&near, libc::connect, (Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port()));
     let (mut far, _) = listener.accept().unwrap();
-    // Else whoever is a little slower than the reader, and so finds it asleep, pays for waking it at
-    // every send, which costs as much as all the rest.
+    // Else whoever is a little slower than the reader, and so finds it asleep, pays for waking it
+    // at every send, which costs as much as all the rest.
     set_option(&far, libc::SOL_SOCKET, libc::SO_RCVLOWAT, &READ_AT_LEAST);
-    // Each end on a processor of its own, where there are two: the scheduler would leave some connections
-    // so, and others not, for as long as they last.
+    // Each end on a processor of its own, where there are two: the scheduler would leave some
+    // connections so, and others not, for as long as they last.
     stay_on(0);
     thread::spawn(move || {
         stay_on(1);
@@ -106,7 +106,8 @@ fn stay_on(cpu: usize) {
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     // SAFETY: the set has room for 1024 processors.
     unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: sched_setaffinity(2) reads one set, which outlives the call. If it fails, nothing has changed.
+    // SAFETY: sched_setaffinity(2) reads one set, which outlives the call. If it fails, nothing has
+    // changed.
     let _ = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
 }
 

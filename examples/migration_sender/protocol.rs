@@ -40,7 +40,8 @@ use std::{fmt, io, io::Read};
 pub(crate) const PAGE: usize = 4096;
 /// The unit that is bound to a channel, in bytes.
 pub(crate) const CHUNK: usize = 2 << 20;
-/// Most bytes of pages behind one `Pages` header. Both ends have some microseconds of work for each.
+/// Most bytes of pages behind one `Pages` header. Both ends have some microseconds of work for
+/// each.
 pub(crate) const MAX_PACKET: usize = CHUNK;
 /// Most runs in one table: header and table fill a buffer of 4 KiB.
 pub(crate) const MAX_RUNS: usize = (4096 - Header::SIZE) / Run::SIZE;

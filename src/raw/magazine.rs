@@ -133,8 +133,8 @@ impl Magazine {
         self.put_if(class, record, || true)
     }
 
-    /// As [`put`](Self::put), if there is room and then `free` makes the slot Free, which must not panic
-    /// or wait.
+    /// As [`put`](Self::put), if there is room and then `free` makes the slot Free, which must not
+    /// panic or wait.
     #[inline(always)]
     pub(crate) fn put_if(
         &self,

@@ -207,8 +207,9 @@ impl SlotRef {
         }
     }
 
-    /// Ends a lease and sends the slot home by this thread's magazine, which wakes nobody. `false`, and
-    /// nothing has happened: somebody else holds the slot too, or the magazine does not take it.
+    /// Ends a lease and sends the slot home by this thread's magazine, which wakes nobody. `false`,
+    /// and nothing has happened: somebody else holds the slot too, or the magazine does not take
+    /// it.
     #[inline(always)]
     #[must_use]
     pub(crate) fn try_recycle_leased(&self) -> bool {

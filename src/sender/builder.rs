@@ -126,11 +126,11 @@ impl SenderBuilder {
     /// Size in bytes from which a send, or a run of large neighbours in a vectored send, goes
     /// without copy. Default: 16 KiB.
     ///
-    /// Below it copying is cheaper. How large that is rests on where the data is, since copying what
-    /// the CPU's caches hold costs half as much: data written long ago gains from some 12 KiB on,
-    /// data just written from some 50 KiB on. The default is for the former. Set 64 KiB if you send
-    /// what you have just produced; [`calibrate_threshold`](crate::calibrate_threshold) measures both
-    /// on your machine. Figures: `benches/README.md`.
+    /// Below it copying is cheaper. How large that is rests on where the data is, since copying
+    /// what the CPU's caches hold costs half as much: data written long ago gains from some 12 KiB
+    /// on, data just written from some 50 KiB on. The default is for the former. Set 64 KiB if you
+    /// send what you have just produced; [`calibrate_threshold`](crate::calibrate_threshold)
+    /// measures both on your machine. Figures: `benches/README.md`.
     pub fn threshold_bytes(mut self, bytes: usize) -> Self {
         self.config.threshold_bytes = bytes;
         self

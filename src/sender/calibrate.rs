@@ -140,7 +140,8 @@ impl Side {
         Ok(Self { sender: builder.adopt(socket)?, memory: Arc::clone(memory), offset: 0 })
     }
 
-    /// What a send of `bytes` costs, on average over a batch out of the first `reach` bytes of memory.
+    /// What a send of `bytes` costs, on average over a batch out of the first `reach` bytes of
+    /// memory.
     fn batch(&mut self, bytes: usize, reach: usize) -> io::Result<Duration> {
         let start = Instant::now();
         for _ in 0..BATCH {

@@ -35,9 +35,9 @@ use crate::{
 
 /// The shared part of a sender.
 ///
-/// In this order in memory, and so are its parts: what every send and note touches lies together, in
-/// about the order of use; before and behind it lies what few need. Of ten thousand senders none is in
-/// the cache when its turn comes.
+/// In this order in memory, and so are its parts: what every send and note touches lies together,
+/// in about the order of use; before and behind it lies what few need. Of ten thousand senders none
+/// is in the cache when its turn comes.
 #[repr(C)]
 pub struct Core<K: Kernel> {
     /// Handles: 1, or 2 while split.
@@ -157,8 +157,8 @@ impl<K: Kernel> Core<K> {
         self.offer_all(bufs).map(|offered| offered.ticket)
     }
 
-    /// Takes the only buffer of a send and sends. One that goes by copy needs no lease: nobody reads it
-    /// after the call.
+    /// Takes the only buffer of a send and sends. One that goes by copy needs no lease: nobody
+    /// reads it after the call.
     #[inline(always)]
     pub(super) fn offer_one<P: IntoPayload>(
         self: &Arc<Self>,
@@ -221,7 +221,8 @@ impl<K: Kernel> Core<K> {
         Ok(Offered { ticket, whole: true })
     }
 
-    /// Does after a call what only one that had to ask may call for, or one that somebody waits for.
+    /// Does after a call what only one that had to ask may call for, or one that somebody waits
+    /// for.
     #[cold]
     #[inline(never)]
     fn conclude_asked(self: &Arc<Self>, mut send: MutexGuard<'_, Send>, awaited: bool) {
@@ -264,7 +265,8 @@ impl<K: Kernel> Core<K> {
         admission
     }
 
-    /// Ends the send of a lone buffer whose call did not take all of it, or was come upon by somebody.
+    /// Ends the send of a lone buffer whose call did not take all of it, or was come upon by
+    /// somebody.
     #[cold]
     #[inline(never)]
     #[expect(clippy::too_many_arguments, reason = "all of what a send has so far")]
@@ -470,9 +472,9 @@ impl<K: Kernel> Core<K> {
         result.map(|()| Offered { ticket, whole })
     }
 
-    /// Has the sender watched if somebody waits for a slot of what it has just sent, or if that may be
-    /// in flight for so long only. Not before: with nothing in flight yet the reaper would let go of
-    /// the sender again.
+    /// Has the sender watched if somebody waits for a slot of what it has just sent, or if that may
+    /// be in flight for so long only. Not before: with nothing in flight yet the reaper would let
+    /// go of the sender again.
     fn look_after(self: &Arc<Self>, awaited: bool) {
         if awaited || self.config.max_hold.is_some() {
             Arc::clone(self).watch();

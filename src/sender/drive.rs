@@ -49,8 +49,8 @@ impl<K: Kernel> Core<K> {
             let read = if reads { in_flight.read_notes(&self.kernel) } else { Ok(Read::default()) };
             (read, in_flight.has_rest)
         };
-        // News comes once: if the thread that has the lock was refused just before, the rest is this
-        // one's to send. Without a rest nobody waits here for the half that sends.
+        // News comes once: if the thread that has the lock was refused just before, the rest is
+        // this one's to send. Without a rest nobody waits here for the half that sends.
         let send = if has_rest { Some(lock(&self.send)) } else { try_lock(&self.send) };
         let flushed = send.map_or(Ok(()), |mut send| {
             if reads {
@@ -369,8 +369,8 @@ impl<K: Kernel> Reclaim for Core<K> {
         }
         // A failure shows in the sender's own calls.
         let (_, next) = self.step_and_next(true);
-        // Held to the last: an end that begins only now hands the sender over, and what is let go of
-        // below would be the reaper's hold on it.
+        // Held to the last: an end that begins only now hands the sender over, and what is let go
+        // of below would be the reaper's hold on it.
         let ending = lock(&self.ending);
         if ending.is_some() {
             drop(ending);

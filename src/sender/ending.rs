@@ -54,8 +54,8 @@ pub(super) struct Ending {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct CloseReport {
-    /// Whether everything was accepted, the stream ended in order (datagrams have no end), and every
-    /// buffer released.
+    /// Whether everything was accepted, the stream ended in order (datagrams have no end), and
+    /// every buffer released.
     pub drained: bool,
     /// Whether the connection was aborted: the peer saw a reset.
     pub aborted: bool,

@@ -72,8 +72,8 @@ pub(super) struct Done {
 /// What every sender counts; as in [`SenderStats`](super::SenderStats).
 #[derive(Default)]
 pub(super) struct Counts {
-    // Not bytes beside their calls: two neighbours that change together are added as a vector, which takes
-    // longer than two additions.
+    // Not bytes beside their calls: two neighbours that change together are added as a vector,
+    // which takes longer than two additions.
     pub(super) zero_copy_calls: u64,
     pub(super) copied_calls: u64,
     pub(super) zero_copy_bytes: u64,
@@ -147,8 +147,8 @@ impl InFlight {
         (self.tracker.insert(Lease::new(buf, ticket, 0)), awaited)
     }
 
-    /// Takes custody of a buffer, for which the tracker has a place, under [`ALONE`], and gives out the
-    /// id of a call that is about to be made with its first `bytes`.
+    /// Takes custody of a buffer, for which the tracker has a place, under [`ALONE`], and gives out
+    /// the id of a call that is about to be made with its first `bytes`.
     #[inline(always)]
     pub(super) fn enter_call(
         &mut self,
@@ -172,8 +172,8 @@ impl InFlight {
         }
     }
 
-    /// Makes room for one more buffer that comes back, and for every lease that can, so that no note is
-    /// lost for want of it.
+    /// Makes room for one more buffer that comes back, and for every lease that can, so that no
+    /// note is lost for want of it.
     #[inline(always)]
     pub(super) fn make_room_for_return(&mut self) {
         if self.done.hand_back == HandBack::Return {
@@ -181,8 +181,8 @@ impl InFlight {
         }
     }
 
-    /// Whether the quotas of their pools let buffers of these in; reads the notes if not. Who copies
-    /// has nothing in flight for long, and a poisoned sender could wait for ever.
+    /// Whether the quotas of their pools let buffers of these in; reads the notes if not. Who
+    /// copies has nothing in flight for long, and a poisoned sender could wait for ever.
     #[inline]
     pub(super) fn quotas_allow<'a>(
         &mut self,
@@ -240,8 +240,8 @@ impl InFlight {
         self.copy_reason.is_none() && self.route.concerns(self.tracker.outstanding())
     }
 
-    /// How often such lone buffers as the one that is about to go by copy may do so unasked. Until then
-    /// nobody reads notes for them, so none must be to come.
+    /// How often such lone buffers as the one that is about to go by copy may do so unasked. Until
+    /// then nobody reads notes for them, so none must be to come.
     pub(super) fn copies(&self, pool: Option<&RawPool>, bytes: usize) -> Passes {
         if !self.tracker.is_idle() || pool.is_some_and(|pool| pool.sender_quota().is_some()) {
             return Passes::default();
@@ -681,8 +681,8 @@ impl Done {
         }
     }
 
-    /// Gives a payload of a send that is over to the caller of the sender, if he wants it back; else
-    /// it is to be dropped.
+    /// Gives a payload of a send that is over to the caller of the sender, if he wants it back;
+    /// else it is to be dropped.
     #[inline(always)]
     pub(super) fn hand_back<P: IntoPayload>(&mut self, buf: P, ticket: u64) -> Option<P> {
         match self.hand_back {

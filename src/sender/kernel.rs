@@ -35,8 +35,8 @@ pub struct Interest {
     pub released: bool,
 }
 
-/// Waits for changes of one socket. The first wait reports its present state, each later one what is
-/// new, though nobody was waiting when it came.
+/// Waits for changes of one socket. The first wait reports its present state, each later one what
+/// is new, though nobody was waiting when it came.
 pub trait Edges: Send + Sync {
     /// Waits for news, for `timeout` at most.
     fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready>;
@@ -108,10 +108,10 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
 
     #[inline(always)]
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
-        // SAFETY: every range is of a payload. Without the flag for zero copy, its owner keeps it over
-        // the call, and the kernel reads no longer than that. With the flag, it is that of a lease
-        // that the tracker holds, which keeps it mapped, and its bytes untouched by owners of ours,
-        // until the kernel has released the call.
+        // SAFETY: every range is of a payload. Without the flag for zero copy, its owner keeps it
+        // over the call, and the kernel reads no longer than that. With the flag, it is that of a
+        // lease that the tracker holds, which keeps it mapped, and its bytes untouched by owners of
+        // ours, until the kernel has released the call.
         unsafe { socket::send(self.0.as_fd(), memory, flags) }
     }
 

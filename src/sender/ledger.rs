@@ -45,8 +45,9 @@ const FORGOTTEN_AT_ONCE: usize = 64;
 /// Sends that a ledger has room for which has opened its first ticket.
 const MIN_HISTORY: usize = 16;
 
-/// Leases of a send not yet released, twice, and 1 more if a part of it went by copy: of 64 sends in a
-/// cache line. A sender goes through its whole history, and ten thousand of them through all of theirs.
+/// Leases of a send not yet released, twice, and 1 more if a part of it went by copy: of 64 sends
+/// in a cache line. A sender goes through its whole history, and ten thousand of them through all
+/// of theirs.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 struct Open(u8);
 
@@ -92,14 +93,14 @@ struct Truncation {
 
 /// Tickets to fates, for the sends of one sender.
 ///
-/// Keeps what has not resolved, what was cut short, and the last 4000 others at least; any older send was
-/// released, which its ticket alone can tell.
+/// Keeps what has not resolved, what was cut short, and the last 4000 others at least; any older
+/// send was released, which its ticket alone can tell.
 ///
 /// # Invariants
 ///
-/// 1. `recent[sequence & mask]` is of the send `sequence` for each in `first..next`; its length is 0
-///    or a power of two. `next` is at most `end`, which is `first` and that length. A
-///    place says so if its send is in `apart`.
+/// 1. `recent[sequence & mask]` is of the send `sequence` for each in `first..next`; its length is
+///    0 or a power of two. `next` is at most `end`, which is `first` and that length. A place says
+///    so if its send is in `apart`.
 /// 2. `first` is a multiple of [`FORGOTTEN_AT_ONCE`].
 #[derive(Default)]
 pub(crate) struct Ledger {

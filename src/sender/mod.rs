@@ -400,8 +400,8 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
 
     /// Blocks until everything is accepted and released, or the deadline.
     ///
-    /// When this returns the buffers are at home, or ready to be handed back, whichever thread found
-    /// them released.
+    /// When this returns the buffers are at home, or ready to be handed back, whichever thread
+    /// found them released.
     ///
     /// On a connection that has failed this waits for the releases only; see
     /// [`connection_error`](Self::connection_error).

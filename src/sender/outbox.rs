@@ -214,7 +214,8 @@ mod tests {
         CallLimits { elements: 1024, bytes }
     }
 
-    /// Sends everything in calls of at most `max_bytes`; per call: elements, bytes, zero copy, more.
+    /// Sends everything in calls of at most `max_bytes`; per call: elements, bytes, zero copy,
+    /// more.
     fn calls(lens: &[usize], max_bytes: usize) -> Vec<(usize, usize, bool, bool)> {
         all_calls(outbox(lens, Transport::Stream), limits(max_bytes))
     }

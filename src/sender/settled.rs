@@ -6,9 +6,9 @@ use super::rare::Rare;
 use crate::{buf::PinnedBuf, lease::Payload, panics::Panics, sync::per_thread};
 
 per_thread! {
-    /// Room for buffers, of whichever sender the thread reads the notes: a note is read, and what it
-    /// released dropped, by one thread as a rule. Ten thousand senders with a list each would find
-    /// none of them in the cache.
+    /// Room for buffers, of whichever sender the thread reads the notes: a note is read, and what
+    /// it released dropped, by one thread as a rule. Ten thousand senders with a list each would
+    /// find none of them in the cache.
     static ROOM: Cell<Vec<PinnedBuf>> = Cell::new(Vec::new());
 }
 

@@ -14,8 +14,8 @@ const LEFT: u32 = 2;
 ///
 /// # Invariants
 ///
-/// 1. `NOBODYS` becomes `UNSEEN`, and anything `NOBODYS`, by the hands of who has that lock; `UNSEEN`
-///    becomes `LEFT` by the sender's, who has that of the sends.
+/// 1. `NOBODYS` becomes `UNSEEN`, and anything `NOBODYS`, by the hands of who has that lock;
+///    `UNSEEN` becomes `LEFT` by the sender's, who has that of the sends.
 #[derive(Default)]
 pub(super) struct UnderWay(AtomicU32);
 
@@ -27,16 +27,17 @@ impl UnderWay {
         self.0.store(UNSEEN, Ordering::Relaxed);
     }
 
-    /// The call took all. Whether its sender is through with it: if somebody has come upon it meanwhile,
-    /// he may have met its note, and it is the sender's to settle.
+    /// The call took all. Whether its sender is through with it: if somebody has come upon it
+    /// meanwhile, he may have met its note, and it is the sender's to settle.
     #[inline(always)]
     pub(super) fn leave(&self) -> bool {
-        // Release: partner of the Acquire in `take`, for the call, which comes before any proof that
-        // nothing is in flight. Relaxed (failure): the lock is taken next.
+        // Release: partner of the Acquire in `take`, for the call, which comes before any proof
+        // that nothing is in flight. Relaxed (failure): the lock is taken next.
         self.0.compare_exchange(UNSEEN, LEFT, Ordering::Release, Ordering::Relaxed).is_ok()
     }
 
-    /// Comes upon the call, if there is one, having just taken the lock. Whether it is to be settled.
+    /// Comes upon the call, if there is one, having just taken the lock. Whether it is to be
+    /// settled.
     #[inline(always)]
     pub(super) fn take(&self) -> bool {
         // Acquire, both: partner of the Release in `leave`.

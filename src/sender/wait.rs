@@ -2,9 +2,9 @@
 //!
 //! Three conditions make `poll(2)` return at once for ever: an unread note while waiting for room,
 //! an error condition after a reset that no call of ours clears, and room in the socket while
-//! waiting for a note. So waits are for edges. What one thread waits for another may read: the other
-//! half of the sender, the reaper, a thread that waits for a slot. So each has a bell, which whoever
-//! brings news rings.
+//! waiting for a note. So waits are for edges. What one thread waits for another may read: the
+//! other half of the sender, the reaper, a thread that waits for a slot. So each has a bell, which
+//! whoever brings news rings.
 
 use std::time::{Duration, Instant};
 

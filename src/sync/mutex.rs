@@ -28,8 +28,8 @@ const LOOKS: u32 = if cfg!(loom) { 0 } else { 100 };
 ///
 /// # Invariants
 ///
-/// 1. Whoever changed the state from `FREE` holds the lock until he sets it back, and alone accesses the
-///    value.
+/// 1. Whoever changed the state from `FREE` holds the lock until he sets it back, and alone
+///    accesses the value.
 /// 2. A thread sleeps only while the state is `WAITED_FOR`, which it has set, holding `queue`.
 #[repr(C)]
 pub struct Mutex<T> {
@@ -41,7 +41,8 @@ pub struct Mutex<T> {
     value: UnsafeCell<T>,
 }
 
-// SAFETY: shared references give the value to one thread at a time (invariant 1), as if it were sent.
+// SAFETY: shared references give the value to one thread at a time (invariant 1), as if it were
+// sent.
 unsafe impl<T: Send> Sync for Mutex<T> {}
 
 impl<T> Mutex<T> {
@@ -70,8 +71,8 @@ impl<T> Mutex<T> {
 
     #[inline(always)]
     fn try_take(&self) -> bool {
-        // Acquire: partner of the Release in `let_go`, for what the last holder did. Relaxed (failure):
-        // nothing is read.
+        // Acquire: partner of the Release in `let_go`, for what the last holder did. Relaxed
+        // (failure): nothing is read.
         self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
@@ -144,8 +145,8 @@ impl<T> Deref for MutexGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: the guard's owner holds the lock (invariant 1), but during `unlocked`, which borrows
-        // the guard mutably.
+        // SAFETY: the guard's owner holds the lock (invariant 1), but during `unlocked`, which
+        // borrows the guard mutably.
         unsafe { &*self.mutex.value.get() }
     }
 }
