@@ -9,16 +9,20 @@ use super::{
     report::{CaseReport, Report, TableReport},
 };
 
-const WIDTH: u32 = 900;
+const WIDTH: u32 = 1000;
 const ROW_HEIGHT: u32 = 26;
 const HEAD_HEIGHT: u32 = 90;
-const COLOURS: [RGBColor; 6] = [
+/// Part of a panel's width that is the points', and not the legend's.
+const POINTS: f64 = 0.65;
+const COLOURS: [RGBColor; 8] = [
     RGBColor(0x1b, 0x6c, 0xa8),
     RGBColor(0xc8, 0x55, 0x3d),
     RGBColor(0x3c, 0x8d, 0x53),
     RGBColor(0x8a, 0x5a, 0xa8),
     RGBColor(0xb8, 0x86, 0x0b),
     RGBColor(0x4a, 0x4a, 0x4a),
+    RGBColor(0x1f, 0xa8, 0xa8),
+    RGBColor(0xd8, 0x6f, 0xb0),
 ];
 
 /// Draws one panel for each table, below each other.
@@ -37,7 +41,7 @@ pub(super) fn draw(report: &Report, file: &Path) -> Result<(), Box<dyn Error>> {
 }
 
 fn height(table: &TableReport) -> u32 {
-    HEAD_HEIGHT + ROW_HEIGHT * table.rows().len() as u32
+    HEAD_HEIGHT + ROW_HEIGHT * table.rows().len().max(table.cases.len()) as u32
 }
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
@@ -49,12 +53,14 @@ fn draw_table(table: &TableReport, panel: &Area<'_>) -> Result<(), Box<dyn Error
     let ratios = table.cases.iter().flat_map(|case| &case.rows).filter_map(|row| row.ratio);
     let (low, high) =
         ratios.fold((0.9, 2.0), |(low, high): (f64, f64), r| (low.min(r.low), high.max(r.high)));
+    let low = low / 1.1;
+    let end = low * (high / low).powf(1.0 / POINTS);
     let mut chart = ChartBuilder::on(panel)
         .caption(format!("{}: ratio to the floor", table.name), ("sans-serif", 17))
         .margin(8)
         .x_label_area_size(28)
         .y_label_area_size(250)
-        .build_cartesian_2d((low / 1.1..high * 1.6).log_scale(), -0.5..rows.len() as f64 - 0.5)?;
+        .build_cartesian_2d((low..end).log_scale(), -0.5..rows.len() as f64 - 0.5)?;
     let row_at = |y: &f64| rows.len().checked_sub(1 + y.round() as usize).map(|at| rows[at]);
     chart
         .configure_mesh()
