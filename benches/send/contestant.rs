@@ -1,9 +1,6 @@
 //! Who sends.
 
-use std::{
-    collections::VecDeque,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use pinbuf::{PinnedBuf, Policy, Pool, Sender};
 
@@ -21,8 +18,9 @@ pub(crate) trait Contestant {
 /// The library: a pool's buffers go round.
 pub(crate) struct Pinbuf {
     sender: Sender,
-    /// Those filled long ago come first.
-    filled: VecDeque<PinnedBuf>,
+    /// Sent in turn, so that each was filled long ago.
+    filled: Box<[Option<PinnedBuf>]>,
+    next: usize,
     pool: Pool,
     len: usize,
 }
@@ -50,21 +48,24 @@ impl Pinbuf {
         let filled = (0..count).map(|_| {
             let mut buf = pool.try_alloc(len).expect("the pool is larger");
             buf.resize(len, 1);
-            buf
+            Some(buf)
         });
-        Ok(Self { filled: filled.collect(), sender, pool, len })
+        Ok(Self { filled: filled.collect(), next: 0, sender, pool, len })
     }
 }
 
 impl Contestant for Pinbuf {
     fn send(&mut self, _: &mut FarEnd) {
-        let buf = self.filled.pop_front().expect("one comes for each that goes");
+        let count = self.filled.len();
+        let place = &mut self.filled[self.next];
+        self.next = if self.next + 1 == count { 0 } else { self.next + 1 };
+        let buf = place.take().expect("one comes for each that goes");
         self.sender.send(buf).expect("the connection lasts");
         let mut buf = self.pool.alloc(self.len).expect("slots come home");
         // SAFETY: every slot of the pool was written to its end: those that were alloced at first,
         // in `new`; the others are handed out as zeroes by the kernel, which are initialized.
         unsafe { buf.set_len(self.len) };
-        self.filled.push_back(buf);
+        *place = Some(buf);
     }
 
     fn drain(&mut self) {
