@@ -129,6 +129,7 @@ fn a_reset_releases_everything_at_once() {
 fn send_into_closed_window(source: &mut dyn Source, peer: &mut FakePeer) {
     source.send(0, LEN);
     peer.ack_and_close_window(LEN as u64);
+    eventually("the window is closed", || unacked(&source.socket()) == 0);
     (1..MESSAGES).for_each(|seed| source.send(seed, LEN));
     assert_eq!(unsent(&source.socket()), ALL - LEN as u64);
 }
