@@ -288,8 +288,8 @@ impl SlotRef {
         }
         let pool = self.class().pool();
         // It keeps the pool alive for the rest of the hand-over: the waiter may claim the slot,
-        // drop it and the pool, while this thread still unlocks. SAFETY: the slot's own hold keeps
-        // the pool alive up to `home`.
+        // drop it and the pool, while this thread still unlocks.
+        // SAFETY: the slot's own hold keeps the pool alive up to `home`.
         unsafe { pool.as_ref() }.hold();
         // The hold just taken keeps the class alive.
         let (holds, waker) = match self.class().home(self.record()) {
