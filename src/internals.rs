@@ -6,6 +6,7 @@ use std::task::Waker;
 use crate::{buf::PinnedBuf, pool::Pool, shared::SharedBuf, sync::Witness, sys::errqueue};
 
 pub use crate::{
+    lock::mutex::Mutex,
     raw::{RawPool, Reclaim, Replaced, Slot, SlotRef, SlotState},
     reaper::Token,
     sender::{
@@ -15,7 +16,6 @@ pub use crate::{
         transport::Transport,
         window::MemlockBudget,
     },
-    sync::mutex::Mutex,
     sys::{
         Batch, Record,
         socket::{IoVec, Ready, SendFlags},

@@ -12,6 +12,7 @@ mod buf;
 mod error;
 mod id;
 mod lease;
+mod lock;
 #[allow(unsafe_code)]
 mod mapped;
 mod panics;

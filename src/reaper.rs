@@ -13,8 +13,9 @@ use std::{
 };
 
 use crate::{
+    lock::{Mutex, lock},
     raw::Reclaim,
-    sync::{Arc, Mutex, OnceLock, Weak, lock, sleep, spawn},
+    sync::{Arc, OnceLock, Weak, sleep, spawn},
     sys::{epoll::Watcher, process::PerProcess},
 };
 

@@ -8,13 +8,8 @@ pub(crate) use std::{
     thread::panicking,
 };
 
-/// In a model it is explored by itself; the other models have loom's instead, which explores less.
-#[allow(unsafe_code)]
-pub(crate) mod mutex;
-
 #[cfg(not(loom))]
 mod imp {
-    pub(crate) use super::mutex::{Mutex, MutexGuard};
     pub(crate) use crossbeam::utils::CachePadded;
     #[cfg(not(miri))]
     pub(crate) use std::sync::atomic::compiler_fence;
@@ -78,10 +73,7 @@ mod imp {
         AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence,
     };
     pub(crate) use loom::thread::yield_now;
-    use std::{
-        ops::{Deref, DerefMut},
-        time::Duration,
-    };
+    use std::{ops::Deref, time::Duration};
 
     macro_rules! per_thread {
         ($(#[$attribute:meta])* static $name:ident: $kind:ty = $value:expr;) => {
@@ -112,53 +104,6 @@ mod imp {
 
         pub(crate) fn unpark(&self) {
             self.0.notify();
-        }
-    }
-
-    /// As the true one, on loom's.
-    #[derive(Debug, Default)]
-    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
-
-    impl<T> Mutex<T> {
-        pub(crate) fn new(value: T) -> Self {
-            Self(loom::sync::Mutex::new(value))
-        }
-
-        pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            MutexGuard { mutex: self, guard: Some(self.0.lock().unwrap()) }
-        }
-
-        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-            self.0.try_lock().ok().map(|guard| MutexGuard { mutex: self, guard: Some(guard) })
-        }
-    }
-
-    #[derive(Debug)]
-    pub(crate) struct MutexGuard<'a, T> {
-        mutex: &'a Mutex<T>,
-        /// `None` only while unlocked.
-        guard: Option<loom::sync::MutexGuard<'a, T>>,
-    }
-
-    impl<T> MutexGuard<'_, T> {
-        pub(crate) fn unlocked<R>(&mut self, body: impl FnOnce() -> R) -> R {
-            self.guard = None;
-            let result = body();
-            self.guard = Some(self.mutex.0.lock().unwrap());
-            result
-        }
-    }
-
-    impl<T> Deref for MutexGuard<'_, T> {
-        type Target = T;
-        fn deref(&self) -> &T {
-            self.guard.as_ref().unwrap()
-        }
-    }
-
-    impl<T> DerefMut for MutexGuard<'_, T> {
-        fn deref_mut(&mut self) -> &mut T {
-            self.guard.as_mut().unwrap()
         }
     }
 
@@ -210,31 +155,31 @@ pub(crate) fn light_barrier() {
     fence(Ordering::SeqCst);
 }
 
-/// Waits until a lock is free, and takes it.
-#[inline(always)]
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
-}
-
-/// Takes a lock if nobody else has it.
-pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    mutex.try_lock()
-}
-
-/// What [`mutex::Mutex`] is made of.
-mod plain {
+/// What [`lock::mutex::Mutex`](crate::lock::mutex::Mutex) is made of.
+pub(crate) mod plain {
     #[cfg(loom)]
-    pub(super) use loom::sync::{Condvar, Mutex, MutexGuard};
-    use std::sync::PoisonError;
+    pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
     #[cfg(not(loom))]
-    pub(super) use std::sync::{Condvar, Mutex, MutexGuard};
+    pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
+    use std::{sync::PoisonError, time::Duration};
 
-    pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         mutex.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn wait<'a, T>(condition: &Condvar, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
-        condition.wait(guard).unwrap_or_else(PoisonError::into_inner)
+    /// Waits for a wake-up, or for the end of `limit`. A model has no clock, and no limits.
+    pub(crate) fn wait<'a, T>(
+        condition: &Condvar,
+        guard: MutexGuard<'a, T>,
+        limit: Option<Duration>,
+    ) -> MutexGuard<'a, T> {
+        match limit {
+            #[cfg(not(loom))]
+            Some(limit) => {
+                condition.wait_timeout(guard, limit).unwrap_or_else(PoisonError::into_inner).0
+            }
+            _ => condition.wait(guard).unwrap_or_else(PoisonError::into_inner),
+        }
     }
 }
 

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use loom_tests::{model, thread};
 use pinbuf::__internals::{Guarded, Mutex};
 
-/// Three threads want the lock at once. Each gets it, alone, and sees what the others did: none
-/// sleeps for ever, and the one whom a sleeper's wake-up passes by is woken by that sleeper.
+/// Three threads want the lock at once. Each thread gets it alone and sees the changes of the
+/// others. No thread sleeps for ever: a woken thread wakes the next one.
 #[test]
-fn whoever_waits_for_a_lock_gets_it() {
+fn every_waiting_thread_gets_the_lock() {
     model(|| {
         let lock = Arc::new(Mutex::new((0, Guarded::default())));
         let change = |lock: &Mutex<(u32, Guarded)>| {
@@ -26,10 +26,10 @@ fn whoever_waits_for_a_lock_gets_it() {
     });
 }
 
-/// A holder lets go for the time of a call, and another thread tries its luck: whenever it has the
-/// lock, the holder is at its call.
+/// A holder releases the lock for the time of a call. Another thread gets the lock only during that
+/// call, or afterwards.
 #[test]
-fn a_lock_let_go_of_for_a_call_is_the_callers_again() {
+fn an_unlocked_call_excludes_no_other_thread() {
     model(|| {
         let lock = Arc::new(Mutex::new(Guarded::default()));
         let other = {

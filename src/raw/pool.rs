@@ -9,7 +9,8 @@ use super::{
 use crate::{
     backing::Backing,
     error::{AllocError, BuildError},
-    sync::{Arc, AtomicUsize, Mutex, Ordering, Weak, lock, unique_id},
+    lock::{Mutex, lock},
+    sync::{Arc, AtomicUsize, Ordering, Weak, unique_id},
     sys::memory::{self, Supply},
 };
 

@@ -4,7 +4,8 @@ use std::ptr::{self, NonNull};
 
 use super::{class::SizeClass, magazine::Magazine, record::Record};
 use crate::{
-    sync::{AtomicU32, Mutex, MutexGuard, Ordering, lock},
+    lock::{Mutex, MutexGuard, lock},
+    sync::{AtomicU32, Ordering},
     sys::barrier,
 };
 

@@ -4,8 +4,8 @@ use std::{collections::VecDeque, task::Waker};
 
 use super::freelist::FreeList;
 use crate::{
+    lock::{Mutex, lock},
     panics::Panics,
-    sync::{Mutex, lock},
 };
 
 /// Names one waiter of one class.

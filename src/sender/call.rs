@@ -11,8 +11,8 @@ use super::{
 use crate::{
     error::{CopyReason, OsError, SendError},
     id::NotificationId,
+    lock::MutexGuard,
     raw::RawPool,
-    sync::MutexGuard,
     sys::{
         errno,
         socket::{IoVec, SendFlags},

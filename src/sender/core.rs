@@ -22,9 +22,10 @@ use crate::{
     error::{CopyReason, OsError, SendError},
     id::{NotificationId, Ticket},
     lease::{IntoPayload, Memory, Payload},
+    lock::{Mutex, MutexGuard, lock},
     raw::{RawPool, Reclaim},
     reaper,
-    sync::{Arc, AtomicUsize, Mutex, MutexGuard, lock},
+    sync::{Arc, AtomicUsize},
     sys::{
         errno,
         process::Process,

@@ -18,9 +18,10 @@ use super::{
 use crate::{
     error::{CopyReason, OsError},
     id::{NotificationId, Ticket},
+    lock::{lock, try_lock},
     panics::Panics,
     raw::Reclaim,
-    sync::{Arc, lock, try_lock},
+    sync::Arc,
     sys::{Foreign, errno},
 };
 

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use super::{core::Core, in_flight::InFlight, kernel::Kernel};
 use crate::{
     error::OsError,
+    lock::lock,
     panics::Panics,
-    sync::{Arc, Ordering, lock},
+    sync::{Arc, Ordering},
     sys::errno,
 };
 

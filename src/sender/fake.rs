@@ -16,9 +16,10 @@ use super::{
 use crate::{
     error::OsError,
     id::NotificationId,
+    lock::{Mutex, lock},
     raw::Reclaim,
     reaper,
-    sync::{Arc, Mutex, Weak, lock, yield_now},
+    sync::{Arc, Weak, yield_now},
     sys::{
         Batch, Foreign, Record,
         socket::{IoVec, Ready, SendFlags},

@@ -20,7 +20,7 @@ use super::{
     },
     transport::Transport,
 };
-use crate::{Backing, Fate, Pages, PinnedBuf, Pool, SendError, raw::Reclaim, sync::lock};
+use crate::{Backing, Fate, Pages, PinnedBuf, Pool, SendError, lock::lock, raw::Reclaim};
 
 /// Of Linux.
 const EAGAIN: i32 = 11;

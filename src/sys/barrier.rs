@@ -5,7 +5,7 @@
 //! some ten nanoseconds. `membarrier(2)` makes every running thread of the process pass a full
 //! barrier, so that the frequent side need only keep the compiler from reordering.
 
-pub(crate) use imp::{heavy, is_available};
+pub(crate) use imp::{heavy, is_available, try_heavy};
 
 #[cfg(all(target_os = "linux", not(any(loom, miri))))]
 mod imp {
@@ -38,6 +38,11 @@ mod imp {
         }
     }
 
+    /// The heavy half for callers that can do without. Returns `true` if it was passed.
+    pub(crate) fn try_heavy() -> bool {
+        is_available() && membarrier(PRIVATE_EXPEDITED).is_ok()
+    }
+
     fn membarrier(command: libc::c_int) -> io::Result<()> {
         // SAFETY: membarrier(2) takes no pointers; without flags the third argument is not looked
         // at.
@@ -62,6 +67,11 @@ mod imp {
         // SeqCst: partner of the one in `sync::light_barrier`.
         fence(Ordering::SeqCst);
     }
+
+    pub(crate) fn try_heavy() -> bool {
+        heavy();
+        true
+    }
 }
 
 #[cfg(all(not(target_os = "linux"), not(any(loom, miri))))]
@@ -72,6 +82,10 @@ mod imp {
 
     pub(crate) fn heavy() {
         unreachable!("it is not available");
+    }
+
+    pub(crate) fn try_heavy() -> bool {
+        false
     }
 }
 
