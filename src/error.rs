@@ -569,7 +569,7 @@ impl fmt::Display for Poison {
     }
 }
 
-/// Why waiting for releases ended without them.
+/// Why the fate of a send, or a release, is not told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum WaitError {
@@ -584,6 +584,12 @@ pub enum WaitError {
     /// The sender belongs to the process that this one was forked from, and only that one learns of
     /// releases.
     Forked,
+    /// The ticket is of another sender, which alone can tell; a sender made from the parts of
+    /// another is another one.
+    ForeignTicket,
+    /// No thread or descriptor can be had to wake the task; raise RLIMIT_NPROC or RLIMIT_NOFILE, or
+    /// wait with [`wait`](crate::Sender::wait).
+    NoThread,
 }
 
 impl fmt::Display for WaitError {
@@ -599,6 +605,14 @@ impl fmt::Display for WaitError {
                 "the sender belongs to the process that this one was forked from, and only that \
                  one learns of releases",
             ),
+            Self::ForeignTicket => f.write_str(
+                "the ticket is of another sender, which alone can tell; a sender made from the \
+                 parts of another is another one",
+            ),
+            Self::NoThread => f.write_str(
+                "no thread or descriptor can be had to wake the task; raise RLIMIT_NPROC or \
+                 RLIMIT_NOFILE, or wait with `wait`",
+            ),
         }
     }
 }
@@ -607,7 +621,11 @@ impl Error for WaitError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Os(error) => Some(error),
-            Self::TimedOut | Self::Poisoned | Self::Forked => None,
+            Self::TimedOut
+            | Self::Poisoned
+            | Self::Forked
+            | Self::ForeignTicket
+            | Self::NoThread => None,
         }
     }
 }

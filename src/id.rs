@@ -48,32 +48,110 @@ impl IdRange {
     }
 }
 
+/// Tells a sender from every other one of the process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct SenderId(u64);
+
+impl SenderId {
+    /// Makes an identity of a number that no other sender of the process has.
+    pub(crate) fn new(unique: u64) -> Self {
+        Self(unique & FIELD)
+    }
+}
+
 /// Names one accepted send of one [`Sender`](crate::Sender), copied or not.
 ///
 /// Tickets are handed out in send order and are not kernel ids: a send may take several
 /// notification ids or none. A ticket also remembers the length of its send, in bytes, so that it
-/// can be asked for its [`Fate`](crate::Fate) at any later time. Ask only the sender that gave it:
-/// to another one it names another send, or none.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+/// can be asked for its [`Fate`](crate::Fate) at any later time.
+///
+/// Only the sender that gave a ticket answers for it, or its halves after a
+/// [`split`](crate::Sender::split). Every other sender says
+/// [`WaitError::ForeignTicket`](crate::WaitError::ForeignTicket), a sender made from the parts of
+/// the first one too. The names of senders are used again after 2^40 senders of the process, and
+/// those of sends after 2^40 sends of a sender: twelve days of one each microsecond.
+///
+/// # Examples
+///
+/// ```
+/// # use std::net::{TcpListener, TcpStream};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = TcpListener::bind("127.0.0.1:0")?;
+/// # let connect = || TcpStream::connect(listener.local_addr().unwrap());
+/// let mut first = pinbuf::Sender::new(connect()?)?;
+/// let second = pinbuf::Sender::new(connect()?)?;
+/// let ticket = first.send(&b"hello"[..])?;
+/// assert_eq!((ticket.sequence(), ticket.len()), (0, 5));
+/// assert!(first.fate(ticket)?.is_some());
+/// assert_eq!(second.fate(ticket), Err(pinbuf::WaitError::ForeignTicket));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket {
-    pub(crate) sequence: u64,
-    pub(crate) len: usize,
+    /// The sender and the upper bits of the sequence number.
+    high: u64,
+    /// The lower bits of the sequence number, and the length.
+    low: u64,
+}
+
+static_assertions::const_assert!(size_of::<Ticket>() == 16);
+
+/// Bits of a ticket for the sender, and for the sequence number; the rest are for the length.
+const FIELD_BITS: u32 = 40;
+const FIELD: u64 = (1 << FIELD_BITS) - 1;
+const LEN_BITS: u32 = 128 - 2 * FIELD_BITS;
+const MAX_LEN: u64 = (1 << LEN_BITS) - 1;
+
+/// The part of a sequence number that a ticket has.
+pub(crate) fn short_sequence(sequence: u64) -> u64 {
+    sequence & FIELD
 }
 
 impl Ticket {
-    /// The position of this send among the accepted sends of its sender, from 0.
+    pub(crate) fn new(sender: SenderId, sequence: u64, len: usize) -> Self {
+        let sequence = short_sequence(sequence);
+        // No address space has room for longer ones.
+        let len = (len as u64).min(MAX_LEN);
+        Self {
+            high: sender.0 << (64 - FIELD_BITS) | sequence >> (64 - LEN_BITS),
+            low: sequence << LEN_BITS | len,
+        }
+    }
+
+    /// The position of this send among the accepted sends of its sender, from 0, modulo 2^40.
     pub fn sequence(self) -> u64 {
-        self.sequence
+        (self.high << (64 - LEN_BITS) | self.low >> LEN_BITS) & FIELD
+    }
+
+    /// The position of this send among all of its sender, the last of which is `last`.
+    pub(crate) fn sequence_up_to(self, last: u64) -> u64 {
+        last.wrapping_sub(last.wrapping_sub(self.sequence()) & FIELD)
+    }
+
+    /// Returns `true` if this sender gave the ticket.
+    pub(crate) fn is_of(self, sender: SenderId) -> bool {
+        self.high >> (64 - FIELD_BITS) == sender.0
     }
 
     /// The length of the send in bytes.
     pub fn len(self) -> usize {
-        self.len
+        (self.low & MAX_LEN) as usize
     }
 
     /// Whether the send was empty.
     pub fn is_empty(self) -> bool {
-        self.len == 0
+        self.len() == 0
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket")
+            .field("sender", &(self.high >> (64 - FIELD_BITS)))
+            .field("sequence", &self.sequence())
+            .field("len", &self.len())
+            .finish()
     }
 }
 
@@ -105,6 +183,32 @@ mod tests {
         let base = u64::from(u32::MAX) - 1;
         assert_eq!(extend(u32::MAX - 1, 1, base, base + 4), Some((base, base + 4)));
         assert_eq!(extend(0, 0, base, base + 4), Some((base + 2, base + 3)));
+    }
+
+    #[test]
+    fn a_ticket_tells_what_it_was_made_of_at_every_limit() {
+        let fields = [0, 1, 0xA5_5A5A_A5A5, FIELD - 1, FIELD];
+        let lens = [0, 1, 0xA55A_5AA5, 1 << 20];
+        for (sender, sequence) in fields.iter().flat_map(|one| fields.map(|other| (*one, other))) {
+            for len in lens {
+                let ticket = Ticket::new(SenderId::new(sender), sequence, len);
+                assert_eq!((ticket.sequence(), ticket.len()), (sequence, len));
+                for other in fields {
+                    assert_eq!(ticket.is_of(SenderId::new(other)), other == sender);
+                }
+            }
+        }
+        assert_eq!(Ticket::new(SenderId::new(0), 0, usize::MAX).sequence(), 0);
+    }
+
+    #[test]
+    fn a_recent_ticket_names_its_send_past_the_wrap() {
+        for last in [0, 5, FIELD, FIELD + 1, FIELD + 5, 7 << 40] {
+            for age in [0, 1, 5, 4096, FIELD].into_iter().filter(|age| *age <= last) {
+                let ticket = Ticket::new(SenderId::new(1), last - age, 10);
+                assert_eq!(ticket.sequence_up_to(last), last - age);
+            }
+        }
     }
 
     #[test]

@@ -134,7 +134,7 @@ fn a_clone_that_waits_in_a_queue_releases_a_send_after_later_ones() {
             }
             thread::sleep(Duration::from_millis(10));
             sender.reap().unwrap();
-            let released = |at: usize| sender.fate(tickets[at]).is_some();
+            let released = |at: usize| sender.fate(tickets[at]).unwrap().is_some();
             let last = (0..tickets.len()).rfind(|at| released(*at)).unwrap_or(0);
             (0..last).filter(|at| !released(*at)).for_each(|at| overtaken[at] = true);
         }

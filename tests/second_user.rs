@@ -92,7 +92,7 @@ fn what_is_in_flight_when_a_foreign_note_shows_is_quarantined_until_the_gauge_re
         match sender.wait(*ticket, soon()) {
             Ok(Fate::Released { accepted: LEN, .. }) => {}
             Err(WaitError::Poisoned) => {
-                assert_eq!(sender.fate(*ticket), Some(Fate::Quarantined));
+                assert_eq!(sender.fate(*ticket).unwrap(), Some(Fate::Quarantined));
             }
             other => panic!("{other:?}"),
         }
@@ -100,7 +100,9 @@ fn what_is_in_flight_when_a_foreign_note_shows_is_quarantined_until_the_gauge_re
     // The gauge reads 0 once all is released and read: the proof comes late, and is taken.
     eventually("all is released", || {
         sender.reap().unwrap();
-        tickets.iter().all(|ticket| matches!(sender.fate(*ticket), Some(Fate::Released { .. })))
+        tickets
+            .iter()
+            .all(|ticket| matches!(sender.fate(*ticket).unwrap(), Some(Fate::Released { .. })))
     });
     assert_all_home(&pool);
     assert!(sender.close(soon().unwrap()).drained);
@@ -152,7 +154,7 @@ fn a_poisoned_sender_recycles_nothing_early() {
         sender.stats().leases == 0
     });
     for ticket in rest {
-        assert!(matches!(sender.fate(ticket), Some(Fate::Released { .. })));
+        assert!(matches!(sender.fate(ticket).unwrap(), Some(Fate::Released { .. })));
     }
     assert!(sender.close(soon().unwrap()).drained);
     assert_eq!(census(&pool), [quarantined, free, 0, 0]);

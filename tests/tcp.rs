@@ -193,7 +193,7 @@ fn a_buffer_accepted_in_part_is_kept_until_its_last_part_is_released() {
             assert!(!sender.flush().unwrap());
             sender.reap().unwrap();
             assert_eq!(census(&pool), [0, 0, 1, 0]);
-            assert_eq!(sender.fate(ticket), None);
+            assert_eq!(sender.fate(ticket).unwrap(), None);
             thread::sleep(Duration::from_millis(1));
         }
         half.join().unwrap()
@@ -321,7 +321,7 @@ fn a_peer_that_never_reads_costs_time_and_nothing_else() {
     let last = *tickets.last().unwrap();
     assert_eq!(sender.wait(last, Some(after(50))), Err(WaitError::TimedOut));
     assert_eq!(sender.drain(Some(after(50))), Err(WaitError::TimedOut));
-    assert_eq!(sender.fate(last), None);
+    assert_eq!(sender.fate(last).unwrap(), None);
     assert!(matches!(sender.try_send(refused), Err(SendError::WouldBlock(_))));
     let interest = sender.interest();
     assert!(interest.released, "{interest:?}");
@@ -458,7 +458,7 @@ fn without_zero_copy_everything_is_released_at_once() {
         let buf = filled(pool.try_alloc(64 << 10).unwrap(), 64 << 10, seed);
         let ticket = sender.try_send(buf).unwrap();
         let fate = Fate::Released { accepted: 64 << 10, copied: Some(true) };
-        assert_eq!(sender.fate(ticket), Some(fate));
+        assert_eq!(sender.fate(ticket).unwrap(), Some(fate));
         assert_all_home(&pool);
     }
     let peer = reader(far, Duration::ZERO);

@@ -38,7 +38,10 @@ fn a_note_that_comes_before_the_call_returns_finds_its_lease() {
         let ticket = sender.try_send(filled(&pool, 1)).unwrap();
         reaper.join().unwrap();
         sender.step().unwrap();
-        assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: PAGE, .. })));
+        assert!(matches!(
+            sender.fate(ticket).unwrap(),
+            Some(Fate::Released { accepted: PAGE, .. })
+        ));
         // By the note: one that is not understood poisons, though a proof may make up for it.
         assert!(sender.capabilities().zero_copy);
         assert_home(&pool);
@@ -72,7 +75,7 @@ fn option_memory_proves_nothing_while_a_call_is_under_way() {
         };
         let ticket = sender.try_send(filled(&pool, 1)).unwrap();
         doubter.join().unwrap();
-        assert_eq!(sender.fate(ticket), None, "nothing is delivered yet");
+        assert_eq!(sender.fate(ticket).unwrap(), None, "nothing is delivered yet");
         assert!(kernel.deliver());
         sender.step().unwrap();
         assert_home(&pool);
@@ -93,7 +96,10 @@ fn a_failed_call_is_rolled_back_while_another_thread_reaps() {
         let ticket = sender.try_send(buf).unwrap();
         reaper.join().unwrap();
         sender.step().unwrap();
-        assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: PAGE, .. })));
+        assert!(matches!(
+            sender.fate(ticket).unwrap(),
+            Some(Fate::Released { accepted: PAGE, .. })
+        ));
         assert!(sender.capabilities().zero_copy, "by the note, not by a proof");
         assert_home(&pool);
     });
@@ -115,7 +121,7 @@ fn the_rest_of_a_buffer_goes_out_once_whoever_flushes() {
         sender.step().unwrap();
         sender.step().unwrap();
         assert_eq!(kernel.accepted(), PAGE);
-        assert!(sender.fate(ticket).is_some());
+        assert!(sender.fate(ticket).unwrap().is_some());
         assert_home(&pool);
     });
 }
@@ -152,10 +158,10 @@ fn a_datagram_dropped_below_the_socket_keeps_its_id() {
         let ticket = sender.try_send(buf).unwrap();
         reaper.join().unwrap();
         sender.step().unwrap();
-        assert_eq!(sender.fate(ticket), None, "nothing is delivered yet");
+        assert_eq!(sender.fate(ticket).unwrap(), None, "nothing is delivered yet");
         assert!(kernel.deliver());
         sender.step().unwrap();
-        assert!(sender.fate(ticket).is_some() && sender.capabilities().zero_copy);
+        assert!(sender.fate(ticket).unwrap().is_some() && sender.capabilities().zero_copy);
         assert_home(&pool);
     });
 }

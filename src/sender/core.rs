@@ -20,12 +20,12 @@ use super::{
 };
 use crate::{
     error::{CopyReason, OsError, SendError},
-    id::{NotificationId, Ticket},
+    id::{NotificationId, SenderId, Ticket},
     lease::{IntoPayload, Memory, Payload},
     lock::{Mutex, MutexGuard, lock},
     raw::{RawPool, Reclaim},
     reaper,
-    sync::{Arc, AtomicUsize},
+    sync::{Arc, AtomicUsize, unique_id},
     sys::{
         errno,
         process::Process,
@@ -51,6 +51,7 @@ pub struct Core<K: Kernel> {
     /// The process that the sender belongs to.
     process: Process,
     pub(super) kernel: K,
+    pub(super) id: SenderId,
     pub(super) budget: Arc<MemlockBudget>,
     pub(super) call_limits: CallLimits,
     /// A lone buffer below this goes by copy.
@@ -109,6 +110,7 @@ impl<K: Kernel> Core<K> {
             call_limits: kernel.transport().call_limits(&budget),
             least_without_copy: config.threshold_bytes.max(MIN_ZERO_COPY_ELEMENT),
             kernel,
+            id: SenderId::new(unique_id()),
             config,
             budget,
             optmem_max,
@@ -205,8 +207,9 @@ impl<K: Kernel> Core<K> {
         }
         let awaited = buf.is_awaited();
         let calls_for_more = asks | awaited;
-        let ticket = Ticket { sequence: in_flight.done.ledger.open(1, false), len };
-        let id = in_flight.enter_call(&self.kernel, buf, ticket.sequence, bytes);
+        let sequence = in_flight.done.ledger.open(1, false);
+        let ticket = Ticket::new(self.id, sequence, len);
+        let id = in_flight.enter_call(&self.kernel, buf, sequence, bytes);
         self.under_way.begin();
         drop(in_flight);
         let part = [memory.part(0, bytes)];
@@ -283,12 +286,12 @@ impl<K: Kernel> Core<K> {
     ) -> Result<Offered, SendError<P>> {
         let mut in_flight = self.in_flight();
         let bytes = part[0].len();
-        let more = bytes < ticket.len;
+        let more = bytes < memory.len();
         let call = Call { keys: &[ALONE], memory: part, bytes, zero_copy: true, more };
         let called = self.called(&mut send.calls, &mut in_flight, call, id, sent, false);
         in_flight.unlocked(|| self.look_after(awaited));
         let accepted = *called.as_ref().unwrap_or(&0);
-        if called.is_ok() && accepted == ticket.len {
+        if called.is_ok() && accepted == memory.len() {
             in_flight.settle(ALONE);
             self.unlock(send, in_flight);
             return Ok(Offered { ticket, whole: true });
@@ -336,7 +339,7 @@ impl<K: Kernel> Core<K> {
             let dropped = in_flight.done.hand_back(buf, sequence);
             self.unlock(send, in_flight);
             drop(dropped);
-            return Ok(Offered { ticket: Ticket { sequence, len }, whole: true });
+            return Ok(Offered { ticket: Ticket::new(self.id, sequence, len), whole: true });
         }
         self.offer_rest(send, in_flight, buf, false, accepted)
     }
@@ -354,7 +357,7 @@ impl<K: Kernel> Core<K> {
     ) -> Result<Offered, SendError<P>> {
         let memory = buf.io_vec();
         let sequence = in_flight.done.ledger.open(1, accepted > 0);
-        let ticket = Ticket { sequence, len: memory.len() };
+        let ticket = Ticket::new(self.id, sequence, memory.len());
         self.register(&mut send, buf.pool());
         let (key, awaited) = in_flight.enter(buf, sequence);
         send.outbox.put_rest(ticket, key, memory, zero_copy, accepted);
@@ -406,7 +409,7 @@ impl<K: Kernel> Core<K> {
             len += memory.len();
             send.outbox.push(key, memory);
         }
-        let ticket = Ticket { sequence, len };
+        let ticket = Ticket::new(self.id, sequence, len);
         let without_copy = |elements, bytes| {
             in_flight.tries_zero_copy() && self.goes_without_copy(elements, bytes)
         };
@@ -455,7 +458,7 @@ impl<K: Kernel> Core<K> {
             Ok(()) => Ok(()),
             Err(stop) if accepted == 0 => {
                 send.outbox.take(|key| on_refused(in_flight.withdraw(key)));
-                in_flight.done.ledger.retract(ticket.sequence);
+                in_flight.done.ledger.retract(ticket);
                 Err(stop.into_send_error())
             }
             Err(stop) => match self.give_up(&mut send, &mut in_flight, stop) {

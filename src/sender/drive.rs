@@ -16,7 +16,7 @@ use super::{
     ledger::Fate,
 };
 use crate::{
-    error::{CopyReason, OsError},
+    error::{CopyReason, OsError, WaitError},
     id::{NotificationId, Ticket},
     lock::{lock, try_lock},
     panics::Panics,
@@ -164,11 +164,20 @@ impl<K: Kernel> Core<K> {
     }
 
     /// The fate of a send, or `None` while it is open.
-    pub fn fate(&self, ticket: Ticket) -> Option<Fate> {
+    pub fn fate(&self, ticket: Ticket) -> Result<Option<Fate>, WaitError> {
+        self.check_ticket(ticket)?;
+        Ok(self.in_flight().fate(ticket))
+    }
+
+    /// Refuses a ticket that this sender did not give, and every ticket in a forked child.
+    pub(super) fn check_ticket(&self, ticket: Ticket) -> Result<(), WaitError> {
         if self.is_forked() {
-            return None;
+            Err(WaitError::Forked)
+        } else if !ticket.is_of(self.id) {
+            Err(WaitError::ForeignTicket)
+        } else {
+            Ok(())
         }
-        self.in_flight().fate(ticket)
     }
 
     /// The fate of a send, with a wake-up for when it has one.
@@ -176,8 +185,9 @@ impl<K: Kernel> Core<K> {
         self: &Arc<Self>,
         cx: &mut Context<'_>,
         ticket: Ticket,
-    ) -> Poll<io::Result<Fate>> {
-        self.step()?;
+    ) -> Poll<Result<Fate, WaitError>> {
+        self.check_ticket(ticket)?;
+        self.step().map_err(|error| WaitError::Os(OsError::from(&error)))?;
         // Cloned, and the one it replaces dropped, with no lock held: that is user code.
         let waker = cx.waker().clone();
         let mut in_flight = self.in_flight();
@@ -191,10 +201,7 @@ impl<K: Kernel> Core<K> {
         drop(in_flight);
         drop(replaced);
         if !Arc::<Self>::clone(self).watch() {
-            return Poll::Ready(Err(io::Error::other(
-                "no thread can be had to wait for the kernel; raise RLIMIT_NPROC, or wait with \
-                 `wait`",
-            )));
+            return Poll::Ready(Err(WaitError::NoThread));
         }
         Poll::Pending
     }

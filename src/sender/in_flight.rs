@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::{CopyReason, OsError, Poison},
-    id::{NotificationId, Ticket},
+    id::{NotificationId, Ticket, short_sequence},
     lease::{IntoPayload, Lease, Memory, Payload},
     raw::RawPool,
     sync::Arc,
@@ -689,7 +689,9 @@ impl Done {
             HandBack::Recycle => Some(buf),
             HandBack::Return => {
                 let payload = buf.into_payload();
-                self.extras.returned.push_back(Returned { sequence: ticket, payload });
+                self.extras
+                    .returned
+                    .push_back(Returned { sequence: short_sequence(ticket), payload });
                 None
             }
         }
@@ -705,7 +707,7 @@ impl Done {
     /// The connection failed after `accepted` bytes of a send.
     pub(super) fn truncate(&mut self, ticket: Ticket, accepted: usize, error: OsError) {
         self.news = true;
-        self.ledger.truncate(ticket.sequence, accepted, error);
+        self.ledger.truncate(ticket, accepted, error);
         self.extras.truncated_sends += 1;
     }
 }

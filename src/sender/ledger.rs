@@ -187,8 +187,9 @@ impl Ledger {
     }
 
     /// Takes back the last ticket opened: nothing of the send was accepted.
-    pub(crate) fn retract(&mut self, sequence: u64) {
-        debug_assert_eq!(sequence + 1, self.next);
+    pub(crate) fn retract(&mut self, ticket: Ticket) {
+        debug_assert!(self.is_last(ticket));
+        let sequence = self.sequence(ticket);
         self.next -= 1;
         if self.kept(sequence) == Some(Open::APART) {
             self.exceptions.apart.remove(&sequence);
@@ -222,13 +223,14 @@ impl Ledger {
     }
 
     /// The connection failed after `accepted` bytes of the send.
-    pub(crate) fn truncate(&mut self, sequence: u64, accepted: usize, error: OsError) {
+    pub(crate) fn truncate(&mut self, ticket: Ticket, accepted: usize, error: OsError) {
+        let sequence = self.sequence(ticket);
         self.exceptions.truncated.insert(sequence, Truncation { accepted, error });
     }
 
     /// What cut a send short, if so.
     pub(crate) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
-        self.exceptions.truncated.get(&ticket.sequence).map(|truncation| truncation.error)
+        self.exceptions.truncated.get(&self.sequence(ticket)).map(|truncation| truncation.error)
     }
 
     /// What the history says of a send that was made, unless that is older.
@@ -238,37 +240,46 @@ impl Ledger {
 
     /// Whether this is the last send that was made.
     pub(crate) fn is_last(&self, ticket: Ticket) -> bool {
-        ticket.sequence + 1 == self.next
+        self.sequence(ticket) + 1 == self.next
     }
 
     /// Whether a send was made and has leases.
     pub(crate) fn is_open(&self, ticket: Ticket) -> bool {
-        let is_apart = || self.exceptions.apart.contains_key(&ticket.sequence);
-        ticket.sequence < self.next
-            && self.kept(ticket.sequence).map_or_else(is_apart, |open| open.leases() > 0)
+        self.is_open_at(self.sequence(ticket))
+    }
+
+    fn is_open_at(&self, sequence: u64) -> bool {
+        let is_apart = || self.exceptions.apart.contains_key(&sequence);
+        sequence < self.next && self.kept(sequence).map_or_else(is_apart, |open| open.leases() > 0)
+    }
+
+    /// The position of the send of a ticket.
+    fn sequence(&self, ticket: Ticket) -> u64 {
+        ticket.sequence_up_to(self.next.wrapping_sub(1))
     }
 
     /// The fate of a send, or `None` while it has leases or was never made.
     pub(crate) fn fate(&self, ticket: Ticket) -> Option<Fate> {
-        let sequence = ticket.sequence;
-        if sequence >= self.next || self.is_open(ticket) {
+        let sequence = self.sequence(ticket);
+        if sequence >= self.next || self.is_open_at(sequence) {
             return None;
         }
         if let Some(truncation) = self.exceptions.truncated.get(&sequence) {
             let Truncation { accepted, error } = *truncation;
-            return Some(Fate::Truncated { accepted, len: ticket.len, error });
+            return Some(Fate::Truncated { accepted, len: ticket.len(), error });
         }
         let copied = self.kept(sequence).map(Open::copied);
-        Some(Fate::Released { accepted: ticket.len, copied })
+        Some(Fate::Released { accepted: ticket.len(), copied })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::SenderId;
 
     fn ticket(sequence: u64) -> Ticket {
-        Ticket { sequence, len: 10 }
+        Ticket::new(SenderId::new(1), sequence, 10)
     }
 
     fn released(copied: Option<bool>) -> Option<Fate> {
@@ -292,7 +303,7 @@ mod tests {
         let straggler = ledger.open(1, false);
         let cut = ledger.open(1, false);
         let error = OsError::from_raw(104);
-        ledger.truncate(cut, 3, error);
+        ledger.truncate(ticket(cut), 3, error);
         ledger.released(cut, false);
         for _ in 0..3 * HISTORY {
             let sequence = ledger.open(1, false);
@@ -313,7 +324,7 @@ mod tests {
         let mut ledger = Ledger::default();
         for leases in [1, 1000, 1] {
             let first = ledger.open(leases, false);
-            ledger.retract(first);
+            ledger.retract(ticket(first));
             assert!(ledger.exceptions.apart.is_empty());
             assert_eq!(ledger.open(0, false), first);
         }

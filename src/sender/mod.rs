@@ -373,7 +373,12 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     }
 
     /// What became of a send, or `None` while it is open, as far as the notes read so far tell.
-    pub fn fate(&self, ticket: Ticket) -> Option<Fate> {
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::ForeignTicket`] for a ticket of another sender, and [`WaitError::Forked`] in a
+    /// forked child.
+    pub fn fate(&self, ticket: Ticket) -> Result<Option<Fate>, WaitError> {
         self.core().fate(ticket)
     }
 
@@ -383,8 +388,13 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// # Errors
     ///
-    /// What `recvmsg(2)` reported, or that no thread could be had to wait for the kernel.
-    pub fn poll_fate(&mut self, cx: &mut Context<'_>, ticket: Ticket) -> Poll<io::Result<Fate>> {
+    /// As [`fate`](Self::fate); also [`WaitError::Os`] with what `recvmsg(2)` reported, and
+    /// [`WaitError::NoThread`].
+    pub fn poll_fate(
+        &mut self,
+        cx: &mut Context<'_>,
+        ticket: Ticket,
+    ) -> Poll<Result<Fate, WaitError>> {
         self.core().poll_fate(cx, ticket)
     }
 
@@ -392,8 +402,8 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// # Errors
     ///
-    /// [`WaitError::TimedOut`], or [`WaitError::Poisoned`] at once if the error queue no longer
-    /// tells.
+    /// [`WaitError::TimedOut`], or at once [`WaitError::Poisoned`] if the error queue no longer
+    /// tells, and [`WaitError::ForeignTicket`] for a ticket of another sender.
     pub fn wait(&mut self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
         self.core().wait(ticket, deadline)
     }

@@ -194,7 +194,10 @@ impl Outbox {
 mod tests {
     use super::*;
     use crate::sender::window::MemlockBudget;
-    use crate::{id::NotificationId, tracker::CompletionTracker};
+    use crate::{
+        id::{NotificationId, SenderId},
+        tracker::CompletionTracker,
+    };
 
     /// An outbox of elements of these lengths, started at a threshold of 16 KiB.
     fn outbox(lens: &[usize], transport: Transport) -> Outbox {
@@ -203,7 +206,7 @@ mod tests {
         for len in lens {
             outbox.push(tracker.insert(()), IoVec::new(std::ptr::null(), *len));
         }
-        let ticket = Ticket { sequence: 0, len: lens.iter().sum() };
+        let ticket = Ticket::new(SenderId::new(1), 0, lens.iter().sum());
         outbox.start(ticket, transport, |elements, bytes| {
             transport.goes_without_copy(16384, elements, bytes)
         });

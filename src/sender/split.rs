@@ -159,7 +159,11 @@ impl<S: AsFd + Send + Sync + 'static> ReapHalf<S> {
     /// # Errors
     ///
     /// As there.
-    pub fn poll_fate(&mut self, cx: &mut Context<'_>, ticket: Ticket) -> Poll<io::Result<Fate>> {
+    pub fn poll_fate(
+        &mut self,
+        cx: &mut Context<'_>,
+        ticket: Ticket,
+    ) -> Poll<Result<Fate, WaitError>> {
         self.0.core().poll_fate(cx, ticket)
     }
 
@@ -187,7 +191,11 @@ macro_rules! both_halves {
     ($half:ident) => {
         impl<S: AsFd + Send + Sync + 'static> $half<S> {
             /// As [`Sender::fate`](super::Sender::fate).
-            pub fn fate(&self, ticket: Ticket) -> Option<Fate> {
+            ///
+            /// # Errors
+            ///
+            /// As there.
+            pub fn fate(&self, ticket: Ticket) -> Result<Option<Fate>, WaitError> {
                 self.0.core().fate(ticket)
             }
 

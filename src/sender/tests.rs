@@ -166,7 +166,7 @@ fn news_that_comes_while_another_thread_sends_is_not_lost() {
     reaper.recv().unwrap().join().unwrap();
     kernel.note(0, 1);
     sender.step().unwrap();
-    assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: 4096, .. })));
+    assert!(matches!(sender.fate(ticket).unwrap(), Some(Fate::Released { accepted: 4096, .. })));
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn a_blocking_send_whose_rest_is_refused_ends() {
         assert_eq!(error.raw(), EPERM);
         kernel.note(0, 0);
         sender.step().unwrap();
-        let fate = sender.fate(ticket);
+        let fate = sender.fate(ticket).unwrap();
         assert!(matches!(fate, Some(Fate::Truncated { accepted: 1000, .. })), "{fate:?}");
     });
 }
@@ -275,7 +275,7 @@ fn a_task_whose_note_was_stolen_is_looked_after_without_news() {
     // A message about something else is no answer.
     kernel.foreign();
     sender.attend();
-    assert!(sender.fate(ticket).is_some());
+    assert!(sender.fate(ticket).unwrap().is_some());
     assert_eq!(sender.attend(), None, "nobody waits any more");
 }
 
@@ -302,7 +302,7 @@ fn a_blocking_send_that_cannot_wait_for_room_cuts_its_rest_short() {
         assert_eq!(sender.connection_error(), Some(error), "as the error says");
         kernel.note(0, 0);
         sender.step().unwrap();
-        let fate = sender.fate(ticket);
+        let fate = sender.fate(ticket).unwrap();
         assert!(matches!(fate, Some(Fate::Truncated { accepted: 1000, .. })), "{fate:?}");
     });
 }
@@ -316,10 +316,10 @@ fn an_end_whose_rest_is_stuck_is_aborted_though_the_peer_has_all_before_it() {
     let ticket = sender.try_send(filled(&pool())).unwrap();
     kernel.release();
     Arc::clone(&sender).leave(true);
-    assert_eq!(sender.fate(ticket), None, "there is time left");
+    assert_eq!(sender.fate(ticket).unwrap(), None, "there is time left");
     kernel.pass(config.linger);
     sender.attend();
-    let fate = sender.fate(ticket);
+    let fate = sender.fate(ticket).unwrap();
     assert!(matches!(fate, Some(Fate::Truncated { accepted: 1000, .. })), "{fate:?}");
 }
 
@@ -344,7 +344,7 @@ fn what_a_kernel_took_that_ignores_the_flag_is_home_at_once() {
     let pool = pool();
     let sender = stream([Answer::Ignore]).sender(config());
     let ticket = sender.try_send(filled(&pool)).unwrap();
-    assert!(matches!(sender.fate(ticket), Some(Fate::Released { accepted: 4096, .. })));
+    assert!(matches!(sender.fate(ticket).unwrap(), Some(Fate::Released { accepted: 4096, .. })));
     assert!(!sender.capabilities().zero_copy);
     assert_eq!(pool.stats().free(), 1);
     sender.try_send(filled(&pool)).unwrap();

@@ -145,11 +145,15 @@ mod tests {
             assert_eq!(ticket.sequence(), round as u64, "no ticket was used");
             assert_eq!(kernel.seen(), [call(1, LEN, true)]);
             sender.step().unwrap();
-            assert_eq!(sender.fate(ticket), None, "the note of the other id does not release it");
+            assert_eq!(
+                sender.fate(ticket).unwrap(),
+                None,
+                "the note of the other id does not release it"
+            );
             kernel.release();
             sender.step().unwrap();
             assert_eq!(
-                sender.fate(ticket),
+                sender.fate(ticket).unwrap(),
                 Some(Fate::Released { accepted: LEN, copied: Some(false) })
             );
         }
@@ -184,7 +188,7 @@ mod tests {
         let ticket = sender.try_send(&BYTES[..LEN]).unwrap();
         assert_eq!(kernel.seen(), [call(1, LEN, true), call(1, LEN, false)]);
         let fate = Some(Fate::Released { accepted: LEN, copied: Some(true) });
-        assert_eq!(sender.fate(ticket), fate);
+        assert_eq!(sender.fate(ticket).unwrap(), fate);
         // With notes to be read, the call is tried once more before that.
         kernel.will([Answer::Note(false), Answer::Fail(errno::ENOBUFS)]);
         sender.try_send(&BYTES[..LEN]).unwrap();

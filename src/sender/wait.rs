@@ -226,8 +226,9 @@ impl<K: Kernel> Core<K> {
 
     /// Waits until a send has its fate.
     pub fn wait(&self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
+        self.check_ticket(ticket)?;
         Wait::new(self, deadline).until(|core| {
-            Some(match core.fate(ticket)? {
+            Some(match core.in_flight().fate(ticket)? {
                 Fate::Quarantined => Err(WaitError::Poisoned),
                 fate => Ok(fate),
             })

@@ -240,7 +240,7 @@ impl Owner {
         }
         let at = which % self.sent.len();
         let ticket = self.sent[at].ticket;
-        if let Some(Some(fate)) = self.call(|core| core.fate(ticket)) {
+        if let Some(Some(fate)) = self.call(|core| core.fate(ticket).unwrap()) {
             self.judge(at, fate);
         }
         while self.sent.front().is_some_and(Sent::is_settled) {
@@ -309,7 +309,7 @@ impl Owner {
         self.fetch(usize::MAX);
         for at in 0..self.sent.len() {
             let ticket = self.sent[at].ticket;
-            let fate = self.core.fate(ticket).expect("it is released");
+            let fate = self.core.fate(ticket).unwrap().expect("it is released");
             assert!(fate != Fate::Quarantined, "it is released");
             self.judge(at, fate);
             // What got new pages after an abort has nothing to hand back.
@@ -344,7 +344,7 @@ impl Owner {
     /// Whoever is to be woken for a fate that is known has been.
     fn check_rung(&self) {
         for (ticket, bell) in &self.polls {
-            let fate = self.core.fate(*ticket);
+            let fate = self.core.fate(*ticket).unwrap();
             assert!(fate.is_none() || bell.is_rung(), "{fate:?}, but nobody was woken");
         }
     }
