@@ -1,7 +1,7 @@
 //! Nothing spins: waits are counted where `poll(2)` would return at once for ever.
 //!
-//! This binary has its own `ppoll`, `epoll_wait` and `recvmmsg`, which the library calls instead
-//! of the C library's: they count per thread, and can pretend that no note is there.
+//! This binary has its own `ppoll`, `epoll_wait`, `recvmmsg` and `ioctl`, which the library calls
+//! instead of the C library's: they count per thread, and can pretend that no note is there.
 
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
@@ -26,7 +26,7 @@ use common::{
     raise_loopback, reader, reset, skip, soon,
 };
 use libc::{c_int, c_uint, c_void};
-use pinbuf::{Fate, SendError, Sender, WaitError};
+use pinbuf::{Fate, Policy, SendError, Sender, SenderBuilder, WaitError, wait_idle};
 
 thread_local! {
     /// Waits of this thread.
@@ -40,11 +40,19 @@ thread_local! {
 /// Waits of the library's own thread.
 static REAPER_WAITS: AtomicUsize = AtomicUsize::new(0);
 
+/// Questions of the library's own thread about unacknowledged bytes: one for each look at a sender
+/// that ends.
+static REAPER_QUESTIONS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_for_the_reaper(counter: &AtomicUsize) {
+    if thread::current().name() == Some("pinbuf-reaper") {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 fn count() {
     WAITS.set(WAITS.get() + 1);
-    if thread::current().name() == Some("pinbuf-reaper") {
-        REAPER_WAITS.fetch_add(1, Ordering::Relaxed);
-    }
+    count_for_the_reaper(&REAPER_WAITS);
 }
 
 /// Instead of the C library's.
@@ -111,6 +119,18 @@ unsafe extern "C" fn recvmmsg(
     }
     // SAFETY: the caller's promises.
     unsafe { libc::syscall(libc::SYS_recvmmsg, fd, messages, room, flags, timeout) as c_int }
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As ioctl(2) with a pointer.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ioctl(fd: c_int, request: usize, value: *mut c_void) -> c_int {
+    count_for_the_reaper(&REAPER_QUESTIONS);
+    // SAFETY: the caller's promises.
+    unsafe { libc::syscall(libc::SYS_ioctl, fd, request, value) as c_int }
 }
 
 /// How often this thread waited in `body`.
@@ -354,4 +374,89 @@ fn the_reaper_does_not_spin() {
     eventually("all slots are home", || pool.stats().free() == 2);
     assert!(sender.close(soon().unwrap()).drained);
     assert_same(&peer.join().unwrap(), &pattern(256 << 10, 1));
+}
+
+/// Drops senders of which each has bytes left that its peer has no room for.
+fn drop_stalled(builder: SenderBuilder, count: usize) -> Vec<TcpStream> {
+    let builder = builder.policy(Policy::Never);
+    let data = pattern(4 << 20, 1);
+    let peers = (0..count).map(|_| {
+        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+        builder.adopt(near).unwrap().try_send(data.clone()).unwrap();
+        far
+    });
+    peers.collect()
+}
+
+#[test]
+fn a_stalled_ending_sender_is_looked_at_ten_times_per_linger() {
+    alone(|| {
+        const COUNT: usize = 10;
+        // Twice the fixed time between two looks, times ten: many more looks would be made by that.
+        let linger = Duration::from_secs(4);
+        let _peers = drop_stalled(Sender::builder().linger(linger), COUNT);
+        assert!(wait_idle(soon().unwrap()), "the reset comes");
+        let looks = REAPER_QUESTIONS.load(Ordering::Relaxed);
+        // Some more at the begin, at the reset, and for news of the first segments.
+        assert!((COUNT..20 * COUNT).contains(&looks), "{looks} looks at {COUNT} senders");
+    });
+}
+
+#[test]
+fn a_stalled_ending_sender_is_looked_at_once_a_second_at_most() {
+    alone(|| {
+        const COUNT: usize = 100;
+        let begun = Instant::now();
+        let peers = drop_stalled(Sender::builder(), COUNT);
+        thread::sleep(Duration::from_secs(3));
+        let looks = REAPER_QUESTIONS.load(Ordering::Relaxed);
+        let seconds = begun.elapsed().as_secs() as usize;
+        // Some more at the begin.
+        assert!(looks >= COUNT && looks < COUNT * (seconds + 5), "{looks} looks in {seconds} s");
+        peers.into_iter().for_each(reset);
+        assert!(wait_idle(soon().unwrap()));
+    });
+}
+
+/// How often this thread has slept.
+fn sleeps() -> i64 {
+    // SAFETY: all zero bytes are a value of a struct of integers.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: getrusage(2) writes one `rusage`, which outlives the call.
+    assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) }, 0);
+    usage.ru_nvcsw
+}
+
+#[test]
+fn threads_in_wait_idle_sleep_until_the_last_sender_ends() {
+    alone(|| {
+        let mut peers = drop_stalled(Sender::builder(), 2);
+        let waits: Vec<_> = (0..2)
+            .map(|_| {
+                thread::spawn(|| {
+                    let before = sleeps();
+                    assert!(wait_idle(soon().unwrap()), "the wait is woken");
+                    sleeps() - before
+                })
+            })
+            .collect();
+        thread::sleep(PAUSE);
+        reset(peers.pop().unwrap());
+        thread::sleep(PAUSE);
+        assert!(waits.iter().all(|wait| !wait.is_finished()), "one sender goes on");
+        reset(peers.pop().unwrap());
+        for wait in waits {
+            // One sleep, and a few for locks and the start of the thread.
+            let sleeps = wait.join().unwrap();
+            assert!((1..20).contains(&sleeps), "{sleeps}");
+        }
+        assert!(!wait_idle_of_one_stalled(), "the deadline ends the wait");
+    });
+}
+
+fn wait_idle_of_one_stalled() -> bool {
+    let peers = drop_stalled(Sender::builder(), 1);
+    let idle = wait_idle(after(50));
+    peers.into_iter().for_each(reset);
+    idle
 }

@@ -163,6 +163,11 @@ impl SenderBuilder {
     /// How long a dropped sender goes on for without progress: as long as the peer acknowledges
     /// something within this time, what is unsent is flushed and what is in flight awaited; then
     /// the connection is aborted. Default: 30 s.
+    ///
+    /// # Performance
+    ///
+    /// The reaper thread looks again at a dropped sender without news after a tenth of this time, or
+    /// after one second if that is sooner. The abort can come late by as much.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.config.linger = linger;
         self

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Least time between looks at a sender with a limit, however small that is.
-const MIN_LOOK: Duration = Duration::from_millis(1);
+pub(super) const MIN_LOOK: Duration = Duration::from_millis(1);
 
 impl<K: Kernel> Core<K> {
     /// Reads the notes, then sends what the socket now takes of the last send.

@@ -11,7 +11,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{core::Core, in_flight::InFlight, kernel::Kernel};
+use super::{
+    core::Core,
+    drive::MIN_LOOK,
+    in_flight::{InFlight, OVERDUE},
+    kernel::Kernel,
+};
 use crate::{
     error::OsError,
     lock::lock,
@@ -24,8 +29,7 @@ use crate::{
 /// that waits in a queue below TCP keeps its ids for longer.
 const GRACE: Duration = Duration::from_millis(10);
 
-/// Times between looks at an ending sender that has no news.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Time between looks at the option memory of a connection that is over.
 const LOOK_EVERY_UNPROVEN: Duration = Duration::from_secs(1);
 
 /// How far the end has come.
@@ -163,7 +167,8 @@ impl<K: Kernel> Core<K> {
                     }
                     return Some(GRACE);
                 }
-                Some(LOOK_EVERY)
+                // Reads the option memory too, hence the upper limit.
+                Some((self.config.linger / 10).clamp(MIN_LOOK, OVERDUE))
             }
         }
     }
