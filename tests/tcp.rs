@@ -13,8 +13,8 @@ use std::{
 
 use common::{
     Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, census,
-    eventually, filled, mapped_pair, option, pair, pair_at, pattern, pool, reader, reset,
-    set_option, soon, take_error, turn, zero_copy,
+    duplicate, eventually, filled, mapped_pair, option, pair, pair_at, pattern, pool, reader,
+    reset, set_option, soon, take_error, turn, unacked, zero_copy,
 };
 use pinbuf::{Fate, HandBack, IntoPayload, Payload, Policy, SendError, Sender, Ticket, WaitError};
 
@@ -336,6 +336,37 @@ fn a_peer_that_never_reads_costs_time_and_nothing_else() {
     assert!(sender.close(soon().unwrap()).drained);
     assert_arrived(&peer.join().unwrap(), 64 << 10, tickets.len());
     assert_all_home(&pool);
+}
+
+/// The id of a refused call goes to the next call. Its age does not.
+#[test]
+fn a_refused_call_makes_the_next_one_no_older() {
+    const LEN: usize = 64 << 10;
+    let _turn = turn();
+    let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
+    let mut sender = zero_copy().adopt(near).unwrap();
+    // Bytes of another handle fill the socket, so that the sender has nothing in flight.
+    let mut other = TcpStream::from(duplicate(&sender));
+    other.set_nonblocking(true).unwrap();
+    let (mut bytes, mut full_looks) = (0, 0);
+    eventually("the socket stays full", || {
+        full_looks += 1;
+        while let Ok(written) = other.write(&[0; 1000]) {
+            (bytes, full_looks) = (bytes + written, 0);
+        }
+        full_looks > 10
+    });
+    let Err(SendError::WouldBlock(buf)) = sender.try_send(pattern(LEN, 0)) else {
+        panic!("the socket is full");
+    };
+    far.read_exact(&mut vec![0; bytes]).unwrap();
+    eventually("all is acknowledged", || unacked(&sender) == 0);
+    // So that the two ages differ.
+    thread::sleep(Duration::from_millis(20));
+    let before = Instant::now();
+    sender.try_send(buf).unwrap();
+    let oldest = sender.oldest_in_flight().expect("the peer reads nothing more");
+    assert!(oldest <= before.elapsed(), "{oldest:?} is the age of the refused call");
 }
 
 #[test]

@@ -610,6 +610,25 @@ mod tests {
     }
 
     #[test]
+    fn a_cut_message_is_reported_though_a_whole_one_follows() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        let stamps = libc::SOF_TIMESTAMPING_TX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
+        socket::set_option(sender.as_fd(), 37, &stamps).unwrap();
+        testing::send(&sender, 100, true).unwrap();
+        // The notification comes with the acknowledgement, and so behind the stamp.
+        while socket::unsent(sender.as_fd()).unwrap() > 0 {
+            crate::sync::yield_now();
+        }
+        let mut records = Vec::new();
+        // Room for a notification. A stamp takes more than twice that.
+        let batch = with_scratch(|scratch| {
+            recv_within(48, sender.as_fd(), scratch, &mut |record| records.push(record)).unwrap()
+        });
+        assert_eq!(batch, Batch { messages: 2, truncated: true, drained: true });
+        assert_eq!(records, [released(0, 0, true)]);
+    }
+
+    #[test]
     fn scratch_can_be_borrowed_twice() {
         let (sender, _peer) = testing::zerocopy_pair();
         let mut seen = Vec::new();

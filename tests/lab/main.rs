@@ -12,5 +12,6 @@ mod acks;
 mod common;
 mod fake_peer;
 mod overtaking;
+mod second_user;
 mod sniffer;
 mod traffic;

@@ -26,7 +26,7 @@ use crate::{
     sniffer::sniff_arrivals,
 };
 
-const LEN: usize = 4096;
+pub(crate) const LEN: usize = 4096;
 
 /// In which order the messages of a source get written over; those seen at the same time in order
 /// of their numbers.
@@ -72,7 +72,7 @@ fn datagrams(source: &mut dyn Source, choose: &dyn Fn(usize, BorrowedFd<'_>)) ->
 }
 
 /// Datagrams that arrived, by number, and how many are none that was sent.
-fn received(far: &UdpSocket) -> (BTreeSet<usize>, usize) {
+pub(crate) fn received(far: &UdpSocket) -> (BTreeSet<usize>, usize) {
     far.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let (mut seeds, mut corrupt) = (BTreeSet::new(), 0);
     let mut datagram = [0; 2 * LEN];
@@ -107,7 +107,7 @@ fn overtake(far: &UdpSocket, arrive: BTreeSet<usize>, choose: &dyn Fn(usize, Bor
     assert!(corrupt > 0 && intact.len() + corrupt == total, "{intact:?}");
 }
 
-fn far_socket(road: &Road) -> UdpSocket {
+pub(crate) fn far_socket(road: &Road) -> UdpSocket {
     road.at_far_end(|| UdpSocket::bind((FAR, 0)).unwrap())
 }
 

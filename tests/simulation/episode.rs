@@ -410,12 +410,14 @@ impl Episode {
             (Wire::Stream(stream), 11..16) => stream.stall(until),
             (Wire::Datagrams(datagrams), 8..12) => datagrams.stick(until),
             (Wire::Datagrams(datagrams), 12..16) => datagrams.pending_error = Some(ECONNREFUSED),
-            (_, 16) => socket.deaf |= socket.notes.pop().is_some(),
+            // The note that tells of another user must arrive: without it nothing can help.
+            (_, 16) if !socket.is_shifted => socket.deaf |= socket.notes.pop().is_some(),
             (_, 17) => {
                 // Another user of the socket, far ahead: what would look like ours is past help.
                 let lo = socket.notes.next_id().wrapping_add(1 << 31);
-                socket.deaf = true;
+                (socket.deaf, socket.is_shifted) = (true, true);
                 socket.notes.push(Record::Released { lo, hi: lo, copied: false });
+                socket.notes.skip_ids(nature.choices.pick(&[0, 1, 2]));
                 socket.news.note();
             }
             (_, 18) => socket.notes.filter_bytes = nature.choices.pick(&[0, 64]),

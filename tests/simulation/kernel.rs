@@ -86,7 +86,7 @@ impl Kernel for SimKernel {
             if cut && batch.messages == 1 {
                 // The message is gone, or what it says was in the room there was.
                 batch.truncated = true;
-                if nature.choices.once_in(2) {
+                if !socket.is_shifted && nature.choices.once_in(2) {
                     continue;
                 }
             }

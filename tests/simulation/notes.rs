@@ -125,6 +125,11 @@ impl Notes {
         self.groups[key.0].as_mut().expect("a packet keeps its group")
     }
 
+    /// Another user of the socket has made so many calls, all of them long over.
+    pub(crate) fn skip_ids(&mut self, calls: u32) {
+        self.next_id = self.next_id.wrapping_add(calls);
+    }
+
     /// A packet carries bytes of the group, up to this number.
     pub(crate) fn hold(&mut self, key: GroupKey, to: u64) {
         let group = self.group(key);

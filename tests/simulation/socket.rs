@@ -147,6 +147,9 @@ pub(crate) struct Socket {
     /// A note was read or sent by somebody else, a message was cut, or a read failed for want of
     /// memory: what that was about nobody is told, and there is cause to poison.
     pub(crate) deaf: bool,
+    /// Another user has taken ids, of which a note on the error queue tells. The notes behind it
+    /// name other calls than the sender takes them for.
+    pub(crate) is_shifted: bool,
 }
 
 impl Socket {
@@ -165,6 +168,7 @@ impl Socket {
             is_rung: false,
             failures: Vec::new(),
             deaf: false,
+            is_shifted: false,
         }
     }
 
