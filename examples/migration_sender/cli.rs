@@ -64,7 +64,8 @@ pub(crate) struct BothArgs {
     /// Where to listen and connect to, an IPv4 or IPv6 address of this machine.
     #[arg(long, default_value = "127.0.0.1", value_name = "IP", value_parser = parse_ip)]
     pub(crate) address: IpAddr,
-    /// Write the received memory to this file, whole or not at all.
+    /// Write the received memory to this file, whole or not at all, for its owner alone to read. A
+    /// link is followed; there must be a regular file or nothing.
     #[arg(long, value_name = "FILE")]
     pub(crate) memory_out: Option<PathBuf>,
     #[command(flatten)]
@@ -87,7 +88,8 @@ pub(crate) struct ReceiveArgs {
     /// Address to listen on, as HOST:PORT; port 0 takes a free one and says which.
     #[arg(long, value_name = "ADDR", value_parser = parse_target)]
     pub(crate) listen: String,
-    /// Write the received memory to this file, whole or not at all.
+    /// Write the received memory to this file, whole or not at all, for its owner alone to read. A
+    /// link is followed; there must be a regular file or nothing.
     #[arg(long, value_name = "FILE")]
     pub(crate) memory_out: Option<PathBuf>,
     /// Refuse a guest with more memory than this.

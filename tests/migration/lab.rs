@@ -1,6 +1,7 @@
 //! What the runs are put into: files, a corrupting relay, a kernel without zero copy.
 
 use std::{
+    ffi::CString,
     fs, io,
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
@@ -114,6 +115,26 @@ pub(crate) fn noise(len: usize) -> Vec<u8> {
     bytes
 }
 
+/// A device node: one in `dir` that is as `/dev/full`, or that itself, which only root could replace
+/// and only root can do without.
+pub(crate) fn device(dir: &TempDir) -> PathBuf {
+    let node = dir.file("full");
+    match make_node(&node, libc::S_IFCHR, libc::makedev(1, 7)) {
+        Ok(()) => node,
+        Err(_) => "/dev/full".into(),
+    }
+}
+
+/// Makes a file of the kind `S_IFIFO`, `S_IFCHR` and their like.
+pub(crate) fn make_node(path: &Path, kind: libc::mode_t, device: libc::dev_t) -> io::Result<()> {
+    let path = CString::new(text(path)).unwrap();
+    // SAFETY: mknod(2) reads a string that ends with a zero byte and outlives the call.
+    match unsafe { libc::mknod(path.as_ptr(), kind | 0o600, device) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
@@ -135,14 +156,18 @@ impl TempDir {
         self.0.join(name)
     }
 
+    pub(crate) fn names(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.0).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
     /// Exactly these files are there: nothing half-written was left.
     #[track_caller]
     pub(crate) fn assert_holds(&self, names: &[&str]) {
-        let entries = fs::read_dir(&self.0).unwrap();
-        let mut found: Vec<_> =
-            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        found.sort();
-        assert_eq!(found, names);
+        assert_eq!(self.names(), names);
     }
 }
 

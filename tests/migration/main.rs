@@ -7,7 +7,13 @@ mod lab;
 mod process;
 mod wire;
 
-use std::{fs, io, os::unix::process::CommandExt, process::Command, thread, time::Duration};
+use std::{
+    fs, io,
+    os::unix::{fs::symlink, net::UnixListener, process::CommandExt},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use crate::{
     lab::{Relay, TempDir, noise, text},
@@ -188,7 +194,7 @@ fn code_1_for_files_and_sockets_that_fail() {
         (vec!["--memory-in", "/dev/zero"], "neither a file nor"),
         (vec!["--memory-in", text(&empty)], "empty"),
         (vec!["--memory=4M", "--memory-out", text(&missing)], "No such file"),
-        (vec!["--memory=4M", "--memory-out", text(&dir.0)], "directory"),
+        (vec!["--memory=4M", "--memory-out", text(&dir.0)], "not a regular file"),
         (vec!["--memory=4M", "--address=192.0.2.1"], "cannot listen"),
         (vec!["send", "tcp:127.0.0.1:1", "--memory=4M"], "is `migration_sender receive` running"),
         (vec!["receive", "--listen=192.0.2.1:0"], "cannot listen"),
@@ -228,6 +234,77 @@ fn code_1_for_a_full_disk_and_nothing_left_behind() {
     done.expect(1);
     assert!(done.stderr.contains("--memory-out"), "{}", done.stderr);
     dir.assert_holds(&[]);
+}
+
+#[test]
+fn the_memory_is_written_behind_a_link() {
+    // To a file that is there, to one that is not, and through a relative link to a link.
+    let (dir, elsewhere) = (TempDir::new(), TempDir::new());
+    fs::write(elsewhere.file("old"), "old").unwrap();
+    symlink(elsewhere.file("old"), dir.file("to-old")).unwrap();
+    symlink(elsewhere.file("new"), dir.file("to-new")).unwrap();
+    symlink("link", dir.file("to-link")).unwrap();
+    symlink(elsewhere.file("newer"), dir.file("link")).unwrap();
+    for (link, target) in [("to-old", "old"), ("to-new", "new"), ("to-link", "newer")] {
+        let out = dir.file(link);
+        run(&["--memory=1M", "--memory-out", text(&out)]).expect(0);
+        assert!(out.is_symlink(), "{link} was replaced");
+        assert_eq!(fs::metadata(elsewhere.file(target)).unwrap().len(), 1 << 20, "{target}");
+    }
+    dir.assert_holds(&["link", "to-link", "to-new", "to-old"]);
+    elsewhere.assert_holds(&["new", "newer", "old"]);
+}
+
+#[test]
+fn a_target_that_is_no_regular_file_is_refused_before_anything_listens() {
+    let dir = TempDir::new();
+    let targets = [dir.file("fifo"), dir.file("socket"), lab::device(&dir), dir.file("directory")];
+    lab::make_node(&targets[0], libc::S_IFIFO, 0).unwrap();
+    let _socket = UnixListener::bind(&targets[1]).unwrap();
+    fs::create_dir(&targets[3]).unwrap();
+    let before = dir.names();
+    let kinds = targets.clone().map(|target| fs::metadata(target).unwrap().file_type());
+    for (target, kind) in targets.iter().zip(kinds) {
+        let link = dir.file("link");
+        symlink(target, &link).unwrap();
+        for out in [target, &link] {
+            for command in [&["--memory=1M"][..], &["receive", "--listen=127.0.0.1:0"]] {
+                let args = [command, &["--memory-out", text(out)]].concat();
+                let done = start(&args).wait(SECONDS);
+                done.expect(1);
+                let named = format!("--memory-out {}", text(out));
+                assert!(done.stderr.contains(&named), "{}", done.stderr);
+                assert!(done.stderr.contains("not a regular file"), "{}", done.stderr);
+                assert!(!done.stderr.contains("listening"), "{}", done.stderr);
+            }
+        }
+        assert!(link.is_symlink() && fs::metadata(target).unwrap().file_type() == kind);
+        fs::remove_file(link).unwrap();
+    }
+    let looping = dir.file("loop");
+    symlink("loop", &looping).unwrap();
+    for out in [format!("{}/new/", text(&dir.0)), text(&looping).to_string()] {
+        let done = start(&["receive", "--listen=127.0.0.1:0", "--memory-out", &out]).wait(SECONDS);
+        done.expect(1);
+        assert!(done.stderr.contains("--memory-out"), "{}", done.stderr);
+    }
+    fs::remove_file(looping).unwrap();
+    assert_eq!(dir.names(), before, "nothing was left, and nothing replaced");
+}
+
+#[test]
+fn a_target_that_becomes_a_fifo_meanwhile_is_not_replaced() {
+    let dir = TempDir::new();
+    let out = dir.file("out");
+    let (receiver, target) = receive("127.0.0.1", &["--memory-out", text(&out)]);
+    lab::make_node(&out, libc::S_IFIFO, 0).unwrap();
+    let sender = start(&["send", &target, "--memory=1M", "--dirty-rate=0"]);
+    for done in [sender.wait(STUCK), receiver.wait(STUCK)] {
+        done.expect(1);
+        assert!(done.stderr.contains("not a regular file"), "{}", done.stderr);
+    }
+    assert!(!fs::metadata(&out).unwrap().is_file());
+    dir.assert_holds(&["out"]);
 }
 
 #[test]
