@@ -31,23 +31,21 @@ impl Channels {
         config: &Config<'_>,
         started: &mut Option<Instant>,
     ) -> Result<Self, Failure> {
-        const NAP: Duration = Duration::from_millis(1);
         let accepting = |e: io::Error| Failure::io("accepting a connection", &e);
         listener.set_nonblocking(true).map_err(accepting)?;
         let mut streams: Vec<Option<TcpStream>> = Vec::new();
         let mut first: Option<(u64, u64)> = None;
         while first.is_none() || streams.iter().any(Option::is_none) {
-            config.stop.check()?;
-            if started.is_some_and(|at| at.elapsed() > config.stall_timeout) {
+            let until = started.map(|at| at + config.stall_timeout);
+            if !config.stop.wait_readable(listener, until)? {
                 return Err(Failure::peer_gone("the source did not open all its channels"));
             }
             let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
-                Err(e) if e.kind() == ErrorKind::WouldBlock => {
-                    thread::sleep(NAP);
+                // A source that has gone again leaves nothing to accept.
+                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                     continue;
                 }
-                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                 Err(e) => return Err(accepting(e)),
             };
             started.get_or_insert_with(Instant::now);

@@ -85,8 +85,8 @@ pub(crate) struct SendArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ReceiveArgs {
-    /// Address to listen on, as HOST:PORT; port 0 takes a free one and says which.
-    #[arg(long, value_name = "ADDR", value_parser = parse_target)]
+    /// Listen on HOST:PORT, as in 0.0.0.0:4444 or [::]:4444; port 0 takes a free one and says which.
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_listen)]
     pub(crate) listen: String,
     /// Write the received memory to this file, whole or not at all, for its owner alone to read. A
     /// link is followed; there must be a regular file or nothing.
@@ -152,7 +152,7 @@ pub(crate) struct SourceArgs {
     /// Size of the device state that travels in pool buffers.
     #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = parse_device_state)]
     pub(crate) device_state: u64,
-    /// Stop the guest when the rest can be sent in so many milliseconds.
+    /// Stop the guest when the rest can be sent in so many milliseconds, or is no memory.
     #[arg(long, value_name = "MS", default_value_t = 300)]
     pub(crate) downtime_limit: u64,
     /// Give up when so many rounds with the guest running did not suffice.
@@ -255,14 +255,21 @@ fn parse_ip(text: &str) -> Result<IpAddr, String> {
 }
 
 fn parse_target(text: &str) -> Result<String, String> {
+    let form = "write tcp:HOST:PORT, as in tcp:192.0.2.7:4444 or tcp:[::1]:4444";
+    parse_address(text).ok_or(form.into())
+}
+
+fn parse_listen(text: &str) -> Result<String, String> {
+    parse_address(text).ok_or("write HOST:PORT, as in 0.0.0.0:4444 or [::]:4444".into())
+}
+
+/// HOST:PORT, also with the prefix that `receive` prints and `send` takes.
+fn parse_address(text: &str) -> Option<String> {
     let address = text.strip_prefix("tcp:").unwrap_or(text);
-    let wrong = || "write tcp:HOST:PORT, as in tcp:192.0.2.7:4444 or tcp:[::1]:4444".to_string();
-    let (host, port) = address.rsplit_once(':').ok_or_else(wrong)?;
+    let (host, port) = address.rsplit_once(':')?;
     let bracketed = host.starts_with('[') && host.ends_with(']');
-    if host.is_empty() || (host.contains(':') && !bracketed) || port.parse::<u16>().is_err() {
-        return Err(wrong());
-    }
-    Ok(address.to_string())
+    let wrong = host.is_empty() || (host.contains(':') && !bracketed);
+    (!wrong && port.parse::<u16>().is_ok()).then(|| address.to_string())
 }
 
 #[cfg(test)]

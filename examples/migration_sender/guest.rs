@@ -18,8 +18,9 @@ pub(crate) fn memory(args: &SourceArgs) -> Result<GuestMemory, Failure> {
     let memory = match &args.memory_in {
         Some(path) => GuestMemory::from_image(path)
             .map_err(|e| Failure::io(format_args!("--memory-in {}", path.display()), &e))?,
-        None => GuestMemory::patterned(args.memory as usize, args.seed)
-            .map_err(|e| Failure::io(format_args!("{} of memory", mib(args.memory)), &e))?,
+        None => GuestMemory::patterned(args.memory as usize, args.seed).map_err(|e| {
+            Failure::io(format_args!("--memory: {} cannot be had", mib(args.memory)), &e)
+        })?,
     };
     match args.dirty_working_set {
         Some(set) if set > memory.len() as u64 => Err(Failure::new(

@@ -12,6 +12,7 @@
 //! `RoundApplied`.
 
 use std::{
+    convert::Infallible,
     io,
     net::{SocketAddr, TcpStream},
     sync::{
@@ -111,6 +112,8 @@ struct Migration<'a> {
     streams: Vec<Arc<TcpStream>>,
     commands: Vec<Sender<Command>>,
     pumps: Vec<JoinHandle<ZeroCopyReport>>,
+    /// Every thread of a pump holds the other end.
+    pumps_end: Receiver<Infallible>,
     listener: JoinHandle<()>,
     events: Receiver<Event>,
     started: Instant,
@@ -178,11 +181,17 @@ impl<'a> Migration<'a> {
         // The coordinator has a clock of its own from here on.
         let _ = streams[0].set_read_timeout(None);
         let (mut commands, mut threads) = (Vec::new(), Vec::new());
+        let (lives, pumps_end) = mpsc::channel();
         for pump in pumps {
             let (command, receiver) = mpsc::channel();
             commands.push(command);
+            let lives = lives.clone();
             let thread = thread::Builder::new().name("pump".into());
-            threads.push(thread.spawn(move || pump.run(&receiver)).map_err(no_thread)?);
+            let run = move || {
+                let _lives = lives;
+                pump.run(&receiver)
+            };
+            threads.push(thread.spawn(run).map_err(no_thread)?);
         }
         let listener = {
             let (stream, shared) = (Arc::clone(&streams[0]), Arc::clone(&shared));
@@ -195,6 +204,7 @@ impl<'a> Migration<'a> {
             streams,
             commands,
             pumps: threads,
+            pumps_end,
             listener,
             events,
             started,
@@ -241,7 +251,8 @@ impl<'a> Migration<'a> {
         self.verify(&device, report)
     }
 
-    /// Rounds with the guest running, until the rest fits into the downtime limit.
+    /// Rounds with the guest running, until the rest fits into the downtime limit or is no memory:
+    /// another round cannot make it smaller then.
     fn precopy(&mut self, report: &mut Report) -> Result<(), Failure> {
         let args = self.plan.args;
         let mut bandwidth = Bandwidth::default();
@@ -262,7 +273,7 @@ impl<'a> Migration<'a> {
                 rate(bytes, took),
                 mib(report.ram.remaining),
             ));
-            if rest <= Duration::from_millis(args.downtime_limit) {
+            if dirty == 0 || rest <= Duration::from_millis(args.downtime_limit) {
                 return Ok(());
             }
         }
@@ -426,10 +437,8 @@ impl<'a> Migration<'a> {
         }
         drop(self.commands);
         if failure.is_some() {
-            let until = Instant::now() + GRACE;
-            while Instant::now() < until && !self.pumps.iter().all(JoinHandle::is_finished) {
-                thread::sleep(Duration::from_millis(5));
-            }
+            // Nothing comes: it ends with the last pump, or with the time.
+            let _ = self.pumps_end.recv_timeout(GRACE);
             // Wakes a pump whose destination takes nothing; its channel fails and is closed.
             hang_up(&self.streams);
         }

@@ -308,6 +308,48 @@ fn a_target_that_becomes_a_fifo_meanwhile_is_not_replaced() {
 }
 
 #[test]
+fn a_guest_that_stands_still_needs_no_downtime_limit() {
+    for device_state in ["0", "512K"] {
+        let still = ["--dirty-rate=0", "--downtime-limit=0", "--device-state", device_state];
+        let done = run(&[&["--memory=8M", "--json"][..], &still].concat());
+        done.expect(0);
+        // Round 0 and the last one.
+        assert_eq!(done.json()["ram"]["dirty-sync-count"], 2, "{}", done.stdout);
+    }
+}
+
+#[test]
+fn memory_that_cannot_be_had_is_named_by_its_option() {
+    // More than the address space of a process.
+    let done = run(&["--memory=99999T"]);
+    done.expect(1);
+    assert!(done.stderr.contains("--memory: "), "{}", done.stderr);
+}
+
+#[test]
+fn the_help_and_the_error_show_one_form_of_a_listening_address() {
+    const FORM: &str = "HOST:PORT, as in 0.0.0.0:4444 or [::]:4444";
+    let help = run(&["receive", "--help"]);
+    help.expect(0);
+    assert!(help.stdout.contains(FORM), "{}", help.stdout);
+    let done = run(&["receive", "--listen", "foo"]);
+    done.expect(2);
+    assert!(done.stderr.contains(FORM) && !done.stderr.contains("tcp:"), "{}", done.stderr);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_destination_sleeps_until_its_source_comes() {
+    let (mut receiver, target) = receive("127.0.0.1", &[]);
+    let before = receiver.sleeps();
+    thread::sleep(Duration::from_millis(500));
+    let sleeps = receiver.sleeps() - before;
+    assert!(sleeps < 20, "{sleeps} looks for a source");
+    start(&["send", &target, "--memory=1M", "--dirty-rate=0"]).wait(STUCK).expect(0);
+    receiver.wait(STUCK).expect(0);
+}
+
+#[test]
 fn code_2_for_a_command_line_that_makes_no_sense() {
     for args in [
         &["--memory=0"][..],

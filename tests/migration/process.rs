@@ -103,6 +103,14 @@ impl Process {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
+    /// How often its main thread has slept.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn sleeps(&mut self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let count = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        count.unwrap().trim().parse().unwrap()
+    }
+
     pub(crate) fn wait(mut self, patience: Duration) -> Done {
         let until = Instant::now() + patience;
         let mut status = None;
