@@ -7,7 +7,7 @@ mod common;
 use std::{
     any::Any,
     io::{self, Read},
-    net::TcpStream,
+    net::{TcpStream, UdpSocket},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread,
@@ -15,10 +15,11 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, census,
-    eventually, filled, pair, pair_at, pattern, pool, reader, reset, soon,
+    Buffers, STALLED, TCP_CLOSE, TCP_FIN_WAIT1, TIGHT, after, assert_all_home, assert_arrived,
+    assert_same, census, duplicate, eventually, filled, pair, pair_at, pattern, pool, reader,
+    reset, soon, tcp_state,
 };
-use pinbuf::{Fate, HandBack, MappedSlice, Payload, Policy, Pool, Sender};
+use pinbuf::{CloseReport, Fate, HandBack, MappedSlice, Payload, Policy, Pool, Sender};
 
 const LEN: usize = 64 << 10;
 
@@ -356,4 +357,54 @@ fn payloads_that_nobody_fetched_end_with_the_sender() {
     assert_all_home(&pool);
     assert_eq!(Arc::strong_count(&shared), 1);
     assert_arrived(&peer.join().unwrap(), LEN, 5);
+}
+
+// Why an end was not in order.
+
+fn assert_tells_why(report: CloseReport) {
+    assert!(!report.drained, "{report:?}");
+    assert!(report.aborted || report.error.is_some(), "{report:?}");
+}
+
+#[test]
+fn a_close_after_the_peers_reset_says_why_it_is_not_drained() {
+    for policy in [Policy::Never, Policy::Prefer] {
+        for bytes in [0, 100, 300_000] {
+            let (near, far) = pair_at("127.0.0.1:0", STALLED);
+            let mut sender = Sender::builder().policy(policy).adopt(near).unwrap();
+            if bytes > 0 {
+                sender.try_send(pattern(bytes, 1)).unwrap();
+            }
+            let state = duplicate(&sender);
+            reset(far);
+            eventually("the reset is there", || tcp_state(&state) == TCP_CLOSE);
+            let report = sender.close(soon().unwrap());
+            assert_tells_why(report);
+            assert_eq!(report.error.map(|error| error.kind()), Some(io::ErrorKind::NotConnected));
+            assert!(!report.aborted, "{report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_close_during_which_the_peer_resets_is_not_called_drained() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    sender.try_send(pattern(300_000, 1)).unwrap();
+    let state = duplicate(&sender);
+    let closing = thread::spawn(move || sender.close(soon().unwrap()));
+    eventually("the end is queued", || tcp_state(&state) == TCP_FIN_WAIT1);
+    reset(far);
+    let report = closing.join().unwrap();
+    assert_tells_why(report);
+    assert!(report.unacked_bytes.is_some_and(|bytes| bytes > 0), "{report:?}");
+}
+
+#[test]
+fn an_abort_of_a_datagram_socket_says_why_it_is_none() {
+    let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let near = UdpSocket::bind("127.0.0.1:0").unwrap();
+    near.connect(far.local_addr().unwrap()).unwrap();
+    let report = common::zero_copy().adopt(near).unwrap().abort();
+    assert_tells_why(report);
 }

@@ -164,6 +164,9 @@ impl SenderBuilder {
     /// something within this time, what is unsent is flushed and what is in flight awaited; then
     /// the connection is aborted. Default: 30 s.
     ///
+    /// Every acknowledged byte counts, also one that the user wrote to the socket. Where the system
+    /// does not tell what is acknowledged, every byte counts that the socket accepts.
+    ///
     /// # Performance
     ///
     /// The reaper thread looks again at a dropped sender without news after a tenth of this time, or

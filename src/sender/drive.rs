@@ -334,8 +334,6 @@ impl<K: Kernel> Core<K> {
     /// Gives the sender to the reaper.
     pub(super) fn hand_over(self: Arc<Self>) {
         let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(&self);
-        // With a linger time the close at the end would block the reaper.
-        let _ = self.kernel.linger_off();
         let mut watch = lock(&self.watch);
         self.unwatch(&mut watch, Watch::Off);
         let (token, served) = self.kernel.adopt(sender);

@@ -18,7 +18,7 @@ use super::{
     kernel::Kernel,
 };
 use crate::{
-    error::OsError,
+    error::{OsError, WaitError},
     lock::lock,
     panics::Panics,
     sync::{Arc, Ordering},
@@ -47,12 +47,25 @@ pub(super) struct Ending {
     phase: Phase,
     /// Whether an end without progress is aborted.
     lingers: bool,
-    /// When the peer last acknowledged something, and what was unacknowledged then.
+    /// When a look last found more acknowledged than the look before it.
     progress: Instant,
-    unacked: Option<usize>,
+    /// What the last look found acknowledged, as in [`Core::look`].
+    acknowledged: i64,
     /// Whether the stream was shut down behind all that was to be sent.
     orderly: bool,
     aborted: bool,
+    /// Bytes unacknowledged before the abort.
+    unacked: Option<usize>,
+    /// Why the end is not in order, where neither an abort nor the connection's error tells.
+    error: Option<OsError>,
+}
+
+/// One look at what the peer has acknowledged.
+struct Look {
+    /// Bytes that the peer has acknowledged, up to a constant.
+    acknowledged: i64,
+    /// Bytes of data that it has not, where that can be told.
+    unacked: Option<usize>,
 }
 
 /// How a sender ended.
@@ -70,7 +83,15 @@ pub struct CloseReport {
     /// Payloads whose release is not proven: packets that carry them wait in a queue below TCP.
     /// They stay untouched in the reaper's care until the proof comes.
     pub quarantined: usize,
-    /// The connection's error, if it failed by itself.
+    /// Why the end was not in order, if no abort was the cause. Either this or `aborted` is set
+    /// wherever `drained` is `false`.
+    ///
+    /// | error | meaning |
+    /// |---|---|
+    /// | `ENOTCONN` | the connection was over before the end was: reset by the peer, or given up |
+    /// | `ETIMEDOUT`, `ECANCELED` | `close` came to its deadline, or `abort` was called, on a socket that cannot be aborted, such as one for datagrams |
+    /// | `EPERM` | the sender is that of a parent process |
+    /// | another | the error of the system call that failed |
     pub error: Option<OsError>,
 }
 
@@ -97,13 +118,18 @@ impl<K: Kernel> Core<K> {
         match &mut *ending {
             Some(ending) => ending.lingers |= lingers,
             None => {
+                // With the user's linger time the close of the descriptor would block, and with a
+                // linger time of 0 it would lose what the peer has yet to get.
+                let _ = self.kernel.linger_off();
                 *ending = Some(Box::new(Ending {
                     phase: Phase::Flushing,
                     lingers,
                     progress: self.kernel.now(),
-                    unacked: None,
+                    acknowledged: i64::MIN,
                     orderly: false,
                     aborted: false,
+                    unacked: None,
+                    error: None,
                 }));
             }
         }
@@ -122,11 +148,16 @@ impl<K: Kernel> Core<K> {
 
     fn advance(&self, ending: &mut Ending) -> Option<Duration> {
         if ending.phase == Phase::Flushing && self.is_flushed() {
-            ending.orderly =
-                self.connection_error().is_none() && self.kernel.shutdown_write().is_ok();
+            if self.connection_error().is_none() {
+                self.shut_down(ending);
+            }
             ending.phase = Phase::Draining;
         }
         if ending.phase != Phase::Flushing && self.is_drained() {
+            // A connection that fails releases what never arrived.
+            if ending.orderly && self.kernel.unacked().is_ok_and(|bytes| bytes > 0) {
+                self.shut_down(ending);
+            }
             ending.phase = Phase::Over;
         }
         match ending.phase {
@@ -153,17 +184,18 @@ impl<K: Kernel> Core<K> {
             }
             Phase::Flushing | Phase::Draining => {
                 let now = self.kernel.now();
-                let unacked = self.kernel.unacked().ok();
-                if unacked != ending.unacked {
-                    (ending.unacked, ending.progress) = (unacked, now);
+                let Look { acknowledged, unacked } = self.look(ending);
+                if acknowledged > ending.acknowledged {
+                    ending.progress = now;
                 }
+                ending.acknowledged = acknowledged;
                 let idle = now.duration_since(ending.progress);
                 if ending.lingers && idle >= self.config.linger {
                     if unacked == Some(0) && self.is_flushed() {
                         // The peer has everything; a reset would only spoil that.
                         ending.phase = Phase::Unproven { since: now, quarantined: false };
                     } else {
-                        self.abort_now(ending);
+                        self.abort_now(ending, errno::ETIMEDOUT);
                     }
                     return Some(GRACE);
                 }
@@ -173,13 +205,40 @@ impl<K: Kernel> Core<K> {
         }
     }
 
+    /// Shuts the stream down. A second shutdown fails if the connection is over, and changes
+    /// nothing if it is not.
+    fn shut_down(&self, ending: &mut Ending) {
+        let result = self.kernel.shutdown_write();
+        ending.orderly = result.is_ok();
+        ending.error = result.err().map(|error| OsError::from(&error));
+    }
+
+    /// Looks at what the peer has acknowledged: what the socket accepted of this sender less what
+    /// is unacknowledged.
+    ///
+    /// The number of unacknowledged bytes alone does not tell: it stands still if the socket takes
+    /// as much as the peer acknowledges. Bytes that the user wrote to the socket before the end
+    /// shift all looks by the same constant; bytes written later make one look smaller, and the
+    /// next one is compared with that.
+    fn look(&self, ending: &Ending) -> Look {
+        // Before the question to the kernel: what another thread sends in between must not seem to
+        // be acknowledged.
+        let accepted = self.in_flight().done.stats.accepted_bytes();
+        let unacked = self.unacked_data(ending);
+        Look { acknowledged: accepted as i64 - unacked.unwrap_or(0) as i64, unacked }
+    }
+
     /// Flushes, shuts down and drains; aborts what is left at the deadline.
     pub fn close(self: Arc<Self>, deadline: Instant) -> CloseReport {
         let owner = Owner(self);
         let core = &owner.0;
         core.begin_end(false);
-        if core.wait_over(deadline).is_err() {
-            core.abort();
+        if let Err(error) = core.wait_over(deadline) {
+            if let (WaitError::Os(error), Some(ending)) = (error, &mut *lock(&core.ending)) {
+                // The deadline is still to come: this is why the end does not wait for it.
+                ending.error.get_or_insert(error);
+            }
+            core.cut_off(errno::ETIMEDOUT);
         }
         core.report()
     }
@@ -194,6 +253,10 @@ impl<K: Kernel> Core<K> {
     /// Breaks the connection: what is not accepted is let go of, and the kernel hands back every
     /// id except those of packets in a queue below.
     pub fn abort(&self) {
+        self.cut_off(errno::ECANCELED);
+    }
+
+    fn cut_off(&self, why: i32) {
         if self.is_forked() {
             return;
         }
@@ -202,17 +265,20 @@ impl<K: Kernel> Core<K> {
         if let Some(ending) = guard.as_mut()
             && matches!(ending.phase, Phase::Flushing | Phase::Draining)
         {
-            self.abort_now(ending);
+            self.abort_now(ending, why);
         }
         drop(guard);
         self.dispose();
     }
 
-    fn abort_now(&self, ending: &mut Ending) {
+    fn abort_now(&self, ending: &mut Ending, why: i32) {
         ending.unacked = self.unacked_data(ending);
         self.cut_short(OsError::from_raw(errno::ECANCELED));
-        // If it fails the notes stay out, and what is in flight becomes Quarantined.
         ending.aborted = self.kernel.abort().is_ok();
+        if !ending.aborted {
+            // The notes stay out, and what is in flight becomes Quarantined.
+            ending.error.get_or_insert(OsError::from_raw(why));
+        }
         ending.orderly = false;
         ending.phase = Phase::Unproven { since: self.kernel.now(), quarantined: false };
         let mut in_flight = self.in_flight();
@@ -242,6 +308,7 @@ impl<K: Kernel> Core<K> {
         let error = self.connection_error().filter(|error| error.raw() != errno::ECANCELED);
         let ending = lock(&self.ending);
         let ending = ending.as_ref().expect("asked after the end has begun");
+        let error = error.or(ending.error);
         let InFlight { tracker, .. } = &*self.in_flight();
         CloseReport {
             drained: ending.orderly && ending.phase == Phase::Over && error.is_none(),
@@ -294,7 +361,8 @@ impl<K: Kernel> Core<K> {
         let mut panics = Panics::default();
         panics.catch(|| _ = self.step());
         if lock(&self.ending).is_none() && self.is_drained() {
-            // No end is begun: somebody who waits for a slot may yet drive this once.
+            // No end is begun: a thread that waits for a slot may yet drive this once.
+            let _ = self.kernel.linger_off();
             self.finish();
         } else {
             self.begin_end(true);

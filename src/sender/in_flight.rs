@@ -84,6 +84,13 @@ pub(super) struct Counts {
     pub(super) in_flight_bytes: usize,
 }
 
+impl Counts {
+    /// Bytes that the socket has accepted, those of a call that is still out included.
+    pub(super) fn accepted_bytes(&self) -> u64 {
+        self.zero_copy_bytes + self.copied_bytes
+    }
+}
+
 /// What one reading of the error queue brought.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Read {

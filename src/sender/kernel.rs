@@ -72,15 +72,16 @@ pub trait Kernel: Send + Sync + 'static {
     fn optmem(&self) -> io::Result<u32>;
     /// Bytes accepted and not yet acknowledged by the peer, where the transport knows that.
     fn unacked(&self) -> io::Result<usize>;
-    /// Ends the stream in order: the peer reads all that was accepted, then its end. Nothing on a
-    /// transport without an end.
+    /// Ends the stream in order: the peer reads all that was accepted, then its end. Fails if the
+    /// connection is over, also when the stream was ended before. Nothing on a transport without
+    /// an end.
     fn shutdown_write(&self) -> io::Result<()>;
     /// Breaks the connection: the peer sees a reset, and every id is released except those of
     /// packets in a queue below.
     fn abort(&self) -> io::Result<()>;
     /// Makes the close of the descriptor a reset.
     fn reset_on_close(&self) -> io::Result<()>;
-    /// Keeps the final close from blocking.
+    /// Switches the user's lingering off (`SO_LINGER`): it makes the final close block, or reset.
     fn linger_off(&self) -> io::Result<()>;
     /// The clock that deadlines are measured by.
     fn now(&self) -> Instant;
@@ -157,11 +158,13 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
         }
         let fd = self.0.as_fd();
         socket::abort(fd).or_else(|_| {
-            // The close, at least, must not look like the orderly end of a whole stream.
-            socket::reset_on_close(fd)?;
-            // Some kernels refuse while somebody blocks in a read.
-            socket::shutdown_read(fd)?;
-            socket::abort(fd)
+            // Some kernels refuse while another thread blocks in a read.
+            let again = socket::shutdown_read(fd).and_then(|()| socket::abort(fd));
+            if again.is_err() {
+                // The close, at least, must not look like the orderly end of a whole stream.
+                socket::reset_on_close(fd)?;
+            }
+            again
         })
     }
 

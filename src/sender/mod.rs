@@ -88,7 +88,7 @@ use crate::{
 /// [`get_ref`](Self::get_ref), is fine; reading its error queue is not.
 ///
 /// The sender never changes `O_NONBLOCK`, timeouts or other options of the socket, except
-/// `SO_ZEROCOPY`, and never reads `SO_ERROR`.
+/// `SO_ZEROCOPY` and, when it ends, `SO_LINGER`. It never reads `SO_ERROR`.
 ///
 /// # Fork
 ///
@@ -127,6 +127,11 @@ use crate::{
 ///
 /// A sender never gives memory back because it ends: what is in flight goes to the reaper, a
 /// thread of the library, with the socket, until the kernel has released it.
+///
+/// These calls alone decide how the stream ends. Each of them switches the socket's lingering
+/// (`SO_LINGER`) off when it begins: with a linger time the end would block, and with a linger time
+/// of 0 it would reset a peer that has yet to read. A duplicate of the descriptor sees the change.
+/// A socket taken back by [`into_parts`](Self::into_parts) has the option as its user left it.
 ///
 /// # Examples
 ///
@@ -426,7 +431,24 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
 
     /// Ends the stream in order and waits until the kernel has let go of everything: sends the
     /// rest, shuts down the writing side, drains. At the deadline what is left is
-    /// [aborted](Self::abort).
+    /// [aborted](Self::abort). Where the end was not in order, the report says why.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::{net::{TcpListener, TcpStream}, time::{Duration, Instant}};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let peer = std::thread::spawn(move || std::io::copy(&mut listener.accept().unwrap().0, &mut std::io::sink()));
+    /// let mut sender = pinbuf::Sender::new(socket)?;
+    /// sender.send(&[7; 100_000][..])?;
+    /// let report = sender.close(Instant::now() + Duration::from_secs(10));
+    /// assert!(report.drained, "aborted: {}, error: {:?}", report.aborted, report.error);
+    /// # assert_eq!(peer.join().unwrap()?, 100_000);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn close(mut self, deadline: Instant) -> CloseReport {
         self.core.take().expect("present until taken apart").close(deadline)
     }

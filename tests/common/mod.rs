@@ -206,6 +206,15 @@ pub(crate) fn retransmissions(socket: &impl AsFd) -> u32 {
     info.tcpi_total_retrans
 }
 
+/// States of a connection, from linux/tcp_states.h.
+pub(crate) const TCP_FIN_WAIT1: u8 = 4;
+pub(crate) const TCP_CLOSE: u8 = 7;
+
+/// The state of a connection, the first byte of `TCP_INFO`.
+pub(crate) fn tcp_state(socket: &impl AsFd) -> u8 {
+    option(socket, libc::IPPROTO_TCP, libc::TCP_INFO).to_ne_bytes()[0]
+}
+
 /// Whether something is on the error queue, without reading it.
 pub(crate) fn has_error(socket: &impl AsFd) -> bool {
     let mut fd = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: 0, revents: 0 };

@@ -22,7 +22,7 @@ use crate::{
     nature::{FOR_EVER, MILLISECOND, Nature, SECOND, Weather},
     notes::{Notes, User},
     owner::Owner,
-    socket::{Socket, Wire},
+    socket::{Linger, Socket, Wire},
     stream::{ECONNRESET, Stream},
     world::{Shared, World},
 };
@@ -190,6 +190,9 @@ impl Episode {
             } else {
                 let receive_room = choices.pick(&[4 << 10, 64 << 10, 1 << 20]);
                 let mut stream = Stream::new(send_room, receive_room);
+                let pause = choices.pick(&[MILLISECOND, 5 * MILLISECOND, 200 * MILLISECOND]);
+                let pace = Some((choices.pick(&[1000, 4096, 64 << 10]), pause));
+                stream.pace(pace.filter(|_| choices.once_in(4)));
                 match choices.below(32) {
                     30 => stream.refuses = true,
                     31 => stream.ignores = true,
@@ -207,7 +210,9 @@ impl Episode {
                 max_hold: choices.pick(&[None, None, None, Some(Duration::from_millis(100))]),
             };
             let wraps = choices.pick(&[0_u64, 1, 2]) << 32;
-            (Socket::new(wire, notes), config, believed as u32, u64::from(first) + wraps)
+            let mut socket = Socket::new(wire, notes);
+            socket.linger = choices.pick(&[Linger::Off, Linger::Users]);
+            (socket, config, believed as u32, u64::from(first) + wraps)
         });
         let kernel = SimKernel::open(&self.world, socket);
         self.adopt(kernel, config, optmem_max, id);
@@ -471,6 +476,7 @@ impl Episode {
                 socket.notes.filter_bytes = 0;
                 if let Wire::Stream(stream) = &mut socket.wire {
                     stream.stall(0);
+                    stream.pace(None);
                 }
             }
         }

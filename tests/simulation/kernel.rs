@@ -13,7 +13,7 @@ use pinbuf::__internals::{
 
 use crate::{
     nature::Nature,
-    socket::{Care, News, Socket, Wire},
+    socket::{Care, Linger, News, Socket, Wire},
     stream::{EMFILE, ENOMEM},
     world::Shared,
 };
@@ -146,6 +146,7 @@ impl Kernel for SimKernel {
 
     fn abort(&self) -> io::Result<()> {
         self.with(|socket, nature| {
+            socket.check_patience(nature.now);
             let Socket { wire, notes, news, .. } = socket;
             let Wire::Stream(stream) = wire else {
                 return Err(io::ErrorKind::Unsupported.into());
@@ -160,15 +161,16 @@ impl Kernel for SimKernel {
 
     fn reset_on_close(&self) -> io::Result<()> {
         self.with(|socket, _| {
-            if let Wire::Stream(stream) = &mut socket.wire {
-                stream.reset_on_close();
-            }
+            socket.linger = Linger::Reset;
             Ok(())
         })
     }
 
     fn linger_off(&self) -> io::Result<()> {
-        Ok(())
+        self.with(|socket, _| {
+            socket.linger = Linger::Off;
+            Ok(())
+        })
     }
 
     fn now(&self) -> Instant {
@@ -276,14 +278,17 @@ impl Drop for SimKernel {
         let mut world = self.world.lock();
         let Some(socket) = world.sockets[self.number].take() else { return };
         world.closed += 1;
+        world.last_cut = match &socket.wire {
+            Wire::Stream(stream) => stream.cut_at().map(|at| (at, stream.acknowledged_at)),
+            Wire::Datagrams(_) => None,
+        };
         drop(world);
         if thread::panicking() {
             return;
         }
         assert!(!socket.notes.has_live(), "closed while the kernel may read what was sent");
-        if let Wire::Stream(stream) = &socket.wire
-            && stream.ends_in_order()
-        {
+        assert_ne!(socket.linger, Linger::Users, "closed with the user's linger time");
+        if socket.ends_in_order() {
             assert_eq!(socket.expected.pending(), 0, "an orderly end of what was cut short");
         }
     }

@@ -12,6 +12,7 @@
 //! | `world`, `nature` | time, chance, the reaper |
 //! | `owner` | what one owner asks of its sender, and what it must be told |
 //! | `episode` | one history: pools, owners, disturbances, the end |
+//! | `slow_peer` | dropped senders whose peers read slowly, or stop |
 //! | `mischief` | user code that panics where the library runs it |
 //!
 //! Checked after every step: what the kernel may read is as it was, and no slot of it is Free or
@@ -43,6 +44,7 @@ mod mischief;
 mod nature;
 mod notes;
 mod owner;
+mod slow_peer;
 mod socket;
 mod stream;
 mod world;

@@ -18,7 +18,7 @@ use crate::{
     kernel::SimKernel,
     memory::Text,
     mischief::{self, Bell},
-    socket::{Socket, Wire},
+    socket::{Linger, Socket, Wire},
     stream::{EMFILE, ENOMEM},
     world::Shared,
 };
@@ -52,6 +52,9 @@ pub(crate) struct Owner {
     sent: VecDeque<Sent>,
     sends: u64,
     polls: Vec<(Ticket, Arc<Bell>)>,
+    /// The linger time, if nothing else ends the connection.
+    linger: Option<Duration>,
+    users_linger: Linger,
     /// Whether a send was lost to a panic of user code.
     lost: bool,
     aborted: bool,
@@ -89,6 +92,8 @@ impl Owner {
             sent: VecDeque::new(),
             sends: 0,
             polls: Vec::new(),
+            linger: config.max_hold.is_none().then_some(config.linger),
+            users_linger: world.lock().socket(number).0.linger,
             lost: false,
             aborted: false,
         }
@@ -436,9 +441,15 @@ impl Owner {
         self.with_socket(|socket| socket.core = Weak::new());
         let Self { world, core, .. } = self;
         world.lock().begin_call();
+        let closed_before = world.lock().closed;
         let deadline = world.lock().instant() + limit;
         if let Some(report) = mischief::guarded(|| core.close(deadline)) {
             assert!(!(report.drained && report.aborted), "{report:?}");
+            let tells_why = report.aborted || report.error.is_some();
+            assert!(report.drained || tells_why, "{report:?}");
+            let world = world.lock();
+            let is_cut = world.closed > closed_before && world.last_cut.is_some();
+            assert!(!(report.drained && is_cut), "a lost tail is called drained");
             let excused = report.error.is_some() || !(healthy && kind);
             assert!(report.drained || excused, "{report:?}");
         }
@@ -446,7 +457,11 @@ impl Owner {
 
     /// Drops the sender, or both of its halves.
     pub(crate) fn drop(self, sending_half_first: bool) {
-        self.with_socket(|socket| socket.core = Weak::new());
+        let now = self.world.lock().nature.now;
+        self.with_socket(|socket| {
+            socket.core = Weak::new();
+            socket.dropped = self.linger.map(|linger| (linger.as_nanos() as u64, now));
+        });
         let Self { world, core, is_split, .. } = self;
         world.lock().begin_call();
         let halves: &[bool] = match (is_split, sending_half_first) {
@@ -474,6 +489,8 @@ impl Owner {
         assert_eq!(id.0 as u32, next, "the ids of the kernel");
         // Whoever goes on behind a gap does so knowingly.
         self.with_socket(|socket| socket.expected.forget());
+        let linger = self.with_socket(|socket| socket.linger);
+        assert!(self.aborted || linger == self.users_linger, "the user's option is changed");
         let kernel = Core::into_kernel(self.core).expect("nobody else has it");
         Ok((kernel, id.0))
     }

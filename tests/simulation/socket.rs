@@ -120,6 +120,16 @@ impl Care {
     }
 }
 
+/// `SO_LINGER`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Linger {
+    Off,
+    /// As the user left it: the close blocks, or resets.
+    Users,
+    /// The close resets.
+    Reset,
+}
+
 pub(crate) enum Wire {
     Stream(Stream),
     Datagrams(Datagrams),
@@ -150,6 +160,9 @@ pub(crate) struct Socket {
     /// Another user has taken ids, of which a note on the error queue tells. The notes behind it
     /// name other calls than the sender takes them for.
     pub(crate) is_shifted: bool,
+    pub(crate) linger: Linger,
+    /// The linger time of a sender that was dropped, and when that was.
+    pub(crate) dropped: Option<(u64, u64)>,
 }
 
 impl Socket {
@@ -169,6 +182,8 @@ impl Socket {
             failures: Vec::new(),
             deaf: false,
             is_shifted: false,
+            linger: Linger::Off,
+            dropped: None,
         }
     }
 
@@ -235,6 +250,27 @@ impl Socket {
             error: self.notes.has_unread(),
             hangup: self.is_over(),
         }
+    }
+
+    /// Checks that a dropped sender has cause to break the connection: the peer has acknowledged
+    /// nothing for the linger time, and does not have everything.
+    pub(crate) fn check_patience(&self, now: u64) {
+        let (Some((linger, since)), Wire::Stream(stream)) = (self.dropped, &self.wire) else {
+            return;
+        };
+        if stream.is_over() {
+            return;
+        }
+        let idle = now - since.max(stream.acknowledged_at);
+        assert!(idle >= linger, "reset {idle} ns after an acknowledgement, linger {linger} ns");
+        let left = stream.unacked_data() + self.expected.pending();
+        assert!(left > 0, "a peer that has everything is reset");
+    }
+
+    /// Whether closing the descriptor looks like the orderly end of a whole stream.
+    pub(crate) fn ends_in_order(&self) -> bool {
+        matches!(&self.wire, Wire::Stream(stream) if !stream.is_over())
+            && self.linger != Linger::Reset
     }
 
     /// Whether the connection is over, or will be without anybody's doing.

@@ -16,6 +16,7 @@ pub(crate) const ENOMEM: i32 = 12;
 pub(crate) const EFAULT: i32 = 14;
 pub(crate) const EMFILE: i32 = 24;
 pub(crate) const EPIPE: i32 = 32;
+const ENOTCONN: i32 = 107;
 pub(crate) const EOPNOTSUPP: i32 = 95;
 pub(crate) const ECONNRESET: i32 = 104;
 pub(crate) const ETIMEDOUT: i32 = 110;
@@ -59,6 +60,10 @@ pub(crate) struct Stream {
     send_room: usize,
     /// The peer's program reads nothing before.
     stalled_until: u64,
+    /// How long the peer's program pauses after each read, and how much it reads at most.
+    pace: Option<(u64, u64)>,
+    /// When the peer last acknowledged something.
+    pub(crate) acknowledged_at: u64,
     acknowledges: bool,
     retransmits_at: u64,
     /// Retransmits since the last acknowledgement.
@@ -71,7 +76,8 @@ pub(crate) struct Stream {
     over: bool,
     shut: bool,
     end_received: bool,
-    resets_on_close: bool,
+    /// When the connection failed, if the peer had not acknowledged everything, its end included.
+    cut_at: Option<u64>,
     /// The socket has the option, and sends without copy are refused all the same.
     pub(crate) refuses: bool,
     /// The socket has the option and ignores the flag.
@@ -85,6 +91,11 @@ impl Stream {
 
     pub(crate) fn stall(&mut self, until: u64) {
         self.stalled_until = until;
+    }
+
+    /// The peer's program reads so many bytes at most, and pauses for so long after each read.
+    pub(crate) fn pace(&mut self, pace: Option<(u64, u64)>) {
+        self.pace = pace;
     }
 
     pub(crate) fn is_stalled_for_ever(&self) -> bool {
@@ -112,9 +123,23 @@ impl Stream {
         self.over || self.used() * 3 <= self.send_room * 2
     }
 
+    pub(crate) fn acknowledged(&self) -> u64 {
+        self.acknowledged
+    }
+
     pub(crate) fn unacked(&self) -> usize {
-        (self.end - self.acknowledged) as usize
+        self.unacked_data()
             + usize::from(self.shut && !(self.end_received && self.acknowledged == self.end))
+    }
+
+    /// As [`unacked`](Self::unacked), without the end of the stream.
+    pub(crate) fn unacked_data(&self) -> usize {
+        (self.end - self.acknowledged) as usize
+    }
+
+    /// The user writes to the socket, past the sender.
+    pub(crate) fn write(&mut self, bytes: u64) {
+        self.end += bytes;
     }
 
     pub(crate) fn send(
@@ -321,6 +346,9 @@ impl Stream {
         }
         self.tries = 0;
         let most = self.received - self.acknowledged;
+        if most > 0 {
+            self.acknowledged_at = nature.now;
+        }
         let cut = most > 1 && nature.choices.once_in(8);
         self.acknowledged +=
             if cut { 1 + nature.choices.below(most as usize) as u64 } else { most };
@@ -354,7 +382,10 @@ impl Stream {
         if self.over || self.unread == 0 || nature.now < self.stalled_until {
             return false;
         }
-        self.unread -= self.unread.min(nature.choices.pick(&[u64::MAX, 64 << 10, 1000]));
+        let most = nature.choices.pick(&[u64::MAX, 64 << 10, 1000]);
+        let (most, pause) = self.pace.unwrap_or((most, 0));
+        self.unread -= self.unread.min(most);
+        self.stalled_until = nature.now + pause;
         true
     }
 
@@ -407,6 +438,7 @@ impl Stream {
             return;
         }
         self.over = true;
+        self.cut_at = (self.unacked() > 0).then_some(nature.now);
         self.error = Some(errno);
         while let Some(key) = self.queue.pop_front() {
             self.let_go(key, nature, notes, news);
@@ -422,18 +454,14 @@ impl Stream {
 
     pub(crate) fn shut_down(&mut self) -> io::Result<()> {
         if self.over {
-            return Err(io::ErrorKind::NotConnected.into());
+            return Err(io::Error::from_raw_os_error(ENOTCONN));
         }
         self.shut = true;
         Ok(())
     }
 
-    pub(crate) fn reset_on_close(&mut self) {
-        self.resets_on_close = true;
-    }
-
-    /// Whether closing the descriptor looks like the orderly end of a whole stream.
-    pub(crate) fn ends_in_order(&self) -> bool {
-        !self.over && !self.resets_on_close
+    /// When it was decided that the peer never gets all that was accepted.
+    pub(crate) fn cut_at(&self) -> Option<u64> {
+        self.cut_at
     }
 }

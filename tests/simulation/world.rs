@@ -21,6 +21,9 @@ pub(crate) struct World {
     turns: u64,
     epoch: Instant,
     pub(crate) closed: u64,
+    /// When the stream of the socket that was closed last was cut short, if it was, and when its
+    /// peer had last acknowledged something.
+    pub(crate) last_cut: Option<(u64, u64)>,
 }
 
 /// A handle of the one world.
@@ -38,7 +41,15 @@ enum Turn {
 
 impl World {
     fn new(nature: Nature) -> Self {
-        Self { nature, sockets: Vec::new(), began: 0, turns: 0, epoch: Instant::now(), closed: 0 }
+        Self {
+            nature,
+            sockets: Vec::new(),
+            began: 0,
+            turns: 0,
+            epoch: Instant::now(),
+            closed: 0,
+            last_cut: None,
+        }
     }
 
     pub(crate) fn socket(&mut self, number: usize) -> (&mut Socket, &mut Nature) {
