@@ -263,9 +263,10 @@ impl Magazine {
     }
 
     /// Whether the magazine belongs to `class`, as far as the owner knows.
-    pub(crate) fn belongs_to(&self, class: &SizeClass) -> bool {
+    #[inline(always)]
+    pub(crate) fn belongs_to(&self, class: NonNull<SizeClass>) -> bool {
         // Relaxed: if it names the class, this thread wrote it.
-        ptr::eq(self.key.load(Ordering::Relaxed), class)
+        self.key.load(Ordering::Relaxed) == class.as_ptr()
     }
 
     /// Whether the magazine belongs to no class, and so can be bound to one.
@@ -324,7 +325,7 @@ impl Magazine {
     /// Unbinds the magazine from `class`, whose roster's lock the caller has, and answers the slots
     /// in it.
     pub(crate) fn unbind<'a>(&self, class: &'a SizeClass) -> impl Iterator<Item = &'a Record> {
-        debug_assert!(self.belongs_to(class));
+        debug_assert!(self.belongs_to(NonNull::from(class)));
         // Relaxed: only the owner writes it.
         let len = self.len.load(Ordering::Relaxed) as usize;
         // Relaxed: who takes slots away needs the lock.

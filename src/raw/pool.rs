@@ -104,7 +104,8 @@ impl RawPool {
     /// one.
     #[inline]
     pub(crate) fn take(&self, class: &SizeClass) -> Result<SlotRef, AllocError> {
-        match rack::with(class.place(), |magazine| magazine.take(class)) {
+        let at = NonNull::from(class);
+        match rack::with(at, || class.place(), |magazine| magazine.take(class)) {
             Some(record) => Ok(SlotRef::claim(record)),
             None => self.take_elsewhere(class),
         }
@@ -135,11 +136,15 @@ impl RawPool {
     ) -> Result<(), AllocError> {
         let full = bufs.len().saturating_add(count);
         while bufs.len() < full {
-            rack::with(class.place(), |magazine| {
-                let records = magazine.take_many(class, full - bufs.len());
-                bufs.extend(records.map(|record| make(SlotRef::claim(record))));
-                Some(())
-            });
+            rack::with(
+                NonNull::from(class),
+                || class.place(),
+                |magazine| {
+                    let records = magazine.take_many(class, full - bufs.len());
+                    bufs.extend(records.map(|record| make(SlotRef::claim(record))));
+                    Some(())
+                },
+            );
             if bufs.len() < full {
                 bufs.push(make(self.take_elsewhere(class)?));
             }

@@ -88,14 +88,29 @@ struct OfThread(Rack);
 
 impl Drop for OfThread {
     fn drop(&mut self) {
-        // What else ends with the thread goes on without.
+        // Values that are dropped later in the thread's end use the free list.
         let _ = MAGAZINES.try_with(|magazines| magazines.set(ptr::null()));
     }
 }
 
+/// Pointers into a thread's rack: both null, or both not.
+struct Magazines {
+    first: Cell<*const Magazine>,
+    /// The magazine that the thread used last.
+    last: Cell<*const Magazine>,
+}
+
+impl Magazines {
+    fn set(&self, first: *const Magazine) {
+        self.first.set(first);
+        self.last.set(first);
+    }
+}
+
 per_thread! {
-    /// The first magazine of this thread's rack; null before there is one and after its end.
-    static MAGAZINES: Cell<*const Magazine> = Cell::new(ptr::null());
+    /// Null before this thread has a rack, and after the rack's end.
+    static MAGAZINES: Magazines =
+        Magazines { first: Cell::new(ptr::null()), last: Cell::new(ptr::null()) };
 }
 
 per_thread! {
@@ -103,18 +118,35 @@ per_thread! {
     static RACK: OnceCell<Option<OfThread>> = OnceCell::new();
 }
 
-/// Calls `body` with this thread's magazine for classes of `place`, if it has a rack.
+/// Calls `body` with this thread's magazine for `class`, whose place `place` answers, if the thread
+/// has a rack.
+///
+/// The thread's last used magazine is tried first, because its address is at hand. The way from a
+/// buffer through its class to the class's place is a chain of loads behind the stores of the alloc,
+/// and every pair would wait for the chain of the pair before (bench row "One alloc and drop/one
+/// thread": 8.4 ns on Intel Sapphire Rapids, 3.9 ns with this; 2.1 and 1.9 ns on AMD Zen 5). The key
+/// of the magazine tells whether it is the right one: a fork wipes the key, and another class
+/// overwrites it.
 #[inline(always)]
-pub(crate) fn with<R>(place: Place, body: impl FnOnce(&Magazine) -> Option<R>) -> Option<R> {
-    let first = MAGAZINES.try_with(Cell::get).unwrap_or(ptr::null());
-    if first.is_null() {
-        return None;
-    }
-    // SAFETY: there are more magazines behind the first one than any place says.
-    let magazine = unsafe { first.byte_add(place.0) };
-    // SAFETY: the rack lives until the thread ends, when `MAGAZINES` becomes null first, and is
-    // used by shared reference.
-    body(unsafe { &*magazine })
+pub(crate) fn with<R>(
+    class: NonNull<SizeClass>,
+    place: impl FnOnce() -> Place,
+    body: impl FnOnce(&Magazine) -> Option<R>,
+) -> Option<R> {
+    let magazine = MAGAZINES.try_with(|magazines| {
+        // SAFETY: null, or a magazine of this thread's rack, which lives until the thread ends,
+        // when `MAGAZINES` becomes null first, and is used by shared reference.
+        let last = unsafe { magazines.last.get().as_ref() }?;
+        if last.belongs_to(class) {
+            return Some(ptr::from_ref(last));
+        }
+        // SAFETY: there are more magazines behind the first one than any place says.
+        let other = unsafe { magazines.first.get().byte_add(place().0) };
+        magazines.last.set(other);
+        Some(other)
+    });
+    // SAFETY: as above.
+    body(unsafe { &*magazine.ok()?? })
 }
 
 /// Calls `body` with this thread's magazine for `class` after binding it, and if need be after
@@ -132,7 +164,7 @@ pub(crate) unsafe fn with_bound<R>(
         let class = unsafe { class.as_ref() };
         if class.magazine_limit() > 0 { bound(class) } else { ptr::null() }
     };
-    // SAFETY: null, or as in `with`.
+    // SAFETY: as in `with`.
     body(unsafe { bound.as_ref() })
 }
 
@@ -145,11 +177,16 @@ fn bound(class: &SizeClass) -> *const Magazine {
     // While what ends with the thread is dropped, there is no rack any more.
     let first = first.unwrap_or(ptr::null());
     let _ = MAGAZINES.try_with(|magazines| magazines.set(first));
-    let bound = with(class.place(), |magazine| {
-        if !magazine.belongs_to(class) && !magazine.is_unbound() && magazine.is_missed() {
-            vacate(magazine);
-        }
-        class.bind(magazine).then_some(ptr::from_ref(magazine))
-    });
+    let at = NonNull::from(class);
+    let bound = with(
+        at,
+        || class.place(),
+        |magazine| {
+            if !magazine.belongs_to(at) && !magazine.is_unbound() && magazine.is_missed() {
+                vacate(magazine);
+            }
+            class.bind(magazine).then_some(ptr::from_ref(magazine))
+        },
+    );
     bound.unwrap_or(ptr::null())
 }

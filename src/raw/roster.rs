@@ -45,7 +45,7 @@ impl Roster {
     /// Binds the caller's own magazine to `class`, whose roster this is, unless it is bound
     /// already. `false`: it cannot or should not be now.
     pub(crate) fn bind(&self, class: &SizeClass, magazine: &Magazine) -> bool {
-        if magazine.belongs_to(class) {
+        if magazine.belongs_to(NonNull::from(class)) {
             return true;
         }
         if class.magazine_limit() == 0 || !magazine.is_unbound() || self.is_held_off() {

@@ -175,20 +175,24 @@ impl SlotRef {
         let Some(last) = bufs.last() else { return };
         let class = slot(last).record().class();
         let mut rest = bufs.iter();
-        rack::with(slot(last).class().place(), |magazine| {
-            magazine.put_many(class, || {
-                let &Self(at) = slot(rest.as_slice().last()?);
-                // SAFETY: the slot is out (invariant 1).
-                let record = unsafe { at.as_ref() };
-                if record.class() != class || !record.slot().try_recycle() {
-                    return None;
-                }
-                record.set_len(0);
-                rest.next_back();
-                Some(at)
-            });
-            Some(())
-        });
+        rack::with(
+            class,
+            || slot(last).class().place(),
+            |magazine| {
+                magazine.put_many(class, || {
+                    let &Self(at) = slot(rest.as_slice().last()?);
+                    // SAFETY: the slot is out (invariant 1).
+                    let record = unsafe { at.as_ref() };
+                    if record.class() != class || !record.slot().try_recycle() {
+                        return None;
+                    }
+                    record.set_len(0);
+                    rest.next_back();
+                    Some(at)
+                });
+                Some(())
+            },
+        );
         let rest = rest.len();
         // SAFETY: not more than before. Those behind are recycled, and must not be dropped.
         unsafe { bufs.set_len(rest) };
@@ -201,8 +205,10 @@ impl SlotRef {
     #[inline]
     fn go_home(self) {
         self.set_len(0);
-        let (class, place) = (self.record().class(), self.class().place());
-        if rack::with(place, |magazine| magazine.put(class, self.0).then_some(())).is_none() {
+        let class = self.record().class();
+        let place = || self.class().place();
+        if rack::with(class, place, |magazine| magazine.put(class, self.0).then_some(())).is_none()
+        {
             self.go_elsewhere();
         }
     }
@@ -213,7 +219,8 @@ impl SlotRef {
     #[inline(always)]
     #[must_use]
     pub(crate) fn try_recycle_leased(&self) -> bool {
-        let (class, place) = (self.record().class(), self.class().place());
+        let class = self.record().class();
+        let place = || self.class().place();
         let free = || {
             let alone = self.slot().try_recycle_leased();
             if alone {
@@ -221,7 +228,8 @@ impl SlotRef {
             }
             alone
         };
-        rack::with(place, |magazine| magazine.put_if(class, self.0, free).then_some(())).is_some()
+        rack::with(class, place, |magazine| magazine.put_if(class, self.0, free).then_some(()))
+            .is_some()
     }
 
     /// Sends the slot, which is Free, home where this thread's magazine does not take it.
@@ -246,7 +254,9 @@ impl SlotRef {
     /// class.
     #[inline]
     pub(crate) fn try_recycle_into(self, local: &LocalMagazine<'_>) -> Result<(), Self> {
-        let Some(magazine) = local.magazine(self.class()) else { return self.try_recycle() };
+        let Some(magazine) = local.magazine(self.class()) else {
+            return self.try_recycle_foreign();
+        };
         if !self.slot().try_recycle() {
             return Err(self);
         }
@@ -255,6 +265,15 @@ impl SlotRef {
             self.go_beyond(magazine);
         }
         Ok(())
+    }
+
+    /// As [`try_recycle`](Self::try_recycle), out of line: with a second magazine's code in it
+    /// [`try_recycle_into`](Self::try_recycle_into) would not be inlined (bench row "One alloc and
+    /// drop/one thread/pinbuf, local handle": 1.7 ns instead of 1.3).
+    #[cold]
+    #[inline(never)]
+    fn try_recycle_foreign(self) -> Result<(), Self> {
+        self.try_recycle()
     }
 
     /// Sends the slot, which is Free, home where the caller's own `magazine` did not take it.
