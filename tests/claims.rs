@@ -1,4 +1,5 @@
-//! What SAFETY.md names is there: files, tests, models and mutants.
+//! Claims of the documents: the files, tests, models and mutants that SAFETY.md names are there, and
+//! no test judges by a clock, as CONTRIBUTING.md has it.
 
 use std::{
     collections::HashSet,
@@ -78,4 +79,52 @@ fn a_name_of_nothing_is_noticed() {
     let page = page.replace("that_is_not", &["that", "is", "nowhere"].join("_"));
     let names = names.map(|name| name.replace("that_is_not", "that_is_nowhere"));
     assert_eq!(missing(&page, &there()), names);
+}
+
+/// Where a test reads how long something took or what CPU time it cost, by line.
+fn clocks(source: &str) -> Vec<usize> {
+    // Built here, so that this file names none.
+    let clocks = [["ela", "psed("], ["duration", "_since("], ["CPU", "TIME"], ["ru_u", "time"]];
+    let clocks = clocks.map(|parts| parts.concat());
+    let reads = |line: &str| {
+        // What is left until a deadline is no judgement.
+        let line = line.replace(&["saturating_", &clocks[1]].concat(), "");
+        clocks.iter().any(|clock| line.contains(clock))
+    };
+    (1..).zip(source.lines()).filter(|(_, line)| reads(line)).map(|(at, _)| at).collect()
+}
+
+#[test]
+fn no_test_judges_by_a_clock() {
+    // What passes time along to a count, paces a peer, or prints a rate.
+    const ALLOWED: [&str; 4] = [
+        "tests/common/mod.rs",
+        "tests/linger.rs",
+        "tests/simulation/main.rs",
+        "loom-tests/src/lib.rs",
+    ];
+    let mut found = Vec::new();
+    for dir in ["src", "tests", "loom-tests"] {
+        for path in files(&root().join(dir)) {
+            let name = path.strip_prefix(root()).unwrap().to_str().unwrap().to_owned();
+            if !name.ends_with(".rs") || ALLOWED.contains(&&*name) {
+                continue;
+            }
+            let source = fs::read_to_string(&path).unwrap();
+            // The library may read clocks; its tests stand last in a file.
+            let is_test = dir != "src" || name.ends_with("/tests.rs");
+            let first = if is_test { Some(0) } else { source.find("\nmod tests {") };
+            let tests = &source[first.unwrap_or(source.len())..];
+            let before = source.lines().count() - tests.lines().count();
+            found.extend(clocks(tests).iter().map(|line| format!("{name}:{}", before + line)));
+        }
+    }
+    assert_eq!(found, [""; 0], "count calls instead: tests/common/calls.rs");
+}
+
+#[test]
+fn a_clock_in_a_test_is_noticed() {
+    let clock = ["ela", "psed()"].concat();
+    let source = format!("let begun = Instant::now();\nassert!(begun.{clock} < SECOND);");
+    assert_eq!(clocks(&source), [2]);
 }

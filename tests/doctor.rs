@@ -17,7 +17,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::process::{Done, SECONDS, example, run, start_with};
+use crate::process::{Done, STUCK, example, run, start_with};
 
 /// The status of each check called `name`, with all of its line.
 fn checks(json: &Value, name: &str) -> Vec<(String, String)> {
@@ -48,7 +48,7 @@ fn doctor_after(
         // only make system calls.
         unsafe { command.pre_exec(prepare) };
     });
-    process.ok().map(|process| process.wait(SECONDS))
+    process.ok().map(|process| process.wait(STUCK))
 }
 
 fn skipped(test: &str, why: &str) {
@@ -119,7 +119,7 @@ fn a_kernel_without_zero_copy_is_a_failure() {
     let Ok(process) = start_with(&["doctor", "--json"], lab::without_zerocopy) else {
         return skipped("a_kernel_without_zero_copy_is_a_failure", "no seccomp filter can be had");
     };
-    let done = process.wait(SECONDS);
+    let done = process.wait(STUCK);
     done.expect(4);
     let json = done.json();
     assert_check(&json, "zero copy over IPv4", "fail", "SO_ZEROCOPY is refused");

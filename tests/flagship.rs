@@ -34,10 +34,6 @@ use common::{
 };
 use pinbuf::{Backing, CloseReport, Pages, PinnedBuf, Policy, Pool, Sender};
 
-/// The library replaces pages some ten milliseconds after an abort; this is for an emulated machine
-/// that does other things as well. The queue alone would take half a minute.
-const USABLE_AGAIN: Duration = Duration::from_secs(2);
-
 // The library's side.
 
 /// Takes every slot that is to be had, at once, writes over it, and keeps it.
@@ -165,10 +161,8 @@ fn losing(side: Side) -> Result<(), String> {
         assert!(in_flight > MESSAGES / 2, "only {in_flight} in flight");
         // What is aborted is read afterwards: on a slow machine all could arrive before.
         let peer = (!end.aborts()).then(|| Peer::of(far.try_clone().unwrap(), STALL, patience));
-        let begun = Instant::now();
         let closed = end.bring_about(sender);
         eventually("every slot is free", || scribbler.taken() == MESSAGES);
-        let usable = begun.elapsed();
         let peer = peer.unwrap_or_else(|| Peer::of(far, Duration::ZERO, patience));
         let stream = peer.stream();
         assert!(pinbuf::wait_idle(Instant::now() + Duration::from_secs(30)));
@@ -177,8 +171,7 @@ fn losing(side: Side) -> Result<(), String> {
         assert_eq!(pool.stats().replaced_bytes, 0);
         let (messages, bytes) = wrong(&stream, SMALL);
         report(&format!(
-            "loss on the {side:?}'s side, {end:?}: {in_flight} in flight, all usable after \
-             {usable:.1?}, {bytes} wrong of {} bytes",
+            "loss on the {side:?}'s side, {end:?}: {in_flight} in flight, {bytes} wrong of {} bytes",
             stream.len()
         ));
         assert_eq!((messages, bytes), (0, 0));
@@ -270,18 +263,15 @@ fn a_slot_whose_packets_wait_in_a_queue_is_usable_at_once_and_the_queue_keeps_it
                 };
                 let (sender, peer) = queued(&road, &pool, end);
                 let scribbler = Scribbler::on(&pool);
-                let begun = Instant::now();
                 let closed = end.bring_about(sender);
                 eventually("every slot is free", || scribbler.taken() == SLOTS);
-                let usable = begun.elapsed();
                 let held = pool.stats().replaced_bytes;
                 let owned = pinbuf::reaper_stats().owned;
                 let what = format!("queue, {pages}, {end:?}");
-                report(&format!("{what}: all usable after {usable:.1?}, {held} bytes replaced"));
-                // Its ids are not released, and the reaper waits for them.
+                report(&format!("{what}: all usable, {held} bytes replaced"));
+                // The queue still has packets: their ids are not released, and the reaper waits.
                 assert!(held >= LARGE, "{held} bytes");
                 assert_eq!(owned, 1);
-                assert!(usable < USABLE_AGAIN, "{usable:?}");
                 if let Some(closed) = closed {
                     assert!(closed.aborted && closed.quarantined > 0, "{closed:?}");
                 }

@@ -2,19 +2,17 @@
 
 #![cfg(target_os = "linux")]
 
-use std::{fs, time::Instant};
+use std::fs;
 
 #[test]
 fn a_probe_leaves_no_descriptor_and_no_thread_behind() {
     let count = |path: &str| fs::read_dir(path).unwrap().count();
     let all = || (count("/proc/self/fd"), count("/proc/self/task"));
     let before = all();
-    let start = Instant::now();
     for _ in 0..3 {
         let environment = pinbuf::Environment::probe();
         assert_eq!(environment.checks().len(), 12);
         let _ = pinbuf::Environment::route_to(([127, 0, 0, 1], 1).into());
     }
-    assert!(start.elapsed().as_secs() < 10, "{:?}", start.elapsed());
     assert_eq!(all(), before);
 }

@@ -1,19 +1,16 @@
 //! Nothing spins: waits are counted where `poll(2)` would return at once for ever.
-//!
-//! This binary has its own `ppoll`, `epoll_wait`, `recvmmsg` and `ioctl`, which the library calls
-//! instead of the C library's: they count per thread, and can pretend that no note is there.
 
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
+#[path = "common/calls.rs"]
+mod calls;
 mod common;
 
 use std::{
-    cell::Cell,
     io::{self, Read},
     net::TcpStream,
     os::fd::{AsFd, AsRawFd},
     process::Command,
-    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -23,121 +20,13 @@ use common::{
     duplicate, eventually, filled, must_succeed, network_namespace, pair, pair_at, pattern, plays,
     pool,
     process::{alone, hoard_descriptors},
-    raise_loopback, reader, reset, skip, soon,
+    raise_loopback, reader, reset, skip, soon, times_since,
 };
-use libc::{c_int, c_uint, c_void};
 use pinbuf::{Fate, Policy, SendError, Sender, SenderBuilder, WaitError, wait_idle};
-
-thread_local! {
-    /// Waits of this thread.
-    static WAITS: Cell<usize> = const { Cell::new(0) };
-    /// Looks of this thread for notes.
-    static LOOKS: Cell<usize> = const { Cell::new(0) };
-    /// Until when this thread finds no note.
-    static BLIND_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
-}
-
-/// Waits of the library's own thread.
-static REAPER_WAITS: AtomicUsize = AtomicUsize::new(0);
-
-/// Questions of the library's own thread about unacknowledged bytes: one for each look at a sender
-/// that ends.
-static REAPER_QUESTIONS: AtomicUsize = AtomicUsize::new(0);
-
-fn count_for_the_reaper(counter: &AtomicUsize) {
-    if thread::current().name() == Some("pinbuf-reaper") {
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn count() {
-    WAITS.set(WAITS.get() + 1);
-    count_for_the_reaper(&REAPER_WAITS);
-}
-
-/// Instead of the C library's.
-///
-/// # Safety
-///
-/// As ppoll(2).
-#[unsafe(no_mangle)]
-unsafe extern "C" fn ppoll(
-    fds: *mut libc::pollfd,
-    nfds: libc::nfds_t,
-    timeout: *const libc::timespec,
-    mask: *const libc::sigset_t,
-) -> c_int {
-    count();
-    // SAFETY: null or a timespec, says the caller.
-    let mut left = unsafe { timeout.as_ref() }.copied();
-    // The bare system call writes back what is left.
-    let left = left.as_mut().map_or(std::ptr::null_mut(), std::ptr::from_mut);
-    // SAFETY: the caller's promises, and a timeout of our own.
-    unsafe { libc::syscall(libc::SYS_ppoll, fds, nfds, left, mask, 8) as c_int }
-}
-
-/// Instead of the C library's.
-///
-/// # Safety
-///
-/// As epoll_wait(2).
-#[unsafe(no_mangle)]
-unsafe extern "C" fn epoll_wait(
-    epoll: c_int,
-    events: *mut libc::epoll_event,
-    room: c_int,
-    timeout_ms: c_int,
-) -> c_int {
-    count();
-    let none = std::ptr::null::<c_void>();
-    // SAFETY: the caller's promises; no mask.
-    unsafe {
-        libc::syscall(libc::SYS_epoll_pwait, epoll, events, room, timeout_ms, none, 8) as c_int
-    }
-}
-
-/// Instead of the C library's.
-///
-/// # Safety
-///
-/// As recvmmsg(2).
-#[unsafe(no_mangle)]
-unsafe extern "C" fn recvmmsg(
-    fd: c_int,
-    messages: *mut libc::mmsghdr,
-    room: c_uint,
-    flags: c_int,
-    timeout: *mut libc::timespec,
-) -> c_int {
-    LOOKS.set(LOOKS.get() + 1);
-    if BLIND_UNTIL.get().is_some_and(|until| Instant::now() < until) {
-        // SAFETY: always a valid address.
-        let errno = unsafe { libc::__errno_location() };
-        // SAFETY: as above, and this thread's own.
-        unsafe { *errno = libc::EAGAIN };
-        return -1;
-    }
-    // SAFETY: the caller's promises.
-    unsafe { libc::syscall(libc::SYS_recvmmsg, fd, messages, room, flags, timeout) as c_int }
-}
-
-/// Instead of the C library's.
-///
-/// # Safety
-///
-/// As ioctl(2) with a pointer.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn ioctl(fd: c_int, request: usize, value: *mut c_void) -> c_int {
-    count_for_the_reaper(&REAPER_QUESTIONS);
-    // SAFETY: the caller's promises.
-    unsafe { libc::syscall(libc::SYS_ioctl, fd, request, value) as c_int }
-}
 
 /// How often this thread waited in `body`.
 fn waits(body: impl FnOnce()) -> usize {
-    let before = WAITS.get();
-    body();
-    WAITS.get() - before
+    calls::during(body).waits
 }
 
 /// A thread that spins waits about a hundred thousand times in the pauses below.
@@ -251,10 +140,10 @@ fn waiting_behind_a_hangup_does_not_spin() {
     let ticket = sender.send(filled(pool.try_alloc(1).unwrap(), 256 << 10, 1)).unwrap();
     reset(far);
     // The notes of a reset come at once; make them late. All the while the socket hangs up.
-    BLIND_UNTIL.set(soon());
+    calls::blind_until(soon());
     let waits = waits(|| {
         assert_eq!(sender.wait(ticket, Some(after(200))), Err(WaitError::TimedOut));
-        BLIND_UNTIL.set(Some(after(200)));
+        calls::blind_until(Some(after(200)));
         let fate = sender.wait(ticket, soon()).unwrap();
         assert!(matches!(fate, Fate::Released { .. }), "{fate:?}");
     });
@@ -339,11 +228,11 @@ fn a_waiter_for_whom_nobody_looks_sleeps_between_its_looks() {
         let peer = reader(far, PAUSE);
         // The reaper cannot start.
         let hoard = hoard_descriptors(0);
-        let before = LOOKS.get();
-        let buf = pool.alloc(1).unwrap();
-        let looks = LOOKS.get() - before;
-        // One or two every five milliseconds; a starved machine lets few through even of a loop.
-        assert!(looks > 3 && looks < MANY / 5, "{looks}");
+        let (begun, mut buf) = (Instant::now(), None);
+        let looks = calls::during(|| buf = Some(pool.alloc(1).unwrap())).looks;
+        // One or two every five milliseconds.
+        let most = 2 * times_since(begun, Duration::from_millis(5));
+        assert!(looks > 3 && looks < most, "{looks} of at most {most}");
         drop((hoard, buf));
         assert!(sender.close(soon().unwrap()).drained);
         assert_same(&peer.join().unwrap(), &pattern(256 << 10, 1));
@@ -363,13 +252,13 @@ fn the_reaper_does_not_spin() {
     // One socket has room all the while, the other hangs up.
     send(&mut sender, 1);
     send(&mut dead, 2);
-    let before = REAPER_WAITS.load(Ordering::Relaxed);
+    let before = calls::of_the_reaper().waits;
     let peer = reader(far, PAUSE);
     reset(dead_far);
     let (first, _) = block_on(pool.alloc_async(1));
     let (second, _) = block_on(pool.alloc_async(1));
     drop((first.unwrap(), second.unwrap()));
-    let waits = REAPER_WAITS.load(Ordering::Relaxed) - before;
+    let waits = calls::of_the_reaper().waits - before;
     assert!(waits > 0 && waits < MANY, "{waits}");
     eventually("all slots are home", || pool.stats().free() == 2);
     assert!(sender.close(soon().unwrap()).drained);
@@ -396,7 +285,7 @@ fn a_stalled_ending_sender_is_looked_at_ten_times_per_linger() {
         let linger = Duration::from_secs(4);
         let _peers = drop_stalled(Sender::builder().linger(linger), COUNT);
         assert!(wait_idle(soon().unwrap()), "the reset comes");
-        let looks = REAPER_QUESTIONS.load(Ordering::Relaxed);
+        let looks = calls::of_the_reaper().questions;
         // Some more at the begin, at the reset, and for news of the first segments.
         assert!((COUNT..20 * COUNT).contains(&looks), "{looks} looks at {COUNT} senders");
     });
@@ -409,10 +298,10 @@ fn a_stalled_ending_sender_is_looked_at_once_a_second_at_most() {
         let begun = Instant::now();
         let peers = drop_stalled(Sender::builder(), COUNT);
         thread::sleep(Duration::from_secs(3));
-        let looks = REAPER_QUESTIONS.load(Ordering::Relaxed);
-        let seconds = begun.elapsed().as_secs() as usize;
+        let looks = calls::of_the_reaper().questions;
+        let seconds = times_since(begun, Duration::from_secs(1));
         // Some more at the begin.
-        assert!(looks >= COUNT && looks < COUNT * (seconds + 5), "{looks} looks in {seconds} s");
+        assert!(looks >= COUNT && looks < COUNT * (seconds + 4), "{looks} looks in {seconds} s");
         peers.into_iter().for_each(reset);
         assert!(wait_idle(soon().unwrap()));
     });

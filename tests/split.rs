@@ -1,5 +1,7 @@
 //! Senders in two halves: one thread sends, another reaps, and either may go first.
 
+#[path = "common/calls.rs"]
+mod calls;
 mod common;
 
 use std::{
@@ -9,8 +11,8 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_takes_less, eventually,
-    filled, pair, pair_at, pattern, pool, reader, soon,
+    Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, eventually, filled, pair,
+    pair_at, pattern, pool, reader, soon,
 };
 use pinbuf::{Fate, HandBack, Policy, Sender};
 
@@ -104,26 +106,23 @@ fn slow_reader(mut far: std::net::TcpStream) -> thread::JoinHandle<Vec<u8>> {
 #[test]
 fn a_half_that_waits_hears_of_what_the_other_half_reads() {
     const LEN: usize = 32 << 10;
-    // A fraction of a second, or about one for each time that nothing is heard.
-    assert_takes_less(Duration::from_secs(4), || {
-        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
-        let peer = slow_reader(far);
-        let sender = Sender::builder().policy(Policy::Prefer).max_in_flight_sends(4).adopt(near);
-        let (mut send, mut reap) = sender.unwrap().split();
-        let start = Instant::now();
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                while reap.stats().zero_copy_bytes < (100 * LEN) as u64 {
-                    let _ = reap.drain(Some(after(100)));
-                }
-            });
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let peer = slow_reader(far);
+    let sender = Sender::builder().policy(Policy::Prefer).max_in_flight_sends(4).adopt(near);
+    let (mut send, mut reap) = sender.unwrap().split();
+    let calls = thread::scope(|scope| {
+        scope.spawn(|| {
+            while reap.stats().zero_copy_bytes < (100 * LEN) as u64 {
+                let _ = reap.drain(Some(after(100)));
+            }
+        });
+        calls::patiently(|| {
             for seed in 0..100 {
                 send.send(pattern(LEN, seed)).unwrap();
             }
-        });
-        let took = start.elapsed();
-        drop((send, reap));
-        assert_arrived(&peer.join().unwrap(), LEN, 100);
-        took
+        })
     });
+    assert!(calls.waits > 0 && calls.hangs == 0, "{calls:?}");
+    drop((send, reap));
+    assert_arrived(&peer.join().unwrap(), LEN, 100);
 }

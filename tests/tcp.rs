@@ -315,14 +315,19 @@ fn a_peer_that_never_reads_costs_time_and_nothing_else() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 200);
     let mut sender = zero_copy().adopt(near).unwrap();
-    let (tickets, refused) =
-        send_until_full(&mut sender, |seed| filled(pool.alloc(64 << 10).unwrap(), 64 << 10, seed));
+    let fill = |seed| filled(pool.alloc(64 << 10).unwrap(), 64 << 10, seed);
+    let (mut tickets, refused) = send_until_full(&mut sender, fill);
     assert_same(&refused, &pattern(64 << 10, tickets.len()));
     let last = *tickets.last().unwrap();
     assert_eq!(sender.wait(last, Some(after(50))), Err(WaitError::TimedOut));
     assert_eq!(sender.drain(Some(after(50))), Err(WaitError::TimedOut));
     assert_eq!(sender.fate(last).unwrap(), None);
-    assert!(matches!(sender.try_send(refused), Err(SendError::WouldBlock(_))));
+    // The peer's kernel may have taken a little more meanwhile.
+    let (sent, mut refused) = (tickets.len(), Some(refused));
+    let again = |more| refused.take().unwrap_or_else(|| fill(sent + more));
+    let (more, refused) = send_until_full(&mut sender, again);
+    tickets.extend(more);
+    drop(refused);
     let interest = sender.interest();
     assert!(interest.released, "{interest:?}");
     let [free, owned, in_flight, quarantined] = census(&pool);
@@ -366,7 +371,7 @@ fn a_refused_call_makes_the_next_one_no_older() {
     let before = Instant::now();
     sender.try_send(buf).unwrap();
     let oldest = sender.oldest_in_flight().expect("the peer reads nothing more");
-    assert!(oldest <= before.elapsed(), "{oldest:?} is the age of the refused call");
+    assert!(oldest <= Instant::now() - before, "{oldest:?} is the age of the refused call");
 }
 
 #[test]

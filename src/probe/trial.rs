@@ -181,9 +181,7 @@ mod tests {
         errqueue::with_scratch(|scratch| {
             errqueue::recv(sender.as_fd(), scratch, &mut |_| ()).unwrap()
         });
-        let start = Instant::now();
         assert_eq!(await_note(sender.as_fd()).unwrap(), Trial::Overdue);
-        assert!(start.elapsed() < Duration::from_secs(5));
     }
 
     #[test]

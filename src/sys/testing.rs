@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Long enough for everything that must happen, on any machine.
-pub(super) const SOON: Duration = Duration::from_secs(10);
+pub(super) const SOON: Duration = Duration::from_secs(60);
 
 /// Bytes to send: static, so they outlive every id.
 pub(super) static BYTES: [u8; 1 << 20] = [7; 1 << 20];

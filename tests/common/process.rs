@@ -1,6 +1,6 @@
-//! What this process has and may have: descriptors, threads, memory, time.
+//! What this process has and may have: descriptors, threads, memory.
 
-use std::{fs, mem, time::Duration};
+use std::fs;
 
 use super::{again, eventually, must_succeed, plays, test_of};
 
@@ -45,16 +45,6 @@ pub(crate) fn reapers() -> Vec<libc::pid_t> {
 pub(crate) fn the_reaper() -> libc::pid_t {
     eventually("the reaper runs", || reapers().len() == 1);
     reapers()[0]
-}
-
-/// Time that all threads of this process have run for.
-pub(crate) fn cpu_time() -> Duration {
-    // SAFETY: all zero bytes are a value of a struct of integers.
-    let mut time: libc::timespec = unsafe { mem::zeroed() };
-    // SAFETY: clock_gettime(2) writes one `timespec`, which outlives the call.
-    let done = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-    assert_eq!(done, 0);
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// One of `RLIMIT_*`.

@@ -3,6 +3,8 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "../common/calls.rs"]
+mod calls;
 #[path = "../common/mod.rs"]
 mod common;
 mod crowd;

@@ -3,19 +3,24 @@
 use std::{
     io::Read,
     net::TcpStream,
+    sync::mpsc,
     task::{Context, Poll, Waker},
+    thread,
     time::{Duration, Instant},
 };
 
 use pinbuf::{Backing, BuildError, Pages, Pool, Refusal, Sender, reaper_stats, wait_idle};
 
-use crate::common::{
-    STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, become_ordinary,
-    eventually, filled, pair_at, pattern, pool,
-    process::{alone, cpu_time, hoard_descriptors, reapers, set_limit, the_reaper},
-    reader,
-    reserve::Reserve,
-    skip, soon, zero_copy,
+use crate::{
+    calls,
+    common::{
+        STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, become_ordinary,
+        eventually, filled, pair_at, pattern, pool,
+        process::{alone, hoard_descriptors, limit, reapers, set_limit, the_reaper},
+        reader,
+        reserve::Reserve,
+        skip, soon, times_since, zero_copy,
+    },
 };
 
 const LEN: usize = 64 << 10;
@@ -85,16 +90,22 @@ fn sends_and_waits_need_no_descriptor() {
 fn without_threads_whoever_waits_serves_himself_and_sleeps_in_between() {
     alone(|| {
         const NAME: &str = "without_threads_whoever_waits_serves_himself_and_sleeps_in_between";
-        let (mut sender, far, pool) = loaded();
+        let (mut sender, mut far, pool) = loaded();
         let (dropped, mut dropped_far, dropped_pool) = loaded();
-        // Before the limit: a peer that reads after a while.
-        let pause = Duration::from_millis(500);
-        let peer = reader(far, pause);
+        // Before the limit: a peer that reads once the waiting thread has looked some times.
+        let (begin, begun) = mpsc::channel();
+        let peer = thread::spawn(move || {
+            let before: usize = begun.recv().unwrap();
+            eventually("the waiter looks", || calls::of_all().looks > before + 20);
+            let mut got = Vec::new();
+            far.read_to_end(&mut got).unwrap();
+            got
+        });
         // Root may have any number of threads.
         let _ = become_ordinary();
-        let before = crate::common::process::limit(libc::RLIMIT_NPROC).0;
+        let before = limit(libc::RLIMIT_NPROC).0;
         assert!(set_limit(libc::RLIMIT_NPROC, 0));
-        if std::thread::Builder::new().spawn(|| ()).is_ok() {
+        if thread::Builder::new().spawn(|| ()).is_ok() {
             return skip(NAME, "this user may have any number of threads");
         }
         let ticket = sender.try_send(&b"and some more"[..]).unwrap();
@@ -105,11 +116,12 @@ fn without_threads_whoever_waits_serves_himself_and_sleeps_in_between() {
         }
         drop(dropped);
         assert_eq!(reaper_stats().unserved, 1);
-        let (begun, cpu) = (Instant::now(), cpu_time());
-        let buf = pool.alloc(LEN).unwrap();
-        let (took, cpu) = (begun.elapsed(), cpu_time() - cpu);
-        assert!(took > pause / 2 && cpu < took / 2, "{cpu:?} of CPU in {took:?}");
-        drop(buf);
+        let begun = Instant::now();
+        begin.send(calls::of_all().looks).unwrap();
+        let calls = calls::during(|| drop(pool.alloc(LEN).unwrap()));
+        // Twice every five milliseconds at two senders.
+        let most = 4 * times_since(begun, Duration::from_millis(5));
+        assert!(calls.looks <= most && calls.waits <= most, "{calls:?}, at most {most}");
         read_all(&mut dropped_far);
         assert!(wait_idle(after(20_000)), "{:?}", reaper_stats());
         assert_all_home(&dropped_pool);
@@ -139,7 +151,7 @@ fn a_reserve_of_huge_pages_that_runs_out_ends_in_errors_and_loses_no_page() {
     let build =
         |pages: usize, backing| Pool::builder().class(LEN, pages * slots).backing(backing).build();
     // More than there is, from several threads at once: pages are taken until there is none.
-    let pools: Vec<_> = std::thread::scope(|scope| {
+    let pools: Vec<_> = thread::scope(|scope| {
         let building =
             (0..free / 2 + 2).map(|_| scope.spawn(|| build(2, Backing::Prefer(pages)).unwrap()));
         let building: Vec<_> = building.collect();

@@ -2,7 +2,6 @@
 //! answers as it is told to, behind a device that never copies.
 
 use std::{
-    collections::BTreeSet,
     io::Read,
     net::TcpStream,
     thread,
@@ -204,20 +203,15 @@ fn a_window_that_stays_closed_holds_everything_until_the_users_time_out() {
 
 #[test]
 fn a_limit_on_the_hold_ends_the_connection_though_nobody_drives_and_not_before() {
-    /// How long it has taken when anything is written over.
-    fn held(begun: Instant, mut reuse: impl FnMut() -> BTreeSet<usize>) -> Duration {
-        eventually("something is written over", || !reuse().is_empty());
-        begun.elapsed()
-    }
     in_a_namespace(|| {
         fake_peer::furnish()?;
         let limit = Duration::from_millis(400);
         let (near, _peer) = FakePeer::connect();
         let mut library = Library::over(near, Sender::builder().max_hold(limit), LEN, MESSAGES);
-        let begun = Instant::now();
+        let end = Instant::now() + limit;
         send_all(&mut library);
-        let took = held(begun, || library.slots.reuse());
-        assert!(took >= limit, "{took:?}");
+        eventually("something is written over", || !library.slots.reuse().is_empty());
+        assert!(Instant::now() >= end, "given up early");
         assert_eq!(expect(&mut library, MESSAGES, "given up"), Ok(()));
         assert_timed_out(&mut library);
         let (near, _peer) = FakePeer::connect();

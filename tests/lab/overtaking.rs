@@ -200,7 +200,7 @@ fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
 // Streams.
 
 /// Id 0 is sent, again and again, while no answer comes; the last time it goes the slow lane. Then
-/// ids 1 and 2 go the fast one, and all three are acknowledged.
+/// ids 1 and 2 go the fast one, and all three are acknowledged. [`Road::lose_answers`] works here.
 fn all_acknowledged_but_a_clone_waits(road: &Road, source: &mut dyn Source, mut far: TcpStream) {
     road.part_lanes("16kbit").unwrap();
     prioritize(source.socket(), FAST);
@@ -235,6 +235,9 @@ fn what_is_acknowledged_stays_in_flight_while_a_clone_waits_in_a_queue() {
         // A message is a packet.
         road.limit_packets(9000)?;
         road.part_lanes("16kbit")?;
+        // What is missing here is told before anything is sent.
+        road.lose_answers(100)?;
+        road.lose_nothing();
         let (seen, stream) = sniff_arrivals(&road, |near, far| {
             let mut library = Library::over(near, Sender::builder(), LEN, 3);
             let order = held_by_a_clone(&road, &mut library, far);

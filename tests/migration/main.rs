@@ -17,7 +17,7 @@ use std::{
 
 use crate::{
     lab::{Relay, TempDir, noise, text},
-    process::{SECONDS, STUCK, receive, run, start, start_slow, start_with},
+    process::{STUCK, receive, run, start, start_slow, start_with},
 };
 
 #[test]
@@ -270,7 +270,7 @@ fn a_target_that_is_no_regular_file_is_refused_before_anything_listens() {
         for out in [target, &link] {
             for command in [&["--memory=1M"][..], &["receive", "--listen=127.0.0.1:0"]] {
                 let args = [command, &["--memory-out", text(out)]].concat();
-                let done = start(&args).wait(SECONDS);
+                let done = start(&args).wait(STUCK);
                 done.expect(1);
                 let named = format!("--memory-out {}", text(out));
                 assert!(done.stderr.contains(&named), "{}", done.stderr);
@@ -284,7 +284,7 @@ fn a_target_that_is_no_regular_file_is_refused_before_anything_listens() {
     let looping = dir.file("loop");
     symlink("loop", &looping).unwrap();
     for out in [format!("{}/new/", text(&dir.0)), text(&looping).to_string()] {
-        let done = start(&["receive", "--listen=127.0.0.1:0", "--memory-out", &out]).wait(SECONDS);
+        let done = start(&["receive", "--listen=127.0.0.1:0", "--memory-out", &out]).wait(STUCK);
         done.expect(1);
         assert!(done.stderr.contains("--memory-out"), "{}", done.stderr);
     }
@@ -480,7 +480,7 @@ fn killing_the_destination_ends_the_source_with_code_1() {
     sender.until("connected");
     thread::sleep(Duration::from_millis(300));
     receiver.signal(libc::SIGKILL);
-    let done = sender.wait(SECONDS);
+    let done = sender.wait(STUCK);
     done.expect(1);
     assert!(
         done.stderr.contains("the destination closed the connection during round 0 (channel ")
@@ -499,7 +499,7 @@ fn killing_the_source_ends_the_destination_with_code_1() {
     sender.until("connected");
     thread::sleep(Duration::from_millis(300));
     sender.signal(libc::SIGKILL);
-    let done = receiver.wait(SECONDS);
+    let done = receiver.wait(STUCK);
     done.expect(1);
     assert!(
         done.stderr.contains("the source closed the connection during round 0")
@@ -519,7 +519,7 @@ fn a_stopped_end_is_given_up_by_the_other() {
         let stopped = if stop_the_source { &mut sender } else { &mut receiver };
         stopped.signal(libc::SIGSTOP);
         let waiting = if stop_the_source { receiver } else { sender };
-        let done = waiting.wait(SECONDS);
+        let done = waiting.wait(STUCK);
         done.expect(1);
         assert!(done.stderr.contains("is it stopped, or the network down?"), "{}", done.stderr);
     }
@@ -533,17 +533,17 @@ fn an_interrupt_ends_both_sides_in_order() {
     let mut sender = start_slow(&target, &[]);
     sender.until("connected");
     sender.signal(libc::SIGINT);
-    let done = sender.wait(SECONDS);
+    let done = sender.wait(STUCK);
     done.expect(1);
     assert!(done.stderr.contains("interrupted"), "{}", done.stderr);
-    let done = receiver.wait(SECONDS);
+    let done = receiver.wait(STUCK);
     done.expect(1);
     assert!(done.stderr.contains("the source gave up: interrupted"), "{}", done.stderr);
     dir.assert_holds(&[]);
 
     let (mut receiver, _) = receive("127.0.0.1", &[]);
     receiver.signal(libc::SIGTERM);
-    receiver.wait(SECONDS).expect(1);
+    receiver.wait(STUCK).expect(1);
 }
 
 #[test]

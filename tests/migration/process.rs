@@ -17,9 +17,6 @@ use serde_json::Value;
 
 /// A run that takes longer is stuck. Debug builds on a busy machine need some of it.
 pub(crate) const STUCK: Duration = Duration::from_secs(120);
-/// "Within seconds", of whatever a dead or stopped peer leaves behind.
-pub(crate) const SECONDS: Duration = Duration::from_secs(15);
-
 /// Starts a source slow enough to be disturbed.
 pub(crate) fn start_slow(target: &str, more: &[&str]) -> Process {
     let mut args = vec!["send", target, "--memory=64M", "--rate-limit=4M"];

@@ -5,7 +5,7 @@ use std::{
     net::{Shutdown, TcpStream},
 };
 
-use crate::process::{SECONDS, receive};
+use crate::process::{STUCK, receive};
 
 #[test]
 fn strangers_get_a_clear_error() {
@@ -24,7 +24,7 @@ fn strangers_get_a_clear_error() {
         let mut stream = TcpStream::connect(target.strip_prefix("tcp:").unwrap()).unwrap();
         stream.write_all(bytes).unwrap();
         stream.shutdown(Shutdown::Write).unwrap();
-        let done = receiver.wait(SECONDS);
+        let done = receiver.wait(STUCK);
         done.expect(1);
         assert!(done.stderr.contains(message), "{message}: {}", done.stderr);
         assert!(!done.stderr.contains("panicked"), "{}", done.stderr);
@@ -56,7 +56,7 @@ fn a_source_that_breaks_the_rules_is_refused() {
         let mut welcome = [0; 48];
         stream.read_exact(&mut welcome).unwrap();
         stream.write_all(&bytes).unwrap();
-        let done = receiver.wait(SECONDS);
+        let done = receiver.wait(STUCK);
         done.expect(1);
         assert!(done.stderr.contains(message), "{message}: {}", done.stderr);
         assert!(!done.stderr.contains("panicked"), "{}", done.stderr);

@@ -1,0 +1,231 @@
+//! System calls, counted.
+//!
+//! A test binary that includes this file has its own `ppoll`, `epoll_wait`, `recvmmsg`, `send`,
+//! `sendmsg` and `ioctl`. The library calls them instead of the C library's. They count, and can
+//! pretend that the error queue is empty or that a wait has no limit.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::{
+    cell::Cell,
+    ffi::{c_int, c_uint, c_void},
+    ops::Sub,
+    ptr,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// Numbers of system calls.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Calls {
+    /// Calls of `ppoll` and `epoll_wait`.
+    pub(crate) waits: usize,
+    /// Waits without a limit that lasted for a minute: their news never came.
+    pub(crate) hangs: usize,
+    /// Calls of `recvmmsg`, which reads the error queue.
+    pub(crate) looks: usize,
+    /// Calls of `send` and `sendmsg`.
+    pub(crate) sends: usize,
+    /// Calls of `ioctl`, which asks for unacknowledged bytes: one for each look at a sender that
+    /// ends.
+    pub(crate) questions: usize,
+}
+
+impl Calls {
+    const NONE: Self = Self { waits: 0, hangs: 0, looks: 0, sends: 0, questions: 0 };
+
+    pub(crate) fn all(self) -> usize {
+        self.waits + self.looks + self.sends + self.questions
+    }
+}
+
+impl Sub for Calls {
+    type Output = Self;
+
+    fn sub(self, before: Self) -> Self {
+        Self {
+            waits: self.waits - before.waits,
+            hangs: self.hangs - before.hangs,
+            looks: self.looks - before.looks,
+            sends: self.sends - before.sends,
+            questions: self.questions - before.questions,
+        }
+    }
+}
+
+thread_local! {
+    static OWN: Cell<Calls> = const { Cell::new(Calls::NONE) };
+    static BLIND_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
+    static PATIENT: Cell<bool> = const { Cell::new(false) };
+}
+
+static REAPERS: Mutex<Calls> = Mutex::new(Calls::NONE);
+static ALL: Mutex<Calls> = Mutex::new(Calls::NONE);
+
+/// The calls of all threads so far.
+pub(crate) fn of_all() -> Calls {
+    *ALL.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The calls of the library's own thread so far.
+pub(crate) fn of_the_reaper() -> Calls {
+    *REAPERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The calls of this thread so far.
+pub(crate) fn of_this_thread() -> Calls {
+    OWN.get()
+}
+
+/// The calls of this thread in `body`.
+pub(crate) fn during(body: impl FnOnce()) -> Calls {
+    let before = of_this_thread();
+    body();
+    of_this_thread() - before
+}
+
+/// This thread finds the error queue empty until then.
+pub(crate) fn blind_until(end: Option<Instant>) {
+    BLIND_UNTIL.set(end);
+}
+
+/// As [`during`], and only news ends a wait of this thread: the library's own limit does not. News
+/// that is missed costs a minute and counts as a hang.
+pub(crate) fn patiently(body: impl FnOnce()) -> Calls {
+    PATIENT.set(true);
+    let calls = during(body);
+    PATIENT.set(false);
+    calls
+}
+
+fn count(change: impl Fn(&mut Calls)) {
+    let mut own = OWN.get();
+    change(&mut own);
+    OWN.set(own);
+    change(&mut ALL.lock().unwrap_or_else(PoisonError::into_inner));
+    if thread::current().name() == Some("pinbuf-reaper") {
+        change(&mut REAPERS.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn wait(is_bounded: bool, wait: impl FnOnce(bool) -> c_int) -> c_int {
+    count(|calls| calls.waits += 1);
+    let is_patient = PATIENT.get() && is_bounded;
+    let ready = wait(is_patient);
+    if is_patient && ready == 0 {
+        count(|calls| calls.hangs += 1);
+    }
+    ready
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As ppoll(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ppoll(
+    fds: *mut libc::pollfd,
+    nfds: libc::nfds_t,
+    timeout: *const libc::timespec,
+    mask: *const libc::sigset_t,
+) -> c_int {
+    // SAFETY: null or a timespec, says the caller.
+    let mut left = unsafe { timeout.as_ref() }.copied();
+    let is_bounded = left.is_some_and(|left| left.tv_sec > 0 || left.tv_nsec > 0);
+    wait(is_bounded, |is_patient| {
+        if is_patient {
+            left = Some(libc::timespec { tv_sec: MINUTE.as_secs() as _, tv_nsec: 0 });
+        }
+        // The bare system call writes back what is left.
+        let left = left.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
+        // SAFETY: the caller's promises, and a timeout of our own.
+        unsafe { libc::syscall(libc::SYS_ppoll, fds, nfds, left, mask, 8) as c_int }
+    })
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As epoll_wait(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_wait(
+    epoll: c_int,
+    events: *mut libc::epoll_event,
+    room: c_int,
+    timeout_ms: c_int,
+) -> c_int {
+    wait(timeout_ms > 0, |is_patient| {
+        let timeout_ms = if is_patient { MINUTE.as_millis() as c_int } else { timeout_ms };
+        let none = ptr::null::<c_void>();
+        // SAFETY: the caller's promises; no mask.
+        unsafe {
+            libc::syscall(libc::SYS_epoll_pwait, epoll, events, room, timeout_ms, none, 8) as c_int
+        }
+    })
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As recvmmsg(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn recvmmsg(
+    fd: c_int,
+    messages: *mut libc::mmsghdr,
+    room: c_uint,
+    flags: c_int,
+    timeout: *mut libc::timespec,
+) -> c_int {
+    count(|calls| calls.looks += 1);
+    if BLIND_UNTIL.get().is_some_and(|until| Instant::now() < until) {
+        // SAFETY: always a valid address.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: as above, and this thread's own.
+        unsafe { *errno = libc::EAGAIN };
+        return -1;
+    }
+    // SAFETY: the caller's promises.
+    unsafe { libc::syscall(libc::SYS_recvmmsg, fd, messages, room, flags, timeout) as c_int }
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As send(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_int) -> isize {
+    count(|calls| calls.sends += 1);
+    // SAFETY: the caller's promises; no address.
+    unsafe { libc::syscall(libc::SYS_sendto, fd, bytes, len, flags, 0_usize, 0) as isize }
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As sendmsg(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_int) -> isize {
+    count(|calls| calls.sends += 1);
+    // SAFETY: the caller's promises.
+    unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) as isize }
+}
+
+/// Instead of the C library's.
+///
+/// # Safety
+///
+/// As ioctl(2) with a pointer.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ioctl(fd: c_int, request: usize, value: *mut c_void) -> c_int {
+    count(|calls| calls.questions += 1);
+    // SAFETY: the caller's promises.
+    unsafe { libc::syscall(libc::SYS_ioctl, fd, request, value) as c_int }
+}
