@@ -74,11 +74,15 @@ struct Look {
 pub struct CloseReport {
     /// Whether everything was accepted, the stream ended in order (datagrams have no end), and
     /// every buffer released.
+    ///
+    /// What went by copy may still be on its way then: `unacked_bytes` tells. The kernel goes on
+    /// sending it, unless received data was not read: then the close of the descriptor resets the
+    /// peer, as with any TCP socket. So read what the peer sends up to its end before the close.
     pub drained: bool,
     /// Whether the connection was aborted: the peer saw a reset.
     pub aborted: bool,
-    /// Bytes that the kernel had accepted and the peer had not acknowledged, before an abort;
-    /// where that can be told.
+    /// Bytes that the kernel had accepted and the peer had not acknowledged, at the end or before
+    /// an abort; where that can be told.
     pub unacked_bytes: Option<usize>,
     /// Payloads whose release is not proven: packets that carry them wait in a queue below TCP.
     /// They stay untouched in the reaper's care until the proof comes.

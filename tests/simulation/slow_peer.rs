@@ -26,6 +26,7 @@ const PAYLOAD_BYTES: usize = 64 << 10;
 /// A dropped sender and its peer.
 #[derive(Clone, Copy, Debug)]
 struct Case {
+    linger: u64,
     send_room: usize,
     /// Bytes of each read of the peer, and the pause after it.
     pace: (u64, u64),
@@ -51,6 +52,7 @@ impl Case {
                         let is_split = (at + cases.len()) % 2 == 0;
                         let stops_after = FOR_EVER;
                         cases.push(Self {
+                            linger: LINGER,
                             send_room,
                             pace,
                             threshold_bytes,
@@ -68,20 +70,36 @@ impl Case {
     /// Drops a sender and waits for its end. Returns when the stream was cut short, if it was, and
     /// when the peer had last acknowledged something.
     fn play(self, seed: u64) -> Option<(u64, u64)> {
-        let mut choices = Choices::random(seed);
-        let texts = [(); PAYLOADS].map(|()| Text::new(&mut choices, PAYLOAD_BYTES));
-        let user = User { limit_pages: None, charged_pages: 0, others_pages: 0 };
-        let (memory, weather) = (Memory::new(), Weather::default());
-        let world = Shared::new(Nature { choices, now: 0, memory, user, weather });
         let mut stream = Stream::new(self.send_room, 64 << 10);
         stream.pace(Some(self.pace));
         stream.write(self.header_bytes);
+        let (world, number) = self.drop_sender(seed, stream, Weather::default());
+        while world.lock().closed == 0 {
+            assert!(world.advance(FOR_EVER), "the end never comes");
+            let mut world = world.lock();
+            if let Some(socket) = &mut world.sockets[number]
+                && let Wire::Stream(stream) = &mut socket.wire
+                && stream.acknowledged() >= self.stops_after
+            {
+                stream.stall(FOR_EVER);
+            }
+        }
+        world.lock().last_cut
+    }
+
+    /// Drops a sender of such a stream, with all payloads sent.
+    fn drop_sender(self, seed: u64, stream: Stream, weather: Weather) -> (Shared, usize) {
+        let mut choices = Choices::random(seed);
+        let texts = [(); PAYLOADS].map(|()| Text::new(&mut choices, PAYLOAD_BYTES));
+        let user = User { limit_pages: None, charged_pages: 0, others_pages: 0 };
+        let memory = Memory::new();
+        let world = Shared::new(Nature { choices, now: 0, memory, user, weather });
         let kernel =
             SimKernel::open(&world, Socket::new(Wire::Stream(stream), Notes::new(0, OPTMEM_MAX)));
         let number = kernel.number();
         let config = Config {
             threshold_bytes: self.threshold_bytes,
-            linger: Duration::from_nanos(LINGER),
+            linger: Duration::from_nanos(self.linger),
             ..Config::default()
         };
         let budget = Arc::new(MemlockBudget::new(None));
@@ -95,7 +113,7 @@ impl Case {
         {
             let mut world = world.lock();
             let now = world.nature.now;
-            world.socket(number).0.dropped = Some((LINGER, now));
+            world.socket(number).0.dropped = Some((self.linger, now));
         }
         if self.is_split {
             core.share();
@@ -103,17 +121,7 @@ impl Case {
         }
         core.leave(false);
         world.lock().begin_call();
-        while world.lock().closed == 0 {
-            assert!(world.advance(FOR_EVER), "the end never comes");
-            let mut world = world.lock();
-            if let Some(socket) = &mut world.sockets[number]
-                && let Wire::Stream(stream) = &mut socket.wire
-                && stream.acknowledged() >= self.stops_after
-            {
-                stream.stall(FOR_EVER);
-            }
-        }
-        world.lock().last_cut
+        (world, number)
     }
 }
 
@@ -128,9 +136,51 @@ fn a_peer_that_goes_on_reading_is_never_reset() {
 fn a_peer_that_stops_after_progress_is_reset_at_linger() {
     for (seed, case) in (0..).zip(Case::all()) {
         let total = case.header_bytes + (PAYLOADS * PAYLOAD_BYTES) as u64;
-        let case = Case { stops_after: total - (500 << 10), ..case };
-        let (cut_at, acknowledged_at) = case.play(seed).unwrap_or_else(|| panic!("{case:?}"));
-        let idle = cut_at - acknowledged_at;
-        assert!((LINGER..2 * LINGER).contains(&idle), "{idle} ns, {case:?}");
+        // The socket has taken everything before the second stop, if it holds much. What went by
+        // copy is then the kernel's alone.
+        let holds_all = case.send_room > 200 << 10;
+        let stops = [total - (500 << 10), total - (200 << 10)];
+        for stops_after in stops.into_iter().take(if holds_all { 2 } else { 1 }) {
+            if stops_after == stops[1] && case.threshold_bytes > PAYLOAD_BYTES {
+                continue;
+            }
+            let case = Case { stops_after, ..case };
+            let (cut_at, acknowledged_at) = case.play(seed).unwrap_or_else(|| panic!("{case:?}"));
+            let idle = cut_at - acknowledged_at;
+            assert!((LINGER..2 * LINGER).contains(&idle), "{idle} ns, {case:?}");
+        }
+    }
+}
+
+/// The end of the stream counts as one byte of what is unacknowledged.
+#[test]
+fn a_lost_end_of_the_stream_is_no_cause_for_a_reset() {
+    let mut cases = Case::all();
+    cases.retain(|case| case.threshold_bytes == 1 && case.header_bytes == 0);
+    for seed in 0..20 {
+        let case = cases[seed as usize % cases.len()];
+        let case = Case { linger: LINGER / 10, send_room: 4 << 20, ..case };
+        let mut stream = Stream::new(case.send_room, 4 << 20);
+        stream.loses_end = true;
+        // Clones of all packets wait in a queue below TCP, for a second at most each.
+        let weather = Weather { held: 1000, ..Weather::default() };
+        let (world, number) = case.drop_sender(seed, stream, weather);
+        let mut turns_held = 0;
+        while world.lock().closed == 0 {
+            assert!(world.advance(FOR_EVER), "the end never comes");
+            let mut world = world.lock();
+            if let Some(socket) = &world.sockets[number]
+                && let Wire::Stream(stream) = &socket.wire
+                && stream.unacked_data() == 0
+                && socket.notes.has_live()
+            {
+                turns_held += 1;
+            }
+            if world.nature.now > 10 * MILLISECOND {
+                world.nature.weather.held = 0;
+            }
+        }
+        assert!(turns_held > 0);
+        assert_eq!(world.lock().last_cut, None);
     }
 }

@@ -75,6 +75,8 @@ pub(crate) struct Stream {
     error: Option<i32>,
     over: bool,
     shut: bool,
+    /// The end of the stream is lost on the way, each time.
+    pub(crate) loses_end: bool,
     end_received: bool,
     /// When the connection failed, if the peer had not acknowledged everything, its end included.
     cut_at: Option<u64>,
@@ -398,7 +400,7 @@ impl Stream {
             self.reset(ETIMEDOUT, nature, notes, news);
             return true;
         }
-        let arrives = self.shut && !self.end_received && !self.vanished;
+        let arrives = self.shut && !self.end_received && !self.vanished && !self.loses_end;
         if arrives && self.received == self.end {
             self.end_received = true;
             self.acknowledges = true;
