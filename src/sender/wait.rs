@@ -125,6 +125,14 @@ impl<'a, K: Kernel> Wait<'a, K> {
         }
     }
 
+    /// Ends [`listen`](Self::listen).
+    fn stop_listening(&mut self) -> Option<Arc<dyn Edges>> {
+        let edges = self.edges.take()?;
+        let mut in_flight = self.core.in_flight();
+        in_flight.done.extras.sleepers.retain(|sleeper| !Arc::ptr_eq(sleeper, &edges));
+        Some(edges)
+    }
+
     /// Waits once for what the sender is interested in; `messages` were read since the last round.
     pub(super) fn round(&mut self, messages: usize) -> Result<(), WaitError> {
         let mut interest = self.core.interest();
@@ -139,11 +147,15 @@ impl<'a, K: Kernel> Wait<'a, K> {
         if self.listen(messages)? {
             return Ok(());
         }
-        let ready = match &self.edges {
-            Some(edges) => edges.wait(Some(left)),
-            None => self.core.kernel.wait(interest, Some(left)),
+        let news = self.edges.as_ref().map(|edges| edges.wait(Some(left)));
+        let ready = match news {
+            Some(Ok(ready)) => ready,
+            // There are none, or a filter for system calls has come to forbid them.
+            _ => {
+                drop(self.stop_listening());
+                self.core.kernel.wait(interest, Some(left)).map_err(|error| os(&error))?
+            }
         };
-        let ready = ready.map_err(|error| os(&error))?;
         self.error = ready.error || ready.hangup;
         self.notes_only = self.error && !ready.writable;
         Ok(())
@@ -152,13 +164,9 @@ impl<'a, K: Kernel> Wait<'a, K> {
 
 impl<K: Kernel> Drop for Wait<'_, K> {
     fn drop(&mut self) {
-        let Some(edges) = self.edges.take() else { return };
-        let mut in_flight = self.core.in_flight();
-        let extras = &mut *in_flight.done.extras;
-        extras.sleepers.retain(|sleeper| !Arc::ptr_eq(sleeper, &edges));
-        let left = extras.spare_edges.replace(edges);
-        drop(in_flight);
+        let Some(edges) = self.stop_listening() else { return };
         // Two threads may have waited at once. Descriptors are closed with no lock held.
+        let left = self.core.in_flight().done.extras.spare_edges.replace(edges);
         drop(left);
     }
 }
