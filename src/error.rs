@@ -494,6 +494,10 @@ pub enum CopyReason {
     /// The kernel refused `SO_ZEROCOPY` on this socket: an old kernel, a kind of socket that has
     /// no zero copy, or a platform without it.
     Refused(OsError),
+    /// The error queue or the option memory of the socket cannot be read (`recvmmsg(2)`,
+    /// `SO_MEMINFO`), so that no release could ever be proven: a filter for system calls forbids
+    /// it.
+    Unprovable(OsError),
     /// The socket is of a kind whose completions cannot be told apart exactly.
     KindOfSocket,
     /// The kernel took the option and then ignored the flag.
@@ -515,6 +519,11 @@ impl fmt::Display for CopyReason {
                 f,
                 "the kernel refused SO_ZEROCOPY on this socket ({error}); it needs Linux 4.14 or \
                  newer and a TCP or UDP socket",
+            ),
+            Self::Unprovable(error) => write!(
+                f,
+                "the error queue or the option memory of the socket cannot be read ({error}); \
+                 allow recvmmsg and getsockopt in the filter for system calls",
             ),
             Self::KindOfSocket => f.write_str(
                 "the socket is of a kind whose completions cannot be told apart exactly; use TCP or UDP",
@@ -546,8 +555,8 @@ pub enum Poison {
     /// A message of the error queue did not fit into 512 bytes of control room and was cut
     /// (`MSG_CTRUNC`).
     Truncated,
-    /// The error queue could not be read to its end after a datagram was refused: a note that is
-    /// still there may be about an id that was given out again.
+    /// The error queue cannot be read: a note of ours may lie there for ever, or be about an id
+    /// that was given out again.
     Unread,
     /// The socket's option memory reads 0 while ids are in flight and no note is unread: a note
     /// of ours was taken by somebody else.
@@ -563,7 +572,7 @@ impl fmt::Display for Poison {
                  with MSG_ZEROCOPY on this socket",
             ),
             Self::Truncated => f.write_str("a message of the error queue was cut"),
-            Self::Unread => f.write_str("the error queue could not be read to its end"),
+            Self::Unread => f.write_str("the error queue cannot be read"),
             Self::NoteStolen => f.write_str("a note of ours was read by somebody else"),
         }
     }

@@ -161,3 +161,17 @@ fn settings_out_of_range_are_refused() {
         near = error.into_socket();
     }
 }
+
+#[test]
+fn what_lies_on_the_error_queue_at_adoption_is_handed_on() {
+    let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(closed).unwrap();
+    common::set_option(&socket, libc::IPPROTO_IP, libc::IP_RECVERR, &1_i32);
+    socket.send(b"to nobody").unwrap();
+    eventually("the answer is there", || common::has_error(&socket));
+    let mut sender = Sender::new(socket).unwrap();
+    let event = sender.next_event().expect("adoption has read it");
+    assert_eq!(event.error.raw(), libc::ECONNREFUSED);
+    assert!(sender.capabilities().zero_copy);
+}

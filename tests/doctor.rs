@@ -127,6 +127,20 @@ fn a_kernel_without_zero_copy_is_a_failure() {
 }
 
 #[test]
+#[cfg(target_endian = "little")]
+fn a_filter_that_forbids_reading_notes_is_a_failure() {
+    let Ok(process) = start_with(&["doctor", "--json"], lab::without_reading) else {
+        return skipped(
+            "a_filter_that_forbids_reading_notes_is_a_failure",
+            "no seccomp filter can be had",
+        );
+    };
+    let done = process.wait(STUCK);
+    done.expect(4);
+    assert_check(&done.json(), "zero copy over IPv4", "fail", "cannot be read");
+}
+
+#[test]
 fn without_a_network_that_is_what_it_says() {
     let peer = ["--peer", "192.0.2.7"];
     let Some(done) = doctor_after(&peer, leave_network) else {

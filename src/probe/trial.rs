@@ -29,6 +29,8 @@ pub enum Trial {
     Refused(OsError),
     /// The send failed; `ENOBUFS` when option memory or the memlock limit was used up just then.
     SendFailed(OsError),
+    /// The error queue or the option memory cannot be read, so that no release can be proven.
+    Unprovable(OsError),
     /// The send went through, but the flag was ignored: nothing is released, and no note comes.
     Ignored,
     /// No note came within half a second.
@@ -60,7 +62,7 @@ impl Trial {
         if let Err(error) = socket::send_static(fd, &BYTES, flags) {
             return Self::SendFailed(os_error(&error));
         }
-        await_note(fd).unwrap_or_else(|error| Self::SendFailed(os_error(&error)))
+        await_note(fd).unwrap_or_else(|error| Self::Unprovable(os_error(&error)))
     }
 
     pub(super) fn check(&self, name: &'static str) -> Check {
@@ -83,6 +85,11 @@ impl Trial {
                 name,
                 format!("a send of 4 KiB failed: {error}"),
                 "see whether a sandbox or a firewall stands in the way",
+            ),
+            Self::Unprovable(error) => Check::fail(
+                name,
+                format!("the error queue or the option memory cannot be read: {error}"),
+                "allow recvmmsg and getsockopt in the filter for system calls",
             ),
             Self::Ignored => Check::fail(
                 name,
@@ -193,6 +200,7 @@ mod tests {
             (Trial::Refused(error), Status::Fail),
             (Trial::SendFailed(error), Status::Fail),
             (Trial::SendFailed(OsError::from_raw(errno::ENOBUFS)), Status::Warn),
+            (Trial::Unprovable(error), Status::Fail),
             (Trial::Ignored, Status::Fail),
             (Trial::Overdue, Status::Warn),
             (Trial::NoLoopback(error), Status::Unknown),

@@ -222,7 +222,8 @@ impl SenderBuilder {
             Ok((transport, copy_reason)) => (transport, copy_reason.or(self.first.err())),
             Err(refusal) => return Err(refusal.into_error(socket)),
         };
-        if let (Policy::Require, Some(reason)) = (self.policy, copy_reason) {
+        let requires = self.policy == Policy::Require;
+        if let Some(reason) = copy_reason.filter(|_| requires) {
             return Err(AdoptError::ZeroCopyUnavailable { reason, socket });
         }
         let optmem_max = limits::optmem_max().unwrap_or(DEFAULT_OPTMEM_MAX);
@@ -231,6 +232,12 @@ impl SenderBuilder {
         let kernel = Socket(socket, transport);
         let config = Config { observe_route: self.policy == Policy::Auto, ..self.config };
         let core = Core::new(kernel, config, copy_reason, budget, optmem_max, first);
+        if copy_reason.is_none()
+            && let Some(reason) = core.try_reading().filter(|_| requires)
+        {
+            let Socket(socket, _) = core.into_kernel().expect("only this function has the core");
+            return Err(AdoptError::ZeroCopyUnavailable { reason, socket });
+        }
         Ok(Sender { core: Some(core) })
     }
 
@@ -261,7 +268,7 @@ impl SenderBuilder {
             Ok(0) => {}
             Ok(_) => return Err(Refusal::InUse),
             // Without the gauge a use cannot be seen, nor can the option be trusted.
-            Err(error) => return Ok(Some(CopyReason::Refused(OsError::from(&error)))),
+            Err(error) => return Ok(Some(CopyReason::Unprovable(OsError::from(&error)))),
         }
         Ok(socket::enable_zerocopy(fd).err().map(|error| {
             CopyReason::Refused(match error.raw_os_error() {

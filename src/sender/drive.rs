@@ -68,6 +68,9 @@ impl<K: Kernel> Core<K> {
     /// As [`step`](Self::step), for a caller that wants to know what was read.
     pub fn reap(&self) -> io::Result<Reaped> {
         let read = self.step()?.read;
+        if let Some(error) = read.refused {
+            return Err(error.into());
+        }
         Ok(Reaped { messages: read.messages, calls: read.ids })
     }
 
@@ -156,6 +159,15 @@ impl<K: Kernel> Core<K> {
     pub(super) fn is_disposed(&self) -> bool {
         let InFlight { done, .. } = &*self.in_flight();
         done.settled.is_empty() && done.dropping == 0
+    }
+
+    /// Reads the error queue for the first time, which shows that it can be read. Returns why sends
+    /// go by copy, if they do.
+    pub(super) fn try_reading(&self) -> Option<CopyReason> {
+        let mut in_flight = self.in_flight();
+        // What may pass will show again when it matters.
+        let _ = in_flight.read_notes(&self.kernel);
+        in_flight.copy_reason
     }
 
     /// Whether notes prove nothing any more.

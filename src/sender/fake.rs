@@ -194,7 +194,8 @@ impl Kernel for FakeKernel {
         let mut state = lock(&self.state);
         if let Some(left) = state.unreadable.checked_sub(1) {
             state.unreadable = left;
-            return Err(io::ErrorKind::OutOfMemory.into());
+            const ENOMEM: i32 = 12;
+            return Err(io::Error::from_raw_os_error(ENOMEM));
         }
         if let Some(left) = state.unfinished.checked_sub(1) {
             state.unfinished = left;

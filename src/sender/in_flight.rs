@@ -23,7 +23,7 @@ use crate::{
     lease::{IntoPayload, Lease, Memory, Payload},
     raw::RawPool,
     sync::Arc,
-    sys::Record,
+    sys::{Record, errno},
     tracker::{ALONE, CompletionTracker, Heir, LeaseKey, Released},
 };
 
@@ -98,8 +98,10 @@ pub struct Read {
     pub messages: usize,
     /// Ids released.
     pub ids: u64,
-    /// Whether the queue was seen empty.
+    /// Whether the queue was seen empty, or is not to be read.
     pub drained: bool,
+    /// The error that forbids reading a note that is still to come.
+    pub refused: Option<OsError>,
 }
 
 /// What a call that failed has left behind.
@@ -361,7 +363,15 @@ impl InFlight {
     pub(super) fn read_notes(&mut self, kernel: &impl Kernel) -> io::Result<Read> {
         let mut read = Read::default();
         for _ in 0..MAX_BATCHES {
-            let batch = kernel.read_notes(&mut |record| read.ids += self.on_record(record))?;
+            let batch = kernel.read_notes(&mut |record| read.ids += self.on_record(record));
+            let batch = match batch.map_err(|error| OsError::from(&error)) {
+                Err(error) if !errno::may_pass(error.raw()) => {
+                    read.refused = self.cannot_read(error);
+                    read.drained = true;
+                    break;
+                }
+                batch => batch?,
+            };
             read.messages += batch.messages;
             if batch.truncated {
                 self.poison(Poison::Truncated);
@@ -436,6 +446,19 @@ impl InFlight {
             self.done.news = true;
             self.quarantine();
         }
+    }
+
+    /// The error queue cannot be read, and no note ever will be. Returns the error if one is to
+    /// come.
+    #[cold]
+    fn cannot_read(&mut self, error: OsError) -> Option<OsError> {
+        if self.tracker.outstanding() == 0 {
+            self.copy_reason.get_or_insert(CopyReason::Unprovable(error));
+            self.passes.revoke();
+            return None;
+        }
+        self.poison(Poison::Unread);
+        Some(error)
     }
 
     /// Marks every lease that the kernel was given as unproven.

@@ -98,6 +98,20 @@ use crate::{
 /// included, stays the parent's. Descriptors of senders that the parent's reaper owns stay open in
 /// the child until it ends or executes a program: all descriptors are close-on-exec.
 ///
+/// # Filters for system calls
+///
+/// A sandbox (seccomp) may refuse calls that a sender makes:
+///
+/// | refused | at adoption | later |
+/// |---|---|---|
+/// | `recvmmsg` | everything goes by copy: [`CopyReason::Unprovable`] | the same with nothing in flight, else [`Poison::Unread`](crate::Poison::Unread): what is in flight is Quarantined for good, waits fail, sends go by copy |
+/// | `getsockopt` of `SO_MEMINFO` | the same | notes go on releasing, but a note that another user took is not missed |
+/// | `setsockopt` of `SO_ZEROCOPY` | everything goes by copy: [`CopyReason::Refused`] | |
+/// | `epoll_*`, `eventfd2` | waits use `ppoll`; no reaper runs, so those who wait look every few milliseconds | the same |
+/// | `ioctl` of `SIOCOUTQ` | an end takes what the socket accepts for progress of the peer ([`linger`](SenderBuilder::linger)) | the same |
+///
+/// Other refusals are errors of the calls that need them.
+///
 /// # Datagrams
 ///
 /// Over UDP (IPv4 or IPv6, connected) every send is one datagram, a vectored one gathered from its

@@ -2,6 +2,11 @@
 
 pub(crate) use libc::{ECANCELED, EFAULT, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPERM, ETIMEDOUT};
 
+/// Returns `true` if a call that failed so may succeed when it is made again.
+pub(crate) fn may_pass(errno: i32) -> bool {
+    matches!(errno, libc::ENOMEM | ENOBUFS | libc::EAGAIN | libc::EINTR)
+}
+
 /// Whether a failed send means that the connection is over.
 pub(crate) fn ends_connection(errno: i32) -> bool {
     matches!(

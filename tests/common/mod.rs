@@ -20,6 +20,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+#[cfg(target_os = "linux")]
+pub(crate) mod filter;
 pub(crate) mod namespace;
 pub(crate) mod process;
 pub(crate) mod reserve;

@@ -69,6 +69,13 @@ pub(crate) fn without_notes(command: &mut Command) {
     refuse(command, libc::SYS_recvmmsg, &[], libc::EAGAIN);
 }
 
+/// Refuses every look at the error queue in the child.
+#[allow(dead_code, reason = "the doctor's test uses it")]
+#[cfg(all(target_os = "linux", target_endian = "little"))]
+pub(crate) fn without_reading(command: &mut Command) {
+    refuse(command, libc::SYS_recvmmsg, &[], libc::EPERM);
+}
+
 /// Makes a system call fail in the child when the arguments named by position have these values.
 #[cfg(all(target_os = "linux", target_endian = "little"))]
 fn refuse(command: &mut Command, call: libc::c_long, arguments: &[(u32, u32)], errno: i32) {

@@ -9,10 +9,9 @@ use crate::{
     nature::{FOR_EVER, Nature},
     notes::{ENOBUFS, GroupKey, Notes},
     socket::{Expected, News},
-    stream::{EFAULT, ENOMEM},
+    stream::{EFAULT, ENOMEM, EPERM},
 };
 
-const EPERM: i32 = 1;
 const EINVAL: i32 = 22;
 pub(crate) const EMSGSIZE: i32 = 90;
 pub(crate) const ECONNREFUSED: i32 = 111;

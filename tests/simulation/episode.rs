@@ -430,6 +430,7 @@ impl Episode {
                 socket.notes.push(mischief::foreign());
                 socket.news.note();
             }
+            (_, 24) => (socket.refused, socket.deaf) = (true, true),
             _ => {}
         }
     }
@@ -474,6 +475,7 @@ impl Episode {
             nature.user.others_pages = 0;
             for socket in sockets.iter_mut().flatten() {
                 socket.notes.filter_bytes = 0;
+                socket.refused = false;
                 if let Wire::Stream(stream) = &mut socket.wire {
                     stream.stall(0);
                     stream.pace(None);

@@ -14,7 +14,7 @@ use pinbuf::__internals::{
 use crate::{
     nature::Nature,
     socket::{Care, Linger, News, Socket, Wire},
-    stream::{EMFILE, ENOMEM},
+    stream::{EMFILE, ENOMEM, EPERM},
     world::Shared,
 };
 
@@ -73,6 +73,9 @@ impl Kernel for SimKernel {
     fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
         let mut world = self.world.lock();
         let (socket, nature) = world.socket(self.number);
+        if socket.refused {
+            return Err(io::Error::from_raw_os_error(EPERM));
+        }
         let mut batch = Batch { messages: 0, truncated: false, drained: true };
         let cut = nature.choices.permille(nature.weather.cut);
         if cut && nature.choices.once_in(2) {

@@ -154,8 +154,8 @@ pub(crate) struct Socket {
     pub(crate) is_rung: bool,
     /// Error numbers of the calls that failed, since somebody asked.
     pub(crate) failures: Vec<i32>,
-    /// A note was read or sent by somebody else, a message was cut, or a read failed for want of
-    /// memory: what that was about nobody is told, and there is cause to poison.
+    /// Cause to poison: a note was read or sent by another user, a message was cut, or a read of
+    /// the error queue failed.
     pub(crate) deaf: bool,
     /// Another user has taken ids, of which a note on the error queue tells. The notes behind it
     /// name other calls than the sender takes them for.
@@ -163,6 +163,8 @@ pub(crate) struct Socket {
     pub(crate) linger: Linger,
     /// The linger time of a sender that was dropped, and when that was.
     pub(crate) dropped: Option<(u64, u64)>,
+    /// A filter for system calls forbids reading the error queue.
+    pub(crate) refused: bool,
 }
 
 impl Socket {
@@ -184,6 +186,7 @@ impl Socket {
             is_shifted: false,
             linger: Linger::Off,
             dropped: None,
+            refused: false,
         }
     }
 

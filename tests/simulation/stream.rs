@@ -12,6 +12,7 @@ use crate::{
     socket::{Expected, News},
 };
 
+pub(crate) const EPERM: i32 = 1;
 pub(crate) const ENOMEM: i32 = 12;
 pub(crate) const EFAULT: i32 = 14;
 pub(crate) const EMFILE: i32 = 24;

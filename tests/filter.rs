@@ -1,0 +1,362 @@
+//! Filters for system calls: what a sender cannot do without is tried at adoption, and a refusal
+//! later frees nothing early and makes no wait hang.
+//!
+//! A filter cannot be taken back, so every test runs in a process of its own.
+
+#![cfg(target_os = "linux")]
+
+mod common;
+
+use std::{
+    future::poll_fn,
+    io::Read,
+    net::{TcpStream, UdpSocket},
+    task::{Context, Waker},
+    thread,
+    time::Duration,
+};
+
+use common::{
+    STALLED, TIGHT, after, again, assert_all_home, assert_arrived, assert_same, block_on, census,
+    duplicate, eventually, filled,
+    filter::{Call, any, refuse},
+    must_succeed, pair_at, pattern, plays, pool, reader, skip, soon, test_of, unacked,
+};
+use pinbuf::{
+    AdoptError, AllocError, CopyReason, Fate, OsError, Poison, Policy, Pool, Reaped, Sender,
+    WaitError, wait_idle,
+};
+
+const LEN: usize = 64 << 10;
+
+const READ: Call = (libc::SYS_recvmmsg, None);
+const OPTION_MEMORY: Call = (libc::SYS_getsockopt, Some((2, libc::SO_MEMINFO as u32)));
+
+/// Runs the calling test, of which `body` is a closure, once in a process of its own for each of
+/// these error numbers.
+fn for_each_errno<F: Fn(i32)>(body: F) {
+    let test = test_of(&body);
+    let errnos = [libc::EPERM, libc::ENOSYS];
+    match errnos.iter().find(|errno| plays(&errno.to_string())) {
+        Some(errno) => body(*errno),
+        None => {
+            errnos.iter().for_each(|errno| must_succeed(again(&[], test, &errno.to_string())));
+        }
+    }
+}
+
+/// Returns `false`, with a word, where no filter can be had.
+fn refused(test: &str, calls: &[Call], errno: i32) -> bool {
+    let refused = refuse(calls, errno);
+    if let Err(error) = &refused {
+        skip(test, &format!("no filter for system calls can be had: {error}"));
+    }
+    refused.is_ok()
+}
+
+/// Sends `count` messages out of one slot of a pool, and ends in order.
+fn assert_copies(mut sender: Sender<TcpStream>, far: TcpStream, count: usize) {
+    let pool = pool(LEN, 1);
+    let peer = reader(far, Duration::ZERO);
+    for seed in 0..count {
+        let ticket = sender.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)).unwrap();
+        let fate = Fate::Released { accepted: LEN, copied: Some(true) };
+        assert_eq!(sender.wait(ticket, soon()), Ok(fate));
+        assert_eq!(sender.reap().unwrap().messages, 0);
+    }
+    assert_eq!(sender.flush(), Ok(true));
+    assert_eq!(sender.drain(soon()), Ok(()));
+    assert_eq!(sender.stats().zero_copy_calls, 0);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_all_home(&pool);
+    assert_arrived(&peer.join().unwrap(), LEN, count);
+}
+
+fn is_refused_at_adoption(test: &str, call: Call, errno: i32) {
+    if !refused(test, &[call], errno) {
+        return;
+    }
+    let unprovable = CopyReason::Unprovable(OsError::from_raw(errno));
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let near = match Sender::builder().policy(Policy::Require).adopt(near) {
+        Err(AdoptError::ZeroCopyUnavailable { reason, socket }) if reason == unprovable => socket,
+        other => panic!("{other:?}"),
+    };
+    let sender = Sender::new(near).unwrap();
+    assert_eq!(sender.capabilities().reason, Some(unprovable));
+    assert!(!sender.capabilities().zero_copy);
+    // Nor is there anything to forbid that it be made anew.
+    let (near, ids) = sender.into_parts().unwrap();
+    let sender = common::zero_copy().resume(ids).adopt(near).unwrap();
+    assert_eq!(sender.capabilities().reason, Some(unprovable));
+    assert_copies(sender, far, 40);
+
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    socket.connect(socket.local_addr().unwrap()).unwrap();
+    let mut sender = Sender::new(socket).unwrap();
+    assert_eq!(sender.capabilities().reason, Some(unprovable));
+    sender.send(pattern(20_000, 1)).unwrap();
+    let mut got = vec![0; LEN];
+    let received = sender.get_ref().recv(&mut got).unwrap();
+    assert_same(&got[..received], &pattern(20_000, 1));
+
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let mut sender = Sender::new(near).unwrap();
+    let peer = reader(far, Duration::ZERO);
+    sender.send(pattern(1 << 20, 1)).unwrap();
+    drop(sender);
+    assert!(wait_idle(soon().unwrap()));
+    assert_same(&peer.join().unwrap(), &pattern(1 << 20, 1));
+}
+
+#[test]
+fn a_sender_that_cannot_read_its_error_queue_copies() {
+    for_each_errno(|errno| {
+        is_refused_at_adoption("a_sender_that_cannot_read_its_error_queue_copies", READ, errno);
+    });
+}
+
+#[test]
+fn a_sender_that_cannot_read_its_option_memory_copies() {
+    for_each_errno(|errno| {
+        let name = "a_sender_that_cannot_read_its_option_memory_copies";
+        is_refused_at_adoption(name, OPTION_MEMORY, errno);
+    });
+}
+
+/// Fails at once in every way, and goes on failing; `held` leases are left.
+fn assert_quarantined(sender: &mut Sender<TcpStream>, held: usize) {
+    assert_eq!(sender.drain(None), Err(WaitError::Poisoned));
+    assert_eq!(sender.capabilities().reason, Some(CopyReason::Poisoned(Poison::Unread)));
+    assert_eq!(sender.stats().leases, held);
+    assert!(!sender.interest().released, "there is no release to wait for");
+}
+
+#[test]
+fn what_is_in_flight_when_reading_is_refused_is_quarantined() {
+    for_each_errno(|errno| {
+        const NAME: &str = "what_is_in_flight_when_reading_is_refused_is_quarantined";
+        let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
+        let pool = pool(LEN, 2);
+        let mut sender = common::zero_copy().adopt(near).unwrap();
+        let send = |seed| sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
+        let tickets = [0, 1].map(send);
+        assert_eq!(census(&pool), [0, 0, 2, 0]);
+        if !refused(NAME, &[READ], errno) {
+            return;
+        }
+        for ticket in tickets {
+            assert_eq!(sender.wait(ticket, None), Err(WaitError::Poisoned));
+            assert_eq!(sender.fate(ticket), Ok(Some(Fate::Quarantined)));
+        }
+        assert_quarantined(&mut sender, 2);
+        assert_eq!(sender.reap().unwrap_err().raw_os_error(), Some(errno), "a loop does not spin");
+        assert_eq!(pool.alloc(LEN).unwrap_err(), AllocError::Exhausted, "not waited for");
+        // The stream goes on by copy. In the end the kernel has released all; that it did so is
+        // not to be known.
+        let peer = thread::spawn(move || {
+            let mut got = vec![0; 3 * LEN];
+            far.read_exact(&mut got).unwrap();
+            (got, far)
+        });
+        let ticket = sender.send(pattern(LEN, 2)).unwrap();
+        let fate = Fate::Released { accepted: LEN, copied: Some(true) };
+        assert_eq!(sender.wait(ticket, soon()), Ok(fate));
+        let (got, _far) = peer.join().unwrap();
+        assert_arrived(&got, LEN, 3);
+        eventually("all is acknowledged", || unacked(&sender) == 0);
+        assert_quarantined(&mut sender, 2);
+        assert_eq!(census(&pool), [0, 0, 0, 2]);
+        let report = sender.close(after(20));
+        assert!(!report.drained, "{report:?}");
+        assert_eq!(report.quarantined, 2);
+        assert!(!wait_idle(after(20)), "the descriptor stays for a proof");
+    });
+}
+
+#[test]
+fn waits_end_when_reading_is_refused_meanwhile() {
+    for_each_errno(|errno| {
+        if !refused("waits_end_when_reading_is_refused_meanwhile", &[], errno) {
+            return;
+        }
+        let (near, far) = pair_at("127.0.0.1:0", STALLED);
+        let pool = pool(LEN, 2);
+        let builder = common::zero_copy().max_in_flight_sends(2);
+        let (mut sending, mut reaping) = builder.adopt(near).unwrap().split();
+        let mut send =
+            |seed| sending.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
+        let tickets = [0, 1].map(&mut send);
+        let for_a_slot = thread::spawn({
+            let pool = pool.clone();
+            move || pool.alloc(LEN).map(drop)
+        });
+        let for_the_window = thread::spawn(move || {
+            sending.send(pattern(LEN, 2)).unwrap();
+            sending
+        });
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(reaping.poll_fate(&mut cx, tickets[1]).is_pending());
+        let for_a_fate = thread::spawn(move || {
+            let (fate, _) = block_on(poll_fn(|cx| reaping.poll_fate(cx, tickets[1])));
+            (fate, reaping.wait(tickets[0], None), reaping)
+        });
+        // That they wait by then shows more, and either order must do.
+        thread::sleep(Duration::from_millis(100));
+        refuse(&[READ], errno).unwrap();
+        let (fate, waited, reaping) = for_a_fate.join().unwrap();
+        assert_eq!((fate, waited), (Ok(Fate::Quarantined), Err(WaitError::Poisoned)));
+        assert_eq!(for_a_slot.join().unwrap(), Err(AllocError::Exhausted));
+        assert_eq!(census(&pool), [0, 0, 0, 2]);
+        let peer = reader(far, Duration::ZERO);
+        let sending = for_the_window.join().unwrap();
+        drop(sending);
+        assert_arrived(&peer.join().unwrap(), LEN, 3);
+        assert_eq!(reaping.stats().leases, 2);
+    });
+}
+
+#[test]
+fn a_sender_with_nothing_in_flight_copies_when_reading_is_refused() {
+    for_each_errno(|errno| {
+        const NAME: &str = "a_sender_with_nothing_in_flight_copies_when_reading_is_refused";
+        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+        let mut sender = common::zero_copy().adopt(near).unwrap();
+        let mut first = TcpStream::from(duplicate(&far));
+        sender.send(pattern(20_000, 0)).unwrap();
+        first.read_exact(&mut [0; 20_000]).unwrap();
+        sender.drain(soon()).unwrap();
+        if !refused(NAME, &[READ], errno) {
+            return;
+        }
+        assert_eq!(sender.reap().unwrap(), Reaped::default());
+        let unprovable = CopyReason::Unprovable(OsError::from_raw(errno));
+        assert_eq!(sender.capabilities().reason, Some(unprovable));
+        let (near, ids) = sender.into_parts().unwrap();
+        let sender = common::zero_copy().resume(ids).adopt(near).unwrap();
+        assert_copies(sender, far, 40);
+    });
+}
+
+/// Every way to wait, over messages that are out of a pool of one slot.
+fn assert_waits(mut sender: Sender<TcpStream>, far: TcpStream, pool: &Pool, errno: i32) {
+    const COUNT: usize = 20;
+    let peer = reader(far, Duration::ZERO);
+    for seed in 0..COUNT {
+        let ticket = sender.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)).unwrap();
+        match seed % 3 {
+            0 => assert!(matches!(sender.wait(ticket, soon()), Ok(Fate::Released { .. }))),
+            1 => {
+                let (fate, _) = block_on(poll_fn(|cx| sender.poll_fate(cx, ticket)));
+                assert!(matches!(fate, Ok(Fate::Released { .. }) | Err(WaitError::NoThread)));
+            }
+            _ => drop(block_on(pool.alloc_async(LEN)).0.unwrap()),
+        }
+    }
+    assert!(sender.stats().zero_copy_calls > 0 && sender.stats().copied_calls == 0, "{errno}");
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_arrived(&peer.join().unwrap(), LEN, COUNT);
+    assert_all_home(pool);
+
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    let peer = reader(far, Duration::ZERO);
+    sender.send(filled(pool.alloc(LEN).unwrap(), LEN, 0)).unwrap();
+    drop(sender);
+    drop(pool.alloc(LEN).unwrap());
+    assert!(wait_idle(soon().unwrap()));
+    assert_arrived(&peer.join().unwrap(), LEN, 1);
+}
+
+/// Runs the calling test in a process for each group of calls that waits are made of.
+fn for_each_way_to_wait<F: Fn(&[Call])>(body: F) {
+    let test = test_of(&body);
+    let ways: [&[Call]; 4] = [
+        &[any(libc::SYS_epoll_create1)],
+        &[any(libc::SYS_eventfd2)],
+        &[any(libc::SYS_epoll_ctl)],
+        &[
+            #[cfg(target_arch = "x86_64")]
+            any(libc::SYS_epoll_wait),
+            any(libc::SYS_epoll_pwait),
+        ],
+    ];
+    match (0..ways.len()).find(|way| plays(&way.to_string())) {
+        Some(way) => body(ways[way]),
+        None => {
+            (0..ways.len()).for_each(|way| must_succeed(again(&[], test, &way.to_string())));
+        }
+    }
+}
+
+#[test]
+fn waits_do_without_what_a_filter_refuses() {
+    for_each_way_to_wait(|calls| {
+        if !refused("waits_do_without_what_a_filter_refuses", calls, libc::EPERM) {
+            return;
+        }
+        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+        let sender = common::zero_copy().adopt(near).unwrap();
+        assert_waits(sender, far, &pool(LEN, 1), libc::EPERM);
+    });
+}
+
+#[test]
+fn waits_do_without_what_a_filter_refuses_later() {
+    for_each_way_to_wait(|calls| {
+        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+        let mut sender = common::zero_copy().adopt(near).unwrap();
+        let pool = pool(LEN, 1);
+        let ticket = sender.send(filled(pool.alloc(LEN).unwrap(), 1 << 14, 0)).unwrap();
+        sender.wait(ticket, soon()).unwrap();
+        far.try_clone().unwrap().read_exact(&mut [0; 1 << 14]).unwrap();
+        let other = pair_at("127.0.0.1:0", STALLED);
+        let mut watched = common::zero_copy().adopt(other.0).unwrap();
+        let ticket = watched.send(filled(pool.alloc(LEN).unwrap(), LEN, 0)).unwrap();
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(watched.poll_fate(&mut cx, ticket).is_pending(), "the reaper runs");
+        assert_eq!(watched.wait(ticket, Some(after(1))), Err(WaitError::TimedOut));
+        if !refused("waits_do_without_what_a_filter_refuses_later", calls, libc::EPERM) {
+            return;
+        }
+        let peer = reader(other.1, Duration::ZERO);
+        let fate = watched.wait(ticket, soon());
+        assert!(matches!(fate, Ok(Fate::Released { .. })), "{fate:?}");
+        assert!(watched.close(soon().unwrap()).drained);
+        peer.join().unwrap();
+        assert_waits(sender, far, &pool, libc::EPERM);
+    });
+}
+
+#[test]
+fn notes_release_though_the_option_memory_is_refused_later() {
+    for_each_errno(|errno| {
+        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+        let sender = common::zero_copy().adopt(near).unwrap();
+        let name = "notes_release_though_the_option_memory_is_refused_later";
+        if refused(name, &[OPTION_MEMORY], errno) {
+            assert_waits(sender, far, &pool(LEN, 1), errno);
+        }
+    });
+}
+
+#[test]
+fn an_end_does_without_the_count_of_unacknowledged_bytes() {
+    for_each_errno(|errno| {
+        let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+        let sender = common::zero_copy().adopt(near).unwrap();
+        let (stuck, _stuck_far) = pair_at("127.0.0.1:0", STALLED);
+        let linger = Duration::from_millis(100);
+        let mut stuck = common::zero_copy().linger(linger).adopt(stuck).unwrap();
+        let name = "an_end_does_without_the_count_of_unacknowledged_bytes";
+        let ioctl = (libc::SYS_ioctl, Some((1, libc::TIOCOUTQ as u32)));
+        if refused(name, &[ioctl], errno) {
+            let pool = pool(LEN, 1);
+            stuck.send(filled(pool.alloc(LEN).unwrap(), LEN, 1)).unwrap();
+            drop(stuck);
+            assert!(wait_idle(soon().unwrap()), "aborted, and all is back");
+            assert_all_home(&pool);
+            assert_waits(sender, far, &pool, errno);
+        }
+    });
+}
