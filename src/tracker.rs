@@ -209,7 +209,7 @@ impl<T> CompletionTracker<T> {
     ///
     /// # Panics
     ///
-    /// With 2^32 - 2 leases that share ids or wait for theirs.
+    /// With 2^32 - 1 leases that share ids or wait for theirs.
     #[inline(always)]
     pub fn insert(&mut self, lease: T) -> LeaseKey {
         if !self.has_place() {

@@ -33,7 +33,7 @@ impl<T> Table<T> {
 
     /// # Panics
     ///
-    /// With 2^32 - 2 leases in the table.
+    /// With 2^32 - 1 leases in the table.
     pub(super) fn insert(&mut self, lease: T, holds: u32) -> u32 {
         self.len += 1;
         let entry = Entry { lease: Some(lease), holds, link: NONE };
@@ -43,9 +43,9 @@ impl<T> Table<T> {
             *place = entry;
             return key;
         }
-        let key = u32::try_from(self.entries.len()).ok().filter(|key| *key < NONE - 1);
+        let key = u32::try_from(self.entries.len()).ok().filter(|key| *key != NONE);
         self.entries.push(entry);
-        key.expect("fewer than 2^32 - 2 leases")
+        key.expect("fewer than 2^32 - 1 leases")
     }
 
     pub(super) fn get_mut(&mut self, key: u32) -> Option<&mut T> {

@@ -188,6 +188,54 @@ fn no_id_is_given_out_that_a_note_could_take_for_a_straggler() {
     assert_eq!(tracker.issue(&[key], 1), Some(NotificationId(last.0 + 1)));
 }
 
+#[test]
+fn a_notification_of_the_next_id_releases_nothing_though_the_ring_is_full() {
+    let mut tracker = tracker(8, 0);
+    for lease in 0..FIRST_RING as u64 {
+        send(&mut tracker, lease);
+    }
+    let next = tracker.next_id().0;
+    assert_eq!(next - tracker.ring_base, tracker.footprint().0 as u64, "the ring is full");
+    assert_eq!(release(&mut tracker, next, next), Err(UnknownIds));
+    assert_eq!(release(&mut tracker, 0, next - 1), Ok(vec![0, 1]));
+}
+
+#[test]
+fn the_key_alone_names_its_lease_in_the_table_too() {
+    let mut tracker = tracker(8, 0);
+    let key = tracker.insert(7);
+    assert_eq!(key, ALONE);
+    tracker.issue(&[key], 1).unwrap();
+    tracker.issue(&[key], 1).unwrap();
+    assert_eq!(tracker.table.len(), 1, "the second id moved the lease to the table");
+    *tracker.get_mut(key) += 1;
+    assert_eq!(release(&mut tracker, 0, 1), Ok(vec![]));
+    assert_eq!(tracker.settle(key), Some(8));
+}
+
+#[test]
+fn a_call_whose_id_release_all_took_is_neither_cancelled_nor_trimmed() {
+    let mut tracker = tracker(8, 0);
+    let keys: Vec<_> = (0..2).map(|lease| tracker.insert(lease)).collect();
+    let id = tracker.issue(&keys, 1).unwrap();
+    tracker.release_all(|_: &mut Option<_>| unreachable!("the sender holds both leases"));
+    tracker.trim(id, 1);
+    assert!(!tracker.cancel(id));
+    assert_eq!(tracker.next_id().0, id.0 + 1);
+    assert_eq!((tracker.settle(keys[0]), tracker.settle(keys[1])), (Some(0), Some(1)));
+}
+
+#[test]
+fn debug_tells_what_is_in_flight() {
+    let mut tracker = tracker(8, 5);
+    send(&mut tracker, 1);
+    assert_eq!(
+        format!("{tracker:?}"),
+        "CompletionTracker { oldest: Some(NotificationId(5)), next: 6, outstanding: 1, leases: 1, \
+         stragglers: 0, .. }"
+    );
+}
+
 /// The same bookkeeping without any cleverness.
 #[derive(Default)]
 struct Model {
@@ -246,6 +294,8 @@ enum Step {
     Again,
     /// A note for arbitrary ids.
     Forged { lo: u32, len: u32 },
+    /// A note of some ids and the next one, which no call has used yet.
+    Ahead { len: u64 },
     /// Everything is released.
     All,
 }
@@ -261,6 +311,7 @@ fn step() -> impl Strategy<Value = Step> {
         50 => (0..64_usize, 1..6_u64).prop_map(|(at, len)| Step::Note { at, len }),
         5 => Just(Step::Again),
         10 => (any::<u32>(), 0..100_u32).prop_map(|(lo, len)| Step::Forged { lo, len }),
+        5 => (0..4_u64).prop_map(|len| Step::Ahead { len }),
         1 => Just(Step::All),
     ]
 }
@@ -387,6 +438,10 @@ proptest! {
                 Step::Forged { lo, len } => {
                     _ = check_note(&mut tracker, &mut model, (lo, lo.wrapping_add(len)))?;
                 }
+                Step::Ahead { len } => {
+                    let note = (model.next.saturating_sub(len) as u32, model.next as u32);
+                    prop_assert!(!check_note(&mut tracker, &mut model, note)?, "one is unused");
+                }
                 Step::All => {
                     let ids: Vec<_> = model.outstanding.keys().copied().collect();
                     let (want, _) = model.release(ids);
@@ -400,6 +455,8 @@ proptest! {
             prop_assert_eq!(tracker.outstanding(), model.outstanding.len());
             let oldest = tracker.oldest().map(|id| id.0);
             prop_assert_eq!(oldest, model.outstanding.keys().next().copied());
+            prop_assert_eq!(tracker.is_idle(), model.outstanding.is_empty());
+            check_places(&tracker)?;
             let (ring, stragglers) = tracker.footprint();
             prop_assert!(ring <= (4 * window).max(MIN_RING) && stragglers <= window);
             let leases: BTreeSet<_> = tracker.iter_mut().map(|lease| *lease).collect();
@@ -407,6 +464,23 @@ proptest! {
             prop_assert_eq!(tracker.leases(), leases.len());
         }
     }
+}
+
+/// The invariants 1 and 2 of the tracker, and its limit.
+fn check_places(tracker: &CompletionTracker<u64>) -> Result<(), TestCaseError> {
+    let &CompletionTracker { ref ring, ref stragglers, ring_base, next, holes, .. } = tracker;
+    let in_ring = ring_base..next;
+    prop_assert!(next - ring_base <= ring.len() as u64);
+    let vacant = in_ring.clone().filter(|id| tracker.place(*id).is_vacant()).count();
+    prop_assert_eq!(vacant as u64, holes);
+    prop_assert!(in_ring.is_empty() || !tracker.place(ring_base).is_vacant());
+    prop_assert!(stragglers.is_sorted_by_key(|(id, _)| *id));
+    prop_assert!(stragglers.iter().all(|(id, place)| *id < ring_base && !place.is_vacant()));
+    if !ring.is_empty() {
+        let end = ring_base + ring.len() as u64;
+        prop_assert_eq!(tracker.limit, if stragglers.is_empty() { end } else { 0 });
+    }
+    Ok(())
 }
 
 /// Has both read a note; whether they took it.
