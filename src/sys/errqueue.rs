@@ -5,7 +5,7 @@
 
 use std::{
     cell::Cell,
-    fmt, io, mem,
+    io, mem,
     os::fd::{AsRawFd, BorrowedFd},
     ptr,
     time::Duration,
@@ -146,12 +146,6 @@ impl Scratch {
         // only integers and raw pointers.
         let headers = unsafe { mem::zeroed() };
         Box::new(Self { headers, control: [const { Control([0; CONTROL_BYTES]) }; MESSAGES] })
-    }
-}
-
-impl fmt::Debug for Scratch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Scratch").finish_non_exhaustive()
     }
 }
 
@@ -494,6 +488,13 @@ mod tests {
         let (sender, _peer) = testing::zerocopy_pair();
         let batch = with_scratch(|scratch| recv(sender.as_fd(), scratch, &mut |_| panic!()));
         assert_eq!(batch.unwrap(), Batch { messages: 0, truncated: false, drained: true });
+    }
+
+    #[test]
+    fn an_error_of_the_read_is_not_an_empty_queue() {
+        let no_socket = std::fs::File::open("/dev/null").unwrap();
+        let read = with_scratch(|scratch| recv(no_socket.as_fd(), scratch, &mut |_| panic!()));
+        assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
     }
 
     #[test]
