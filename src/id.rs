@@ -9,12 +9,6 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct NotificationId(pub u64);
 
-impl fmt::Display for NotificationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "id {}", self.0)
-    }
-}
-
 /// A half-open run of notification ids, `start..end`.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct IdRange {

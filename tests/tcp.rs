@@ -110,6 +110,21 @@ fn every_kind_of_payload_is_let_go_of_after_its_release() {
 }
 
 #[test]
+fn a_ticket_tells_position_and_length_of_its_send() {
+    let _turn = turn();
+    let (near, far) = pair();
+    let peer = reader(far, Duration::ZERO);
+    let mut sender = zero_copy().adopt(near).unwrap();
+    for (sequence, len) in [0, 1, 40_000].into_iter().enumerate() {
+        let ticket = sender.send(pattern(len, sequence)).unwrap();
+        assert_eq!((ticket.sequence(), ticket.len()), (sequence as u64, len));
+        assert_eq!(ticket.is_empty(), len == 0);
+    }
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_eq!(peer.join().unwrap().len(), 40_001);
+}
+
+#[test]
 fn a_vectored_send_is_one_ticket() {
     let _turn = turn();
     let (near, mut far) = pair();
