@@ -363,3 +363,33 @@ fn drop_unreleased(slot: SlotRef) {
         SlotState::Free | SlotState::Owned => slot.recycle(),
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::panic::catch_unwind;
+
+    use super::*;
+    use crate::pool::Pool;
+
+    /// A buffer of a slot that is Free, which only a fault of this crate can make.
+    fn recycled_already() -> PinnedBuf {
+        let buf = Pool::new(4096, 1).unwrap().try_alloc(1).unwrap();
+        buf.slot.slot().recycle();
+        buf
+    }
+
+    #[test]
+    #[should_panic(expected = "slot 0 cannot be recycled: it is Free")]
+    fn a_second_recycle_of_a_slot_is_reported() {
+        drop(recycled_already());
+    }
+
+    #[test]
+    fn a_second_recycle_does_not_abort_a_thread_that_unwinds() {
+        let unwound = catch_unwind(|| {
+            let _buf = recycled_already();
+            panic!("on purpose");
+        });
+        assert!(unwound.is_err());
+    }
+}

@@ -46,15 +46,6 @@ impl Payload {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
-
-    /// Gives the bytes new pages, if they are in a pool and nothing speaks against it.
-    fn replace_pages(&mut self) -> Option<Replaced> {
-        match self {
-            Self::Pinned(buf) => buf.replace_pages(),
-            Self::SharedBuf(buf) => buf.replace_pages(),
-            _ => None,
-        }
-    }
 }
 
 mod sealed {
@@ -306,8 +297,8 @@ impl Lease {
     pub(crate) fn replace_pages(&mut self) -> Option<Payload> {
         let replaced = match &mut self.custody {
             Custody::Buf(buf) => buf.replace_pages(),
-            Custody::Payload(payload) => payload.replace_pages(),
-            Custody::Nothing | Custody::Replaced(_) => None,
+            Custody::Payload(Payload::SharedBuf(buf)) => buf.replace_pages(),
+            Custody::Payload(_) | Custody::Nothing | Custody::Replaced(_) => None,
         }?;
         let payload = self.take();
         self.custody = Custody::Replaced(replaced);
@@ -348,5 +339,35 @@ impl Drop for Lease {
         let roused = self.quarantine();
         mem::forget(mem::replace(&mut self.custody, Custody::Nothing));
         wake_all(roused);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::pool::Pool;
+
+    #[test]
+    fn a_dropped_lease_keeps_its_memory_for_ever() {
+        let bytes: Arc<[u8]> = Arc::from([7; 100]);
+        drop(Lease::new(Arc::clone(&bytes), 0, 1));
+        assert_eq!(Arc::strong_count(&bytes), 2);
+        let pool = Pool::new(4096, 2).unwrap();
+        drop(Lease::new(pool.try_alloc(1).unwrap(), 0, 1));
+        drop(Lease::new(pool.try_alloc(1).unwrap().freeze(), 1, 1));
+        assert_eq!((pool.stats().free(), pool.stats().quarantined()), (0, 2));
+    }
+
+    #[test]
+    fn a_quarantined_lease_is_counted_until_its_release() {
+        let pool = Pool::new(4096, 1).unwrap();
+        let mut lease = Lease::new(pool.try_alloc(1).unwrap(), 0, 1);
+        for _ in 0..2 {
+            assert!(lease.quarantine().is_empty(), "no task waits for a slot");
+            assert_eq!(pool.stats().quarantined(), 1);
+            assert!(!lease.try_go_home());
+        }
+        drop(lease.release());
+        assert_eq!(pool.stats().free(), 1);
     }
 }
