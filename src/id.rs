@@ -193,6 +193,8 @@ mod tests {
             }
         }
         assert_eq!(Ticket::new(SenderId::new(0), 0, usize::MAX).sequence(), 0);
+        let ticket = Ticket::new(SenderId::new(7), 3, 5);
+        assert_eq!(format!("{ticket:?}"), "Ticket { sender: 7, sequence: 3, len: 5 }");
     }
 
     #[test]

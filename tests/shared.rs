@@ -20,6 +20,7 @@ fn clones_and_slices_name_the_same_bytes() {
     let all = buf.freeze();
     let part = all.clone().slice(2..=7).slice(1..5);
     assert_eq!(&part[..], b"3456");
+    assert_eq!(format!("{part:?}"), "SharedBuf { len: 4, .. }");
     assert_eq!(part.as_ptr(), start.wrapping_add(3));
     assert_eq!(census(&pool), [0, 1, 0, 0]);
     drop(all);

@@ -110,13 +110,15 @@ fn every_kind_of_payload_is_let_go_of_after_its_release() {
 }
 
 #[test]
-fn a_ticket_tells_position_and_length_of_its_send() {
+fn a_payload_tells_its_length_and_a_ticket_its_position_too() {
     let _turn = turn();
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
     let mut sender = zero_copy().adopt(near).unwrap();
     for (sequence, len) in [0, 1, 40_000].into_iter().enumerate() {
-        let ticket = sender.send(pattern(len, sequence)).unwrap();
+        let payload = Payload::from(pattern(len, sequence));
+        assert_eq!((payload.len(), payload.is_empty()), (len, len == 0));
+        let ticket = sender.send(payload).unwrap();
         assert_eq!((ticket.sequence(), ticket.len()), (sequence as u64, len));
         assert_eq!(ticket.is_empty(), len == 0);
     }

@@ -226,6 +226,16 @@ fn a_call_whose_id_release_all_took_is_neither_cancelled_nor_trimmed() {
 }
 
 #[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "assertion failed: run.len() == 1")]
+fn a_lease_that_an_id_covers_is_not_issued_with_others() {
+    let mut tracker = tracker(8, 0);
+    let keys: Vec<_> = (0..2).map(|lease| tracker.insert(lease)).collect();
+    tracker.issue(&keys[..1], 1).unwrap();
+    tracker.issue(&keys, 1);
+}
+
+#[test]
 fn debug_tells_what_is_in_flight() {
     let mut tracker = tracker(8, 5);
     send(&mut tracker, 1);

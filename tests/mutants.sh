@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# mutants.sh [GROUP [OPTION...]]: has cargo-mutants make its mistakes in the files of a group (or of both, one after the
+#   other) in a copy of the tree, and runs the tests below on each; fails if one of them survives. Options go to
+#   cargo-mutants: --shard 0/4 for the first of four parts, --list to see the mutants. .cargo/mutants.toml names the
+#   files, and the mutants that change nothing, each with its reason. Reports are in target/mutants/GROUP/mutants.out.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+out=$PWD/target/mutants
+# Not the target folder of the true tree: cargo takes a copy of a workspace for the workspace itself.
+export CARGO_TARGET_DIR=${MUTANTS_TARGET_DIR:-$out/target} CARGO_PROFILE_DEV_DEBUG=false
+# The same random cases each time; the first that fails is enough.
+export PROPTEST_RNG_SEED=1 PROPTEST_MAX_SHRINK_ITERS=0
+
+# mutants GROUP FILE... -- TARGET... -- TEST...: the files, the test targets to build, the tests to run.
+mutants() {
+  local group=$1 options=()
+  shift
+  while [ "$1" != -- ]; do options+=(--file "$1"); shift; done
+  shift
+  while [ "$1" != -- ]; do options+=(--cargo-arg="$1"); shift; done
+  shift
+  [ -z "$wanted" ] || [ "$wanted" = "$group" ] || return 0
+  mkdir -p "$out/$group"
+  cargo mutants --output "$out/$group" "${options[@]}" ${passed_on[@]+"${passed_on[@]}"} -- -- "$@"
+  case $? in
+    0) ;;
+    3) [ ! -s "$out/$group/mutants.out/missed.txt" ] || status=1 ;; # With some, a test did not end.
+    *) status=1 ;;
+  esac
+}
+
+wanted=${1:-}
+passed_on=("${@:2}")
+status=0
+mutants ids src/tracker.rs src/tracker/table.rs src/id.rs src/sys/errqueue.rs \
+  -- --lib --test=tcp -- tracker:: id:: errqueue:: ticket
+mutants memory src/buf.rs src/shared.rs src/lease.rs \
+  -- --test=shared --test=pool --test=replacing --test=mapped --test=magazine --test=tcp \
+  --
+exit $status
