@@ -345,7 +345,10 @@ impl Drop for Lease {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::pool::Pool;
+    use crate::{
+        backing::{Backing, Pages},
+        pool::Pool,
+    };
 
     #[test]
     fn a_dropped_lease_keeps_its_memory_for_ever() {
@@ -356,6 +359,24 @@ mod tests {
         drop(Lease::new(pool.try_alloc(1).unwrap(), 0, 1));
         drop(Lease::new(pool.try_alloc(1).unwrap().freeze(), 1, 1));
         assert_eq!((pool.stats().free(), pool.stats().quarantined()), (0, 2));
+    }
+
+    #[test]
+    fn new_pages_free_the_slot_of_a_quarantined_lease() {
+        const LEN: usize = 64 << 10;
+        let backing = Backing::Require(Pages::Base);
+        let pool = Pool::builder().class(LEN, 8).backing(backing).build().unwrap();
+        let buf = || pool.try_alloc(LEN).unwrap();
+        for payload in [Payload::Pinned(buf()), Payload::SharedBuf(buf().freeze())] {
+            let mut lease = Lease::new(payload, 0, 1);
+            assert!(lease.replace_pages().is_none(), "it is in flight");
+            assert!(lease.quarantine().is_empty(), "no task waits for a slot");
+            drop(lease.replace_pages().expect("the lease is the only holder"));
+            assert_eq!((pool.stats().quarantined(), pool.stats().replaced_bytes), (0, LEN));
+            assert!(lease.release().is_none(), "the payload left before");
+            assert_eq!(pool.stats().replaced_bytes, 0);
+        }
+        assert_eq!(pool.stats().free(), 8);
     }
 
     #[test]

@@ -275,6 +275,10 @@ fn a_local_handle_takes_back_what_is_of_its_class_and_drops_the_rest() {
     assert_eq!(two.local(129).unwrap_err(), AllocError::TooLarge { requested: 129, largest: 128 });
     let buf = local.try_alloc().unwrap();
     assert_eq!(buf.capacity(), 128);
+    let start = buf.as_ptr();
+    local.recycle(buf);
+    let buf = local.try_alloc().unwrap();
+    assert_eq!(buf.as_ptr(), start, "it came back to this handle's own magazine");
     let small = two.try_alloc(1).unwrap();
     let foreign = pool(64).try_alloc(1).unwrap();
     [buf, small, foreign].into_iter().for_each(|buf| local.recycle(buf));

@@ -35,6 +35,6 @@ status=0
 mutants ids src/tracker.rs src/tracker/table.rs src/id.rs src/sys/errqueue.rs \
   -- --lib --test=tcp -- tracker:: id:: errqueue:: ticket
 mutants memory src/buf.rs src/shared.rs src/lease.rs \
-  -- --test=shared --test=pool --test=replacing --test=mapped --test=magazine --test=tcp \
-  --
+  -- --lib --test=shared --test=pool --test=replacing --test=mapped --test=magazine --test=tcp --test=options \
+  --test=waiting --test=reaper -- --skip tracker::
 exit $status

@@ -3,10 +3,15 @@
 
 mod common;
 
-use std::{io::Read, net::TcpStream, time::Duration};
+use std::{
+    io::Read,
+    net::TcpStream,
+    task::{Context, Waker},
+    time::Duration,
+};
 
 use common::{
-    STALLED, after, assert_all_home, assert_arrived, filled, pair_at, pool,
+    STALLED, after, assert_all_home, assert_arrived, eventually, filled, pair_at, pool,
     process::{alone, hoard_descriptors, reapers},
     road::wrong,
 };
@@ -32,6 +37,25 @@ fn there_is_no_thread_until_it_is_needed() {
         assert!(sender.close(after(10_000)).drained);
         assert_arrived(&peer.join().unwrap(), LEN, 100);
         assert_eq!(reapers(), []);
+    });
+}
+
+#[test]
+fn a_sender_is_watched_while_a_waiter_waits_and_no_longer() {
+    alone(|| {
+        let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+        let pool = pool(LEN, 1);
+        let mut sender = prefer(near);
+        sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, 0)).unwrap();
+        {
+            let mut waiting = std::pin::pin!(pool.alloc_async(1));
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(waiting.as_mut().poll(&mut cx).is_pending());
+            assert_eq!(reaper_stats().watched, 1);
+        }
+        eventually("the sender is watched no longer", || reaper_stats().watched == 0);
+        assert_eq!(pool.stats().in_flight(), 1);
+        sender.abort();
     });
 }
 

@@ -122,6 +122,27 @@ fn a_task_is_woken_by_the_reaper_and_not_by_being_polled_again() {
     assert_same(&peer.join().unwrap(), &pattern(1 << 20, 0));
 }
 
+/// The waiter came before the sender knew its pool, so only the send can have the sender watched.
+#[test]
+fn a_send_of_a_slot_that_is_waited_for_has_its_sender_watched() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let pool = pool(LEN, 1);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    let buf = filled(pool.alloc(1).unwrap(), LEN, 0);
+    let mut waiting = std::pin::pin!(pool.alloc_async(1));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(waiting.as_mut().poll(&mut cx).is_pending());
+    sender.try_send(buf).unwrap();
+    assert_eq!(census(&pool), [0, 0, 1, 0]);
+    let peer = reader(far, Duration::ZERO);
+    // No call of this thread reads the notification.
+    eventually("the slot is released", || pool.stats().in_flight() == 0);
+    assert!(matches!(waiting.poll(&mut cx), Poll::Ready(Ok(_))));
+    comes_home(&pool);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &pattern(LEN, 0));
+}
+
 #[test]
 fn a_rest_that_nobody_flushes_is_flushed_for_a_waiter() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
