@@ -324,7 +324,8 @@ fn threads_in_wait_idle_sleep_until_the_last_sender_ends() {
             .map(|_| {
                 thread::spawn(|| {
                     let before = sleeps();
-                    assert!(wait_idle(soon().unwrap()), "the wait is woken");
+                    let hour = after(3_600_000);
+                    assert!(wait_idle(hour) && Instant::now() < hour);
                     sleeps() - before
                 })
             })
@@ -334,6 +335,7 @@ fn threads_in_wait_idle_sleep_until_the_last_sender_ends() {
         thread::sleep(PAUSE);
         assert!(waits.iter().all(|wait| !wait.is_finished()), "one sender goes on");
         reset(peers.pop().unwrap());
+        eventually("both waits are woken", || waits.iter().all(|wait| wait.is_finished()));
         for wait in waits {
             // One sleep, and a few for locks and the start of the thread.
             let sleeps = wait.join().unwrap();

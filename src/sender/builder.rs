@@ -170,7 +170,7 @@ impl SenderBuilder {
     /// # Performance
     ///
     /// The reaper thread looks again at a dropped sender without news after a tenth of this time, or
-    /// after one second if that is sooner. The abort can come late by as much.
+    /// after one second if that is sooner. The abort can come late by two such times.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.config.linger = linger;
         self

@@ -270,7 +270,7 @@ fn a_target_that_is_no_regular_file_is_refused_before_anything_listens() {
         for out in [target, &link] {
             for command in [&["--memory=1M"][..], &["receive", "--listen=127.0.0.1:0"]] {
                 let args = [command, &["--memory-out", text(out)]].concat();
-                let done = start(&args).wait(STUCK);
+                let done = run(&args);
                 done.expect(1);
                 let named = format!("--memory-out {}", text(out));
                 assert!(done.stderr.contains(&named), "{}", done.stderr);
@@ -284,7 +284,7 @@ fn a_target_that_is_no_regular_file_is_refused_before_anything_listens() {
     let looping = dir.file("loop");
     symlink("loop", &looping).unwrap();
     for out in [format!("{}/new/", text(&dir.0)), text(&looping).to_string()] {
-        let done = start(&["receive", "--listen=127.0.0.1:0", "--memory-out", &out]).wait(STUCK);
+        let done = run(&["receive", "--listen=127.0.0.1:0", "--memory-out", &out]);
         done.expect(1);
         assert!(done.stderr.contains("--memory-out"), "{}", done.stderr);
     }

@@ -144,10 +144,15 @@ fn a_peer_that_stops_after_progress_is_reset_at_linger() {
             if stops_after == stops[1] && case.threshold_bytes > PAYLOAD_BYTES {
                 continue;
             }
-            let case = Case { stops_after, ..case };
-            let (cut_at, acknowledged_at) = case.play(seed).unwrap_or_else(|| panic!("{case:?}"));
-            let idle = cut_at - acknowledged_at;
-            assert!((LINGER..2 * LINGER).contains(&idle), "{idle} ns, {case:?}");
+            for linger in [LINGER, 10 * LINGER, 60 * LINGER] {
+                let case = Case { stops_after, linger, ..case };
+                let cut = case.play(seed);
+                let (cut_at, acknowledged_at) = cut.unwrap_or_else(|| panic!("{case:?}"));
+                let idle = cut_at - acknowledged_at;
+                // One look to see the last progress, one to see that the time is up.
+                let late = 2 * SECOND.min(linger / 10);
+                assert!((linger..=linger + late).contains(&idle), "{idle} ns, {case:?}");
+            }
         }
     }
 }
