@@ -48,7 +48,7 @@ fn a_child_does_not_wait_for_a_thread_that_it_does_not_have() {
     let child = unsafe { libc::fork() };
     if child == 0 {
         // SAFETY: alarm(2) takes no pointers.
-        unsafe { libc::alarm(5) };
+        unsafe { libc::alarm(60) };
         let has_one = Pool::new(4096, 1).is_ok_and(|pool| pool.try_alloc(1).is_ok());
         // SAFETY: _exit(2) does not return.
         unsafe { libc::_exit(i32::from(!has_one)) };

@@ -39,7 +39,7 @@ fn fork() -> Option<libc::pid_t> {
         -1 => panic!("{}", std::io::Error::last_os_error()),
         0 => {
             // SAFETY: alarm(2) takes no pointers.
-            unsafe { libc::alarm(10) };
+            unsafe { libc::alarm(60) };
             None
         }
         child => Some(child),
@@ -257,7 +257,7 @@ fn a_child_has_a_library_of_its_own() {
             });
             assert!(sender.stats().zero_copy_calls >= 20);
             drop(sender);
-            assert!(wait_idle(after(5000)));
+            assert!(wait_idle(after(60_000)));
             assert_eq!(peer.join().unwrap().len(), 20 * LEN);
             assert_all_home(&pool);
         })

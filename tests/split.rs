@@ -89,7 +89,7 @@ fn halves_dropped_in_either_order_leave_to_the_reaper() {
         eventually("the reaper brings every slot home", || pool.stats().free() == 8);
         assert_all_home(&pool);
     }
-    assert!(pinbuf::wait_idle(after(20_000)), "{:?}", pinbuf::reaper_stats());
+    assert!(pinbuf::wait_idle(after(60_000)), "{:?}", pinbuf::reaper_stats());
 }
 
 /// A peer that reads little at a time, so that the sender is held up all the while.

@@ -23,7 +23,7 @@ fn pair_at(host: &str) -> (UdpSocket, UdpSocket) {
     let [near, far] = [(); 2].map(|()| UdpSocket::bind((host, 0)).unwrap());
     near.connect(far.local_addr().unwrap()).unwrap();
     far.connect(near.local_addr().unwrap()).unwrap();
-    far.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    far.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     (near, far)
 }
 

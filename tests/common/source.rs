@@ -29,7 +29,7 @@ pub(crate) trait Source {
 
 /// Exactly the first `released` messages get written over, within a patient wait.
 pub(crate) fn expect(source: &mut dyn Source, released: usize, when: &str) -> Result<(), String> {
-    let deadline = after(20_000);
+    let deadline = after(60_000);
     loop {
         let reused = source.reuse();
         if reused == (0..released).collect::<BTreeSet<_>>() {
