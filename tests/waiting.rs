@@ -15,7 +15,7 @@ use std::{
 
 use common::{
     STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, block_on, census,
-    eventually, filled, pair, pair_at, pattern, pool, reader, soon,
+    closed_window, eventually, filled, pair, pair_at, pattern, pool, reader, soon,
 };
 use pinbuf::{AllocError, Fate, Policy, Pool, SendError, Sender, Ticket, WaitError};
 
@@ -304,8 +304,11 @@ fn a_full_window_opens_with_the_next_note() {
 fn stuff(socket: &TcpStream) -> usize {
     socket.set_nonblocking(true).unwrap();
     let mut filled = 0;
-    while let Ok(written) = (&mut &*socket).write(&[7; 1 << 16]) {
-        filled += written;
+    for _ in 0..2 {
+        while let Ok(written) = (&mut &*socket).write(&[7; 1 << 16]) {
+            filled += written;
+        }
+        closed_window(socket);
     }
     filled
 }

@@ -179,6 +179,15 @@ pub(crate) fn unsent(socket: &impl AsFd) -> u64 {
     queued(socket, SIOCOUTQNSD)
 }
 
+/// Waits until the peer has acknowledged all that was sent and takes no more. A full socket stays
+/// full then; before, an acknowledgement that comes 40 ms late makes room in it.
+pub(crate) fn closed_window(socket: &impl AsFd) {
+    eventually("the window is closed", || {
+        let unsent = unsent(socket);
+        unsent > 0 && unacked(socket) == unsent
+    });
+}
+
 fn queued(socket: &impl AsFd, request: libc::Ioctl) -> u64 {
     let mut bytes = 0_i32;
     // SAFETY: tcp(7): both requests write one int, which outlives the call.
