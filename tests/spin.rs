@@ -8,7 +8,7 @@ mod common;
 
 use std::{
     io::{self, Read},
-    net::TcpStream,
+    net::{Shutdown, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd},
     process::Command,
     thread,
@@ -20,9 +20,9 @@ use common::{
     duplicate, eventually, filled, must_succeed, network_namespace, pair, pair_at, pattern, plays,
     pool,
     process::{alone, hoard_descriptors},
-    raise_loopback, reader, reset, skip, soon, times_since,
+    raise_loopback, reader, reset, skip, soon, take_error, times_since,
 };
-use pinbuf::{Fate, Policy, SendError, Sender, SenderBuilder, WaitError, wait_idle};
+use pinbuf::{Fate, Policy, Reaped, SendError, Sender, SenderBuilder, WaitError, wait_idle};
 
 /// How often this thread waited in `body`.
 fn waits(body: impl FnOnce()) -> usize {
@@ -98,6 +98,107 @@ fn a_loop_over_interest_does_not_spin() {
     assert!(rounds > 0 && rounds < MANY, "{rounds}");
     assert!(sender.close(soon().unwrap()).drained);
     assert_arrived(&peer.join().unwrap(), 50_000, 30);
+}
+
+/// Waits for whatever is told of a sender without an interest, and reaps after each return, until
+/// `ended`; returns how often the wait returned.
+fn turns_until_told(
+    fd: i32,
+    mut reap: impl FnMut() -> io::Result<Reaped>,
+    mut ended: impl FnMut() -> bool,
+) -> usize {
+    let mut turns = 0;
+    while !ended() && turns < MANY {
+        let mut entry = libc::pollfd { fd, events: 0, revents: 0 };
+        // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+        assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 60_000) }, 1);
+        reap().unwrap();
+        turns += 1;
+    }
+    turns
+}
+
+#[test]
+fn a_loop_by_the_book_is_told_of_the_reset_of_an_idle_connection() {
+    for builder in [Sender::builder(), common::zero_copy(), Sender::builder().policy(Policy::Never)]
+    {
+        let (near, far) = pair();
+        let mut sender = builder.adopt(near).unwrap();
+        let fd = sender.as_fd().as_raw_fd();
+        reset(far);
+        let sender = std::cell::RefCell::new(&mut sender);
+        let turns = turns_until_told(
+            fd,
+            || sender.borrow_mut().reap(),
+            || sender.borrow().connection_error().is_some(),
+        );
+        assert!(turns < 10, "{turns}");
+        assert_eq!(take_error(*sender.borrow()), libc::ECONNRESET, "the owner's to read");
+    }
+}
+
+#[test]
+fn a_reaping_half_is_told_of_the_reset_of_an_idle_connection() {
+    let (near, far) = pair();
+    let (_send, reap) = Sender::new(near).unwrap().split();
+    let fd = reap.as_fd().as_raw_fd();
+    reset(far);
+    let reap = std::cell::RefCell::new(reap);
+    let turns = turns_until_told(
+        fd,
+        || reap.borrow_mut().reap(),
+        || reap.borrow().connection_error().is_some(),
+    );
+    assert!(turns < 10, "{turns}");
+}
+
+#[test]
+fn the_cause_of_a_reset_that_was_noticed_comes_with_the_next_send() {
+    let (near, far) = pair();
+    let mut sender = Sender::new(near).unwrap();
+    reset(far);
+    eventually("the reset is noticed", || {
+        sender.reap().unwrap();
+        sender.connection_error().is_some()
+    });
+    let Err(SendError::Connection { error, .. }) = sender.try_send(&[7; 10][..]) else {
+        panic!("the connection is over");
+    };
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(sender.connection_error(), Some(error));
+}
+
+#[test]
+fn the_end_of_the_peers_stream_is_no_end_of_the_connection() {
+    let (near, far) = pair();
+    let mut sender = Sender::new(near).unwrap();
+    far.shutdown(Shutdown::Write).unwrap();
+    let mut entry =
+        libc::pollfd { fd: sender.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+    assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 60_000) }, 1);
+    sender.reap().unwrap();
+    assert_eq!(sender.connection_error(), None);
+    let peer = reader(far, Duration::ZERO);
+    sender.send(&[7; 1000][..]).unwrap();
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_same(&peer.join().unwrap(), &[7; 1000]);
+}
+
+#[test]
+fn an_icmp_error_is_no_end_of_a_datagram_sender() {
+    let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let near = UdpSocket::bind("127.0.0.1:0").unwrap();
+    near.connect(far.local_addr().unwrap()).unwrap();
+    drop(far);
+    let mut sender = Sender::new(near).unwrap();
+    sender.try_send(&[7; 10][..]).unwrap();
+    let mut entry = libc::pollfd { fd: sender.as_fd().as_raw_fd(), events: 0, revents: 0 };
+    // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+    assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 60_000) }, 1);
+    sender.reap().unwrap();
+    assert_eq!(sender.connection_error(), None);
+    assert_eq!(take_error(&sender), libc::ECONNREFUSED, "the owner's to read");
 }
 
 #[test]

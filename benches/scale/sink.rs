@@ -101,6 +101,10 @@ impl Kernel for Sink {
         Ok(0)
     }
 
+    fn is_over(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     fn shutdown_write(&self) -> io::Result<()> {
         Ok(())
     }

@@ -347,6 +347,10 @@ impl Kernel for FakeKernel {
         self.with(|state| Ok(state.taken.len()))
     }
 
+    fn is_over(&self) -> io::Result<bool> {
+        self.with(|state| Ok(state.aborted))
+    }
+
     fn shutdown_write(&self) -> io::Result<()> {
         self.with(|state| state.shut_down = Some(state.accepted));
         Ok(())

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Sender, core::Core, kernel::Socket, transport::Transport, window::MemlockBudget};
+use super::{Sender, core::Core, kernel::Socket, window::MemlockBudget};
 use crate::{
     error::{AdoptError, CopyReason, OsError},
     id::NotificationId,
@@ -218,8 +218,8 @@ impl SenderBuilder {
                 socket,
             });
         }
-        let (transport, copy_reason) = match self.examine(&socket) {
-            Ok((transport, copy_reason)) => (transport, copy_reason.or(self.first.err())),
+        let (kind, copy_reason) = match self.examine(&socket) {
+            Ok((kind, copy_reason)) => (kind, copy_reason.or(self.first.err())),
             Err(refusal) => return Err(refusal.into_error(socket)),
         };
         let requires = self.policy == Policy::Require;
@@ -229,7 +229,7 @@ impl SenderBuilder {
         let optmem_max = limits::optmem_max().unwrap_or(DEFAULT_OPTMEM_MAX);
         let first = self.first.unwrap_or_default();
         let budget = MemlockBudget::of_process();
-        let kernel = Socket(socket, transport);
+        let kernel = Socket(socket, kind);
         let config = Config { observe_route: self.policy == Policy::Auto, ..self.config };
         let core = Core::new(kernel, config, copy_reason, budget, optmem_max, first);
         if copy_reason.is_none()
@@ -242,15 +242,13 @@ impl SenderBuilder {
     }
 
     /// Checks the socket and switches zero copy on; tells why there is none, if so.
-    fn examine(&self, socket: &impl AsFd) -> Result<(Transport, Option<CopyReason>), Refusal> {
+    fn examine(&self, socket: &impl AsFd) -> Result<(Kind, Option<CopyReason>), Refusal> {
         let fd = socket.as_fd();
         let kind = socket::kind(fd)?;
-        let transport = match kind {
-            Kind::Listener => return Err(Refusal::Listener),
-            Kind::Tcp | Kind::OtherStream => Transport::Stream,
-            Kind::Udp | Kind::OtherDatagram => Transport::Datagram,
-        };
-        Ok((transport, self.enable(fd, kind)?))
+        if kind == Kind::Listener {
+            return Err(Refusal::Listener);
+        }
+        Ok((kind, self.enable(fd, kind)?))
     }
 
     fn enable(&self, fd: BorrowedFd<'_>, kind: Kind) -> Result<Option<CopyReason>, Refusal> {

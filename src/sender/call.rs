@@ -61,6 +61,8 @@ pub(super) struct Calls {
     pub(super) copies: Passes,
     /// The first error of a connection that is over.
     pub(super) failed: Option<OsError>,
+    /// The connection was seen to be over, and no call has told why.
+    pub(super) is_over: bool,
     /// Why the last attempt stopped.
     pub(super) stuck: Option<Stuck>,
     /// Whether the kernel has been seen to honour the flag.
@@ -77,11 +79,17 @@ impl Calls {
             window,
             copies: Passes::default(),
             failed: None,
+            is_over: false,
             stuck: None,
             verified: false,
             unread: 0,
             max_unread,
         }
+    }
+
+    /// Why the connection is over, if it is.
+    pub(super) fn connection_error(&self) -> Option<OsError> {
+        self.failed.or_else(|| self.is_over.then(|| OsError::from_raw(errno::ENOTCONN)))
     }
 
     /// A zero-copy call went well. Whether it is to be verified that the kernel honours the flag.

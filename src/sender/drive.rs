@@ -71,7 +71,28 @@ impl<K: Kernel> Core<K> {
         if let Some(error) = read.refused {
             return Err(error.into());
         }
+        if read.messages == 0 {
+            self.notice_end(false);
+        }
         Ok(Reaped { messages: read.messages, calls: read.ids })
+    }
+
+    /// Records that the connection is over, if it is and no call of ours has told. Returns `true`
+    /// if it is over.
+    ///
+    /// Once the sender's own end has begun there is nothing to notice: an orderly end is one too.
+    /// `waits`: also for a call of another thread, which would tell as well.
+    #[cold]
+    pub(super) fn notice_end(&self, waits: bool) -> bool {
+        let ending = lock(&self.ending);
+        if ending.is_some() || !self.kernel.transport().has_end() {
+            return false;
+        }
+        let send = if waits { Some(lock(&self.send)) } else { try_lock(&self.send) };
+        let Some(mut send) = send else { return false };
+        let is_known = send.calls.connection_error().is_some();
+        send.calls.is_over |= !is_known && self.kernel.is_over().unwrap_or(false);
+        send.calls.is_over
     }
 
     /// As [`step`](Self::step), for a caller that wants to know whether nothing is left to send.
@@ -223,7 +244,7 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return None;
         }
-        lock(&self.send).calls.failed
+        lock(&self.send).calls.connection_error()
     }
 
     /// What cut a send short, if so.

@@ -226,6 +226,10 @@ impl Kernel for FakeKernel {
         Ok(lock(&self.state).taken.len())
     }
 
+    fn is_over(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+
     fn shutdown_write(&self) -> io::Result<()> {
         self.with(|state| state.shut_down = true);
         Ok(())

@@ -15,7 +15,7 @@ use crate::{
         Batch, Record,
         epoll::EdgeWait,
         errqueue,
-        socket::{self, IoVec, Ready, SendFlags},
+        socket::{self, IoVec, Kind, Ready, SendFlags},
     },
 };
 
@@ -23,7 +23,9 @@ use crate::{
 ///
 /// With `poll(2)`: `POLLOUT` if `writable`, and no event if not. `POLLERR` needs no asking for: it
 /// comes for whatever `released` waits for. Waiting for `POLLOUT` while a note is unread returns at
-/// once for ever, so after every return call [`reap`](crate::Sender::reap) first.
+/// once for ever, so after every return call [`reap`](crate::Sender::reap) first. `POLLHUP` needs no
+/// asking for either, and stays: deregister the descriptor when
+/// [`connection_error`](crate::Sender::connection_error) tells of the end of the connection.
 ///
 /// In a future: have the runtime watch the descriptor for both, or, where only `released` is set,
 /// await the fate of an earlier send ([`poll_fate`](crate::Sender::poll_fate)).
@@ -72,6 +74,9 @@ pub trait Kernel: Send + Sync + 'static {
     fn optmem(&self) -> io::Result<u32>;
     /// Bytes accepted and not yet acknowledged by the peer, where the transport knows that.
     fn unacked(&self) -> io::Result<usize>;
+    /// Returns `true` if the connection is over, whoever ended it: nothing more can be sent or
+    /// received. Always `false` on a transport without an end.
+    fn is_over(&self) -> io::Result<bool>;
     /// Ends the stream in order: the peer reads all that was accepted, then its end. Fails if the
     /// connection is over, also when the stream was ended before. Nothing on a transport without
     /// an end.
@@ -96,7 +101,7 @@ pub trait Kernel: Send + Sync + 'static {
 
 /// A real socket.
 #[derive(Debug)]
-pub(crate) struct Socket<S>(pub(super) S, pub(super) Transport);
+pub(crate) struct Socket<S>(pub(super) S, pub(super) Kind);
 
 fn no_end<T>() -> io::Result<T> {
     Err(io::ErrorKind::Unsupported.into())
@@ -104,7 +109,7 @@ fn no_end<T>() -> io::Result<T> {
 
 impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
     fn transport(&self) -> Transport {
-        self.1
+        Transport::of(self.1)
     }
 
     #[inline(always)]
@@ -138,22 +143,29 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
     }
 
     fn unacked(&self) -> io::Result<usize> {
-        match self.1.has_end() {
+        match self.transport().has_end() {
             true => socket::unsent(self.0.as_fd()),
             // It is what waits in the queues, of whatever size the kernel accounts it with.
             false => no_end(),
         }
     }
 
+    fn is_over(&self) -> io::Result<bool> {
+        match self.transport().has_end() {
+            true => socket::is_over(self.0.as_fd(), self.1),
+            false => Ok(false),
+        }
+    }
+
     fn shutdown_write(&self) -> io::Result<()> {
-        match self.1.has_end() {
+        match self.transport().has_end() {
             true => socket::shutdown_write(self.0.as_fd()),
             false => Ok(()),
         }
     }
 
     fn abort(&self) -> io::Result<()> {
-        if !self.1.has_end() {
+        if !self.transport().has_end() {
             return no_end();
         }
         let fd = self.0.as_fd();

@@ -350,6 +350,11 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// Also sends what was left of the last send. With [`HandBack::Return`], fetch the payloads
     /// with [`next_returned`](Self::next_returned) afterwards.
     ///
+    /// A `reap` that reads nothing asks whether the connection is over, by its state (`TCP_INFO`).
+    /// If it is, [`connection_error`](Self::connection_error) says so. Deregister the descriptor
+    /// from the event loop then: `POLLHUP` stays for good and would end every wait at once. The
+    /// end of the peer's stream alone is no end of the connection, and datagrams have none.
+    ///
     /// # Errors
     ///
     /// What `recvmsg(2)` reported.
@@ -515,6 +520,10 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     }
 
     /// The first error of a connection that is over; stays readable.
+    ///
+    /// `ENOTCONN` means that [`reap`](Self::reap) found the connection over and no send has told
+    /// why. The cause stays in `SO_ERROR` for the next read or send: a send that reports it
+    /// replaces `ENOTCONN` here.
     pub fn connection_error(&self) -> Option<OsError> {
         self.core().connection_error()
     }

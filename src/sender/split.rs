@@ -47,7 +47,9 @@ pub struct SendHalf<S: AsFd + Send + Sync + 'static>(Half<S>);
 /// The half that reads the error queue; from [`Sender::split`](super::Sender::split).
 ///
 /// In an event loop: watch its descriptor for errors (they need no asking for in `poll(2)` and
-/// `epoll(7)`; edges are enough), and call [`reap`](Self::reap) on each.
+/// `epoll(7)`; edges are enough), and call [`reap`](Self::reap) on each. Deregister the descriptor
+/// once [`connection_error`](Self::connection_error) tells of the end of the connection, or once the
+/// sending half is dropped and [`interest`](Self::interest) is empty: a hangup stays for good.
 pub struct ReapHalf<S: AsFd + Send + Sync + 'static>(Half<S>);
 
 pub(super) fn halves<S: AsFd + Send + Sync + 'static>(

@@ -10,7 +10,7 @@
 //! | the end | shut down, aborted | the peer knows of none |
 
 use super::window::MemlockBudget;
-use crate::sys::errno;
+use crate::sys::{errno, socket::Kind};
 
 /// Elements one call may have: `IOV_MAX`.
 const MAX_CALL_ELEMENTS: usize = 1024;
@@ -41,6 +41,15 @@ pub(super) struct CallLimits {
 }
 
 impl Transport {
+    /// The transport of a kind of socket.
+    #[inline]
+    pub(super) fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::Tcp | Kind::OtherStream | Kind::Listener => Self::Stream,
+            Kind::Udp | Kind::OtherDatagram => Self::Datagram,
+        }
+    }
+
     /// What one call may cover. A datagram is never cut: what is too large the kernel refuses.
     #[inline]
     pub(super) fn call_limits(self, budget: &MemlockBudget) -> CallLimits {

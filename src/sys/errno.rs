@@ -1,6 +1,8 @@
 //! The error numbers that callers tell apart.
 
-pub(crate) use libc::{ECANCELED, EFAULT, EMSGSIZE, ENOBUFS, EOPNOTSUPP, EPERM, ETIMEDOUT};
+pub(crate) use libc::{
+    ECANCELED, EFAULT, EMSGSIZE, ENOBUFS, ENOTCONN, EOPNOTSUPP, EPERM, ETIMEDOUT,
+};
 
 /// Returns `true` if a call that failed so may succeed when it is made again.
 pub(crate) fn may_pass(errno: i32) -> bool {
@@ -15,7 +17,7 @@ pub(crate) fn ends_connection(errno: i32) -> bool {
             | libc::ECONNRESET
             | libc::ECONNABORTED
             | ETIMEDOUT
-            | libc::ENOTCONN
+            | ENOTCONN
             | libc::ESHUTDOWN
             | libc::EBADF
     )

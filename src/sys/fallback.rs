@@ -42,6 +42,11 @@ pub(crate) fn unsent(_fd: BorrowedFd<'_>) -> io::Result<usize> {
     unsupported()
 }
 
+/// Returns `true` if the socket has no peer any more.
+pub(crate) fn is_over(fd: BorrowedFd<'_>, _kind: super::socket::Kind) -> io::Result<bool> {
+    super::socket::is_connected(fd).map(|is_connected| !is_connected)
+}
+
 /// There is no portable way to break a connection but closing it after
 /// [`reset_on_close`](super::socket::reset_on_close), which is enough here: no id waits for it.
 pub(crate) fn abort(_fd: BorrowedFd<'_>) -> io::Result<()> {

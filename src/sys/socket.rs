@@ -8,7 +8,7 @@ use std::{
 };
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) use super::fallback::{abort, enable_zerocopy, optmem, unsent};
+pub(crate) use super::fallback::{abort, enable_zerocopy, is_over, optmem, unsent};
 
 /// What a socket is, as far as a sender treats it differently.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -111,7 +111,7 @@ pub(crate) fn enable_zerocopy(fd: BorrowedFd<'_>) -> io::Result<()> {
 pub(crate) fn optmem(fd: BorrowedFd<'_>) -> io::Result<u32> {
     const OPTMEM: usize = libc::SK_MEMINFO_OPTMEM as usize;
     let mut info = [u32::MAX; OPTMEM + 1];
-    let len = get_option(fd, libc::SO_MEMINFO, &mut info)?;
+    let len = get_option(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, &mut info)?;
     if len < size_of_val(&info) {
         return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
     }
@@ -126,6 +126,24 @@ pub(crate) fn unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
     // one and outlives the call. The fd is open while borrowed.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
     Ok(usize::try_from(bytes).unwrap_or(0))
+}
+
+/// Returns `true` if the connection of a stream socket is over: reset, timed out, or ended in order
+/// from both sides. Reads neither the socket nor its error.
+///
+/// A TCP socket has the state `CLOSE` then (`TCP_INFO`). Other kinds have no such state that can be
+/// asked for (that of MPTCP would be the state of one of its subflows), but they hang up.
+#[cfg(target_os = "linux")]
+pub(crate) fn is_over(fd: BorrowedFd<'_>, kind: Kind) -> io::Result<bool> {
+    /// From `include/net/tcp_states.h`.
+    const TCP_CLOSE: u8 = 7;
+    if kind != Kind::Tcp {
+        return Ok(poll(fd, false, Some(Duration::ZERO))?.hangup);
+    }
+    // The first byte of `tcp_info`.
+    let mut state = [0_u8];
+    get_option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut state)?;
+    Ok(state == [TCP_CLOSE])
 }
 
 /// A range of memory to send.
@@ -352,7 +370,7 @@ pub(super) fn timeout_ms(timeout: Option<Duration>) -> c_int {
 /// Reads an option that is one int.
 pub(super) fn option(fd: BorrowedFd<'_>, name: c_int) -> io::Result<c_int> {
     let mut value: c_int = 0;
-    get_option(fd, name, std::slice::from_mut(&mut value))?;
+    get_option(fd, libc::SOL_SOCKET, name, std::slice::from_mut(&mut value))?;
     Ok(value)
 }
 
@@ -360,17 +378,21 @@ pub(super) fn option(fd: BorrowedFd<'_>, name: c_int) -> io::Result<c_int> {
 pub(super) trait Plain: Copy {}
 impl Plain for c_int {}
 impl Plain for u32 {}
+impl Plain for u8 {}
 
 /// Reads an option into `value` and says how many bytes of it were filled.
-fn get_option<T: Plain>(fd: BorrowedFd<'_>, name: c_int, value: &mut [T]) -> io::Result<usize> {
+fn get_option<T: Plain>(
+    fd: BorrowedFd<'_>,
+    level: c_int,
+    name: c_int,
+    value: &mut [T],
+) -> io::Result<usize> {
     let mut len = size_of_val(value) as libc::socklen_t;
     let start = value.as_mut_ptr().cast();
     // SAFETY: getsockopt(2) writes at most `len` bytes to the value, which has that many of a
     // type for which every bit pattern is valid (Plain), and then `len`; both outlive the call.
     // The fd is open while borrowed.
-    check(unsafe {
-        libc::getsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, start, &raw mut len)
-    })?;
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, start, &raw mut len) })?;
     Ok(len as usize)
 }
 

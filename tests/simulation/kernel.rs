@@ -139,6 +139,10 @@ impl Kernel for SimKernel {
         })
     }
 
+    fn is_over(&self) -> io::Result<bool> {
+        self.with(|socket, _| Ok(socket.is_over()))
+    }
+
     fn shutdown_write(&self) -> io::Result<()> {
         self.with(|socket, _| {
             let Wire::Stream(stream) = &mut socket.wire else { return Ok(()) };

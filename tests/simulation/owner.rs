@@ -402,15 +402,19 @@ impl Owner {
         self.call(|_| drop(payload));
     }
 
-    /// Reads the notes.
+    /// Reads the notes. A look that finds none tells of the end of the connection.
     pub(crate) fn reap(&self) {
-        self.call(|core| {
+        let was_over = self.with_socket(|socket| socket.is_over() && !socket.ends);
+        let reaped = self.call(|core| {
             core.forget_refused();
             core.reap().map_err(|error| match error.raw_os_error() {
                 Some(EPERM) => assert!(core.is_poisoned(), "refused, and not said"),
                 errno => assert_eq!(errno, Some(ENOMEM)),
             })
         });
+        if was_over && matches!(reaped, Some(Ok(reaped)) if reaped.messages == 0) {
+            assert!(self.core.connection_error().is_some(), "nobody is told of the end");
+        }
         self.check_rung();
     }
 
@@ -431,7 +435,7 @@ impl Owner {
     /// Breaks the connection, and goes on asking.
     pub(crate) fn abort(&mut self) {
         self.aborted = true;
-        self.with_socket(|socket| socket.core = Weak::new());
+        self.with_socket(|socket| (socket.core, socket.ends) = (Weak::new(), true));
         self.call(|core| core.abort());
     }
 
@@ -441,7 +445,7 @@ impl Owner {
         let healthy = self.core.connection_error().is_none()
             && !self.core.is_poisoned()
             && !self.with_socket(|socket| socket.is_doomed());
-        self.with_socket(|socket| socket.core = Weak::new());
+        self.with_socket(|socket| (socket.core, socket.ends) = (Weak::new(), true));
         let Self { world, core, .. } = self;
         world.lock().begin_call();
         let closed_before = world.lock().closed;
@@ -462,7 +466,7 @@ impl Owner {
     pub(crate) fn drop(self, sending_half_first: bool) {
         let now = self.world.lock().nature.now;
         self.with_socket(|socket| {
-            socket.core = Weak::new();
+            (socket.core, socket.ends) = (Weak::new(), true);
             socket.dropped = self.linger.map(|linger| (linger.as_nanos() as u64, now));
         });
         let Self { world, core, is_split, .. } = self;

@@ -152,6 +152,8 @@ pub(crate) struct Socket {
     /// Whether somebody has descriptors to wait by for news, and was roused since he last did.
     pub(crate) has_edges: bool,
     pub(crate) is_rung: bool,
+    /// The owner has begun to end the sender.
+    pub(crate) ends: bool,
     /// Error numbers of the calls that failed, since somebody asked.
     pub(crate) failures: Vec<i32>,
     /// Cause to poison: a note was read or sent by another user, a message was cut, or a read of
@@ -181,6 +183,7 @@ impl Socket {
             has_rest: true,
             has_edges: false,
             is_rung: false,
+            ends: false,
             failures: Vec::new(),
             deaf: false,
             is_shifted: false,
