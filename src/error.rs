@@ -349,6 +349,16 @@ pub enum SendError<B> {
     /// The sender cannot take more now: the socket buffer or the window of sends in flight is
     /// full. Wait for [`interest`](crate::Sender::interest) and send the buffer again.
     WouldBlock(B),
+    /// The time was up before anything of the buffer was accepted; send it again, or give the
+    /// connection up. From [`send_timeout`](crate::Sender::send_timeout).
+    TimedOut(B),
+    /// The time was up after a part of the buffer was accepted. The unsent part stays queued in
+    /// the sender: [`flush`](crate::Sender::flush) sends it, and so does every later call. From
+    /// [`send_timeout`](crate::Sender::send_timeout).
+    Unfinished {
+        /// The ticket of the send.
+        ticket: Ticket,
+    },
     /// The connection failed before anything of the buffer was accepted; open a new connection
     /// and send it there.
     Connection {
@@ -392,17 +402,20 @@ pub enum SendError<B> {
 impl<B> SendError<B> {
     /// Whether waiting and trying again can succeed.
     pub fn is_backpressure(&self) -> bool {
-        matches!(self, Self::WouldBlock(_))
+        matches!(self, Self::WouldBlock(_) | Self::TimedOut(_))
     }
 
     /// The buffer, unless a part of it was accepted.
     pub fn into_buf(self) -> Option<B> {
         match self {
-            Self::WouldBlock(buf) | Self::BadAddress(buf) | Self::Forked(buf) => Some(buf),
+            Self::WouldBlock(buf)
+            | Self::TimedOut(buf)
+            | Self::BadAddress(buf)
+            | Self::Forked(buf) => Some(buf),
             Self::Connection { buf, .. } | Self::Dropped { buf, .. } | Self::Os { buf, .. } => {
                 Some(buf)
             }
-            Self::Truncated { .. } => None,
+            Self::Truncated { .. } | Self::Unfinished { .. } => None,
         }
     }
 
@@ -410,6 +423,8 @@ impl<B> SendError<B> {
     pub fn map<C>(self, form: impl FnOnce(B) -> C) -> SendError<C> {
         match self {
             Self::WouldBlock(buf) => SendError::WouldBlock(form(buf)),
+            Self::TimedOut(buf) => SendError::TimedOut(form(buf)),
+            Self::Unfinished { ticket } => SendError::Unfinished { ticket },
             Self::Connection { error, buf } => SendError::Connection { error, buf: form(buf) },
             Self::BadAddress(buf) => SendError::BadAddress(form(buf)),
             Self::Truncated { ticket, error } => SendError::Truncated { ticket, error },
@@ -426,6 +441,15 @@ impl<B> fmt::Display for SendError<B> {
             Self::WouldBlock(_) => f.write_str(
                 "the sender cannot take more now: the socket buffer or the window of sends in \
                  flight is full",
+            ),
+            Self::TimedOut(_) => {
+                f.write_str("the time was up before anything of the buffer was accepted")
+            }
+            Self::Unfinished { ticket } => write!(
+                f,
+                "the time was up after a part of send {} was accepted; its unsent part stays \
+                 queued",
+                ticket.sequence()
             ),
             Self::Connection { .. } => {
                 f.write_str("the connection failed before anything of the buffer was accepted")
@@ -458,7 +482,11 @@ impl<B: fmt::Debug> Error for SendError<B> {
             | Self::Truncated { error, .. }
             | Self::Dropped { error, .. }
             | Self::Os { error, .. } => Some(error),
-            Self::WouldBlock(_) | Self::BadAddress(_) | Self::Forked(_) => None,
+            Self::WouldBlock(_)
+            | Self::TimedOut(_)
+            | Self::Unfinished { .. }
+            | Self::BadAddress(_)
+            | Self::Forked(_) => None,
         }
     }
 }
@@ -468,6 +496,7 @@ impl<B> From<SendError<B>> for io::Error {
     fn from(error: SendError<B>) -> Self {
         match error {
             SendError::WouldBlock(_) => io::ErrorKind::WouldBlock.into(),
+            SendError::TimedOut(_) | SendError::Unfinished { .. } => io::ErrorKind::TimedOut.into(),
             SendError::BadAddress(_) => io::Error::from_raw_os_error(libc_efault()),
             SendError::Forked(_) => io::ErrorKind::PermissionDenied.into(),
             SendError::Connection { error, .. }

@@ -16,13 +16,15 @@ use std::{
 
 use common::{pool, zero_copy};
 use libc::{c_int, c_long, c_uint, c_void};
-use pinbuf::{IntoPayload, PinnedBuf, Pool, Sender};
+use pinbuf::{IntoPayload, PinnedBuf, Policy, Pool, Sender, SenderBuilder};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
     static SENDS: Cell<usize> = const { Cell::new(0) };
     static READS: Cell<usize> = const { Cell::new(0) };
     static OTHERS: Cell<usize> = const { Cell::new(0) };
+    /// Readings of the clock.
+    static CLOCKS: Cell<usize> = const { Cell::new(0) };
 }
 
 fn count(counter: &'static std::thread::LocalKey<Cell<usize>>) {
@@ -86,6 +88,7 @@ counted! {
     OTHERS: getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut c_void)
         = SYS_getsockopt;
     OTHERS: ioctl(fd: c_int, request: usize, value: *mut c_void) = SYS_ioctl;
+    CLOCKS: clock_gettime(clock: c_int, time: *mut c_void) = SYS_clock_gettime;
 }
 
 const LEN: usize = 16 << 10;
@@ -93,12 +96,12 @@ const LEN: usize = 16 << 10;
 const DEPTH: usize = 64;
 const SENDS_COUNTED: usize = 10_000;
 
-fn sender() -> Sender<UdpSocket> {
+fn sender(builder: SenderBuilder) -> Sender<UdpSocket> {
     let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     near.set_multicast_ttl_v4(0).unwrap();
     near.set_multicast_loop_v4(false).unwrap();
     near.connect((Ipv4Addr::new(239, 255, 255, 250), 9)).unwrap();
-    zero_copy().adopt(near).unwrap()
+    builder.adopt(near).unwrap()
 }
 
 fn buffer(pool: &Pool) -> PinnedBuf {
@@ -107,25 +110,47 @@ fn buffer(pool: &Pool) -> PinnedBuf {
     buf
 }
 
+/// What one thread has counted.
+#[derive(Clone, Copy)]
+struct Counts {
+    allocations: usize,
+    sends: usize,
+    reads: usize,
+    others: usize,
+    clocks: usize,
+}
+
 /// Sends until everything has its size, then counts.
-fn assert_steady<P: IntoPayload>(what: &str, mut payload: impl FnMut() -> P) {
-    let mut sender = sender();
+fn counted<P: IntoPayload>(
+    sender: &mut Sender<UdpSocket>,
+    payload: &mut dyn FnMut() -> P,
+) -> Counts {
     for _ in 0..SENDS_COUNTED {
         assert!(sender.try_send(payload()).is_ok());
     }
-    let counters = [&ALLOCATIONS, &SENDS, &READS, &OTHERS];
+    let counters = [&ALLOCATIONS, &SENDS, &READS, &OTHERS, &CLOCKS];
     let before = counters.map(|counter| counter.get());
-    let calls = sender.stats().zero_copy_calls;
     for _ in 0..SENDS_COUNTED {
         assert!(sender.try_send(payload()).is_ok());
     }
-    let calls = sender.stats().zero_copy_calls - calls;
-    assert_eq!(calls, SENDS_COUNTED as u64, "{what}: all without copy");
     let after = counters.map(|counter| counter.get());
-    let [allocations, sends, reads, others] = [0, 1, 2, 3].map(|at| after[at] - before[at]);
+    let [allocations, sends, reads, others, clocks] =
+        std::array::from_fn(|at| after[at] - before[at]);
+    Counts { allocations, sends, reads, others, clocks }
+}
+
+fn assert_steady<P: IntoPayload>(what: &str, mut payload: impl FnMut() -> P) {
+    let mut sender = sender(zero_copy());
+    let Counts { allocations, sends, reads, others, clocks } = counted(&mut sender, &mut payload);
+    assert_eq!(sender.stats().copied_calls, 0, "{what}: all without copy");
     assert_eq!((allocations, others), (0, 0), "{what}");
     assert_eq!(sends, SENDS_COUNTED, "{what}");
     assert!(reads > 0 && reads * 10 < sends, "{what}: {reads} reads of the error queue");
+    assert!(clocks > 0 && clocks * 10 < sends, "{what}: {clocks} readings of the clock");
+    let mut sender = self::sender(Sender::builder().policy(Policy::Never));
+    let Counts { allocations, sends, reads, others, clocks } = counted(&mut sender, &mut payload);
+    assert_eq!(sends, SENDS_COUNTED, "{what} by copy");
+    assert_eq!((allocations, reads, others, clocks), (0, 0, 0, 0), "{what} by copy");
 }
 
 #[test]

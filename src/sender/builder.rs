@@ -176,14 +176,22 @@ impl SenderBuilder {
         self
     }
 
-    /// How long one send may be in flight. When the oldest is in flight for longer, the connection
-    /// is aborted: the peer sees a reset, further sends fail with `ETIMEDOUT`, and the memory comes
-    /// back. Default: no limit.
+    /// How long the peer may acknowledge nothing while something is held: a send in flight, bytes
+    /// that went by copy and are not acknowledged, or the unsent part of a send. After that time
+    /// the connection is aborted. Default: no limit.
     ///
-    /// Streams only: a datagram waits for this host alone.
+    /// - The peer sees a reset, sends fail with `ETIMEDOUT`, a blocked send too, and the memory
+    ///   comes back. [`CloseReport::aborted`](super::CloseReport::aborted) is `true` then.
+    /// - Any acknowledgement starts the time anew. So a large send to a slow peer is not aborted
+    ///   as long as the peer reads something within each such time.
+    /// - A peer that has acknowledged everything is not reset, though a packet in a queue of this
+    ///   host may still hold memory.
+    /// - The state is looked at every quarter of the limit, at least once a second, by the owner's
+    ///   calls or the library's thread, so the abort may come that much later.
+    /// - Streams only: a datagram waits for this host alone.
     ///
-    /// Without this a peer that is gone holds memory for as long as TCP retransmits, about a
-    /// quarter of an hour, and one that never reads for ever.
+    /// Without this a peer that is gone holds memory, and blocks sends, for as long as TCP
+    /// retransmits, about a quarter of an hour, and one that never reads for ever.
     pub fn max_hold(mut self, limit: Duration) -> Self {
         self.config.max_hold = Some(limit);
         self

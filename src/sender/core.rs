@@ -338,6 +338,7 @@ impl<K: Kernel> Core<K> {
             in_flight.make_room_for_return();
             let dropped = in_flight.done.hand_back(buf, sequence);
             self.unlock(send, in_flight);
+            self.watch_hold();
             drop(dropped);
             return Ok(Offered { ticket: Ticket::new(self.id, sequence, len), whole: true });
         }
@@ -479,7 +480,7 @@ impl<K: Kernel> Core<K> {
     /// Has the sender watched if somebody waits for a slot of what it has just sent, or if that may
     /// be in flight for so long only. Not before: with nothing in flight yet the reaper would let
     /// go of the sender again.
-    fn look_after(self: &Arc<Self>, awaited: bool) {
+    pub(super) fn look_after(self: &Arc<Self>, awaited: bool) {
         if awaited || self.config.max_hold.is_some() {
             Arc::clone(self).watch();
         }

@@ -11,6 +11,7 @@ use super::{
     Capabilities, Reaped, Returned, SenderStats,
     call::{Stop, Stuck},
     core::{Core, Watch},
+    hold,
     in_flight::{Done, InFlight, OVERDUE, Read},
     kernel::{Interest, Kernel},
     ledger::Fate,
@@ -24,9 +25,6 @@ use crate::{
     sync::Arc,
     sys::{Foreign, errno},
 };
-
-/// Least time between looks at a sender with a limit, however small that is.
-pub(super) const MIN_LOOK: Duration = Duration::from_millis(1);
 
 impl<K: Kernel> Core<K> {
     /// Reads the notes, then sends what the socket now takes of the last send.
@@ -44,7 +42,6 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return (Err(io::Error::from_raw_os_error(errno::EPERM)), None);
         }
-        self.check_hold();
         let (read, has_rest) = {
             let mut in_flight = self.in_flight();
             let read = if reads { in_flight.read_notes(&self.kernel) } else { Ok(Read::default()) };
@@ -60,6 +57,7 @@ impl<K: Kernel> Core<K> {
             let mut in_flight = self.in_flight();
             self.flush_rest(&mut send, &mut in_flight)
         });
+        self.check_hold();
         self.dispose();
         let next = self.advance_end();
         (read.map(|read| Step { read, flushed }), next)
@@ -340,30 +338,6 @@ impl<K: Kernel> Core<K> {
         in_flight.has_rest = false;
     }
 
-    /// Aborts the connection if something is in flight for longer than it may be.
-    fn check_hold(&self) {
-        let Some(limit) = self.config.max_hold else { return };
-        let held = self.in_flight().oldest(self.kernel.now());
-        if held.is_none_or(|held| held <= limit) {
-            return;
-        }
-        if self.kernel.transport().has_end() && self.connection_error().is_none() {
-            self.cut_short(OsError::from_raw(errno::ETIMEDOUT));
-            // If it fails, what is in flight stays there.
-            let _ = self.kernel.abort();
-        }
-        // No note comes for what was released without one, or whose note somebody else has read.
-        self.in_flight().prove(&self.kernel);
-    }
-
-    /// How long the oldest call in flight has been there.
-    pub fn oldest(&self) -> Option<Duration> {
-        if self.is_forked() {
-            return None;
-        }
-        self.in_flight().oldest(self.kernel.now())
-    }
-
     /// Gives the sender to the reaper.
     pub(super) fn hand_over(self: Arc<Self>) {
         let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(&self);
@@ -423,13 +397,14 @@ impl<K: Kernel> Reclaim for Core<K> {
             return None;
         }
         let mut in_flight = self.in_flight();
-        let limit = self.config.max_hold.filter(|_| in_flight.is_busy());
+        let acknowledges = self.kernel.transport().has_end();
+        let limit = self.config.max_hold.filter(|_| in_flight.may_hold(acknowledges));
         if limit.is_none() && !in_flight.is_awaited() {
             drop(in_flight);
             self.unwatch(&mut watch, Watch::Off);
             return None;
         }
-        Some(limit.map_or(OVERDUE, |limit| (limit / 4).clamp(MIN_LOOK, OVERDUE)))
+        Some(limit.map_or(OVERDUE, hold::look_after))
     }
 
     fn watch(self: Arc<Self>) -> bool {

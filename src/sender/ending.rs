@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     core::Core,
-    drive::MIN_LOOK,
+    hold::{MIN_LOOK, Progress},
     in_flight::{InFlight, OVERDUE},
     kernel::Kernel,
 };
@@ -49,8 +49,7 @@ pub(super) struct Ending {
     lingers: bool,
     /// When a look last found more acknowledged than the look before it.
     progress: Instant,
-    /// What the last look found acknowledged, as in [`Core::look`].
-    acknowledged: i64,
+    acknowledged: Progress,
     /// Whether the stream was shut down behind all that was to be sent.
     orderly: bool,
     aborted: bool,
@@ -58,14 +57,6 @@ pub(super) struct Ending {
     unacked: Option<usize>,
     /// Why the end is not in order, where neither an abort nor the connection's error tells.
     error: Option<OsError>,
-}
-
-/// One look at what the peer has acknowledged.
-struct Look {
-    /// Bytes that the peer has acknowledged, up to a constant.
-    acknowledged: i64,
-    /// Bytes of data that it has not, where that can be told.
-    unacked: Option<usize>,
 }
 
 /// How a sender ended.
@@ -99,6 +90,13 @@ pub struct CloseReport {
     pub error: Option<OsError>,
 }
 
+impl Ending {
+    /// Returns `true` while an abort still makes a difference.
+    pub(super) fn is_under_way(&self) -> bool {
+        matches!(self.phase, Phase::Flushing | Phase::Draining)
+    }
+}
+
 impl CloseReport {
     /// In a forked child nothing is ended.
     fn of_forked() -> Self {
@@ -125,14 +123,15 @@ impl<K: Kernel> Core<K> {
                 // With the user's linger time the close of the descriptor would block, and with a
                 // linger time of 0 it would lose what the peer has yet to get.
                 let _ = self.kernel.linger_off();
+                let given_up = self.in_flight().done.extras.hold.given_up;
                 *ending = Some(Box::new(Ending {
                     phase: Phase::Flushing,
                     lingers,
                     progress: self.kernel.now(),
-                    acknowledged: i64::MIN,
+                    acknowledged: Progress::default(),
                     orderly: false,
-                    aborted: false,
-                    unacked: None,
+                    aborted: given_up.is_some_and(|given_up| given_up.aborted),
+                    unacked: given_up.and_then(|given_up| given_up.unacked),
                     error: None,
                 }));
             }
@@ -188,11 +187,13 @@ impl<K: Kernel> Core<K> {
             }
             Phase::Flushing | Phase::Draining => {
                 let now = self.kernel.now();
-                let Look { acknowledged, unacked } = self.look(ending);
-                if acknowledged > ending.acknowledged {
+                // Before the question to the kernel: what another thread sends in between must not
+                // seem to be acknowledged.
+                let accepted = self.in_flight().done.stats.accepted_bytes();
+                let unacked = self.unacked_data(ending);
+                if ending.acknowledged.look(accepted, unacked) {
                     ending.progress = now;
                 }
-                ending.acknowledged = acknowledged;
                 let idle = now.duration_since(ending.progress);
                 if ending.lingers && idle >= self.config.linger {
                     if unacked == Some(0) && self.is_flushed() {
@@ -215,21 +216,6 @@ impl<K: Kernel> Core<K> {
         let result = self.kernel.shutdown_write();
         ending.orderly = result.is_ok();
         ending.error = result.err().map(|error| OsError::from(&error));
-    }
-
-    /// Looks at what the peer has acknowledged: what the socket accepted of this sender less what
-    /// is unacknowledged.
-    ///
-    /// The number of unacknowledged bytes alone does not tell: it stands still if the socket takes
-    /// as much as the peer acknowledges. Bytes that the user wrote to the socket before the end
-    /// shift all looks by the same constant; bytes written later make one look smaller, and the
-    /// next one is compared with that.
-    fn look(&self, ending: &Ending) -> Look {
-        // Before the question to the kernel: what another thread sends in between must not seem to
-        // be acknowledged.
-        let accepted = self.in_flight().done.stats.accepted_bytes();
-        let unacked = self.unacked_data(ending);
-        Look { acknowledged: accepted as i64 - unacked.unwrap_or(0) as i64, unacked }
     }
 
     /// Flushes, shuts down and drains; aborts what is left at the deadline.
@@ -267,7 +253,7 @@ impl<K: Kernel> Core<K> {
         self.begin_end(true);
         let mut guard = lock(&self.ending);
         if let Some(ending) = guard.as_mut()
-            && matches!(ending.phase, Phase::Flushing | Phase::Draining)
+            && ending.is_under_way()
         {
             self.abort_now(ending, why);
         }
@@ -275,7 +261,7 @@ impl<K: Kernel> Core<K> {
         self.dispose();
     }
 
-    fn abort_now(&self, ending: &mut Ending, why: i32) {
+    pub(super) fn abort_now(&self, ending: &mut Ending, why: i32) {
         ending.unacked = self.unacked_data(ending);
         self.cut_short(OsError::from_raw(errno::ECANCELED));
         ending.aborted = self.kernel.abort().is_ok();

@@ -526,7 +526,12 @@ impl InFlight {
     /// How long the oldest call in flight has been there, at least.
     pub(super) fn oldest(&mut self, now: Instant) -> Option<Duration> {
         self.mark(now);
-        Some(now.saturating_duration_since(self.ages.latest(self.tracker.oldest()?)?))
+        Some(now.saturating_duration_since(self.oldest_issued()?))
+    }
+
+    /// The latest time at which the oldest call in flight can have been made.
+    pub(super) fn oldest_issued(&mut self) -> Option<Instant> {
+        self.ages.latest(self.tracker.oldest()?)
     }
 
     fn mark(&mut self, now: Instant) {
@@ -535,9 +540,13 @@ impl InFlight {
         }
     }
 
-    /// Whether something is in flight, or will be once the socket takes the rest of a send.
-    pub(super) fn is_busy(&self) -> bool {
-        self.has_rest || self.tracker.outstanding() > 0
+    /// Returns `true` if something is held, or may be, that the reaper has to look at;
+    /// `acknowledges`: the peer of such a socket does.
+    pub(super) fn may_hold(&self, acknowledges: bool) -> bool {
+        let Done { stats, extras, .. } = &self.done;
+        self.has_rest
+            || self.tracker.outstanding() > 0
+            || acknowledges && extras.hold.needs_look(stats.accepted_bytes())
     }
 
     /// Whether somebody waits for a fate, or for a slot of what is in flight.

@@ -7,6 +7,7 @@
 //! | `call` | one system call: admitted, made, booked |
 //! | `drive` | reading notes, flushing, waking: what anybody may do for a sender |
 //! | `outbox` | the send that the socket has not wholly taken, cut into calls |
+//! | `hold` | how long the peer acknowledges nothing, and the limit of that |
 //! | `in_flight` | what the kernel was given: notes, releases, poison |
 //! | `ledger` | what became of every send |
 //! | `rare` | what few senders have, allocated only then |
@@ -27,6 +28,7 @@ mod drive;
 mod ending;
 #[cfg(test)]
 mod fake;
+mod hold;
 mod in_flight;
 #[allow(unsafe_code)]
 pub(crate) mod kernel;
@@ -288,6 +290,46 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().send(buf)
     }
 
+    /// Sends a buffer, blocking until the socket has accepted all of it or the time is up.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send), and two more when the time is up:
+    ///
+    /// | accepted so far | error | the buffer |
+    /// |---|---|---|
+    /// | nothing | [`SendError::TimedOut`] | comes back |
+    /// | a part | [`SendError::Unfinished`] | stays with the sender; the unsent part is still queued |
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::{net::{TcpListener, TcpStream}, time::Duration};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let _peer = listener.accept()?;
+    /// use pinbuf::{SendError, Sender};
+    ///
+    /// static DATA: [u8; 64 << 20] = [7; 64 << 20];
+    /// let mut sender = Sender::new(socket)?;
+    /// // The peer reads nothing, and the socket does not take so much.
+    /// match sender.send_timeout(&DATA[..], Duration::from_millis(10)) {
+    ///     Err(SendError::Unfinished { ticket }) => assert_eq!(sender.fate(ticket)?, None),
+    ///     other => panic!("{other:?}"),
+    /// }
+    /// # sender.abort();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn send_timeout<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        timeout: Duration,
+    ) -> Result<Ticket, SendError<P>> {
+        self.core().send_timeout(buf, timeout)
+    }
+
     /// Sends several buffers as one send, in order, as far as the socket takes them now.
     ///
     /// Neighbours are sent with one system call where they go the same way: buffers below 4 KiB
@@ -507,9 +549,18 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().stats()
     }
 
-    /// How long the oldest send in flight has been there, at least; `None` with nothing in flight.
+    /// How long the peer has acknowledged nothing, at least, while something is held: a send in
+    /// flight, accepted bytes that are not acknowledged, or the unsent part of a send. `None` if
+    /// nothing is held.
     ///
-    /// A growing age means a peer that acknowledges nothing; see [`SenderBuilder::max_hold`].
+    /// A growing time means a peer that acknowledges nothing; see [`SenderBuilder::max_hold`]. An
+    /// acknowledgement counts from the look that finds it. Each call of this is a look, and with
+    /// `max_hold` there are others. Of datagrams, which are not acknowledged, this is the age of the
+    /// oldest send in flight.
+    ///
+    /// # Performance
+    ///
+    /// One system call (`SIOCOUTQ`).
     pub fn oldest_in_flight(&self) -> Option<Duration> {
         self.core().oldest()
     }

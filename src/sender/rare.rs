@@ -7,7 +7,7 @@ use std::{
     task::Waker,
 };
 
-use super::{Returned, kernel::Edges};
+use super::{Returned, hold::Hold, kernel::Edges};
 use crate::{id::Ticket, sync::Arc, sys::Foreign};
 
 /// A value that is empty at first, and takes memory from the first change on.
@@ -74,6 +74,7 @@ pub(super) struct Extras {
     /// What a thread that waited has left for the next one: two descriptors and the calls to make
     /// them, which a busy sender would spend on every buffer. A sender that never waits has none.
     pub(super) spare_edges: Option<Arc<dyn Edges>>,
+    pub(super) hold: Hold,
     /// As in [`SenderStats`](super::SenderStats).
     pub(super) no_bufs_optmem: u64,
     pub(super) no_bufs_memlock: u64,
@@ -91,6 +92,7 @@ impl Empty for Extras {
         events: VecDeque::new(),
         sleepers: Vec::new(),
         spare_edges: None,
+        hold: Hold::NONE,
         no_bufs_optmem: 0,
         no_bufs_memlock: 0,
         dropped_sends: 0,

@@ -108,6 +108,19 @@ impl<S: AsFd + Send + Sync + 'static> SendHalf<S> {
         self.0.core().send(buf)
     }
 
+    /// As [`Sender::send_timeout`](super::Sender::send_timeout).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn send_timeout<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        timeout: Duration,
+    ) -> Result<Ticket, SendError<P>> {
+        self.0.core().send_timeout(buf, timeout)
+    }
+
     /// As [`Sender::try_send_vectored`](super::Sender::try_send_vectored).
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     core::{Core, Offered},
+    hold,
     in_flight::OVERDUE,
     kernel::{Edges, Kernel},
     ledger::Fate,
@@ -39,8 +40,8 @@ impl<'a, K: Kernel> Wait<'a, K> {
         Self { core, deadline, sending: false, edges: None, error: false, notes_only: false }
     }
 
-    fn to_send(core: &'a Core<K>) -> Self {
-        Self { core, deadline: None, sending: true, edges: None, error: false, notes_only: false }
+    fn to_send(core: &'a Core<K>, deadline: Option<Instant>) -> Self {
+        Self { core, deadline, sending: true, edges: None, error: false, notes_only: false }
     }
 
     /// Drives the sender until `done` gives a result.
@@ -67,18 +68,16 @@ impl<'a, K: Kernel> Wait<'a, K> {
         }
     }
 
-    /// Waits once, without a deadline, for what a refused buffer waits for.
-    fn round_to_send(&mut self) -> Result<(), OsError> {
+    /// Waits once for what a refused buffer waits for.
+    fn round_to_send(&mut self) -> Result<(), WaitError> {
         let leaves_notes = self.take_spare() || self.leaves_notes();
-        if !leaves_notes
-            && self.core.step().map_err(|error| OsError::from(&error))?.read.messages > 0
-        {
+        if leaves_notes {
+            self.core.check_hold();
+            self.core.dispose();
+        } else if self.core.step().map_err(|error| os(&error))?.read.messages > 0 {
             return Ok(());
         }
-        match self.round(0) {
-            Err(WaitError::Os(error)) => Err(error),
-            _ => Ok(()),
-        }
+        self.round(0)
     }
 
     /// Whether the notes are left to the calls to come, which read them many at once: there is room
@@ -137,10 +136,11 @@ impl<'a, K: Kernel> Wait<'a, K> {
     pub(super) fn round(&mut self, messages: usize) -> Result<(), WaitError> {
         let mut interest = self.core.interest();
         interest.writable &= self.sending || !self.core.is_flushed();
+        let most = self.core.config.max_hold.map_or(OVERDUE, hold::look_after);
         let left = match self.deadline {
-            None => OVERDUE,
+            None => most,
             Some(deadline) => match deadline.checked_duration_since(self.core.kernel.now()) {
-                Some(left) if left > Duration::ZERO => left.min(OVERDUE),
+                Some(left) if left > Duration::ZERO => left.min(most),
                 _ => return Err(WaitError::TimedOut),
             },
         };
@@ -179,6 +179,22 @@ impl<K: Kernel> Core<K> {
         self.send_with(buf, |buf| self.offer_one(buf))
     }
 
+    /// Sends a buffer and waits until all of it is accepted, or the time is up.
+    pub fn send_timeout<P: IntoPayload>(
+        self: &Arc<Self>,
+        buf: P,
+        timeout: Duration,
+    ) -> Result<Ticket, SendError<P>> {
+        match self.offer_one(buf) {
+            Ok(Offered { ticket, whole: true }) => Ok(ticket),
+            // The clock is read only now. A time without end has no deadline.
+            offered => {
+                let deadline = self.kernel.now().checked_add(timeout);
+                self.wait_to_send(offered, deadline, |buf| self.offer_one(buf))
+            }
+        }
+    }
+
     /// Sends several buffers as one send and waits until all of them are accepted.
     pub fn send_vectored(
         self: &Arc<Self>,
@@ -189,31 +205,35 @@ impl<K: Kernel> Core<K> {
 
     #[inline(always)]
     fn send_with<B>(
-        &self,
+        self: &Arc<Self>,
         buf: B,
         mut attempt: impl FnMut(B) -> Result<Offered, SendError<B>>,
     ) -> Result<Ticket, SendError<B>> {
         match attempt(buf) {
             Ok(Offered { ticket, whole: true }) => Ok(ticket),
-            offered => self.wait_to_send(offered, attempt),
+            offered => self.wait_to_send(offered, None, attempt),
         }
     }
 
     /// Goes on waiting and trying after a first attempt that did not end it.
     #[cold]
     fn wait_to_send<B>(
-        &self,
+        self: &Arc<Self>,
         mut offered: Result<Offered, SendError<B>>,
+        deadline: Option<Instant>,
         mut attempt: impl FnMut(B) -> Result<Offered, SendError<B>>,
     ) -> Result<Ticket, SendError<B>> {
-        let mut wait = Wait::to_send(self);
+        // A socket that other bytes have filled may hold this one up too.
+        self.watch_hold();
+        let mut wait = Wait::to_send(self, deadline);
         let ticket = loop {
             match offered {
                 Ok(Offered { ticket, whole: true }) => return Ok(ticket),
                 Ok(Offered { ticket, .. }) => break ticket,
                 Err(SendError::WouldBlock(buf)) => match wait.round_to_send() {
                     Ok(()) => offered = attempt(buf),
-                    Err(error) => return Err(SendError::Os { error, buf }),
+                    Err(WaitError::Os(error)) => return Err(SendError::Os { error, buf }),
+                    Err(_) => return Err(SendError::TimedOut(buf)),
                 },
                 Err(error) => return Err(error),
             }
@@ -228,7 +248,8 @@ impl<K: Kernel> Core<K> {
         }
         match self.truncation(ticket) {
             Some(error) => Err(SendError::Truncated { ticket, error }),
-            None => Ok(ticket),
+            None if self.is_flushed() => Ok(ticket),
+            None => Err(SendError::Unfinished { ticket }),
         }
     }
 

@@ -21,7 +21,7 @@ use crate::{
     mischief::{self, Bell, Owner as BlockOwner},
     nature::{FOR_EVER, MILLISECOND, Nature, SECOND, Weather},
     notes::{Notes, User},
-    owner::Owner,
+    owner::{Owner, Patience},
     socket::{Linger, Socket, Wire},
     stream::{ECONNRESET, Stream},
     world::{Shared, World},
@@ -297,8 +297,14 @@ impl Episode {
             texts.push(text);
             has_hole |= hole;
         }
-        let blocking = self.once_in(16) && self.owners[at].is_cooperative();
-        let back = self.owners[at].send(payloads, &texts, has_hole, blocking);
+        let patience = match self.below(16) {
+            15 if self.owners[at].is_cooperative() => Patience::Endless,
+            14 => Patience::UpTo(
+                self.choose(|choices| choices.pick(&[0, 1, 100, 5000].map(Duration::from_millis))),
+            ),
+            _ => Patience::None,
+        };
+        let back = self.owners[at].send(payloads, &texts, has_hole, patience);
         for payload in back {
             match payload {
                 Payload::Pinned(buffer) => self.buffers.push(buffer),

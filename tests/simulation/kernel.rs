@@ -154,6 +154,7 @@ impl Kernel for SimKernel {
     fn abort(&self) -> io::Result<()> {
         self.with(|socket, nature| {
             socket.check_patience(nature.now);
+            socket.check_abort(nature.now);
             let Socket { wire, notes, news, .. } = socket;
             let Wire::Stream(stream) = wire else {
                 return Err(io::ErrorKind::Unsupported.into());

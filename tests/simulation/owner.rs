@@ -5,7 +5,7 @@ use std::{
     mem::{self, Discriminant},
     sync::{Arc, Weak},
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pinbuf::{
@@ -22,6 +22,15 @@ use crate::{
     stream::{EMFILE, ENOMEM, EPERM},
     world::Shared,
 };
+
+/// How long a send may wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Patience {
+    None,
+    /// A lone buffer waits so long; several do not wait.
+    UpTo(Duration),
+    Endless,
+}
 
 /// A send that was accepted.
 struct Sent {
@@ -79,9 +88,13 @@ impl Owner {
         (number, transport): (usize, Transport),
         config: &Config,
     ) -> Self {
+        let mut guard = world.lock();
+        let (socket, _) = guard.socket(number);
+        (socket.max_hold, socket.ends) = (config.max_hold, false);
         if config.max_hold.is_none() {
-            world.lock().socket(number).0.core = Arc::downgrade(&core);
+            socket.core = Arc::downgrade(&core);
         }
+        drop(guard);
         Self {
             world: world.clone(),
             core,
@@ -109,13 +122,13 @@ impl Owner {
         body(self.world.lock().socket(self.number).0)
     }
 
-    /// Whether every wait comes to an end: the peer sees to it, and option memory that others
-    /// have does not hide what is released without a note.
+    /// Returns `true` if every wait comes to an end: the peer or the limit of its silence sees to
+    /// that, and option memory of others does not hide what is released without a notification.
     pub(crate) fn is_cooperative(&self) -> bool {
         self.with_socket(|socket| {
             let stalls =
                 matches!(&socket.wire, Wire::Stream(stream) if stream.is_stalled_for_ever());
-            !stalls && socket.notes.filter_bytes == 0
+            (!stalls || socket.max_hold.is_some()) && socket.notes.filter_bytes == 0
         })
     }
 
@@ -125,11 +138,13 @@ impl Owner {
         payloads: Vec<Payload>,
         texts: &[Text],
         has_hole: bool,
-        blocking: bool,
+        patience: Patience,
     ) -> Vec<Payload> {
+        let blocking = patience == Patience::Endless;
+        let began = self.world.lock().instant();
         let len: usize = texts.iter().map(|text| text.len).sum();
         let from = self.with_socket(|socket| {
-            socket.has_rest = blocking || socket.expected.pending() > 0;
+            socket.has_rest = patience != Patience::None || socket.expected.pending() > 0;
             socket.expected.push(texts);
             socket.failures.clear();
             match &socket.wire {
@@ -143,9 +158,10 @@ impl Owner {
         let mut back = payloads;
         let result = if back.len() == 1 {
             let payload = back.pop().expect("there is one");
-            self.call(|core| match blocking {
-                true => core.send(payload),
-                false => core.try_send(payload),
+            self.call(|core| match patience {
+                Patience::Endless => core.send(payload),
+                Patience::UpTo(limit) => core.send_timeout(payload, limit),
+                Patience::None => core.try_send(payload),
             })
             .map(|result| result.map_err(|error| error.map(|payload| back.push(payload))))
         } else {
@@ -168,6 +184,11 @@ impl Owner {
         let is_over = self.with_socket(|socket| socket.is_over());
         let ticket = match result {
             Ok(ticket) | Err(SendError::Truncated { ticket, .. }) => Some(ticket),
+            Err(SendError::Unfinished { ticket }) => {
+                self.check_time_is_up(began, patience);
+                assert!(self.has_rest(), "all of it is accepted");
+                Some(ticket)
+            }
             Err(_) => None,
         };
         if let Some(ticket) = ticket {
@@ -188,6 +209,7 @@ impl Owner {
                 let waits = interest != Interest::default() || self.core.is_poisoned();
                 assert!(waits, "it would block on nothing");
             }
+            SendError::TimedOut(()) => self.check_time_is_up(began, patience),
             SendError::Connection { error, .. } => {
                 let told = self.core.connection_error();
                 assert_eq!(told, Some(error), "the first error stays");
@@ -204,6 +226,11 @@ impl Owner {
             error => panic!("{error:?}"),
         }
         back
+    }
+
+    fn check_time_is_up(&self, began: Instant, patience: Patience) {
+        let Patience::UpTo(limit) = patience else { panic!("there was no time to be up") };
+        assert!(self.world.lock().instant() >= began + limit, "the time is not up");
     }
 
     /// Whether something of an earlier send is left.

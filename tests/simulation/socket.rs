@@ -4,6 +4,7 @@ use std::{
     collections::VecDeque,
     io,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use pinbuf::__internals::{Core, IoVec, Ready, Reclaim, SendFlags, Transport};
@@ -152,7 +153,8 @@ pub(crate) struct Socket {
     /// Whether somebody has descriptors to wait by for news, and was roused since he last did.
     pub(crate) has_edges: bool,
     pub(crate) is_rung: bool,
-    /// The owner has begun to end the sender.
+    /// How long the peer may acknowledge nothing, and whether the owner ends the sender itself.
+    pub(crate) max_hold: Option<Duration>,
     pub(crate) ends: bool,
     /// Error numbers of the calls that failed, since somebody asked.
     pub(crate) failures: Vec<i32>,
@@ -183,6 +185,7 @@ impl Socket {
             has_rest: true,
             has_edges: false,
             is_rung: false,
+            max_hold: None,
             ends: false,
             failures: Vec::new(),
             deaf: false,
@@ -282,6 +285,21 @@ impl Socket {
     /// Whether the connection is over, or will be without anybody's doing.
     pub(crate) fn is_doomed(&self) -> bool {
         matches!(&self.wire, Wire::Stream(stream) if stream.is_over() || stream.is_vanished())
+    }
+
+    /// The library breaks the connection: if the owner has not asked for that, the peer must have
+    /// been silent for too long.
+    pub(crate) fn check_abort(&mut self, now: u64) {
+        let (Some(limit), Wire::Stream(stream)) = (self.max_hold, &self.wire) else { return };
+        if self.ends || stream.is_over() {
+            return;
+        }
+        let silence = Duration::from_nanos(now - stream.held_since());
+        assert!(silence > limit, "aborted, but the peer acknowledged something {silence:?} ago");
+        let is_awaited = stream.unacked() > 0 || self.expected.pending() > 0;
+        assert!(is_awaited, "aborted, but the peer has acknowledged everything");
+        // An abort that the kernel refuses is tried again, whatever the peer does meanwhile.
+        self.ends = true;
     }
 
     /// The connection fails.

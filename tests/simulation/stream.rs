@@ -65,6 +65,8 @@ pub(crate) struct Stream {
     pace: Option<(u64, u64)>,
     /// When the peer last acknowledged something.
     pub(crate) acknowledged_at: u64,
+    /// When the peer last acknowledged something, or was given something to acknowledge.
+    held_since: u64,
     acknowledges: bool,
     retransmits_at: u64,
     /// Retransmits since the last acknowledgement.
@@ -116,6 +118,10 @@ impl Stream {
 
     pub(crate) fn is_over(&self) -> bool {
         self.over
+    }
+
+    pub(crate) fn held_since(&self) -> u64 {
+        self.held_since
     }
 
     fn used(&self) -> usize {
@@ -210,6 +216,9 @@ impl Stream {
                 start += text.len;
                 left -= text.len;
             }
+        }
+        if self.acknowledged == self.end {
+            self.held_since = nature.now;
         }
         self.end += taken as u64;
         let packet = Packet { from, to: self.end, pieces, group, holders: 1 };
@@ -351,6 +360,7 @@ impl Stream {
         let most = self.received - self.acknowledged;
         if most > 0 {
             self.acknowledged_at = nature.now;
+            self.held_since = nature.now;
         }
         let cut = most > 1 && nature.choices.once_in(8);
         self.acknowledged +=
