@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # mutants.sh [GROUP [OPTION...]]: has cargo-mutants make its mistakes in the files of a group (or of both, one after the
 #   other) in a copy of the tree, and runs the tests below on each; fails if one of them survives. Options go to
-#   cargo-mutants: --shard 0/4 for the first of four parts, --list to see the mutants. .cargo/mutants.toml names the
-#   files, and the mutants that change nothing, each with its reason. Reports are in target/mutants/GROUP/mutants.out.
+#   cargo-mutants: --shard 0/4 for the first of four parts, --list to see the mutants. .cargo/mutants.toml lists
+#   the mutants that change nothing, each with its reason. Reports are in target/mutants/GROUP/mutants.out.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 out=$PWD/target/mutants
