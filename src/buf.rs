@@ -57,7 +57,7 @@ unsafe impl Send for PinnedBuf {}
 unsafe impl Sync for PinnedBuf {}
 
 impl PinnedBuf {
-    /// Takes over a slot that was just claimed.
+    /// The buffer of a slot that was just claimed.
     #[inline]
     pub(crate) fn new(slot: SlotRef) -> Self {
         debug_assert_eq!(slot.len(), 0);
@@ -200,7 +200,7 @@ impl PinnedBuf {
     /// ```
     #[inline]
     pub fn spare_capacity_mut(&mut self) -> &mut [MaybeUninit<u8>] {
-        self.slot.slot().contents_written();
+        self.slot.word().contents_written();
         let written = self.written();
         let spare = self.capacity() - written;
         // SAFETY: the length is at most the capacity (invariant 2), so the pointer stays inside the
@@ -268,7 +268,7 @@ impl Deref for PinnedBuf {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        self.slot.slot().contents_read();
+        self.slot.word().contents_read();
         // SAFETY: so many bytes are mapped, the slot's and initialized (invariant 2), and
         // nobody writes them while `self` is borrowed (invariant 1).
         unsafe { slice::from_raw_parts(self.start().as_ptr(), self.written()) }
@@ -278,7 +278,7 @@ impl Deref for PinnedBuf {
 impl DerefMut for PinnedBuf {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.slot.slot().contents_written();
+        self.slot.word().contents_written();
         // SAFETY: so many bytes are mapped, the slot's and initialized (invariant 2), and
         // nobody else accesses them while `self` is borrowed (invariant 1).
         unsafe { slice::from_raw_parts_mut(self.start().as_ptr(), self.written()) }
@@ -355,7 +355,7 @@ impl Drop for PinnedBuf {
 #[cold]
 #[inline(never)]
 fn drop_unreleased(slot: SlotRef) {
-    match slot.slot().state() {
+    match slot.word().state() {
         SlotState::InFlight => wake_all(slot.quarantine()),
         SlotState::Quarantined => {}
         // Reports the wrong state, unless a panic is under way already.
@@ -374,7 +374,7 @@ mod tests {
     /// A buffer of a slot that is Free, which only a fault of this crate can make.
     fn recycled_already() -> PinnedBuf {
         let buf = Pool::new(4096, 1).unwrap().try_alloc(1).unwrap();
-        buf.slot.slot().recycle();
+        buf.slot.word().recycle();
         buf
     }
 

@@ -1,13 +1,20 @@
 //! What the models in `loom-tests` and the simulation in `tests/simulation` need beyond the public
 //! interface. Not covered by any promise of stability.
 
-use std::task::Waker;
+use std::{ptr::NonNull, task::Waker};
 
-use crate::{buf::PinnedBuf, pool::Pool, shared::SharedBuf, sync::Witness, sys::errqueue};
+use crate::{
+    buf::PinnedBuf,
+    pool::Pool,
+    raw::{BoundMagazines, Magazine},
+    shared::SharedBuf,
+    sync::Witness,
+    sys::errqueue,
+};
 
 pub use crate::{
     lock::mutex::Mutex,
-    raw::{RawPool, Reclaim, Replaced, Slot, SlotRef, SlotState},
+    raw::{PoolHead, RawPool, Reclaim, Replaced, SlotRef, SlotState, StateWord},
     reaper::Token,
     sender::{
         Config,
@@ -39,6 +46,63 @@ impl Guarded {
     }
 }
 
+/// A magazine by itself, without a pool: a stack of the numbers from 0 on. One thread is the owner.
+#[derive(Debug)]
+pub struct LoneMagazine {
+    /// The contents of each number.
+    contents: Box<[Guarded]>,
+    magazine: Box<Magazine<u64, Guarded>>,
+    bound: BoundMagazines<u64, Guarded>,
+}
+
+impl LoneMagazine {
+    /// An unbound magazine for the numbers 0 to `count - 1`.
+    pub fn new(count: usize) -> Self {
+        Self {
+            contents: (0..count).map(|_| Guarded::default()).collect(),
+            magazine: Box::default(),
+            bound: BoundMagazines::default(),
+        }
+    }
+
+    /// For the owner: binds the magazine, unless it is bound.
+    pub fn bind(&self) -> bool {
+        let limit = self.contents.len() as u32;
+        // SAFETY: the caller is the owner, and the magazine lives as long as the list.
+        unsafe { self.bound.bind(NonNull::dangling(), &self.magazine, limit, || true) }
+    }
+
+    /// For the owner: adds a number.
+    pub fn push(&self, number: usize) -> bool {
+        self.magazine.push(NonNull::dangling(), NonNull::from(&self.contents[number]))
+    }
+
+    /// For the owner: takes the last number.
+    pub fn pop(&self) -> Option<usize> {
+        self.magazine.pop(NonNull::dangling()).map(|item| self.number(item))
+    }
+
+    /// For any thread: takes all numbers, and unbinds the magazine.
+    pub fn take(&self) -> Vec<usize> {
+        let mut taken = Vec::new();
+        let mut bound = self.bound.lock();
+        self.bound.recall(&mut bound, NonNull::dangling(), None, |item| {
+            taken.push(self.number(item));
+        });
+        taken
+    }
+
+    /// Changes the contents of a number, which the caller has.
+    pub fn change(&self, number: usize) {
+        self.contents[number].change();
+    }
+
+    fn number(&self, item: NonNull<Guarded>) -> usize {
+        let number = self.contents.iter().position(|contents| NonNull::from(contents) == item);
+        number.expect("one of the numbers")
+    }
+}
+
 /// The machinery behind a pool.
 pub fn raw(pool: &Pool) -> &RawPool {
     pool.raw()
@@ -46,8 +110,8 @@ pub fn raw(pool: &Pool) -> &RawPool {
 
 /// Where the memory of each slot of a pool begins, and the slot's state.
 pub fn slots(pool: &RawPool) -> impl Iterator<Item = (*const u8, SlotState)> + '_ {
-    let records = pool.classes().iter().flat_map(|class| class.records());
-    records.map(|record| (record.memory().as_ptr().cast_const(), record.slot().state()))
+    let slots = pool.classes().iter().flat_map(|class| class.slots());
+    slots.map(|slot| (slot.memory().as_ptr().cast_const(), slot.word().state()))
 }
 
 /// What a sender does with a buffer and its slot.
@@ -57,12 +121,12 @@ pub trait Lease {
 
     /// The buffer's handle becomes a lease.
     fn begin_lease(&mut self) {
-        self.slot().slot().begin_lease();
+        self.slot().word().begin_lease();
     }
 
     /// The lease becomes a handle.
     fn end_lease(&mut self) {
-        self.slot().slot().end_lease();
+        self.slot().word().end_lease();
     }
 
     /// The lease becomes a quarantined one.
@@ -72,7 +136,7 @@ pub trait Lease {
 
     /// The quarantined lease becomes a handle.
     fn quarantine_released(&mut self) {
-        self.slot().slot().quarantine_released();
+        self.slot().word().quarantine_released();
     }
 
     /// New pages for the quarantined lease's memory; it becomes a handle.
@@ -80,12 +144,12 @@ pub trait Lease {
 
     /// The kernel reads the memory now.
     fn kernel_reads(&self) {
-        self.slot().slot().contents_read();
+        self.slot().word().contents_read();
     }
 
     /// The machinery behind the buffer's pool.
     fn pool(&self) -> &RawPool {
-        self.slot().pool()
+        RawPool::of(self.slot())
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
 use crate::{
     buf::PinnedBuf,
     mapped::MappedSlice,
-    raw::{RawPool, Replaced, SlotRef, wake_all},
+    raw::{PoolHead, Replaced, SlotRef, wake_all},
     shared::SharedBuf,
     sync::Arc,
     sys::socket::IoVec,
@@ -49,7 +49,7 @@ impl Payload {
 }
 
 mod sealed {
-    use super::{IoVec, RawPool, SlotRef};
+    use super::{IoVec, PoolHead, SlotRef};
 
     /// Where bytes are.
     pub trait Memory {
@@ -64,7 +64,7 @@ mod sealed {
 
         /// The pool that they are in.
         #[inline]
-        fn pool(&self) -> Option<&RawPool> {
+        fn pool(&self) -> Option<&PoolHead> {
             self.slot().map(SlotRef::pool)
         }
 
@@ -212,7 +212,7 @@ impl IntoPayload for Payload {
 ///
 /// Holding a lease tells you: the kernel may read the payload's bytes, so nobody may write or
 /// reuse them. It ends in one way only, [`release`](Self::release), which the sender calls after
-/// the proof; [`try_go_home`](Self::try_go_home) is the same for the usual lease. Before that a
+/// the proof; [`try_recycle`](Self::try_recycle) is the same for the usual lease. Before that a
 /// quarantined one can part with its payload, when the kernel's pages are no longer the payload's
 /// ([`replace_pages`](Self::replace_pages)). A lease that is dropped instead (a panic took its
 /// tracker away) leaves its memory alone for ever and the slot Quarantined.
@@ -247,7 +247,7 @@ impl Lease {
     #[inline(always)]
     pub(crate) fn new(buf: impl IntoPayload, ticket: u64, offers: u32) -> Self {
         if let Some(slot) = buf.slot() {
-            slot.slot().begin_lease();
+            slot.word().begin_lease();
         }
         let custody = match buf.into_payload() {
             Payload::Pinned(buf) => Custody::Buf(buf),
@@ -309,16 +309,16 @@ impl Lease {
     /// slot goes home at once, which is no user code and wakes nobody. `false`, and nothing has
     /// happened, for another.
     #[inline(always)]
-    pub(crate) fn try_go_home(&mut self) -> bool {
-        let goes = matches!(
+    pub(crate) fn try_recycle(&mut self) -> bool {
+        let recycled = matches!(
             &self.custody,
             Custody::Buf(buf) if !self.quarantined && buf.slot().try_recycle_leased()
         );
-        if goes {
+        if recycled {
             // The slot is not the buffer's any more.
             mem::forget(mem::replace(&mut self.custody, Custody::Nothing));
         }
-        goes
+        recycled
     }
 
     /// Gives the payload, if the lease still has it, to its next owner. The caller has the proof
@@ -327,7 +327,7 @@ impl Lease {
     pub(crate) fn release(self) -> Option<Payload> {
         // Nothing will be left for the drop to keep.
         let mut lease = ManuallyDrop::new(self);
-        if let Some(slot) = lease.slot().map(SlotRef::slot) {
+        if let Some(slot) = lease.slot().map(SlotRef::word) {
             if lease.quarantined { slot.quarantine_released() } else { slot.end_lease() }
         }
         lease.take()
@@ -386,7 +386,7 @@ mod tests {
         for _ in 0..2 {
             assert!(lease.quarantine().is_empty(), "no task waits for a slot");
             assert_eq!(pool.stats().quarantined(), 1);
-            assert!(!lease.try_go_home());
+            assert!(!lease.try_recycle());
         }
         drop(lease.release());
         assert_eq!(pool.stats().free(), 1);

@@ -52,5 +52,6 @@ pub use shared::SharedBuf;
 pub use sys::{Foreign, Timestamps};
 
 #[doc(hidden)]
+#[allow(unsafe_code)]
 #[path = "internals.rs"]
 pub mod __internals;

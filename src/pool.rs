@@ -111,7 +111,7 @@ impl Pool {
     #[inline]
     pub fn try_alloc(&self, capacity: usize) -> Result<PinnedBuf, AllocError> {
         let class = self.handle.class(capacity)?;
-        self.raw().take(class).map(PinnedBuf::new)
+        self.raw().alloc(class).map(PinnedBuf::new)
     }
 
     /// Takes up to `count` buffers of at least `capacity` bytes, as many as are free now, adds them
@@ -146,9 +146,9 @@ impl Pool {
     ) -> Result<usize, AllocError> {
         let class = self.handle.class(capacity)?;
         // A wish beyond the pool's size reserves no room.
-        bufs.reserve(count.min(class.records().len()));
+        bufs.reserve(count.min(class.slots().len()));
         let before = bufs.len();
-        let taken = self.raw().take_many(class, count, bufs, PinnedBuf::new);
+        let taken = self.raw().alloc_many(class, count, bufs, PinnedBuf::new);
         match bufs.len() - before {
             0 => taken.map(|()| 0),
             number => Ok(number),

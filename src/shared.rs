@@ -127,7 +127,7 @@ impl SharedBuf {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn try_into_pinned(self) -> Result<PinnedBuf, Self> {
-        if !self.slot.slot().is_alone() {
+        if !self.slot.word().is_alone() {
             return Err(self);
         }
         let mut this = ManuallyDrop::new(self);
@@ -173,7 +173,7 @@ impl Deref for SharedBuf {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        self.slot.slot().contents_read();
+        self.slot.word().contents_read();
         // SAFETY: `len` bytes from `start` are mapped, the slot's and initialized, and nobody
         // writes them as long as this handle exists (invariant 2).
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }

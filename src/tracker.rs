@@ -24,10 +24,12 @@ use std::{fmt, mem, ops::Range};
 
 use crate::id::{IdRange, NotificationId};
 
+mod heir;
 mod table;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use heir::Heir;
 use table::{NONE, Table};
 
 /// Ring places of a tracker that has entered its first lease.
@@ -64,19 +66,6 @@ pub struct Released {
 /// A note named ids that are not outstanding; nothing of it was released.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnknownIds;
-
-/// Who gets the leases that lose their last hold.
-pub trait Heir<T> {
-    /// Takes a lease from where it lies, which is less than to move it.
-    fn take(&mut self, lease: &mut Option<T>);
-}
-
-impl<T, F: FnMut(&mut Option<T>)> Heir<T> for F {
-    #[inline(always)]
-    fn take(&mut self, lease: &mut Option<T>) {
-        self(lease);
-    }
-}
 
 /// Maps outstanding notification ids to the leases they cover.
 ///

@@ -144,7 +144,7 @@ fn the_pools_end_empties_magazines() {
 
 /// A thread ends while its magazine is being emptied.
 #[test]
-fn a_thread_that_ends_sends_its_magazine_home_once() {
+fn a_thread_that_ends_moves_its_magazine_to_the_depot_once() {
     model(|| {
         let (pool, out) = two_left();
         let alive = Alive::probe(&pool);

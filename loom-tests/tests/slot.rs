@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use loom_tests::{model, thread};
-use pinbuf::__internals::Slot;
+use pinbuf::__internals::StateWord;
 
 /// Reads the memory, gives up a handle, and writes the memory if that was the last one: what the
 /// slot's next owner does.
-fn leave(slot: &Slot) -> bool {
+fn leave(slot: &StateWord) -> bool {
     slot.contents_read();
     let last = slot.unshare();
     if last {
@@ -21,7 +21,7 @@ fn leave(slot: &Slot) -> bool {
 #[test]
 fn the_last_handle_out_is_alone() {
     model(|| {
-        let slot = Arc::new(Slot::new(0));
+        let slot = Arc::new(StateWord::new(0));
         slot.claim();
         slot.share();
         let other = {
@@ -37,7 +37,7 @@ fn the_last_handle_out_is_alone() {
 #[test]
 fn the_last_lease_out_is_alone() {
     model(|| {
-        let slot = Arc::new(Slot::new(0));
+        let slot = Arc::new(StateWord::new(0));
         slot.claim();
         slot.share();
         slot.share();
@@ -61,7 +61,7 @@ fn the_last_lease_out_is_alone() {
 #[test]
 fn a_quarantined_lease_keeps_the_slot_out() {
     model(|| {
-        let slot = Arc::new(Slot::new(0));
+        let slot = Arc::new(StateWord::new(0));
         slot.claim();
         slot.share();
         slot.begin_lease();

@@ -79,7 +79,7 @@ fn a_waiter_that_gives_up_passes_its_slot_on() {
 /// The last two slots become Quarantined while somebody queues: nothing is left to wait for, and
 /// the waiter is told so.
 #[test]
-fn nobody_waits_for_quarantined_slots() {
+fn no_waiter_sleeps_on_quarantined_slots() {
     model(|| {
         let pool = pool(2);
         let [one, two] = [(); 2].map(|()| {

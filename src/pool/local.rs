@@ -73,7 +73,7 @@ impl<'a> LocalPool<'a> {
     /// ```
     #[inline]
     pub fn try_alloc(&self) -> Result<PinnedBuf, AllocError> {
-        self.magazine.take().map(PinnedBuf::new)
+        self.magazine.alloc().map(PinnedBuf::new)
     }
 
     /// Takes a buffer back, into this handle's magazine if it is of its class; drops it else.

@@ -77,12 +77,12 @@ impl ClassStats {
     fn read(class: &SizeClass) -> Self {
         let mut stats = Self {
             capacity: class.capacity(),
-            slots: class.records().len(),
-            waiting: if class.is_forked() { 0 } else { class.waiters().waiting() },
+            slots: class.slots().len(),
+            waiting: if class.is_forked() { 0 } else { class.depot().waiting() },
             ..Self::default()
         };
-        for record in class.records() {
-            match record.slot().state() {
+        for slot in class.slots() {
+            match slot.word().state() {
                 SlotState::Free => stats.free += 1,
                 SlotState::Owned => stats.owned += 1,
                 SlotState::InFlight => stats.in_flight += 1,
@@ -121,7 +121,7 @@ pub struct Offender {
     pub capacity: usize,
     /// Its number within the class.
     pub slot: u32,
-    /// The state that its own record says.
+    /// The state that its own state word says.
     pub state: SlotState,
     /// What does not fit.
     pub problem: Problem,
@@ -160,12 +160,12 @@ fn audit_class(class: &SizeClass, offenders: &mut Vec<Offender>) {
     if class.is_forked() {
         return;
     }
-    let mut listed = vec![0_u32; class.records().len()];
-    for index in class.at_home() {
+    let mut listed = vec![0_u32; class.slots().len()];
+    for index in class.free_slots() {
         listed[index as usize] += 1;
     }
-    for (index, (record, listed)) in class.records().iter().zip(listed).enumerate() {
-        let state = record.slot().state();
+    for (index, (slot, listed)) in class.slots().iter().zip(listed).enumerate() {
+        let state = slot.word().state();
         let problem = match (state, listed) {
             (SlotState::Free, 0) => Problem::Lost,
             (_, 2..) => Problem::Repeated,
@@ -224,17 +224,17 @@ mod tests {
     fn a_free_slot_that_is_nowhere_is_named() {
         let pool = Pool::new(4096, 2).unwrap();
         let class = &pool.raw().classes()[0];
-        let lost = class.free().pop_single(class.links()).unwrap();
+        let lost = class.depot().pop_single().unwrap();
         assert_eq!(offenders(&pool), [(lost, SlotState::Free, Problem::Lost)]);
         assert!(pool.audit().to_string().contains("slot 0 of the class of 4096 bytes: Free, but"));
-        assert!(matches!(class.home(class.record(lost)), crate::raw::Home::Free));
+        assert!(class.depot().push_all([lost]));
         assert!(pool.audit().is_clean());
     }
 
     #[test]
     fn a_listed_slot_in_use_is_named() {
         let pool = Pool::new(4096, 2).unwrap();
-        let slot = pool.raw().classes()[0].record(1).slot();
+        let slot = pool.raw().classes()[0].slot(1).word();
         slot.claim();
         assert_eq!(offenders(&pool), [(1, SlotState::Owned, Problem::InUse)]);
         slot.recycle();
@@ -244,7 +244,7 @@ mod tests {
     fn a_slot_listed_twice_is_named() {
         let pool = Pool::new(4096, 1).unwrap();
         let class = &pool.raw().classes()[0];
-        class.free().push(0, &class.links()[0]).unwrap();
+        assert!(class.depot().push_all([0]));
         assert_eq!(offenders(&pool), [(0, SlotState::Free, Problem::Repeated)]);
         // Its hold on the pool would be given up twice.
         std::mem::forget(pool);

@@ -70,7 +70,7 @@ impl<'a> Alloc<'a> {
             Err(error) => return Poll::Ready(Err(error)),
         };
         if self.ticket.is_none() {
-            match self.pool.take(class) {
+            match self.pool.alloc(class) {
                 Err(AllocError::Exhausted) => {}
                 result => return Poll::Ready(result.map(PinnedBuf::new)),
             }
@@ -101,7 +101,7 @@ impl<'a> Alloc<'a> {
 
     /// Takes the slot that was handed over, if any, and leaves the queue with it.
     fn claim(&mut self, class: &SizeClass, waker: &Waker) -> Option<PinnedBuf> {
-        let index = class.waiters().claim(self.ticket?, waker)?;
+        let index = class.claim(self.ticket?, waker)?;
         self.ticket = None;
         Some(hand_out(class, index))
     }
@@ -150,7 +150,7 @@ impl Drop for Alloc<'_> {
             && !class.is_forked()
             && let Some(index) = class.leave(ticket)
         {
-            SlotRef::pass_on(class.record(index));
+            SlotRef::return_grant(class.slot(index));
         }
     }
 }
@@ -162,7 +162,7 @@ impl fmt::Debug for Alloc<'_> {
 }
 
 fn hand_out(class: &SizeClass, index: u32) -> PinnedBuf {
-    PinnedBuf::new(SlotRef::claim(class.record(index)))
+    PinnedBuf::new(SlotRef::claim(class.slot(index)))
 }
 
 struct Unpark(Parker);

@@ -1,104 +1,188 @@
-//! The slots of one size.
+//! Slots of one size.
 
 use std::{ptr::NonNull, task::Waker};
 
 use super::{
-    freelist::{BUNDLE, Diverted, FreeList, Link},
-    magazine::Magazine,
-    pool::RawPool,
-    rack::Place,
-    record::Record,
-    roster::{Bound, Roster},
-    slot::SlotState,
-    waiters::{Joined, WaitTicket, Waiters},
+    bound::{Bound, BoundMagazines},
+    depot::{Depot, Pushed},
+    freelist::BUNDLE,
+    head::PoolHead,
+    magazine::{self, ITEMS, Refill},
+    state::{SlotState, StateWord},
+    waiters::{Joined, WaitTicket},
 };
 use crate::{
-    sync::CachePadded,
+    sync::{AtomicUsize, CachePadded, Ordering, unmodelled},
     sys::{barrier, process::Process},
 };
 
-/// Equal slots in a row: their records, the free ones, and who waits for one.
+/// A magazine for free slots of one class.
+pub(crate) type Magazine = magazine::Magazine<SizeClass, Slot>;
+
+/// What a class keeps of each of its slots, apart from the mapped memory: no stray write to a
+/// buffer, and no child process, reaches it.
 ///
-/// A free slot is on the free list, in a magazine, or granted to a waiter. In between, in nobody's
-/// sight, it is only while its magazine's owner is busy or the roster's lock is held. So whoever
-/// finds the list empty, takes the lock, recalls the magazines and finds it empty again may say
-/// that no slot is free.
+/// Each slot has a cache line of its own, because neighbours are used by other threads.
+#[derive(Debug)]
+#[cfg_attr(not(loom), repr(align(64)))]
+pub(crate) struct Slot {
+    word: StateWord,
+    class: NonNull<SizeClass>,
+    memory: NonNull<u8>,
+    /// Bytes written of an exclusive buffer. 0 while the slot is Free: the thread that recycles the
+    /// slot resets the length, because that thread has the cache line, and the next owner does not.
+    len: AtomicUsize,
+}
+
+#[cfg(all(not(loom), target_pointer_width = "64"))]
+static_assertions::assert_eq_size!(Slot, [u8; 64]);
+
+// SAFETY: the pointers are only handed out: to the class, which is used through shared references,
+// and to the slot's memory, which only the slot's holder accesses.
+unsafe impl Send for Slot {}
+// SAFETY: as above.
+unsafe impl Sync for Slot {}
+
+impl Slot {
+    #[inline]
+    pub(crate) fn word(&self) -> &StateWord {
+        &self.word
+    }
+
+    /// The slot's number within its class.
+    #[inline]
+    pub(crate) fn index(&self) -> u32 {
+        self.word.index()
+    }
+
+    /// The slot's class, which lives as long as the slot.
+    #[inline]
+    pub(crate) fn class(&self) -> NonNull<SizeClass> {
+        self.class
+    }
+
+    /// The start of the slot's memory.
+    #[inline]
+    pub(crate) fn memory(&self) -> NonNull<u8> {
+        self.memory
+    }
+
+    #[inline]
+    pub(crate) fn len(&self) -> usize {
+        // Relaxed: only an exclusive holder uses the length, and a hand-over of the buffer orders
+        // that.
+        self.len.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(crate) fn set_len(&self, len: usize) {
+        // Relaxed: as in `len`.
+        self.len.store(len, Ordering::Relaxed);
+    }
+}
+
+/// The place of a class in its pool.
+#[derive(Clone, Copy)]
+pub(crate) struct ClassLayout {
+    /// The start of the memory of the first slot.
+    pub(crate) memory: NonNull<u8>,
+    /// Bytes that each slot offers.
+    pub(crate) capacity: usize,
+    /// Bytes from slot to slot.
+    pub(crate) stride: usize,
+    /// The number of slots.
+    pub(crate) count: usize,
+}
+
+/// Equal slots in a row, and the free ones among them.
+///
+/// ```text
+///   thread 1: magazine ---+   recall: any thread that finds the depot empty takes the slots of
+///   thread 2: magazine ---+-- all magazines, under the lock of `bound`
+///   thread 3: magazine ---+
+///                 |  ^
+///   spill a bundle|  |refill with a bundle
+///                 v  |
+///               depot (free list, waiters) <---- slots that no magazine takes
+/// ```
+///
+/// # Invariants
+///
+/// 1. A free slot is in the depot or in a magazine. It is in neither only while the magazine's
+///    owner is busy, while the lock of `bound` is held, or on its way to its next owner. So a
+///    thread that finds the depot empty, takes the lock, recalls the magazines, and finds the depot
+///    empty again has proof that no slot is free.
+/// 2. While a magazine is bound and the lock of `bound` is free, the depot has no flags: a thread
+///    that queues or closes has the lock and has recalled all magazines, and a magazine is bound
+///    under the lock if no flag is set.
 #[derive(Debug)]
 pub(crate) struct SizeClass {
-    pool: NonNull<RawPool>,
+    head: NonNull<PoolHead>,
     capacity: usize,
     stride: usize,
     zero_on_recycle: bool,
     process: Process,
-    /// What a magazine holds at most; 0: there are no magazines.
+    /// The capacity of a magazine for this class; 0: there are no magazines.
     magazine_limit: u32,
-    place: Place,
-    records: Box<[Record]>,
-    links: Box<[Link]>,
-    /// On a cache line of its own: it is written again and again, what stands above never.
-    free: CachePadded<FreeList>,
-    roster: CachePadded<Roster>,
-    waiters: Waiters,
+    /// The number of the class among all that have magazines, in any pool.
+    number: usize,
+    slots: Box<[Slot]>,
+    depot: Depot,
+    /// On a cache line of its own, like the depot's free list: the fields above are never written.
+    bound: CachePadded<BoundMagazines<SizeClass, Slot>>,
 }
 
-/// What became of a slot that went home.
-#[derive(Debug)]
-pub(crate) enum Home {
-    Free,
-    /// Handed to a waiter, who is to be woken.
-    Granted(Option<Waker>),
-    /// The class is closed: the slot's hold on the pool is the caller's to give up.
-    Closed,
-}
+// SAFETY: its pointers are to the pool's head, which is Sync, and into the region, whose memory
+// only the holders of slots access.
+unsafe impl Send for SizeClass {}
+// SAFETY: as above; the fields that change are atomics and locks.
+unsafe impl Sync for SizeClass {}
 
 impl SizeClass {
-    /// A class that will lie at `at` and whose memory starts at `memory`.
+    /// A class that will lie at `at`.
     pub(crate) fn new(
         at: NonNull<Self>,
-        pool: NonNull<RawPool>,
-        memory: NonNull<u8>,
-        capacity: usize,
-        stride: usize,
-        count: usize,
+        head: NonNull<PoolHead>,
+        layout: ClassLayout,
         zero_on_recycle: bool,
     ) -> Self {
-        let record = |index: u32| {
+        let ClassLayout { memory, capacity, stride, count } = layout;
+        let slot = |index: u32| {
             let start = memory.as_ptr().wrapping_add(index as usize * stride);
-            Record::new(index, at, NonNull::new(start).expect("no mapping lies at address 0"))
+            let memory = NonNull::new(start).expect("no mapping lies at address 0");
+            Slot { word: StateWord::new(index), class: at, memory, len: AtomicUsize::new(0) }
         };
-        let records: Box<[Record]> = (0..count as u32).map(record).collect();
-        // To zero a slot takes so long that nothing is to be gained.
+        // Zeroing a slot takes so long that a magazine would save nothing.
         let magazines = !zero_on_recycle && barrier::is_available();
-        let magazine_limit = if magazines { Magazine::limit(count) } else { 0 };
-        let links: Box<[Link]> = (0..count).map(|_| Link::default()).collect();
+        let magazine_limit = if magazines { magazine_limit(count) } else { 0 };
         Self {
-            pool,
+            head,
             capacity,
             stride,
             zero_on_recycle,
             process: Process::this(),
             magazine_limit,
-            place: if magazine_limit > 0 { Place::next() } else { Place::default() },
-            free: CachePadded::new(FreeList::new(&links, Magazine::batch(magazine_limit))),
-            records,
-            links,
-            roster: CachePadded::default(),
-            waiters: Waiters::default(),
+            number: if magazine_limit > 0 { unmodelled::next_class() as usize } else { 0 },
+            slots: (0..count as u32).map(slot).collect(),
+            depot: Depot::new(count, bundle(magazine_limit)),
+            bound: CachePadded::default(),
         }
     }
 
-    /// Whether the pool is that of the process which this one was forked from. Then its memory is
-    /// not here and its locks may be taken for ever: only records and free lists, of which this
-    /// process has a copy, may be touched. Alloc and the drop of a buffer ask only when a magazine
-    /// does not serve them, since a child finds no magazine bound.
+    /// Returns `true` in a process forked from the one that built the pool. There the memory is
+    /// absent and the locks may be taken for ever. Only slots and free lists, of which this process
+    /// has a copy, may be touched.
+    ///
+    /// Alloc and the drop of a buffer ask this only if no magazine serves them, since a child finds
+    /// no magazine bound.
     #[inline]
     pub(crate) fn is_forked(&self) -> bool {
         !self.process.is_this()
     }
 
     #[inline]
-    pub(crate) fn pool(&self) -> NonNull<RawPool> {
-        self.pool
+    pub(crate) fn head(&self) -> NonNull<PoolHead> {
+        self.head
     }
 
     #[inline]
@@ -106,7 +190,7 @@ impl SizeClass {
         self.capacity
     }
 
-    /// Bytes of memory that belong to each slot, the unused rest of its last page included.
+    /// Bytes of memory that belong to each slot, the unused end of the last page included.
     pub(crate) fn stride(&self) -> usize {
         self.stride
     }
@@ -115,177 +199,230 @@ impl SizeClass {
         self.zero_on_recycle
     }
 
-    pub(crate) fn magazine_limit(&self) -> u32 {
-        self.magazine_limit
-    }
-
-    /// How many slots make a bundle of the free list.
-    pub(crate) fn bundle(&self) -> usize {
-        Magazine::batch(self.magazine_limit)
+    pub(crate) fn has_magazines(&self) -> bool {
+        self.magazine_limit > 0
     }
 
     #[inline]
-    pub(crate) fn place(&self) -> Place {
-        self.place
+    pub(crate) fn number(&self) -> usize {
+        self.number
     }
 
-    pub(crate) fn records(&self) -> &[Record] {
-        &self.records
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.slots
     }
 
-    pub(crate) fn record(&self, index: u32) -> &Record {
-        &self.records[index as usize]
+    pub(crate) fn slot(&self, index: u32) -> &Slot {
+        &self.slots[index as usize]
     }
 
-    pub(crate) fn links(&self) -> &[Link] {
-        &self.links
+    pub(crate) fn depot(&self) -> &Depot {
+        &self.depot
     }
 
+    /// Takes the last slot of the caller's own magazine.
+    #[inline(always)]
+    pub(crate) fn pop_from(&self, magazine: &Magazine) -> Option<&Slot> {
+        let slot = magazine.pop(NonNull::from(self))?;
+        // SAFETY: the magazine was bound to this class, for which only its own slots are pushed.
+        // The class owns them.
+        Some(unsafe { slot.as_ref() })
+    }
+
+    /// Takes up to `most` slots of the caller's own magazine, into which the caller pushes nothing
+    /// before the iterator is exhausted.
     #[inline]
-    pub(crate) fn free(&self) -> &FreeList {
-        &self.free
+    pub(crate) fn pop_many_from<'a>(
+        &'a self,
+        magazine: &'a Magazine,
+        most: usize,
+    ) -> impl Iterator<Item = &'a Slot> {
+        let slots = magazine.pop_many(NonNull::from(self), most).iter();
+        // SAFETY: as in `pop_from`.
+        slots.map(|slot| unsafe { slot.as_ref() })
     }
 
-    pub(crate) fn waiters(&self) -> &Waiters {
-        &self.waiters
+    /// Binds the caller's own magazine, unless it is bound already. `false`: it cannot be bound
+    /// now, or should not.
+    ///
+    /// # Safety
+    ///
+    /// The caller owns the magazine, and keeps its memory until a recall or
+    /// [`unbind`](Self::unbind) has unbound it.
+    pub(crate) unsafe fn bind(&self, magazine: &Magazine) -> bool {
+        let may = || !self.depot.has_waiters();
+        // SAFETY: the caller's promises are those asked for.
+        self.has_magazines()
+            && unsafe { self.bound.bind(NonNull::from(self), magazine, self.magazine_limit, may) }
     }
 
-    /// Binds the caller's own magazine, unless it is bound already. `false`: it cannot or should
-    /// not be now.
-    pub(crate) fn bind(&self, magazine: &Magazine) -> bool {
-        self.roster.bind(self, magazine)
-    }
-
-    /// Takes a free slot, by the caller's own magazine if that is bound. It is the caller's, and
-    /// still Free.
-    pub(crate) fn take(&self, magazine: Option<&Magazine>) -> Option<&Record> {
-        if let Some(record) = magazine.and_then(|own| own.take(self).or_else(|| own.refill(self))) {
-            return Some(record);
+    /// Takes a free slot: from the caller's own magazine, if that is bound to this class, from the
+    /// depot, or from the magazines of other threads. The slot is the caller's, and still Free.
+    pub(crate) fn pop(&self, own: Option<&Magazine>) -> Option<&Slot> {
+        if let Some(slot) = own.and_then(|own| self.pop_from(own).or_else(|| self.refill(own))) {
+            return Some(slot);
         }
-        match self.free.pop_single(&self.links) {
-            Ok(index) => Some(self.record(index)),
-            Err(_) if self.magazine_limit == 0 || self.free.has_waiters() => None,
-            Err(_) => {
-                let mut bound = self.roster.lock();
-                self.pop_one().or_else(|| {
-                    let recalled = self.recall(&mut bound, magazine);
-                    recalled.then(|| self.pop_one())?
-                })
-            }
+        if let Some(index) = self.depot.pop_single() {
+            return Some(self.slot(index));
         }
+        if !self.has_magazines() || self.depot.has_waiters() {
+            return None;
+        }
+        let mut bound = self.bound.lock();
+        self.pop_one(&bound).or_else(|| {
+            let recalled = self.recall(&mut bound, own);
+            recalled.then(|| self.pop_one(&bound))?
+        })
     }
 
-    /// Takes one slot of the bundle on top. Under the roster's lock.
-    fn pop_one(&self) -> Option<&Record> {
-        let mut slots = [0; BUNDLE];
+    /// Refills the caller's own, empty magazine from the depot, and takes a slot.
+    fn refill(&self, own: &Magazine) -> Option<&Slot> {
+        // The owner is busy during the refill. So a thread that finds the depot empty, and recalls
+        // the magazines, waits until the slots are in this one.
+        let fill = |refill: &mut Refill<'_, Slot>| {
+            self.depot.pop_bundle(|index| refill.push(NonNull::from(self.slot(index))));
+        };
+        let slot = own.refill(NonNull::from(self), fill)?;
+        // SAFETY: one of the class's own slots, as pushed above.
+        Some(unsafe { slot.as_ref() })
+    }
+
+    /// Pushes a Free slot into the caller's own, full magazine, after moving a bundle from there to
+    /// the depot. `false`, and nothing has happened: the magazine is not bound to `class`. After a
+    /// push the caller may not touch the pool.
+    pub(crate) fn spill(class: NonNull<Self>, own: &Magazine, slot: NonNull<Slot>) -> bool {
+        // SAFETY: `slot` is still the caller's, whose hold keeps the class alive.
+        let count = unsafe { class.as_ref() }.depot.bundle();
+        own.spill(class, slot, count, |slots| {
+            // SAFETY: the owner is busy, so that closing the class waits (invariant 3 of
+            // `Magazine`).
+            let class = unsafe { class.as_ref() };
+            // SAFETY: slots of `class`, to which the magazine is bound.
+            let indices = slots.iter().map(|slot| unsafe { slot.as_ref() }.index());
+            // No flag is set, since a magazine is bound (invariant 2).
+            class.depot.push_all(indices)
+        })
+    }
+
+    /// Takes one slot of the bundle on top of the depot. `bound` is this class's list, locked.
+    fn pop_one(&self, bound: &Bound<Self, Slot>) -> Option<&Slot> {
+        let mut indices = [0; BUNDLE];
         let mut count = 0;
-        self.free.pop(&self.links, |index| {
-            slots[count] = index;
+        self.depot.pop_bundle(|index| {
+            indices[count] = index;
             count += 1;
         });
-        let (first, rest) = slots[..count].split_first()?;
-        self.put_back(rest.iter().copied());
-        Some(self.record(*first))
+        let (first, rest) = indices[..count].split_first()?;
+        self.push_all(bound, rest.iter().copied());
+        Some(self.slot(*first))
     }
 
-    /// Brings the slots of all magazines but `own` onto the free list. Answers whether there were
-    /// such magazines.
-    fn recall(&self, bound: &mut Bound, own: Option<&Magazine>) -> bool {
-        let mut slots = Vec::new();
-        let recalled = self.roster.recall(bound, self, own, |record| slots.push(record.index()));
-        self.put_back(slots);
+    /// Moves the slots of all magazines but `own` to the depot. Returns `true` if there were such
+    /// magazines. `bound` is this class's list, locked.
+    fn recall(&self, bound: &mut Bound<Self, Slot>, own: Option<&Magazine>) -> bool {
+        let mut indices = Vec::new();
+        let recalled = self.bound.recall(bound, NonNull::from(self), own, |slot| {
+            // SAFETY: a slot of this class, to which the magazine is bound.
+            indices.push(unsafe { slot.as_ref() }.index());
+        });
+        self.push_all(bound, indices);
         recalled
     }
 
-    /// Puts slots onto the free list that were there or in a magazine, while the roster's lock is
-    /// held: so there are no flags.
-    fn put_back(&self, slots: impl IntoIterator<Item = u32>) {
-        let put = self.free.push_all(&self.links, slots, self.bundle());
-        debug_assert_eq!(put, Ok(()));
+    /// Moves slots that were free before to the depot. `_bound` is this class's list, locked, so
+    /// that no flag can be set meanwhile; none is set before, since the slots were free.
+    fn push_all(&self, _bound: &Bound<Self, Slot>, slots: impl IntoIterator<Item = u32>) {
+        let pushed = self.depot.push_all(slots);
+        debug_assert!(pushed);
     }
 
-    /// Takes the caller's own magazine, which has been bound to this class, off the roster and
-    /// sends its slots home, unless others did so.
-    pub(crate) fn dismiss(&self, magazine: &Magazine) {
-        let mut bound = self.roster.lock();
-        self.put_back(bound.leave(self, magazine).map(Record::index));
+    /// Unbinds the caller's own magazine, which was bound to this class, and moves its slots to the
+    /// depot, unless a recall has done both.
+    pub(crate) fn unbind(&self, magazine: &Magazine) {
+        let mut bound = self.bound.lock();
+        let slots = bound.unbind(NonNull::from(self), magazine);
+        // SAFETY: slots of this class, to which the magazine was bound.
+        let indices = slots.map(|slot| unsafe { slot.as_ref() }.index());
+        self.push_all(&bound, indices);
     }
 
-    /// Queues for a slot. From then on none goes into a magazine.
+    /// Queues for a slot. From then on no slot goes into a magazine.
     pub(crate) fn join(&self, waker: Waker) -> Joined {
-        // Dropped after the lock is let go of, if it is of no use.
+        // A waker that is not used is dropped after the lock.
         let mut waker = Some(waker);
-        let mut bound = self.roster.lock();
+        let mut bound = self.bound.lock();
         self.recall(&mut bound, None);
-        self.waiters.join(&self.free, || self.pop_one().map(Record::index), &mut waker)
+        self.depot.join(|| self.pop_one(&bound).map(Slot::index), &mut waker)
     }
 
-    /// Leaves the queue; a slot that was handed over in the meantime is the caller's.
+    /// The slot that was granted to a waiter, as [`Depot::claim`] says.
+    pub(crate) fn claim(&self, ticket: WaitTicket, waker: &Waker) -> Option<u32> {
+        self.depot.claim(ticket, waker)
+    }
+
+    /// Takes a waiter off the queue, as [`Depot::leave`] says.
     pub(crate) fn leave(&self, ticket: WaitTicket) -> Option<u32> {
-        self.waiters.leave(&self.free, ticket)
+        self.depot.leave(ticket)
     }
 
-    /// Sends a Free slot home although a push was diverted.
-    pub(crate) fn home(&self, record: &Record) -> Home {
-        let index = record.index();
-        loop {
-            match self.free.push(index, &self.links[index as usize]) {
-                Ok(()) => return Home::Free,
-                Err(Diverted::Closed) => return Home::Closed,
-                Err(Diverted::Waiters) => {
-                    if let Ok(waker) = self.waiters.grant(&self.free, index) {
-                        return Home::Granted(waker);
-                    }
-                }
-            }
-        }
+    /// Pushes a Free slot to the depot, past the magazines, as [`Depot::push_or_grant`] says.
+    pub(crate) fn push_or_grant(&self, slot: &Slot) -> Pushed {
+        self.depot.push_or_grant(slot.index())
     }
 
-    /// Whether no slot can come home before a late proof: waiting would wait for what may never
-    /// come.
+    /// Returns `true` if every slot is Quarantined, so that none may ever become free.
     pub(crate) fn is_wholly_quarantined(&self) -> bool {
-        self.records.iter().all(|record| record.slot().state() == SlotState::Quarantined)
+        self.slots.iter().all(|slot| slot.word().state() == SlotState::Quarantined)
     }
 
-    /// Called after a slot became Quarantined: if it was the last that was not, nobody may go on
-    /// waiting. The queue's lock orders this with `join`: either the waiter sees the state, or
-    /// this sees the waiter.
+    /// The wakers of all waiters, to be woken, if they have nothing to wait for: called after a
+    /// slot became Quarantined. The queue's lock orders this with [`join`](Self::join), so that
+    /// either the waiter sees the slot's state, or this call sees the waiter.
     pub(crate) fn slot_quarantined(&self) -> Vec<Waker> {
-        // The lock comes first, also for a second thread here: the later one sees both slots.
-        if self.waiters.waiting() > 0 && self.is_wholly_quarantined() {
-            self.waiters.rouse()
-        } else {
-            Vec::new()
-        }
+        self.depot.wake_if(|| self.is_wholly_quarantined())
     }
 
-    /// The numbers of the slots at home: on the free list, in magazines, handed to waiters. Exact
-    /// only while nothing moves. Not in a forked child.
-    pub(crate) fn at_home(&self) -> Vec<u32> {
-        let bound = self.roster.lock();
-        let mut indices = self.free.indices(&self.links);
-        let in_magazines = bound.magazines().flat_map(|magazine| magazine.look(self));
-        indices.extend(in_magazines.map(Record::index));
-        indices.extend(self.waiters.granted());
+    /// The numbers of the free slots: in the depot and in magazines. Exact only while nothing
+    /// moves. Not for a forked child.
+    pub(crate) fn free_slots(&self) -> Vec<u32> {
+        let bound = self.bound.lock();
+        let mut indices = self.depot.slots();
+        let in_magazines = bound.magazines().flat_map(|own| own.items_of_idle_owner().iter());
+        // SAFETY: slots of this class, to which the magazines are bound.
+        indices.extend(in_magazines.map(|slot| unsafe { slot.as_ref() }.index()));
         indices
     }
 
-    /// Ends the class with its pool's handle; returns how many slots were at home. Slots handed to
-    /// waiters are at home too: every waiter borrows the handle, so these were forgotten.
+    /// Closes the class with its pool's handle, and returns the number of free slots.
     pub(crate) fn close(&self) -> usize {
         let mut in_magazines = 0;
-        let mut bound = self.roster.lock();
-        self.roster.recall(&mut bound, self, None, |_| in_magazines += 1);
+        let mut bound = self.bound.lock();
+        self.bound.recall(&mut bound, NonNull::from(self), None, |_| in_magazines += 1);
         bound.close();
         drop(bound);
-        in_magazines + self.free.close(&self.links) + self.waiters.granted().len()
+        in_magazines + self.depot.close()
     }
+}
+
+/// The capacity of a magazine for a class of `count` slots; 0: there are no magazines.
+///
+/// A magazine has a quarter of the class at most: a thread that runs short has to fetch the slots
+/// in magazines.
+fn magazine_limit(count: usize) -> u32 {
+    let (least, share) = if cfg!(loom) { (6, 3) } else { (64, 4) };
+    if count < least { 0 } else { (count / share).min(ITEMS) as u32 }
+}
+
+/// Slots in a bundle: half a magazine comes and goes at a time.
+fn bundle(magazine_limit: u32) -> usize {
+    let half = if cfg!(loom) { magazine_limit } else { magazine_limit / 2 };
+    (half as usize).clamp(1, BUNDLE)
 }
 
 #[cfg(loom)]
 impl Drop for SizeClass {
-    /// The memory goes with the class: nobody may be using it.
+    /// The memory ends with the class: a model fails if the contents are still in use.
     fn drop(&mut self) {
-        self.records.iter().for_each(|record| record.slot().contents_written());
+        self.slots.iter().for_each(|slot| slot.word().contents_written());
     }
 }

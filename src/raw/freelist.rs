@@ -16,33 +16,33 @@ const TAG: u64 = 1 << (INDEX_BITS + 2);
 /// The most slots one class can have.
 pub(crate) const MAX_SLOTS: usize = EMPTY as usize;
 
-/// Slots that a link can name: as many as a cache line has room for.
+/// Slots that a link can name: the rest of a cache line.
 const FOLLOWERS: usize = if cfg!(loom) { 1 } else { 15 };
 
-/// Slots in a bundle at most: one, those it names, and those they name.
+/// Slots in a bundle at most: the first, its followers, and the followers of each follower.
 pub(crate) const BUNDLE: usize = 1 + FOLLOWERS + FOLLOWERS * FOLLOWERS;
 
-/// Why a slot was not pushed. It is still the caller's.
+/// The reason that a slot was not pushed. The slot is still the caller's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Diverted {
-    /// Somebody waits: the slot is theirs.
+    /// A waiter is queued: the slot is to be granted.
     Waiters,
-    /// The pool's handle is gone: the slot is given up with its hold on the pool.
+    /// The pool is closed: the slot's hold on the pool is to be dropped.
     Closed,
 }
 
-/// Why nothing was popped.
+/// The reason that nothing was popped.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unpopped {
     Empty,
-    /// What is on top is more than one slot.
+    /// A bundle of more than one slot is on top.
     Bundle,
 }
 
 /// A slot's part in the free list.
 ///
-/// A cache line of its own, apart from the slot's record: what a bundle consists of is in few of
-/// them.
+/// Links are cache lines of their own, apart from the slots' state words, so that a bundle of 241
+/// slots is in 16 lines.
 #[derive(Debug, Default)]
 #[cfg_attr(not(loom), repr(align(64)))]
 pub(crate) struct Link {
@@ -52,21 +52,21 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// Where the list goes on, and how many followers this bundle has.
+    /// The first slot of the next bundle, and the number of followers of this one.
     fn read(&self) -> (u32, usize) {
         // Relaxed: ordered by the load of the head.
         let word = self.next.load(Ordering::Relaxed);
         (word & EMPTY, (word >> INDEX_BITS) as usize)
     }
 
-    /// Names followers as long as there is room, and answers how many.
+    /// Names followers as long as there is room, and returns their number.
     fn name(&self, mut follower: impl FnMut() -> Option<u32>) -> usize {
         let named = self.followers.iter().map_while(|place| Some((place, follower()?)));
         // Relaxed: published by the exchange of the head.
         named.map(|(place, follower)| place.store(follower, Ordering::Relaxed)).count()
     }
 
-    /// So many of those named.
+    /// The first `count` of the named followers.
     fn followers(&self, count: usize) -> impl Iterator<Item = u32> {
         // Relaxed: as in `read`.
         self.followers.iter().take(count).map(|place| place.load(Ordering::Relaxed))
@@ -78,31 +78,48 @@ impl Link {
     }
 }
 
-/// A stack of slots, by their numbers, in bundles: the first slot of each is linked to the next
-/// bundle's, and its link names followers, whose links name more. So a magazine's worth of slots
-/// comes and goes with one exchange, and only two cache misses after one another.
+/// A stack of slots, by their numbers, in bundles.
+///
+/// ```text
+///   head: tag (36 bits) | CLOSED | WAITERS | index of the slot on top (26 bits)
+///                                             |
+///   link of slot 7:  next bundle: 40 | followers: 8, 9, 10      <- bundle of 7 to 10 and more
+///                                    |  link of 8: followers 11, 12
+///   link of slot 40: next: none      v
+/// ```
+///
+/// The first slot of a bundle is linked to the first slot of the next bundle. Its link names
+/// followers, and the followers' links name more. So half a magazine of slots moves with one
+/// exchange and two cache misses in a row: the links of all followers are loaded at once.
+///
+/// | head | changed to | by |
+/// |---|---|---|
+/// | no flag | slots on top | `push`, `push_all` |
+/// | a slot on top | the next bundle on top, tag + 1 | `pop`, `pop_single` |
+/// | empty | `WAITERS` | a waiter, under the waiters' lock |
+/// | `WAITERS` | no flag | the last waiter or its granter, under the waiters' lock |
+/// | any | `CLOSED`, empty, for good | the drop of the pool's handle |
 ///
 /// # Invariants
 ///
-/// 1. The index names a slot at home or is `EMPTY`, and so does the link of every bundle on the
-///    list.
+/// 1. The index names a free slot or is `EMPTY`, and so does the link of every bundle on the list.
 /// 2. The tag counts pops: between two occurrences of one head value no slot was popped. A pop that
 ///    read a link before another thread popped and pushed the same slot therefore fails. (After
 ///    2^36 pops while one pop stands still, minutes at least, the tag would repeat.)
 /// 3. `WAITERS` is set only while the list is empty and a waiter is queued, and changes only under
-///    the waiters' lock. So a push that meets it hands its slot to the first waiter, nobody
-///    overtakes a waiter, and no fence is needed between "the list is empty" and "I wait".
-/// 4. `CLOSED` never goes away.
+///    the waiters' lock. A push that sees the flag grants its slot to the first waiter. So no
+///    thread overtakes a waiter, and no fence is needed between "the list is empty" and "I wait".
+/// 4. `CLOSED` stays set.
 ///
-/// One word for all of it means that a push needs to look at nothing else.
+/// Flags and index are in one word, so that a push has to look at nothing else.
 #[derive(Debug)]
 pub(crate) struct FreeList {
     head: AtomicU64,
 }
 
-// `links` are always those of all slots, whose owner the caller is.
+// `links` are always the links of all slots of the list.
 impl FreeList {
-    /// All slots, the first on top, in bundles of so many.
+    /// A list of all slots, the first on top, in bundles of `bundle`.
     pub(crate) fn new(links: &[Link], bundle: usize) -> Self {
         let list = Self { head: AtomicU64::new(u64::from(EMPTY)) };
         let all = 0..links.len() as u32;
@@ -118,14 +135,14 @@ impl FreeList {
         popped.map(|bundle| bundle.unpack(links, take)).is_ok()
     }
 
-    /// Takes the slot on top, unless it is one of a bundle.
+    /// Takes the slot on top, unless the slot is the first of a bundle.
     #[inline]
     pub(crate) fn pop_single(&self, links: &[Link]) -> Result<u32, Unpopped> {
         self.detach(links, |top, followers| (followers == 0).then_some(top))
     }
 
-    /// Takes the bundle on top, if `look` makes something of its first slot and its number of
-    /// followers.
+    /// Takes the bundle on top, if `look`, which gets the first slot and the number of followers,
+    /// answers something.
     #[inline]
     fn detach<R>(
         &self,
@@ -136,15 +153,15 @@ impl FreeList {
         // contents visible. Pushes and pops in between continue the release sequence.
         let mut head = self.head.load(Ordering::Acquire);
         loop {
-            // If the slot was popped since, what its link and those of its followers say may be
-            // anything, and the exchange fails by invariant 2.
+            // If the slot was popped since, the links may say anything, and the exchange fails by
+            // invariant 2.
             let top = index(head);
             let link = links.get(top as usize).ok_or(Unpopped::Empty)?;
             let (next, followers) = link.read();
             let looked = look(top, followers).ok_or(Unpopped::Bundle)?;
             let popped = (head & !INDEX_MASK).wrapping_add(TAG) | u64::from(next);
-            // Relaxed (success): the value is the one that the Acquire load read, by invariant 2
-            // from the same write. Acquire (failure): as the load above.
+            // Relaxed (success): the value is the one of the Acquire load, by invariant 2 from the
+            // same write. Acquire (failure): as the load above.
             match self.head.compare_exchange_weak(
                 head,
                 popped,
@@ -157,17 +174,16 @@ impl FreeList {
         }
     }
 
-    /// Puts one slot on top. `link` is its own.
+    /// Puts one slot on top. `link` is the slot's own.
     ///
-    /// The caller may not touch the pool afterwards unless it keeps it alive in another way: the
-    /// slot is at home. Both arguments consist of atomics only, so that they may dangle from then.
+    /// After the push the caller may not touch the pool, unless another hold keeps the pool alive.
+    /// The list and the link consist of atomics only, so that both references may dangle from then.
     #[inline]
     pub(crate) fn push(&self, index: u32, link: &Link) -> Result<(), Diverted> {
         self.push_chain(index, link, 0)
     }
 
-    /// Puts slots on top, in bundles of `bundle`; nothing if there are none. The caller keeps the
-    /// pool alive.
+    /// Puts slots on top, in bundles of `bundle`. The caller keeps the pool alive.
     pub(crate) fn push_all(
         &self,
         links: &[Link],
@@ -191,10 +207,10 @@ impl FreeList {
         }
     }
 
-    /// Puts a chain of bundles on top, whose last one is still to be linked.
+    /// Puts a chain of bundles on top. The last bundle is linked here.
     #[inline]
     fn push_chain(&self, first: u32, last: &Link, followers: usize) -> Result<(), Diverted> {
-        // Relaxed: nothing is read through it.
+        // Relaxed: nothing is read through the head.
         let mut head = self.head.load(Ordering::Relaxed);
         loop {
             if head & FLAGS != 0 {
@@ -203,7 +219,7 @@ impl FreeList {
             last.write(index(head), followers);
             let pushed = (head & !INDEX_MASK) | u64::from(first);
             // Release (success): partner of the Acquire loads in `detach` and `close`; publishes
-            // the links, the slots' state words and what their owners did to the contents. Relaxed
+            // the links, the slots' state words and their owners' accesses to the contents. Relaxed
             // (failure): as the load above.
             match self.head.compare_exchange_weak(
                 head,
@@ -227,7 +243,7 @@ impl FreeList {
             .is_ok()
     }
 
-    /// Takes `WAITERS` back. Only under the waiters' lock.
+    /// Clears `WAITERS`. Only under the waiters' lock.
     pub(crate) fn clear_waiters(&self) {
         // Relaxed: as in `set_waiters`.
         self.head.fetch_and(!WAITERS, Ordering::Relaxed);
@@ -239,18 +255,18 @@ impl FreeList {
         self.head.load(Ordering::Relaxed) & WAITERS != 0
     }
 
-    /// Sets `CLOSED`, takes every slot off the list and returns how many there were.
+    /// Sets `CLOSED`, takes every slot off the list and returns their number.
     pub(crate) fn close(&self, links: &[Link]) -> usize {
-        // Acquire: partner of the Release in `push_chain`, for the links, and so that unmapping
-        // comes after all that the slots' last owners did.
+        // Acquire: partner of the Release in `push_chain`. Makes the links visible, and puts
+        // unmapping after all accesses of the slots' last owners.
         let head = self.head.swap(CLOSED | u64::from(EMPTY), Ordering::Acquire);
         let mut count = 0;
         walk(links, index(head), |_| count += 1);
         count
     }
 
-    /// The indices on the list, from the top. Exact only while nothing moves; ends in time even if
-    /// the links are damaged.
+    /// The indices on the list, from the top. Exact only while nothing moves. Ends even if the links
+    /// are damaged.
     pub(crate) fn indices(&self, links: &[Link]) -> Vec<u32> {
         // Acquire: as in `detach`.
         let head = self.head.load(Ordering::Acquire);
@@ -260,7 +276,7 @@ impl FreeList {
     }
 }
 
-/// Visits the slots of all bundles from `first` on; ends after as many bundles as there are slots.
+/// Visits the slots of all bundles from `first` on. Ends after as many bundles as there are slots.
 fn walk(links: &[Link], first: u32, mut visit: impl FnMut(u32)) {
     let mut at = first;
     for _ in 0..=links.len() {
@@ -270,17 +286,17 @@ fn walk(links: &[Link], first: u32, mut visit: impl FnMut(u32)) {
     }
 }
 
-/// What the first links of a bundle say.
+/// The content of the first links of a bundle.
 struct Bundle {
     first: u32,
     count: usize,
-    /// The followers, and how many others each of them names.
+    /// The followers, and the number of followers of each.
     followers: [(u32, usize); FOLLOWERS],
 }
 
 impl Bundle {
-    /// Asks for all cache lines at once: nothing here depends on what the followers' say. Nor need
-    /// the bundle be the caller's yet, so that taking it and this go on at the same time.
+    /// Loads the lines of all followers at once, because no address here depends on a follower's
+    /// link. The caller need not have the bundle yet, so that the loads and the exchange overlap.
     #[inline]
     fn look(links: &[Link], first: u32) -> Self {
         let link = &links[first as usize];

@@ -1,40 +1,49 @@
 //! Private machinery of the pool.
 //!
-//! A [`RawPool`] owns one [`Region`](region::Region) cut into [`SizeClass`]es of equal slots. A
-//! slot at home stands on its class's [`FreeList`](freelist::FreeList), the depot, or in a thread's
-//! [`Magazine`](magazine::Magazine); one that is out is named by a [`SlotRef`].
+//! ```text
+//!   pool        RawPool and its handle                 slotref   SlotRef: one slot that is out
+//!   threads     the magazines of a thread
+//!   class       SizeClass and its Slots
+//!   depot       free slots that all threads share      bound     the magazines bound to a class
+//!   waiters, freelist                                  magazine  a stack of one thread
+//!   head        PoolHead: identity, holds, region      state     the state word of a slot
+//! ```
+//!
+//! A file imports only files below itself.
 
+#[allow(unsafe_code)]
+mod bound;
+#[allow(unsafe_code)]
 mod class;
+mod depot;
 mod freelist;
-mod local;
+#[allow(unsafe_code)]
+mod head;
 #[allow(unsafe_code)]
 mod magazine;
 #[allow(unsafe_code)]
 mod pool;
-#[allow(unsafe_code)]
-mod rack;
 mod reclaim;
-#[allow(unsafe_code)]
-mod record;
 #[allow(unsafe_code)]
 mod region;
 mod replaced;
 #[allow(unsafe_code)]
-mod roster;
-mod slot;
-#[allow(unsafe_code)]
 mod slotref;
+mod state;
+#[allow(unsafe_code)]
+mod threads;
 mod waiters;
 
-#[cfg(test)]
-pub(crate) use class::Home;
+pub(crate) use bound::BoundMagazines;
 pub(crate) use class::SizeClass;
-pub(crate) use local::LocalMagazine;
+pub use head::PoolHead;
+pub(crate) use magazine::Magazine;
 pub use pool::RawPool;
 pub(crate) use pool::{Options, PoolHandle};
 pub use reclaim::Reclaim;
 pub use region::RegionReport;
 pub use replaced::Replaced;
-pub use slot::{Slot, SlotState};
 pub use slotref::SlotRef;
+pub use state::{SlotState, StateWord};
+pub(crate) use threads::LocalMagazine;
 pub(crate) use waiters::{Joined, WaitTicket, wake_all};

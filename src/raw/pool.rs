@@ -3,18 +3,20 @@
 use std::{iter, ops::Deref, ptr::NonNull};
 
 use super::{
-    class::SizeClass, freelist::MAX_SLOTS, rack, reclaim::Reclaim, record::Record, region::Region,
-    replaced::ReplacedBytes, slotref::SlotRef,
+    class::{ClassLayout, SizeClass, Slot},
+    freelist::MAX_SLOTS,
+    head::PoolHead,
+    region::Region,
+    slotref::SlotRef,
+    threads::{self, LocalMagazine},
 };
 use crate::{
     backing::Backing,
     error::{AllocError, BuildError},
-    lock::{Mutex, lock},
-    sync::{Arc, AtomicUsize, Ordering, Weak, unique_id},
     sys::memory::{self, Supply},
 };
 
-/// What a pool is built from.
+/// The settings of a pool.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Options {
     /// Capacity in bytes and number of slots of each class.
@@ -28,106 +30,84 @@ pub(crate) struct Options {
     pub(crate) sender_quota: Option<usize>,
 }
 
-/// A pool. Lives in a box of its own until its last hold is given up.
-///
-/// # Invariants
-///
-/// 1. `holds` is 1 for the handle, plus 1 for each slot, wherever it is, plus 1 for each thread
-///    that is handing a slot to a waiter or giving up a magazine. While the handle lives no alloc
-///    or recycle touches it. Closing gives up the handle's hold and those of the slots at home, in
-///    magazines too; from then a slot that comes home gives up its own. Whoever brings it to 0
-///    frees the pool.
-/// 2. Apart from that the pool is only ever used through shared references.
+/// A pool, in an allocation of its own until the last hold of its head is dropped.
+#[repr(C)]
 pub struct RawPool {
-    id: u64,
-    holds: AtomicUsize,
+    /// At the start: a pointer to the pool is one to its head.
+    head: PoolHead,
     classes: Classes,
-    reclaim: Mutex<Vec<Weak<dyn Reclaim>>>,
-    pub(super) replaced: ReplacedBytes,
     fallback: bool,
-    sender_quota: Option<usize>,
-    /// Dropped last: the classes point into it.
-    region: Region,
 }
 
-// SAFETY: the only parts that are not Send and Sync by themselves are the pointers in `classes`:
-// to this pool and to its classes, which are used through shared references and atomics only
-// (invariant 2), and into `region`, which is accessed only through a SlotRef by that slot's holder.
+// SAFETY: the only parts that are not Send and Sync by themselves are the pointers in `classes`: to
+// the head and to the classes, which are used through shared references and atomics only (invariant
+// 2 of `PoolHead`), and into the region, which is accessed only through a SlotRef by that slot's
+// holder.
 unsafe impl Send for RawPool {}
 // SAFETY: as above.
 unsafe impl Sync for RawPool {}
-// SAFETY: as above: its pointers are to its pool, to itself and into the region.
-unsafe impl Sync for SizeClass {}
 
 impl RawPool {
-    /// A number that no other pool of this process ever has.
-    #[inline]
-    pub fn id(&self) -> u64 {
-        self.id
+    /// The pool of a slot that is out.
+    pub(crate) fn of(slot: &SlotRef) -> &Self {
+        // SAFETY: the pointer was made of one to the whole pool, whose first field the head is; the
+        // slot's hold keeps the pool alive, and it is used through shared references only.
+        unsafe { slot.head().cast().as_ref() }
     }
 
-    /// Enters someone who holds slots of this pool in flight. Once is enough, and more often does
-    /// no harm; that the pool forgets it when it is dropped goes without saying.
+    /// Frees the pool that `head` is the head of.
     ///
-    /// Look whether somebody waits for such a slot afterwards.
-    pub fn register(&self, reclaim: Weak<dyn Reclaim>) {
-        let mut registered = lock(&self.reclaim);
-        if registered.len() == registered.capacity() {
-            registered.retain(|known| known.strong_count() > 0);
-            registered.sort_unstable_by_key(|known| known.as_ptr().addr());
-            registered.dedup_by(|one, other| one.ptr_eq(other));
-            // After a crowd, or those who are gone would keep its room, and their own memory.
-            let room = (2 * registered.len()).max(4);
-            registered.shrink_to(room);
-        }
-        registered.push(reclaim);
+    /// # Safety
+    ///
+    /// The pool is one of `PoolHandle::build`, the pointer is derived from the one to the whole
+    /// pool, and nothing uses the pool from now on.
+    unsafe fn free(head: NonNull<PoolHead>) {
+        // SAFETY: the pointer is the one of the box leaked in `PoolHandle::build`, since the head
+        // is the first field.
+        drop(unsafe { Box::from_raw(head.cast::<Self>().as_ptr()) });
     }
 
-    /// Whether somebody waits for a slot of any class.
+    /// Returns `true` if a thread or task waits for a slot of any class.
     ///
-    /// Exact for whoever is ordered after the waiter's queueing by a lock; see [`Reclaim`].
+    /// Exact for a caller that a lock orders after the waiter's queueing; see
+    /// [`Reclaim`](super::reclaim::Reclaim).
     #[inline]
     pub fn has_waiters(&self) -> bool {
-        self.classes.iter().any(|class| class.free().has_waiters())
-    }
-
-    /// All who registered and still live. The list is copied, so that none runs under its lock.
-    pub(crate) fn reclaimers(&self) -> Vec<Arc<dyn Reclaim>> {
-        lock(&self.reclaim).iter().filter_map(Weak::upgrade).collect()
+        self.classes.iter().any(|class| class.depot().has_waiters())
     }
 
     pub(crate) fn classes(&self) -> &[SizeClass] {
         &self.classes
     }
 
-    /// Hands out a free slot of `class`, or, where that is chosen, of the next larger one that has
-    /// one.
+    /// Takes and claims a free slot of `class`, or, if the pool has `fallback`, of the next larger
+    /// class that has one.
     #[inline]
-    pub(crate) fn take(&self, class: &SizeClass) -> Result<SlotRef, AllocError> {
+    pub(crate) fn alloc(&self, class: &SizeClass) -> Result<SlotRef, AllocError> {
         let at = NonNull::from(class);
-        match rack::with(at, || class.place(), |magazine| magazine.take(class)) {
-            Some(record) => Ok(SlotRef::claim(record)),
-            None => self.take_elsewhere(class),
+        match threads::with_magazine(at, || class.number(), |own| class.pop_from(own)) {
+            Some(slot) => Ok(SlotRef::claim(slot)),
+            None => self.alloc_slow(class),
         }
     }
 
-    /// Hands out a slot where the magazine has none.
+    /// As [`alloc`](Self::alloc), where this thread's magazine has no slot.
     #[cold]
     #[inline(never)]
-    fn take_elsewhere(&self, class: &SizeClass) -> Result<SlotRef, AllocError> {
+    fn alloc_slow(&self, class: &SizeClass) -> Result<SlotRef, AllocError> {
         if class.is_forked() {
             return Err(AllocError::Forked);
         }
         let larger = |other: &&SizeClass| self.fallback && other.capacity() > class.capacity();
         let classes = iter::once(class).chain(self.classes.iter().filter(larger));
-        let taken = classes.filter_map(take_at_length).next();
-        taken.map(SlotRef::claim).ok_or(AllocError::Exhausted)
+        let popped = classes.filter_map(pop).next();
+        popped.map(SlotRef::claim).ok_or(AllocError::Exhausted)
     }
 
-    /// Adds what `make` makes of up to `count` slots, handed out as by [`take`](Self::take), to
-    /// `bufs`, and says why they are fewer.
+    /// Adds what `make` makes of up to `count` slots, each as of [`alloc`](Self::alloc), to `bufs`.
+    /// `Err` says why there are fewer.
     #[inline]
-    pub(crate) fn take_many<T>(
+    pub(crate) fn alloc_many<T>(
         &self,
         class: &SizeClass,
         count: usize,
@@ -136,87 +116,84 @@ impl RawPool {
     ) -> Result<(), AllocError> {
         let full = bufs.len().saturating_add(count);
         while bufs.len() < full {
-            rack::with(
+            threads::with_magazine(
                 NonNull::from(class),
-                || class.place(),
-                |magazine| {
-                    let records = magazine.take_many(class, full - bufs.len());
-                    bufs.extend(records.map(|record| make(SlotRef::claim(record))));
+                || class.number(),
+                |own| {
+                    let slots = class.pop_many_from(own, full - bufs.len());
+                    bufs.extend(slots.map(|slot| make(SlotRef::claim(slot))));
                     Some(())
                 },
             );
             if bufs.len() < full {
-                bufs.push(make(self.take_elsewhere(class)?));
+                bufs.push(make(self.alloc_slow(class)?));
             }
         }
         Ok(())
     }
+}
 
-    /// How many slots one sender may have in flight.
+impl Deref for RawPool {
+    type Target = PoolHead;
+
     #[inline]
-    pub fn sender_quota(&self) -> Option<usize> {
-        self.sender_quota
+    fn deref(&self) -> &PoolHead {
+        &self.head
     }
+}
 
-    pub(crate) fn region(&self) -> &Region {
-        &self.region
-    }
+/// Takes a free slot of the class, which refills this thread's magazine on the way, or empties those
+/// of other threads.
+fn pop(class: &SizeClass) -> Option<&Slot> {
+    // SAFETY: the class lives while it is borrowed.
+    unsafe { threads::with_bound_magazine(NonNull::from(class), |own| class.pop(own)) }
+}
 
-    /// Bytes of former pages that the kernel still holds.
-    pub fn replaced_bytes(&self) -> usize {
-        self.replaced.get()
-    }
-
-    /// Takes one more hold of the pool, to be given up.
-    pub(super) fn hold(&self) {
-        // Relaxed: taken while another one is alive.
-        self.holds.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Gives up `holds` of the pool's holds.
-    ///
-    /// # Safety
-    ///
-    /// The caller has that many (invariant 1) and uses them no more; without another one it does
-    /// not touch the pool, nor any slot, again.
-    pub(super) unsafe fn give_up(pool: NonNull<Self>, holds: usize) {
-        // SAFETY: the caller's holds keep the pool alive until the subtraction. A local place, not
-        // a reference to all of the pool, because another thread may free it right after.
-        let count = unsafe { &(*pool.as_ptr()).holds };
-        // AcqRel: Release partners with the Acquire of whoever brings it to 0 and frees the pool,
-        // which so comes after everybody's last access.
-        if count.fetch_sub(holds, Ordering::AcqRel) == holds {
-            // SAFETY: the pointer is of the box leaked in `PoolHandle::build`; no hold is left,
-            // so nobody else uses it, and only one thread sees the count reach 0.
-            drop(unsafe { Box::from_raw(pool.as_ptr()) });
+impl LocalMagazine<'_> {
+    /// Takes and claims a free slot of the handle's class.
+    #[inline]
+    pub(crate) fn alloc(&self) -> Result<SlotRef, AllocError> {
+        match self.pop() {
+            Some(slot) => Ok(SlotRef::claim(slot)),
+            None => self.alloc_slow(),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn alloc_slow(&self) -> Result<SlotRef, AllocError> {
+        if self.class().is_forked() {
+            return Err(AllocError::Forked);
+        }
+        self.pop_slow().map(SlotRef::claim).ok_or(AllocError::Exhausted)
     }
 }
 
 impl std::fmt::Debug for RawPool {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let classes: Vec<_> =
-            self.classes.iter().map(|class| (class.capacity(), class.records().len())).collect();
+            self.classes.iter().map(|class| (class.capacity(), class.slots().len())).collect();
         f.debug_struct("Pool")
-            .field("id", &self.id)
+            .field("id", &self.id())
             .field("classes", &classes)
-            .field("region", self.region.report())
+            .field("region", self.region().report())
             .finish()
     }
 }
 
 /// The classes of a pool, in ascending order of capacity.
 ///
-/// Not a box, which may not be moved while there are pointers into it.
+/// Not a box: a box may not be moved while there are pointers into it.
 struct Classes(NonNull<[SizeClass]>);
 
 impl Classes {
-    /// So many classes, each made by `make`, which is told where it will lie.
+    /// `count` classes, each made by `make`, which gets the number of the class and the address
+    /// where the class will lie.
     fn new(count: usize, make: impl Fn(usize, NonNull<SizeClass>) -> SizeClass) -> Self {
-        // The only reference: one more to the whole would end the pointers to the parts.
+        // The only reference to the whole: a second one would end the pointers to the parts.
         let first = NonNull::from(Box::leak(Box::<[SizeClass]>::new_uninit_slice(count))).cast();
         for number in 0..count {
-            // SAFETY: there is room for so many.
+            // SAFETY: there is room for `count`.
             let at = unsafe { first.add(number) };
             // SAFETY: there is room for a class, unused so far.
             unsafe { at.write(make(number, at)) };
@@ -230,23 +207,23 @@ impl Deref for Classes {
 
     #[inline]
     fn deref(&self) -> &[SizeClass] {
-        // SAFETY: they live as long as this, and are only used through shared references.
+        // SAFETY: the classes live as long as `self`, and are only used through shared references.
         unsafe { self.0.as_ref() }
     }
 }
 
 impl Drop for Classes {
     fn drop(&mut self) {
-        // SAFETY: of the box leaked in `new`; nobody uses them after the pool's end.
+        // SAFETY: the box leaked in `new`; nothing uses the classes after the pool's end.
         drop(unsafe { Box::from_raw(self.0.as_ptr()) });
     }
 }
 
-/// The one handle of a pool. Dropping it closes the pool; slots that are out stay valid, and the
-/// last of them to come home frees it.
+/// The one handle of a pool. Dropping the handle closes the pool. Slots that are out stay valid,
+/// and the last one to be recycled frees the pool.
 pub(crate) struct PoolHandle {
     pool: NonNull<RawPool>,
-    /// That with the smallest slots, at hand.
+    /// The class with the smallest slots.
     smallest: NonNull<SizeClass>,
 }
 
@@ -275,21 +252,13 @@ impl PoolHandle {
             let ((capacity, count), place) = (options.classes[number], &layout.places[number]);
             // SAFETY: the offset is at most `layout.bytes`, which the region spans.
             let memory = unsafe { region.start().add(place.offset) };
-            let zero = options.zero_on_recycle;
-            SizeClass::new(at, pool, memory, capacity, place.stride, count, zero)
+            let layout = ClassLayout { memory, capacity, stride: place.stride, count };
+            SizeClass::new(at, pool.cast(), layout, options.zero_on_recycle)
         });
         let handle = Self { pool, smallest: classes.0.cast() };
-        let slots: usize = options.classes.iter().map(|(_, count)| count).sum();
-        let raw = RawPool {
-            id: unique_id(),
-            holds: AtomicUsize::new(slots + 1),
-            classes,
-            reclaim: Mutex::default(),
-            replaced: ReplacedBytes::new(region.report().bytes),
-            fallback: options.fallback,
-            sender_quota: options.sender_quota,
-            region,
-        };
+        let slots = options.classes.iter().map(|(_, count)| count).sum();
+        let head = PoolHead::new(slots, RawPool::free, options.sender_quota, region);
+        let raw = RawPool { head, classes, fallback: options.fallback };
         // SAFETY: the pointer is to a box of a RawPool's layout, unused so far.
         unsafe { pool.write(raw) };
         Ok(handle)
@@ -298,8 +267,8 @@ impl PoolHandle {
     /// The smallest class whose slots have `capacity` bytes.
     #[inline]
     pub(crate) fn class(&self, capacity: usize) -> Result<&SizeClass, AllocError> {
-        // SAFETY: the handle's hold keeps the pool alive, and with it its classes, which are only
-        // used through shared references.
+        // SAFETY: the handle's hold keeps the pool and its classes alive, which are only used
+        // through shared references.
         let smallest = unsafe { self.smallest.as_ref() };
         if smallest.capacity() >= capacity { Ok(smallest) } else { self.larger_class(capacity) }
     }
@@ -319,27 +288,27 @@ impl Deref for PoolHandle {
 
     #[inline]
     fn deref(&self) -> &RawPool {
-        // SAFETY: the handle's hold (invariant 1) keeps the pool alive, and it is used through
-        // shared references only (invariant 2).
+        // SAFETY: the handle's hold keeps the pool alive (invariant 1 of `PoolHead`), and the pool
+        // is used through shared references only (invariant 2).
         unsafe { self.pool.as_ref() }
     }
 }
 
 impl Drop for PoolHandle {
     fn drop(&mut self) {
-        // In a forked child nothing of the pool's lies where it was, which may be somebody else's
-        // by now: unmapping it would be a mistake.
+        // In a forked child the pool's memory is absent, and other memory may lie there by now:
+        // unmapping it would be a mistake.
         if self.classes().iter().any(SizeClass::is_forked) {
             return;
         }
-        let at_home: usize = self.classes().iter().map(SizeClass::close).sum();
-        // SAFETY: the handle's hold is given up with the handle; those of the slots at home became
-        // ours when `close` took them off lists and magazines.
-        unsafe { RawPool::give_up(self.pool, at_home + 1) };
+        let free: usize = self.classes().iter().map(SizeClass::close).sum();
+        // SAFETY: the handle's hold ends with the handle; those of the free slots became this
+        // thread's when `close` took the slots out of depots and magazines.
+        unsafe { PoolHead::drop_holds(self.pool.cast(), free + 1) };
     }
 }
 
-/// Where each class lies in the region.
+/// The places of the classes in the region.
 struct Layout {
     places: Vec<Place>,
     bytes: usize,
@@ -393,12 +362,6 @@ fn stride(capacity: usize, page_bytes: usize) -> Option<usize> {
     }
 }
 
-/// Takes a slot of the class, filling the thread's magazine up on the way, or emptying the others'.
-fn take_at_length(class: &SizeClass) -> Option<&Record> {
-    // SAFETY: the class lives while it is borrowed.
-    unsafe { rack::with_bound(NonNull::from(class), |magazine| class.take(magazine)) }
-}
-
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -413,40 +376,6 @@ mod tests {
         assert_eq!(stride(4096, 4096), Some(4096));
         assert_eq!(stride(4097, 4096), Some(8192));
         assert_eq!(stride(usize::MAX, 4096), None);
-    }
-
-    #[test]
-    fn the_pool_forgets_holders_that_are_gone_and_knows_the_others_once() {
-        struct Holder(#[expect(dead_code, reason = "so that each lies at a place of its own")] u8);
-
-        impl Reclaim for Holder {
-            fn drive(&self) {}
-
-            fn watch(self: Arc<Self>) -> bool {
-                true
-            }
-        }
-
-        let options = Options { classes: vec![(64, 1)], ..Options::default() };
-        let pool = PoolHandle::build(options).unwrap();
-        let kept = [(); 2].map(|()| Arc::new(Holder(0)));
-        let enter = |holder: &Arc<Holder>| {
-            let holder: Weak<Holder> = Arc::downgrade(holder);
-            pool.register(holder);
-        };
-        let crowd: Vec<_> = (0..1000).map(|_| Arc::new(Holder(0))).collect();
-        crowd.iter().for_each(enter);
-        drop(crowd);
-        for _ in 0..1000 {
-            pool.register(Weak::<Holder>::new());
-            kept.iter().for_each(enter);
-        }
-        assert!(lock(&pool.reclaim).len() < 10);
-        let mut known: Vec<_> =
-            pool.reclaimers().iter().map(|known| Arc::as_ptr(known).addr()).collect();
-        known.sort_unstable();
-        known.dedup();
-        assert_eq!(known.len(), 2);
     }
 
     #[test]

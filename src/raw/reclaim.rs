@@ -1,36 +1,39 @@
-//! What a pool knows about the holders of its slots.
+//! The holders of slots, as a pool knows them.
 
 use std::time::Duration;
 
 use crate::sync::Arc;
 
-/// Somebody who holds slots in flight and can find out which of them are released.
+/// A holder of slots in flight that can find out which of them are released: a sender.
 ///
-/// A sender's shared part registers itself, weakly, with each pool whose slots it holds. Whoever
-/// waits for a slot queues first, then drives everyone registered, then asks to be helped by
-/// [`watch`](Self::watch), then sleeps. So a waiter never sleeps on buffers that only it could
-/// reap.
+/// A holder registers itself, weakly, with each pool of which it holds slots. A waiter and a holder
+/// then cannot miss one another:
 ///
-/// The other half of that promise is the implementor's: after registering, and with each lease it
-/// begins, it looks whether somebody waits for such a slot and, if so, has itself watched. `drive`
-/// and the beginning of a lease exclude one another (by the implementor's lock), so one of the two
-/// sees the other.
+/// | waiter | holder |
+/// |---|---|
+/// | 1. queues | 1. registers |
+/// | 2. drives all registered holders | 2. begins a lease, under its lock |
+/// | 3. has the reaper [watch](Self::watch) them | 3. looks for waiters, and has itself watched |
+/// | 4. sleeps | |
+///
+/// `drive` and the beginning of a lease exclude one another by the holder's lock, so that one of the
+/// two sees the other. So no waiter sleeps on buffers that only the waiter's thread would reap.
 pub trait Reclaim: Send + Sync {
-    /// Flushes the unsent rest and reads the error queue, so that released slots go home.
+    /// Sends what is unsent and reads the error queue, so that released slots are recycled.
     ///
-    /// Never blocks, and runs no user code while it holds a lock.
+    /// Never blocks, and runs no user code while a lock is held.
     fn drive(&self);
 
-    /// [`drive`](Self::drive) as the watching thread does it. Returns when that is to be done
-    /// again although there is no news.
+    /// [`drive`](Self::drive), called by the reaper. Returns the time until the next call if no
+    /// event comes first.
     fn attend(&self) -> Option<Duration> {
         self.drive();
         None
     }
 
-    /// Has a thread of the library call [`drive`](Self::drive) whenever there is news, for as long
-    /// as that is of use to someone.
+    /// Has the reaper call [`attend`](Self::attend) at every event, as long as a waiter needs a
+    /// slot.
     ///
-    /// `false`: no thread can be had; the caller has to drive from time to time.
+    /// `false`: no thread can be had, and the caller has to drive from time to time.
     fn watch(self: Arc<Self>) -> bool;
 }

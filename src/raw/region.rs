@@ -1,4 +1,4 @@
-//! The memory of a pool: one mapping on the best pages that could be had.
+//! The memory of a pool: one mapping on the best available pages.
 
 use std::{fmt, io, ptr::NonNull};
 
@@ -8,7 +8,7 @@ use crate::{
     sys::memory::{self, Mapping, Supply},
 };
 
-/// What backs a region of a pool's memory, and why nothing better does.
+/// The pages behind a region of a pool's memory, and the reasons against better ones.
 ///
 /// ```
 /// let pool = pinbuf::Pool::new(64 * 1024, 64)?;
@@ -26,12 +26,12 @@ pub struct RegionReport {
     pub page_bytes: usize,
     /// Length of the region in bytes, a multiple of `page_bytes`.
     pub bytes: usize,
-    /// Whether every page was there when the pool was built. If not, transparent huge pages are
-    /// what the kernel was asked for, and not confirmed.
+    /// `true` if every page was there when the pool was built. If not, transparent huge pages were
+    /// asked for, and are not confirmed.
     pub populated: bool,
-    /// The NUMA node that all pages come from, if one was chosen.
+    /// The NUMA node of all pages, if a node was chosen.
     pub numa_node: Option<usize>,
-    /// The better kinds that were tried, best first, and what ended each.
+    /// The better kinds that were tried, best first, each with the reason against it.
     pub refused: Vec<(Pages, Refusal)>,
 }
 
@@ -62,7 +62,7 @@ impl Region {
     /// Maps at least `bytes` bytes on the best pages that `backing` allows.
     pub(crate) fn map(bytes: usize, backing: Backing, supply: Supply) -> Result<Self, BuildError> {
         if let Some(node) = supply.numa_node {
-            // Apart from the ladder: no kind of pages is to be had there, so none is to blame.
+            // Apart from the ladder: if the node has no page at all, no kind of pages is to blame.
             let one_page = Mapping::base(memory::page_bytes(), supply);
             one_page.map_err(|error| BuildError::NumaNode { node, refusal: refusal(&error) })?;
         }
@@ -134,25 +134,25 @@ impl Region {
             .map_err(|error| BuildError::Lock { bytes, error: OsError::from(&error) })
     }
 
-    /// Whether a part of the memory can get new pages while the kernel holds the old ones.
+    /// Returns `true` if a part of the memory can get new pages while the kernel holds the old ones.
     ///
-    /// Not on hugetlb pages: a page held stays out of the reserve, so that the new one may not be
-    /// there, which the next touch answers with SIGBUS.
+    /// Not on hugetlb pages: a held page stays out of the reserve, so that a new page may be
+    /// missing. The next touch would end in SIGBUS.
     pub(crate) fn can_replace(&self, start: *mut u8, len: usize) -> bool {
         let page_bytes = memory::page_bytes();
         let whole_pages = start.addr().is_multiple_of(page_bytes) && len.is_multiple_of(page_bytes);
         whole_pages && matches!(self.report.pages, Pages::Base | Pages::Thp)
     }
 
-    /// Lets go of the pages of a part of the memory, which then reads as zeros; the first step of
-    /// a replacement, which [`repopulate`](Self::repopulate) completes.
+    /// Discards the pages of a part of the memory, which then reads as zeros. The first step of a
+    /// replacement; [`repopulate`](Self::repopulate) is the second.
     ///
     /// # Safety
     ///
-    /// The part lies in the region, [`can_replace`](Self::can_replace) it, and nobody uses its
-    /// contents, except that the kernel may go on reading the old pages, which it holds.
+    /// The part lies in the region, [`can_replace`](Self::can_replace) returns `true` for the part,
+    /// and nothing uses its contents, except that the kernel may go on reading the old pages.
     pub(crate) unsafe fn discard(&self, start: NonNull<u8>, len: usize) -> io::Result<()> {
-        // SAFETY: the caller's promises are those asked for.
+        // SAFETY: the caller promises what is asked for.
         unsafe { self.mapping.discard(start, len) }
     }
 

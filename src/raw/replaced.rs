@@ -1,8 +1,8 @@
-//! Pages taken out from under an address while the kernel still holds them.
+//! Former pages of slots, which the kernel still holds.
 
 use crate::sync::{Arc, AtomicUsize, Ordering};
 
-/// How many bytes of a pool's former pages the kernel still holds, beyond the pool's own.
+/// The number of bytes of a pool's former pages that the kernel still holds.
 #[derive(Clone, Debug)]
 pub(crate) struct ReplacedBytes {
     held: Arc<AtomicUsize>,
@@ -10,32 +10,32 @@ pub(crate) struct ReplacedBytes {
 }
 
 impl ReplacedBytes {
-    /// None so far, for a pool of so many bytes: a quarter of it may be held at once.
+    /// 0, for a pool of `pool_bytes`, of which the kernel may hold a quarter at once.
     pub(crate) fn new(pool_bytes: usize) -> Self {
         Self { held: Arc::default(), most: pool_bytes / 4 }
     }
 
-    /// Bytes held now.
+    /// The bytes held now.
     pub(crate) fn get(&self) -> usize {
         // Relaxed: a statistic.
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Counts so many bytes more, if that is not too much.
+    /// Counts `bytes` more, if the bound allows that.
     pub(crate) fn add(&self, bytes: usize) -> Option<Replaced> {
         let add = |held: usize| held.checked_add(bytes).filter(|held| *held <= self.most);
-        // Relaxed, both: only the number matters, nothing is published with it.
+        // Relaxed, both: nothing is published with the number.
         self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).ok()?;
         Some(Replaced { bytes, held: Arc::clone(&self.held) })
     }
 }
 
-/// Stands for pages that the kernel holds though their address has new ones.
+/// Former pages that the kernel holds, while their address has new ones.
 ///
-/// To be dropped when the kernel is proven to have let go of them, and forgotten when no proof can
-/// come any more. Keeps nothing alive but a counter.
+/// Drop the value with the proof that the kernel has released the pages. Forget the value if no
+/// proof can come any more. Nothing but a counter is kept alive.
 #[derive(Debug)]
-#[must_use = "dropping it says that the kernel has let go of the pages"]
+#[must_use = "a drop means that the kernel has released the pages"]
 pub struct Replaced {
     bytes: usize,
     held: Arc<AtomicUsize>,

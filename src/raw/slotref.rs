@@ -3,79 +3,88 @@
 use std::{ptr::NonNull, task::Waker};
 
 use super::{
-    class::{Home, SizeClass},
-    local::LocalMagazine,
-    magazine::Magazine,
-    pool::RawPool,
-    rack,
-    record::Record,
+    class::{Magazine, SizeClass, Slot},
+    depot::{Depot, Pushed},
+    head::PoolHead,
     replaced::Replaced,
-    slot::Slot,
+    state::StateWord,
+    threads::{self, LocalMagazine},
 };
 
-/// Names one slot that is out, and keeps its pool alive.
+/// Names one slot that is out, and keeps the slot's pool alive.
 ///
-/// Not Clone, and no Drop: each is a holder counted in the slot's word, [`share`] makes one more,
-/// [`recycle`] and [`unshare`] end it. Forgetting one keeps the slot out and the pool's memory
-/// mapped, which is what Quarantined means.
+/// Not Clone, and no Drop: each is a holder counted in the slot's state word. [`share`] makes one
+/// more, [`recycle`] and [`unshare`] end it. Forgetting one keeps the slot out and the pool's memory
+/// mapped, which is the meaning of Quarantined.
+///
+/// A slot that is recycled becomes Free and then goes to the first of these places that takes it:
+///
+/// | | place | takes the slot if | function |
+/// |---|---|---|---|
+/// | 1 | this thread's magazine, or the local handle's | bound to the class, and has room | `push`, `try_recycle_into` |
+/// | 2 | the same after binding it and making room | the depot has no flags | `push_slow`, `push_via` |
+/// | 3 | the depot's free list | the depot has no flags | `push_via` |
+/// | 4 | a waiter | one is queued | `push_or_grant` |
+/// | 5 | none: the slot's hold on the pool is dropped | the pool is closed | `push_or_grant` |
 ///
 /// # Invariants
 ///
-/// 1. The slot is out: not on the free list, not in a magazine, not with a waiter. Its hold keeps
+/// 1. The slot is out: not in the depot, not in a magazine, not granted to a waiter. Its hold keeps
 ///    the pool alive.
 ///
 /// [`share`]: Self::share
 /// [`recycle`]: Self::recycle
 /// [`unshare`]: Self::unshare
 #[derive(Debug)]
-pub struct SlotRef(NonNull<Record>);
+pub struct SlotRef(NonNull<Slot>);
 
-// SAFETY: points to a record of a RawPool, which is Send and Sync; the slot's memory is handed out
-// as a raw pointer only.
+// SAFETY: points to a slot of a pool, which is Send and Sync; the slot's memory is handed out as a
+// raw pointer only.
 unsafe impl Send for SlotRef {}
 // SAFETY: as above.
 unsafe impl Sync for SlotRef {}
 
 impl SlotRef {
-    /// Hands out the slot that the caller took from where the free ones are, or was granted.
+    /// Hands out a Free slot that the caller took out of a magazine or the depot, or was granted.
     #[inline]
-    pub(crate) fn claim(record: &Record) -> Self {
-        record.slot().claim();
-        Self(NonNull::from(record))
+    pub(crate) fn claim(slot: &Slot) -> Self {
+        slot.word().claim();
+        Self(NonNull::from(slot))
     }
 
     #[inline]
-    fn record(&self) -> &Record {
-        // SAFETY: the pool is alive (invariant 1), and with it its records, which are only used
+    fn slot(&self) -> &Slot {
+        // SAFETY: the pool is alive (invariant 1), and with it its slots, which are only used
         // through shared references.
         unsafe { self.0.as_ref() }
     }
 
     #[inline]
     fn class(&self) -> &SizeClass {
-        // SAFETY: as in `record`.
-        unsafe { self.record().class().as_ref() }
+        // SAFETY: as in `slot`.
+        unsafe { self.slot().class().as_ref() }
     }
 
+    /// The slot's state word.
     #[inline]
-    pub(crate) fn slot(&self) -> &Slot {
-        self.record().slot()
+    pub(crate) fn word(&self) -> &StateWord {
+        self.slot().word()
     }
 
     #[inline]
     pub(crate) fn memory(&self) -> NonNull<u8> {
-        self.record().memory()
+        self.slot().memory()
     }
 
     /// Bytes written, for an exclusive holder to keep.
     #[inline]
     pub(crate) fn len(&self) -> usize {
-        self.record().len()
+        self.slot().len()
     }
 
     #[inline]
     pub(crate) fn set_len(&self, len: usize) {
-        self.record().set_len(len);
+        self.slot().set_len(len);
     }
 
     #[inline]
@@ -83,50 +92,57 @@ impl SlotRef {
         self.class().capacity()
     }
 
+    /// The head of the slot's pool.
     #[inline]
-    pub(crate) fn pool(&self) -> &RawPool {
-        let pool = self.class().pool();
+    pub(crate) fn pool(&self) -> &PoolHead {
         // SAFETY: the pool is alive (invariant 1) and used through shared references only.
-        unsafe { pool.as_ref() }
+        unsafe { self.class().head().as_ref() }
     }
 
-    /// Whether somebody waits for a slot of this class.
+    /// A pointer to the head of the slot's pool, derived from the one to the whole pool.
+    pub(super) fn head(&self) -> NonNull<PoolHead> {
+        self.class().head()
+    }
+
+    /// Returns `true` if a thread or task waits for a slot of this class.
     #[inline]
     pub(crate) fn is_awaited(&self) -> bool {
-        self.class().free().has_waiters()
+        self.class().depot().has_waiters()
     }
 
-    /// Turns a lease into a quarantined one. Returns the wakers of those who wait, if that leaves
-    /// them nothing to wait for; they are to be woken with no lock held.
+    /// Turns a lease into a quarantined one. Returns the wakers of waiters that have nothing to
+    /// wait for any more, to be woken with no lock held.
     #[must_use]
     pub(crate) fn quarantine(&self) -> Vec<Waker> {
-        self.slot().quarantine();
+        self.word().quarantine();
         if self.class().is_forked() { Vec::new() } else { self.class().slot_quarantined() }
     }
 
-    /// Turns a quarantined lease into a handle by giving the slot new pages, so that what the
-    /// kernel may still read is no longer the slot's. `len`, the length of what was written,
-    /// becomes 0 when that is lost.
+    /// Turns a quarantined lease into a handle by giving the slot new pages. What the kernel may
+    /// still read is no longer the slot's. `len`, the length of the written bytes, becomes 0 when
+    /// these are lost.
     ///
-    /// `None`, and the slot stays Quarantined: somebody else holds it too, by a handle or a lease
-    /// of whatever kind; it has no whole pages of its own, or such as cannot be replaced; the
-    /// kernel holds too much of the pool already; or it has no page to give.
+    /// `None`, and the slot stays Quarantined:
+    /// - the slot has another holder: a handle, or a lease of whatever kind;
+    /// - the slot has no whole pages of its own, or pages that cannot be replaced;
+    /// - the kernel holds too many former pages of the pool already;
+    /// - the system has no page to give.
     pub(crate) fn replace_pages(&self, len: &mut usize) -> Option<Replaced> {
         let (memory, bytes) = (self.memory(), self.class().stride());
         let pool = self.pool();
-        if !self.slot().is_quarantined_alone() || !pool.region().can_replace(memory.as_ptr(), bytes)
+        if !self.word().is_quarantined_alone() || !pool.region().can_replace(memory.as_ptr(), bytes)
         {
             return None;
         }
         let replaced = pool.replaced.add(bytes)?;
-        self.slot().contents_written();
+        self.word().contents_written();
         // SAFETY: `bytes` from `memory` on are the slot's, and so in the region, which can replace
-        // them. The caller's lease is the only holder, as just checked, and nobody can come to hold
-        // the slot but through a handle: apart from the kernel nobody uses the contents.
+        // them. The caller's lease is the only holder, as just checked, and new holders are made
+        // only from handles: apart from the kernel nothing uses the contents.
         unsafe { pool.region().discard(memory, bytes) }.ok()?;
         *len = 0;
         pool.region().repopulate(memory, bytes).ok()?;
-        self.slot().quarantine_released();
+        self.word().quarantine_released();
         Some(replaced)
     }
 
@@ -136,36 +152,53 @@ impl SlotRef {
     ///
     /// With 2^21 - 1 holders.
     pub(crate) fn share(&self) -> Self {
-        self.slot().share();
+        self.word().share();
         Self { ..*self }
     }
 
-    /// Gives up a handle; the last holder sends the slot home.
+    /// Ends a handle; the last holder recycles the slot.
     pub(crate) fn unshare(self) {
-        if self.slot().unshare() {
-            self.go_home();
+        if self.word().unshare() {
+            self.push();
         }
     }
 
-    /// Gives up the only handle and sends the slot home. `Err`: it is not the only one, or no
-    /// handle.
+    /// Recycles the slot of an only handle. `Err`: there are other holders, or this is no handle.
     #[inline]
     pub(crate) fn try_recycle(self) -> Result<(), Self> {
-        if !self.slot().try_recycle() {
+        if !self.word().try_recycle() {
             return Err(self);
         }
-        self.go_home();
+        self.push();
         Ok(())
     }
 
-    /// Gives up the only handle and sends the slot home.
+    /// Recycles the slot of an only handle.
     ///
     /// # Panics
     ///
-    /// If there is anything but one handle on the slot.
+    /// If the slot has another holder than one handle.
     pub(crate) fn recycle(self) {
-        self.slot().recycle();
-        self.go_home();
+        self.word().recycle();
+        self.push();
+    }
+
+    /// Recycles the slot of an only lease into this thread's magazine, which wakes no waiter.
+    /// `false`, and nothing has happened: there are other holders, or the magazine has no room.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) fn try_recycle_leased(&self) -> bool {
+        let class = self.slot().class();
+        let number = || self.class().number();
+        let free = || {
+            let alone = self.word().try_recycle_leased();
+            if alone {
+                self.set_len(0);
+            }
+            alone
+        };
+        threads::with_magazine(class, number, |own| own.push_if(class, self.0, free).then_some(()))
+            .is_some()
     }
 
     /// Recycles those of the last buffers in a row that are of one class and alone, as far as the
@@ -173,20 +206,20 @@ impl SlotRef {
     #[inline]
     pub(crate) fn recycle_last<T>(bufs: &mut Vec<T>, slot: impl Fn(&T) -> &SlotRef) {
         let Some(last) = bufs.last() else { return };
-        let class = slot(last).record().class();
+        let class = slot(last).slot().class();
         let mut rest = bufs.iter();
-        rack::with(
+        threads::with_magazine(
             class,
-            || slot(last).class().place(),
-            |magazine| {
-                magazine.put_many(class, || {
+            || slot(last).class().number(),
+            |own| {
+                own.push_many(class, || {
                     let &Self(at) = slot(rest.as_slice().last()?);
                     // SAFETY: the slot is out (invariant 1).
-                    let record = unsafe { at.as_ref() };
-                    if record.class() != class || !record.slot().try_recycle() {
+                    let slot = unsafe { at.as_ref() };
+                    if slot.class() != class || !slot.word().try_recycle() {
                         return None;
                     }
-                    record.set_len(0);
+                    slot.set_len(0);
                     rest.next_back();
                     Some(at)
                 });
@@ -194,80 +227,26 @@ impl SlotRef {
             },
         );
         let rest = rest.len();
-        // SAFETY: not more than before. Those behind are recycled, and must not be dropped.
+        // SAFETY: not more than before. The buffers behind are recycled, and must not be dropped.
         unsafe { bufs.set_len(rest) };
     }
 
-    // A slot that goes home. Once it is there nothing here keeps the pool alive: nothing of it is
-    // touched, and no argument is a reference into it.
-
-    /// Sends the slot, which is Free, home by this thread's magazine.
-    #[inline]
-    fn go_home(self) {
-        self.set_len(0);
-        let class = self.record().class();
-        let place = || self.class().place();
-        if rack::with(class, place, |magazine| magazine.put(class, self.0).then_some(())).is_none()
-        {
-            self.go_elsewhere();
-        }
-    }
-
-    /// Ends a lease and sends the slot home by this thread's magazine, which wakes nobody. `false`,
-    /// and nothing has happened: somebody else holds the slot too, or the magazine does not take
-    /// it.
-    #[inline(always)]
-    #[must_use]
-    pub(crate) fn try_recycle_leased(&self) -> bool {
-        let class = self.record().class();
-        let place = || self.class().place();
-        let free = || {
-            let alone = self.slot().try_recycle_leased();
-            if alone {
-                self.set_len(0);
-            }
-            alone
-        };
-        rack::with(class, place, |magazine| magazine.put_if(class, self.0, free).then_some(()))
-            .is_some()
-    }
-
-    /// Sends the slot, which is Free, home where this thread's magazine does not take it.
-    #[cold]
-    #[inline(never)]
-    fn go_elsewhere(self) {
-        let class = self.class();
-        if class.is_forked() {
-            return;
-        }
-        if class.zero_on_recycle() {
-            self.slot().contents_written();
-            // SAFETY: `capacity` bytes from `memory` are the slot's and mapped; the word says that
-            // there is no handle and no lease, so nobody else accesses them.
-            unsafe { self.memory().write_bytes(0, class.capacity()) };
-        }
-        // SAFETY: the slot's hold keeps the class alive until it is home.
-        unsafe { rack::with_bound(self.record().class(), |magazine| self.go_by(magazine)) };
-    }
-
-    /// Gives up the only handle and sends the slot home by `local`'s magazine, if it is for its
-    /// class.
+    /// Recycles the slot of an only handle into the magazine of `local`, if that is for its class.
     #[inline]
     pub(crate) fn try_recycle_into(self, local: &LocalMagazine<'_>) -> Result<(), Self> {
-        let Some(magazine) = local.magazine(self.class()) else {
-            return self.try_recycle_foreign();
-        };
-        if !self.slot().try_recycle() {
+        let class = self.slot().class();
+        let Some(own) = local.magazine(class) else { return self.try_recycle_foreign() };
+        if !self.word().try_recycle() {
             return Err(self);
         }
         self.set_len(0);
-        if !magazine.put(self.record().class(), self.0) {
-            self.go_beyond(magazine);
+        if !own.push(class, self.0) {
+            self.push_slow_local(own);
         }
         Ok(())
     }
 
-    /// As [`try_recycle`](Self::try_recycle), out of line: with a second magazine's code in it
+    /// As [`try_recycle`](Self::try_recycle), out of line: with a second magazine's code inside,
     /// [`try_recycle_into`](Self::try_recycle_into) would not be inlined (bench row "One alloc and
     /// drop/one thread/pinbuf, local handle": 1.7 ns instead of 1.3).
     #[cold]
@@ -276,56 +255,88 @@ impl SlotRef {
         self.try_recycle()
     }
 
-    /// Sends the slot, which is Free, home where the caller's own `magazine` did not take it.
+    // The way of a slot that is Free already. After the push the pool may be freed by another
+    // thread: nothing of the pool is touched, and no argument is a reference into it.
+
+    /// Pushes the slot into this thread's magazine, or elsewhere.
+    #[inline]
+    fn push(self) {
+        self.set_len(0);
+        let class = self.slot().class();
+        let number = || self.class().number();
+        let push = |own: &Magazine| own.push(class, self.0).then_some(());
+        if threads::with_magazine(class, number, push).is_none() {
+            self.push_slow();
+        }
+    }
+
+    /// Pushes the slot, which this thread's magazine did not take.
     #[cold]
     #[inline(never)]
-    fn go_beyond(self, magazine: &Magazine) {
-        if !self.class().is_forked() {
-            let bound = self.class().bind(magazine);
-            self.go_by(bound.then_some(magazine));
-        }
-    }
-
-    /// Sends the slot, which is Free, home by the caller's own magazine, which is bound to its
-    /// class, or to the free list.
-    fn go_by(self, own: Option<&Magazine>) {
-        let class = self.record().class();
-        if own.is_some_and(|own| own.put(class, self.0) || own.spill(class, self.0)) {
+    fn push_slow(self) {
+        let class = self.class();
+        if class.is_forked() {
             return;
         }
-        let (class, index) = (self.class(), self.record().index());
-        let link = &class.links()[index as usize];
-        if class.free().push(index, link).is_err() {
-            self.recycle_diverted();
+        if class.zero_on_recycle() {
+            self.word().contents_written();
+            // SAFETY: `capacity` bytes from `memory` are the slot's and mapped. The state word says
+            // that there is no handle and no lease, so nothing else accesses them.
+            unsafe { self.memory().write_bytes(0, class.capacity()) };
+        }
+        // SAFETY: the slot's hold keeps the class alive until the push.
+        unsafe { threads::with_bound_magazine(self.slot().class(), |own| self.push_via(own)) };
+    }
+
+    /// Pushes the slot, which the caller's own magazine `own`, of a local handle, did not take.
+    #[cold]
+    #[inline(never)]
+    fn push_slow_local(self, own: &Magazine) {
+        if !self.class().is_forked() {
+            // SAFETY: the local handle unbinds its magazine before its memory ends.
+            let is_bound = unsafe { self.class().bind(own) };
+            self.push_via(is_bound.then_some(own));
         }
     }
 
-    /// Hands the slot, which is Free, to a waiter or gives it up with a closed pool.
-    fn recycle_diverted(self) {
+    /// Pushes the slot into the caller's own magazine, which is bound to the class and may be full,
+    /// or to the depot.
+    fn push_via(self, own: Option<&Magazine>) {
+        let class = self.slot().class();
+        if own.is_some_and(|own| own.push(class, self.0) || SizeClass::spill(class, own, self.0)) {
+            return;
+        }
+        let index = self.slot().index();
+        let (free, link) = self.class().depot().parts(index);
+        if !Depot::push(free, link, index) {
+            self.push_or_grant();
+        }
+    }
+
+    /// Grants the slot to a waiter, or drops the slot's hold on a closed pool.
+    fn push_or_grant(self) {
         if self.class().is_forked() {
             return;
         }
-        let pool = self.class().pool();
-        // It keeps the pool alive for the rest of the hand-over: the waiter may claim the slot,
-        // drop it and the pool, while this thread still unlocks.
-        // SAFETY: the slot's own hold keeps the pool alive up to `home`.
-        unsafe { pool.as_ref() }.hold();
-        // The hold just taken keeps the class alive.
-        let (holds, waker) = match self.class().home(self.record()) {
-            Home::Free => (1, None),
-            Home::Granted(waker) => (1, waker),
-            Home::Closed => (2, None),
+        let head = self.class().head();
+        // This hold keeps the pool alive for the rest of the hand-over: the waiter may claim the
+        // slot, and drop it and the pool, while this thread still unlocks.
+        // SAFETY: the slot's own hold keeps the pool alive up to the push.
+        unsafe { head.as_ref() }.add_hold();
+        let (holds, waker) = match self.class().push_or_grant(self.slot()) {
+            Pushed::Listed => (1, None),
+            Pushed::Granted(waker) => (1, waker),
+            Pushed::Closed => (2, None),
         };
-        // SAFETY: the hold taken above, and the slot's own if the class is closed.
-        unsafe { RawPool::give_up(pool, holds) };
+        // SAFETY: the hold added above, and the slot's own if the class is closed.
+        unsafe { PoolHead::drop_holds(head, holds) };
         if let Some(waker) = waker {
             waker.wake();
         }
     }
 
-    /// A granted slot that its waiter no longer wants: it passes on to the next, or home. It was
-    /// never claimed, so it is Free.
-    pub(crate) fn pass_on(record: &Record) {
-        Self(NonNull::from(record)).recycle_diverted();
+    /// Pushes a granted slot that its waiter gives up. The slot was never claimed, so it is Free.
+    pub(crate) fn return_grant(slot: &Slot) {
+        Self(NonNull::from(slot)).push_or_grant();
     }
 }

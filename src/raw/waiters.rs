@@ -1,4 +1,4 @@
-//! Those who wait for a slot of a class, in order.
+//! The queue of the waiters for a slot of a class.
 
 use std::{collections::VecDeque, task::Waker};
 
@@ -8,11 +8,11 @@ use crate::{
     panics::Panics,
 };
 
-/// Names one waiter of one class.
+/// The name of one waiter of one class.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct WaitTicket(u64);
 
-/// What became of joining the queue.
+/// The outcome of joining the queue.
 #[derive(Debug)]
 pub(crate) enum Joined {
     /// A slot was free after all.
@@ -22,21 +22,28 @@ pub(crate) enum Joined {
 
 #[derive(Debug)]
 enum Entry {
-    /// `None`: woken, and not asked since.
+    /// `None`: woken, and not polled since.
     Waiting(Option<Waker>),
     Granted(u32),
 }
 
-/// A queue of wakers to which slots are handed directly, first come, first served.
+/// A queue of wakers to which slots are granted directly, in the order of arrival.
+///
+/// | an entry | becomes | in | by |
+/// |---|---|---|---|
+/// | none | waiting | `join` | a waiter that finds no slot |
+/// | waiting | granted a slot | `grant` | a thread that recycles a slot |
+/// | granted | none, the slot is the waiter's | `claim`, `leave` | the waiter |
+/// | waiting | none | `leave` | the waiter |
 ///
 /// # Invariants (while the lock is not held)
 ///
 /// 1. Tickets ascend along the queue.
-/// 2. The first `granted` entries are `Granted`, the others `Waiting`.
+/// 2. The first `granted` entries are `Granted`, the rest are `Waiting`.
 /// 3. The free list's `WAITERS` flag is set exactly if there is a `Waiting` entry, unless the list
 ///    is closed.
 ///
-/// No waker is cloned, woken or dropped under the lock: all three are user code.
+/// No waker is cloned, woken or dropped under the lock, because all three are user code.
 #[derive(Debug, Default)]
 pub(crate) struct Waiters {
     queue: Mutex<Queue>,
@@ -58,9 +65,9 @@ impl Waiters {
         waker: &mut Option<Waker>,
     ) -> Joined {
         let mut queue = lock(&self.queue);
-        // The flag says that the list is empty, and stays while the lock is held. Without it a
-        // slot may come home between the two calls: then the flag is refused, and the pop, as
-        // others pop too, is tried again.
+        // The flag means that the list is empty, and stays set while this lock is held. Without the
+        // flag a slot may be pushed between the two calls. Then the flag is refused, and the pop is
+        // tried again, since another thread may pop that slot first.
         while !free.has_waiters() {
             if let Some(index) = pop() {
                 return Joined::Slot(index);
@@ -75,8 +82,8 @@ impl Waiters {
         Joined::Queued(ticket)
     }
 
-    /// Hands slot `index` to the first waiter and returns its waker, to be woken. `Err`: nobody
-    /// waits any more.
+    /// Grants slot `index` to the first waiter and returns the waiter's waker, to be woken. `Err`:
+    /// there is no waiter any more.
     pub(crate) fn grant(&self, free: &FreeList, index: u32) -> Result<Option<Waker>, ()> {
         let mut queue = lock(&self.queue);
         if !free.has_waiters() {
@@ -88,12 +95,12 @@ impl Waiters {
             unreachable!("the entries after the granted ones wait");
         };
         queue.granted += 1;
-        queue.settle(free);
+        queue.update_flag(free);
         Ok(waker)
     }
 
-    /// The slot handed to this waiter, which leaves the queue with it; else the waiter goes on
-    /// waiting, with this waker.
+    /// The slot granted to this waiter, which leaves the queue with the slot. `None`: the waiter
+    /// stays queued, with this waker.
     pub(crate) fn claim(&self, ticket: WaitTicket, waker: &Waker) -> Option<u32> {
         let mut replaced = Some(waker.clone());
         let mut queue = lock(&self.queue);
@@ -113,7 +120,7 @@ impl Waiters {
         // The lock is released before `replaced` is dropped: locals drop in reverse order.
     }
 
-    /// Leaves the queue. A slot that was handed over in the meantime is the caller's.
+    /// Takes the waiter off the queue. A slot that was granted in the meantime is the caller's.
     pub(crate) fn leave(&self, free: &FreeList, ticket: WaitTicket) -> Option<u32> {
         let mut queue = lock(&self.queue);
         let at = queue.find(ticket);
@@ -124,7 +131,7 @@ impl Waiters {
                 Some(index)
             }
             Entry::Waiting(waker) => {
-                queue.settle(free);
+                queue.update_flag(free);
                 drop(queue);
                 drop(waker);
                 None
@@ -132,8 +139,8 @@ impl Waiters {
         }
     }
 
-    /// The wakers of all who still wait, to be woken: something they wait for has changed.
-    pub(crate) fn rouse(&self) -> Vec<Waker> {
+    /// Takes the wakers of all waiting entries, to be woken. The entries stay.
+    pub(crate) fn wakers(&self) -> Vec<Waker> {
         let mut queue = lock(&self.queue);
         let granted = queue.granted;
         let waiting = queue.entries.iter_mut().skip(granted);
@@ -145,7 +152,7 @@ impl Waiters {
             .collect()
     }
 
-    /// The slots handed over and not yet claimed.
+    /// The slots that are granted and not yet claimed.
     pub(crate) fn granted(&self) -> Vec<u32> {
         let queue = lock(&self.queue);
         let entries = queue.entries.iter().take(queue.granted);
@@ -157,14 +164,14 @@ impl Waiters {
             .collect()
     }
 
-    /// How many wait.
+    /// The number of waiting entries.
     pub(crate) fn waiting(&self) -> usize {
         let queue = lock(&self.queue);
         queue.entries.len() - queue.granted
     }
 }
 
-/// Wakes all of them, those behind one that panics too; the panic goes on afterwards.
+/// Wakes all of them. If a waker panics, the rest are woken first, and then the panic resumes.
 pub(crate) fn wake_all(wakers: Vec<Waker>) {
     let mut panics = Panics::default();
     panics.catch_each(wakers.into_iter(), Waker::wake);
@@ -179,7 +186,7 @@ impl Queue {
     }
 
     /// Keeps invariant 3 after an entry stopped waiting.
-    fn settle(&self, free: &FreeList) {
+    fn update_flag(&self, free: &FreeList) {
         if self.granted == self.entries.len() {
             free.clear_waiters();
         }

@@ -12,7 +12,7 @@ use crate::{
     error::{CopyReason, OsError, SendError},
     id::NotificationId,
     lock::MutexGuard,
-    raw::RawPool,
+    raw::PoolHead,
     sys::{
         errno,
         socket::{IoVec, SendFlags},
@@ -298,7 +298,7 @@ impl<K: Kernel> Core<K> {
         &self,
         calls: &Calls,
         in_flight: &InFlight,
-        pool: Option<&RawPool>,
+        pool: Option<&PoolHead>,
         bytes: usize,
     ) -> Passes {
         let asks_each_time = in_flight.route.is_exclusive()

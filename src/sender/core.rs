@@ -23,7 +23,7 @@ use crate::{
     id::{NotificationId, SenderId, Ticket},
     lease::{IntoPayload, Memory, Payload},
     lock::{Mutex, MutexGuard, lock},
-    raw::{RawPool, Reclaim},
+    raw::{PoolHead, Reclaim},
     reaper,
     sync::{Arc, AtomicUsize, unique_id},
     sys::{
@@ -500,7 +500,7 @@ impl<K: Kernel> Core<K> {
     /// Makes this sender known to the pool of a buffer, so that a thread waiting there for a slot
     /// can read the notes that would free one.
     #[inline(always)]
-    fn register(self: &Arc<Self>, send: &mut Send, pool: Option<&RawPool>) {
+    fn register(self: &Arc<Self>, send: &mut Send, pool: Option<&PoolHead>) {
         let Some(pool) = pool else { return };
         if send.pool != Some(pool.id()) {
             self.register_with(send, pool);
@@ -508,7 +508,7 @@ impl<K: Kernel> Core<K> {
     }
 
     #[cold]
-    fn register_with(self: &Arc<Self>, send: &mut Send, pool: &RawPool) {
+    fn register_with(self: &Arc<Self>, send: &mut Send, pool: &PoolHead) {
         if !send.earlier_pools.contains(&pool.id()) {
             if let Some(earlier) = send.pool.replace(pool.id()) {
                 // One that is forgotten here goes on knowing, and is told again by the next buffer.

@@ -21,7 +21,7 @@ use crate::{
     error::{CopyReason, OsError, Poison},
     id::{NotificationId, Ticket, short_sequence},
     lease::{IntoPayload, Lease, Memory, Payload},
-    raw::RawPool,
+    raw::PoolHead,
     sync::Arc,
     sys::{Record, errno},
     tracker::{ALONE, CompletionTracker, Heir, LeaseKey, Released},
@@ -195,7 +195,7 @@ impl InFlight {
     #[inline]
     pub(super) fn quotas_allow<'a>(
         &mut self,
-        pools: impl Iterator<Item = &'a RawPool> + Clone,
+        pools: impl Iterator<Item = &'a PoolHead> + Clone,
         kernel: &impl Kernel,
     ) -> bool {
         self.done.extras.get().is_none_or(|extras| extras.held.is_empty())
@@ -205,7 +205,7 @@ impl InFlight {
     #[cold]
     fn some_quotas_allow<'a>(
         &mut self,
-        pools: impl Iterator<Item = &'a RawPool> + Clone,
+        pools: impl Iterator<Item = &'a PoolHead> + Clone,
         kernel: &impl Kernel,
     ) -> bool {
         if self.copy_reason.is_some() || self.done.quotas_allow(pools.clone()) {
@@ -251,7 +251,7 @@ impl InFlight {
 
     /// How often such lone buffers as the one that is about to go by copy may do so unasked. Until
     /// then nobody reads notes for them, so none must be to come.
-    pub(super) fn copies(&self, pool: Option<&RawPool>, bytes: usize) -> Passes {
+    pub(super) fn copies(&self, pool: Option<&PoolHead>, bytes: usize) -> Passes {
         if !self.tracker.is_idle() || pool.is_some_and(|pool| pool.sender_quota().is_some()) {
             return Passes::default();
         }
@@ -687,10 +687,10 @@ impl Done {
 
     /// Whether the quotas of their pools let buffers of these in. A pool of which nothing is held
     /// lets any number in, so that no quota can stop a sender.
-    fn quotas_allow<'a>(&self, pools: impl Iterator<Item = &'a RawPool> + Clone) -> bool {
+    fn quotas_allow<'a>(&self, pools: impl Iterator<Item = &'a PoolHead> + Clone) -> bool {
         self.extras.held.iter().filter(|(_, held)| *held > 0).all(|(id, held)| {
             let mut of_pool = pools.clone().filter(|pool| pool.id() == *id);
-            let quota = of_pool.next().and_then(RawPool::sender_quota);
+            let quota = of_pool.next().and_then(PoolHead::sender_quota);
             quota.is_none_or(|quota| held + 1 + of_pool.count() <= quota)
         })
     }
@@ -763,7 +763,7 @@ impl Heir<Lease> for Finisher<'_> {
     fn take(&mut self, place: &mut Option<Lease>) {
         let Some(lease) = place else { return };
         self.done.ledger.released(lease.ticket, self.copied | lease.copied);
-        if self.drops_at_once && lease.try_go_home() {
+        if self.drops_at_once && lease.try_recycle() {
             // It has nothing left for its drop to keep.
             mem::forget(place.take());
         } else {

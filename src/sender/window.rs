@@ -1,7 +1,7 @@
 //! How much may be in flight: the window of one sender, the memlock budget of the process.
 
 use crate::{
-    raw::RawPool,
+    raw::PoolHead,
     sync::{Arc, AtomicUsize, Ordering},
     sys::{limits, memory::page_bytes, process::PerProcess},
 };
@@ -102,18 +102,18 @@ pub(crate) struct Passes {
 
 impl Passes {
     /// So many calls, of so many bytes each at most.
-    pub(crate) fn new(calls: usize, most_bytes: usize, pool: Option<&RawPool>) -> Self {
+    pub(crate) fn new(calls: usize, most_bytes: usize, pool: Option<&PoolHead>) -> Self {
         Self { calls, most_bytes, pool: Self::id(pool) }
     }
 
     #[inline(always)]
-    fn id(pool: Option<&RawPool>) -> u64 {
-        pool.map_or(0, RawPool::id)
+    fn id(pool: Option<&PoolHead>) -> u64 {
+        pool.map_or(0, PoolHead::id)
     }
 
     /// Whether a call of `bytes` may go unasked; it has done so then.
     #[inline(always)]
-    pub(crate) fn take(&mut self, bytes: usize, pool: Option<&RawPool>) -> bool {
+    pub(crate) fn take(&mut self, bytes: usize, pool: Option<&PoolHead>) -> bool {
         let passes = self.calls > 0 && bytes <= self.most_bytes && Self::id(pool) == self.pool;
         if passes {
             self.calls -= 1;

@@ -20,7 +20,7 @@ pub(crate) fn optmem(_fd: BorrowedFd<'_>) -> io::Result<u32> {
 /// Bytes the socket accepted and the peer has not acknowledged yet.
 #[cfg(target_vendor = "apple")]
 pub(crate) fn unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
-    let bytes = super::socket::option(fd, libc::SO_NWRITE)?;
+    let bytes = super::option::option(fd, libc::SO_NWRITE)?;
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
@@ -32,7 +32,7 @@ pub(crate) fn unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: tcp(4): FIONWRITE writes one int through the pointer; `bytes` is one and outlives
     // the call. The fd is open while borrowed.
-    super::socket::check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONWRITE, &raw mut bytes) })?;
+    super::option::check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONWRITE, &raw mut bytes) })?;
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
@@ -40,11 +40,6 @@ pub(crate) fn unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
 #[cfg(not(any(target_vendor = "apple", target_os = "freebsd", target_os = "netbsd")))]
 pub(crate) fn unsent(_fd: BorrowedFd<'_>) -> io::Result<usize> {
     unsupported()
-}
-
-/// Returns `true` if the socket has no peer any more.
-pub(crate) fn is_over(fd: BorrowedFd<'_>, _kind: super::socket::Kind) -> io::Result<bool> {
-    super::socket::is_connected(fd).map(|is_connected| !is_connected)
 }
 
 /// There is no portable way to break a connection but closing it after

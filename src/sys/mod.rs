@@ -7,7 +7,9 @@ pub(crate) mod barrier;
 pub(crate) mod errno;
 mod interface;
 pub(crate) mod memory;
+mod option;
 pub(crate) mod process;
+mod ready;
 mod record;
 pub(crate) mod socket;
 

@@ -8,7 +8,9 @@ use std::{
 };
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) use super::fallback::{abort, enable_zerocopy, is_over, optmem, unsent};
+pub(crate) use super::fallback::{abort, enable_zerocopy, optmem, unsent};
+pub(super) use super::option::{check, get_option, option, set_option};
+pub use super::ready::Ready;
 
 /// What a socket is, as far as a sender treats it differently.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -297,15 +299,10 @@ pub(crate) fn shutdown_read(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// What a socket is ready for; nothing set when the time was up or a signal came.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Ready {
-    /// The socket takes bytes; not asked for unless wanted.
-    pub writable: bool,
-    /// The error queue is not empty, or the socket has an error.
-    pub error: bool,
-    /// The connection is gone in both directions. Stays set for good.
-    pub hangup: bool,
+/// Returns `true` if the socket has no peer any more.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn is_over(fd: BorrowedFd<'_>, _kind: Kind) -> io::Result<bool> {
+    is_connected(fd).map(|is_connected| !is_connected)
 }
 
 /// Waits until the socket is writable (if wanted), has an error or hung up, or the time is up;
@@ -365,50 +362,6 @@ pub(super) fn timeout_ms(timeout: Option<Duration>) -> c_int {
         let ms = timeout.as_nanos().div_ceil(1_000_000);
         c_int::try_from(ms).unwrap_or(c_int::MAX)
     })
-}
-
-/// Reads an option that is one int.
-pub(super) fn option(fd: BorrowedFd<'_>, name: c_int) -> io::Result<c_int> {
-    let mut value: c_int = 0;
-    get_option(fd, libc::SOL_SOCKET, name, std::slice::from_mut(&mut value))?;
-    Ok(value)
-}
-
-/// Integers of which every bit pattern is a value.
-pub(super) trait Plain: Copy {}
-impl Plain for c_int {}
-impl Plain for u32 {}
-impl Plain for u8 {}
-
-/// Reads an option into `value` and says how many bytes of it were filled.
-fn get_option<T: Plain>(
-    fd: BorrowedFd<'_>,
-    level: c_int,
-    name: c_int,
-    value: &mut [T],
-) -> io::Result<usize> {
-    let mut len = size_of_val(value) as libc::socklen_t;
-    let start = value.as_mut_ptr().cast();
-    // SAFETY: getsockopt(2) writes at most `len` bytes to the value, which has that many of a
-    // type for which every bit pattern is valid (Plain), and then `len`; both outlive the call.
-    // The fd is open while borrowed.
-    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, start, &raw mut len) })?;
-    Ok(len as usize)
-}
-
-/// Sets an option.
-pub(super) fn set_option<T>(fd: BorrowedFd<'_>, name: c_int, value: &T) -> io::Result<()> {
-    let len = size_of::<T>() as libc::socklen_t;
-    let value = std::ptr::from_ref(value).cast();
-    // SAFETY: setsockopt(2) reads `len` bytes of the value, which is that long and outlives the
-    // call. The fd is open while borrowed.
-    check(unsafe { libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, name, value, len) })?;
-    Ok(())
-}
-
-/// Turns the -1 of a system call into its error.
-pub(super) fn check(result: c_int) -> io::Result<c_int> {
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// Makes a system call until no signal interrupts it.

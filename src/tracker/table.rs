@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use super::Heir;
+use super::heir::Heir;
 
 /// No entry.
 pub(super) const NONE: u32 = u32::MAX;

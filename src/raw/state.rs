@@ -1,19 +1,19 @@
-//! One slot's state word: who holds it.
+//! The state word of one slot, which counts the slot's holders.
 
 use std::fmt;
 
 use crate::sync::{AtomicU64, Ordering, Witness};
 
-/// What state a slot of a pool is in.
+/// The state of a slot of a pool.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum SlotState {
-    /// In the pool, ready to be handed out.
+    /// In the pool, ready to be allocated.
     Free,
     /// With the program, as a buffer.
     Owned,
     /// The kernel may still read it.
     InFlight,
-    /// Cannot be proven released; not handed out until proof comes.
+    /// Cannot be proven released; not allocated again until proof comes.
     Quarantined,
 }
 
@@ -23,10 +23,9 @@ impl fmt::Display for SlotState {
     }
 }
 
-/// Who holds a slot: three counts, packed into its state word. All 0 is Free.
+/// The holders of a slot: three counts, packed into the state word. All 0 is Free.
 ///
-/// They never add up to more than one of them has room for, so that a holder which changes its
-/// kind always fits.
+/// The sum never exceeds the room of one count, so that a holder that changes its kind always fits.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Holders {
     handles: u64,
@@ -72,23 +71,39 @@ impl Holders {
     }
 }
 
-/// The state of one slot. It lies outside the mapped memory, so that no child process and no
-/// stray write to a buffer reaches it.
+/// The state of one slot: the counts of its holders in one atomic word, of which [`SlotState`] is
+/// derived.
+///
+/// ```text
+///   bits    62..42: quarantined leases | 41..21: leases | 20..0: handles
+/// ```
+///
+/// | from | to | method | by |
+/// |---|---|---|---|
+/// | nothing | one handle | `claim` | the thread that took the Free slot |
+/// | one handle alone | nothing | `recycle`, `try_recycle` | that handle, an exclusive buffer |
+/// | one lease alone | nothing | `try_recycle_leased` | the sender, with the proof of release |
+/// | handle | handle, handle | `share` | a handle |
+/// | handle | - | `unshare` | that handle; the last holder frees the slot |
+/// | handle | lease | `begin_lease` | the sender, before the first call |
+/// | lease | handle | `end_lease` | the sender, with the proof of release |
+/// | lease | quarantined lease | `quarantine` | the sender, if no proof can come |
+/// | quarantined lease | handle | `quarantine_released` | the sender, with the late proof |
 ///
 /// # Invariants
 ///
-/// 1. The word is 0 exactly while the slot is at home, being handed home or being handed out: then
-///    one thread at most may touch it.
+/// 1. The word is 0 exactly while the slot is free, or on its way into or out of a magazine, the
+///    depot, or a grant. Then one thread at most may touch the word.
 /// 2. Every handle, lease and quarantined lease that exists is counted in the word.
 #[derive(Debug)]
-pub struct Slot {
+pub struct StateWord {
     state: AtomicU64,
     index: u32,
     contents: Witness,
 }
 
-impl Slot {
-    /// A free slot.
+impl StateWord {
+    /// The word of a free slot.
     pub fn new(index: u32) -> Self {
         Self { state: AtomicU64::new(FREE), index, contents: Witness::default() }
     }
@@ -98,20 +113,21 @@ impl Slot {
         self.index
     }
 
-    /// The state the word says now.
+    /// The state that the word says now.
     pub fn state(&self) -> SlotState {
         Holders::unpack(self.word()).state()
     }
 
-    /// Whether there is one handle and nothing else: the caller's, who so is alone.
+    /// Returns `true` if there is one handle and nothing else: the caller's, which so is alone.
     #[inline]
     pub(crate) fn is_alone(&self) -> bool {
-        // Acquire: partner of the Release in `unshare`; what the others did to the contents comes
-        // before what a holder does who is alone.
+        // Acquire: partner of the Release in `unshare`. What former holders did to the contents
+        // comes before what a sole holder does.
         self.state.load(Ordering::Acquire) == OWNED
     }
 
-    /// Whether there is one quarantined lease and nothing else: the caller's, who so is alone.
+    /// Returns `true` if there is one quarantined lease and nothing else: the caller's, which so is
+    /// alone.
     pub(crate) fn is_quarantined_alone(&self) -> bool {
         // Acquire: as in `is_alone`.
         self.state.load(Ordering::Acquire) == QUARANTINED
@@ -122,25 +138,25 @@ impl Slot {
         self.state.load(Ordering::Relaxed)
     }
 
-    // Who holds the slot alone changes the word with a plain load and store: nobody else may touch
-    // it, and nobody comes to hold the slot but through a handle. It learns that it is alone from
-    // the word: the oldest one that it can read is that of its own coming, and if others were there
-    // since, only their going makes it read so.
+    // A sole holder may use plain loads and stores, because new holders are made only from existing
+    // handles. Reading "one holder" is proof: by coherence the load cannot return a value older than
+    // this holder's own arrival, and if others joined since, only their Release decrement could
+    // bring the count back. The Acquire load in `is_alone` pairs with it.
 
-    /// Free to Owned, by whoever took the slot off the free list.
+    /// Free to Owned, by the thread that took the slot out of a magazine, the depot or a grant.
     #[inline]
     pub fn claim(&self) {
         self.step(FREE, OWNED, "handed out");
     }
 
-    /// Owned to Free, by the only holder, who sends the slot home.
+    /// Owned to Free, by the only holder.
     #[inline]
     pub fn recycle(&self) {
         self.step(OWNED, FREE, "recycled");
     }
 
-    /// As [`recycle`](Self::recycle), for a holder who may not be the only one: then nothing
-    /// happens.
+    /// As [`recycle`](Self::recycle), for a holder that may not be the only one: then nothing
+    /// happens, and the answer is `false`.
     #[inline]
     #[must_use]
     pub(crate) fn try_recycle(&self) -> bool {
@@ -152,7 +168,8 @@ impl Slot {
         alone
     }
 
-    /// Ends a lease and sends the slot home, if there is nothing else.
+    /// InFlight to Free, by a lease that is the only holder. Otherwise nothing happens, and the
+    /// answer is `false`.
     #[inline]
     #[must_use]
     pub(crate) fn try_recycle_leased(&self) -> bool {
@@ -167,16 +184,16 @@ impl Slot {
 
     #[inline]
     fn step(&self, from: u64, to: u64, what: &str) {
-        // Relaxed: the caller holds the slot alone, and knows it from an Acquire.
+        // Relaxed: the caller is the sole holder, and knows that from an Acquire.
         let word = self.state.load(Ordering::Relaxed);
         if word != from {
             self.wrong(word, what);
         }
-        // Relaxed: as the load; the hand-over that follows publishes it.
+        // Relaxed: as the load; the hand-over that follows publishes the word.
         self.state.store(to, Ordering::Relaxed);
     }
 
-    // A holder changes its kind. Nobody's hold ends here, so nothing has to be published.
+    // A holder changes its kind. No hold ends here, so nothing has to be published.
 
     /// A handle becomes a lease.
     #[inline]
@@ -196,7 +213,7 @@ impl Slot {
         });
     }
 
-    /// A lease of which nobody can prove the release.
+    /// A lease whose release cannot be proven becomes a quarantined one.
     pub fn quarantine(&self) {
         self.turn(LEASED, QUARANTINED, "quarantined", |holders| {
             let leases = holders.leases.checked_sub(1)?;
@@ -204,7 +221,7 @@ impl Slot {
         });
     }
 
-    /// The late proof for one quarantined lease, which becomes a handle.
+    /// A quarantined lease becomes a handle, with the late proof.
     pub fn quarantine_released(&self) {
         self.turn(QUARANTINED, OWNED, "released from quarantine", |holders| {
             let quarantined = holders.quarantined.checked_sub(1)?;
@@ -212,11 +229,11 @@ impl Slot {
         });
     }
 
-    /// Turns the only holder, or one of several.
+    /// Changes the kind of the only holder, or of one of several.
     #[inline]
     fn turn(&self, from: u64, to: u64, what: &str, step: impl Fn(Holders) -> Option<Holders>) {
-        // Acquire: as in `is_alone`; the store that follows ends the release sequence of the
-        // others' `unshare`, so their Release must have been met here.
+        // Acquire: as in `is_alone`. The store that follows ends the release sequences of former
+        // holders' `unshare`, so this load has to synchronise with them.
         if self.state.load(Ordering::Acquire) == from {
             // Relaxed: the caller is alone.
             self.state.store(to, Ordering::Relaxed);
@@ -226,7 +243,7 @@ impl Slot {
         }
     }
 
-    // Holders come and go.
+    // A holder arrives or leaves.
 
     /// One handle more, made from a handle.
     ///
@@ -241,12 +258,12 @@ impl Slot {
         });
     }
 
-    /// One handle less. `true`: it was the last holder of all, and the caller puts the slot onto
-    /// the free list.
+    /// One handle less. Returns `true` if the handle was the last holder: then the slot is Free,
+    /// and the caller's to push.
     #[must_use]
     pub fn unshare(&self) -> bool {
-        // AcqRel: Release partners with the Acquire of the last one out, here or in `is_alone`,
-        // which hands the slot home and so must come after every holder's last access.
+        // AcqRel: Release partners with the Acquire of the last holder, here or in `is_alone`. So
+        // the next use of the slot comes after the last access of every holder.
         let word = self.state.fetch_sub(OWNED, Ordering::AcqRel);
         if Holders::unpack(word).handles == 0 {
             self.wrong(word, "unshared");
@@ -258,8 +275,8 @@ impl Slot {
     #[inline(never)]
     fn count(&self, order: Ordering, what: &str, step: impl Fn(Holders) -> Option<Holders>) -> u64 {
         let step = |word| step(Holders::unpack(word)).map(Holders::pack);
-        // Relaxed (failure): the word is only the input of the next attempt. Success: the
-        // caller's, whose comment names the partner.
+        // Relaxed (failure): the word is only the input of the next attempt. Success: the order of
+        // the caller, where a comment names the partner.
         match self.state.fetch_update(order, Ordering::Relaxed, step) {
             Ok(old) => step(old).expect("the step was just taken"),
             Err(word) => self.wrong(word, what),
@@ -294,76 +311,76 @@ impl Slot {
 mod tests {
     use super::*;
 
-    fn owned() -> Slot {
-        let slot = Slot::new(7);
-        slot.claim();
-        slot
+    fn owned() -> StateWord {
+        let word = StateWord::new(7);
+        word.claim();
+        word
     }
 
     #[test]
     fn the_state_is_derived_from_the_counts() {
-        let slot = Slot::new(0);
-        assert_eq!(slot.state(), SlotState::Free);
-        slot.claim();
-        assert_eq!(slot.state(), SlotState::Owned);
-        slot.begin_lease();
-        assert_eq!(slot.state(), SlotState::InFlight);
-        slot.quarantine();
-        assert_eq!(slot.state(), SlotState::Quarantined);
-        slot.quarantine_released();
-        assert_eq!(slot.state(), SlotState::Owned);
-        slot.recycle();
-        assert_eq!(slot.state(), SlotState::Free);
+        let word = StateWord::new(0);
+        assert_eq!(word.state(), SlotState::Free);
+        word.claim();
+        assert_eq!(word.state(), SlotState::Owned);
+        word.begin_lease();
+        assert_eq!(word.state(), SlotState::InFlight);
+        word.quarantine();
+        assert_eq!(word.state(), SlotState::Quarantined);
+        word.quarantine_released();
+        assert_eq!(word.state(), SlotState::Owned);
+        word.recycle();
+        assert_eq!(word.state(), SlotState::Free);
     }
 
     #[test]
-    fn the_last_holder_out_is_told_so_whatever_the_order() {
-        let slot = owned();
-        slot.share();
-        slot.share();
-        slot.begin_lease();
-        slot.begin_lease();
-        slot.end_lease();
-        assert!(!slot.unshare());
-        assert!(!slot.unshare());
-        assert_eq!(slot.state(), SlotState::InFlight);
-        slot.end_lease();
-        assert!(slot.is_alone());
-        assert!(slot.unshare());
-        assert_eq!(slot.state(), SlotState::Free);
+    fn the_last_holder_frees_the_slot_in_any_order() {
+        let word = owned();
+        word.share();
+        word.share();
+        word.begin_lease();
+        word.begin_lease();
+        word.end_lease();
+        assert!(!word.unshare());
+        assert!(!word.unshare());
+        assert_eq!(word.state(), SlotState::InFlight);
+        word.end_lease();
+        assert!(word.is_alone());
+        assert!(word.unshare());
+        assert_eq!(word.state(), SlotState::Free);
     }
 
     #[test]
     fn one_unproven_lease_keeps_a_shared_slot_quarantined() {
-        let slot = owned();
-        slot.share();
-        slot.share();
-        slot.begin_lease();
-        slot.begin_lease();
-        slot.quarantine();
-        assert_eq!(slot.state(), SlotState::Quarantined, "whatever else holds it");
-        slot.end_lease();
-        assert!(!slot.unshare());
-        assert!(!slot.unshare());
-        assert_eq!(slot.state(), SlotState::Quarantined);
-        slot.quarantine_released();
-        assert!(slot.unshare());
+        let word = owned();
+        word.share();
+        word.share();
+        word.begin_lease();
+        word.begin_lease();
+        word.quarantine();
+        assert_eq!(word.state(), SlotState::Quarantined, "a handle and a lease hold it too");
+        word.end_lease();
+        assert!(!word.unshare());
+        assert!(!word.unshare());
+        assert_eq!(word.state(), SlotState::Quarantined);
+        word.quarantine_released();
+        assert!(word.unshare());
     }
 
     #[test]
     #[should_panic(expected = "slot 7 cannot be recycled: it is Free")]
     fn a_double_recycle_panics() {
-        let slot = owned();
-        slot.recycle();
-        slot.recycle();
+        let word = owned();
+        word.recycle();
+        word.recycle();
     }
 
     #[test]
     #[should_panic(expected = "slot 7 cannot be recycled: it is InFlight (0 handles, 1 leases")]
     fn a_slot_in_flight_cannot_be_recycled() {
-        let slot = owned();
-        slot.begin_lease();
-        slot.recycle();
+        let word = owned();
+        word.begin_lease();
+        word.recycle();
     }
 
     #[test]
@@ -375,37 +392,37 @@ mod tests {
     #[test]
     #[should_panic(expected = "slot 7 cannot be given back: it is Owned")]
     fn a_lease_ends_once() {
-        let slot = owned();
-        slot.begin_lease();
-        slot.end_lease();
-        slot.end_lease();
+        let word = owned();
+        word.begin_lease();
+        word.end_lease();
+        word.end_lease();
     }
 
     #[test]
     #[should_panic(expected = "slot 7 cannot be unshared: it is InFlight")]
     fn a_handle_ends_once() {
-        let slot = owned();
-        slot.begin_lease();
-        let _ = slot.unshare();
+        let word = owned();
+        word.begin_lease();
+        let _ = word.unshare();
     }
 
     #[test]
     fn as_many_holders_as_are_counted_can_all_be_of_one_kind() {
-        let slot = owned();
-        (1..MAX_HOLDERS).for_each(|_| slot.share());
-        (0..MAX_HOLDERS).for_each(|_| slot.begin_lease());
-        (0..MAX_HOLDERS).for_each(|_| slot.quarantine());
-        assert_eq!(Holders::unpack(slot.word()).quarantined, MAX_HOLDERS);
+        let word = owned();
+        (1..MAX_HOLDERS).for_each(|_| word.share());
+        (0..MAX_HOLDERS).for_each(|_| word.begin_lease());
+        (0..MAX_HOLDERS).for_each(|_| word.quarantine());
+        assert_eq!(Holders::unpack(word.word()).quarantined, MAX_HOLDERS);
     }
 
     #[test]
     #[should_panic(expected = "slot 7 cannot be shared: it is Quarantined (1048575 handles")]
     fn a_holder_that_does_not_fit_is_refused() {
-        let slot = owned();
-        (1..MAX_HOLDERS).for_each(|_| slot.share());
-        (0..MAX_HOLDERS / 2).for_each(|_| slot.begin_lease());
-        slot.begin_lease();
-        slot.quarantine();
-        slot.share();
+        let word = owned();
+        (1..MAX_HOLDERS).for_each(|_| word.share());
+        (0..MAX_HOLDERS / 2).for_each(|_| word.begin_lease());
+        word.begin_lease();
+        word.quarantine();
+        word.share();
     }
 }

@@ -1,0 +1,223 @@
+//! The magazines of one thread.
+
+use std::{
+    cell::{Cell, OnceCell},
+    io,
+    marker::PhantomData,
+    ptr::{self, NonNull},
+};
+
+use super::{
+    class::{Magazine, SizeClass, Slot},
+    head::PoolHead,
+};
+use crate::{sync::per_thread, sys::memory::WipedOnFork};
+
+/// Magazines of a thread, a power of two.
+const MAGAZINES: usize = if cfg!(loom) { 1 } else { 16 };
+
+/// Magazines of one owner, in memory that is wiped on fork.
+///
+/// # Invariants
+///
+/// 1. The thread that has the value is the owner of the magazines. The value never goes to another
+///    thread, and its drop unbinds all of them.
+#[derive(Debug)]
+struct OwnMagazines {
+    magazines: WipedOnFork<Magazine>,
+    count: usize,
+    _not_send: PhantomData<*const ()>,
+}
+
+impl OwnMagazines {
+    fn new(count: usize) -> io::Result<Self> {
+        // SAFETY: a magazine of zeros is an unbound one, as the default is.
+        let magazines = unsafe { WipedOnFork::new(count) }?;
+        Ok(Self { magazines, count, _not_send: PhantomData })
+    }
+
+    /// The first magazine.
+    #[inline]
+    fn first(&self) -> &Magazine {
+        // SAFETY: the magazine lives as long as `self`, and is used by shared reference only.
+        unsafe { self.magazines.start().as_ref() }
+    }
+}
+
+impl Drop for OwnMagazines {
+    fn drop(&mut self) {
+        for at in 0..self.count {
+            // SAFETY: there are so many magazines.
+            let magazine = unsafe { self.magazines.start().add(at) };
+            // SAFETY: as in `first`.
+            unbind(unsafe { magazine.as_ref() });
+        }
+    }
+}
+
+/// Unbinds one of the caller's own magazines, and moves its slots to the depot.
+fn unbind(magazine: &Magazine) {
+    let Some(class) = magazine.hold_key(|class| {
+        // SAFETY: while the owner is busy the class's end waits, and with it the pool's.
+        let head = unsafe { class.as_ref() }.head();
+        // SAFETY: as above.
+        unsafe { head.as_ref() }.add_hold();
+    }) else {
+        return;
+    };
+    // SAFETY: the hold keeps the pool alive, of which the class is a part.
+    let class = unsafe { class.as_ref() };
+    let head = class.head();
+    class.unbind(magazine);
+    // SAFETY: the hold added above; nothing of the pool is used from here on.
+    unsafe { PoolHead::drop_holds(head, 1) };
+}
+
+/// The magazines of a thread, which end with the thread.
+struct OfThread(OwnMagazines);
+
+impl Drop for OfThread {
+    fn drop(&mut self) {
+        // Buffers that are dropped later in the thread's end use the depot.
+        let _ = AT_HAND.try_with(|at_hand| at_hand.set(ptr::null()));
+    }
+}
+
+/// Pointers to a thread's magazines: both null, or both not.
+struct AtHand {
+    first: Cell<*const Magazine>,
+    /// The magazine that the thread used last.
+    last: Cell<*const Magazine>,
+}
+
+impl AtHand {
+    fn set(&self, first: *const Magazine) {
+        self.first.set(first);
+        self.last.set(first);
+    }
+}
+
+per_thread! {
+    /// Null before this thread has magazines, and after their end.
+    static AT_HAND: AtHand =
+        AtHand { first: Cell::new(ptr::null()), last: Cell::new(ptr::null()) };
+}
+
+per_thread! {
+    /// This thread's magazines; `None` if there is no memory for them.
+    static OF_THREAD: OnceCell<Option<OfThread>> = OnceCell::new();
+}
+
+/// Calls `body` with this thread's magazine for `class`, whose [number](SizeClass::number) `number`
+/// answers, if the thread has magazines. The magazine may be bound to another class.
+///
+/// The thread's last used magazine is tried first, because its address is at hand. The way from a
+/// buffer through its class to the class's number is a chain of loads behind the stores of the
+/// alloc, and every pair would wait for the chain of the pair before (bench row "One alloc and
+/// drop/one thread": 8.4 ns on Intel Sapphire Rapids, 3.9 ns with this; 2.1 and 1.9 ns on AMD Zen
+/// 5). The key of the magazine tells whether it is the right one: a fork wipes the key, and another
+/// class overwrites it.
+#[inline(always)]
+pub(crate) fn with_magazine<R>(
+    class: NonNull<SizeClass>,
+    number: impl FnOnce() -> usize,
+    body: impl FnOnce(&Magazine) -> Option<R>,
+) -> Option<R> {
+    let magazine = AT_HAND.try_with(|at_hand| {
+        // SAFETY: null, or one of this thread's magazines. These live until the thread ends, when
+        // `AT_HAND` becomes null first, and are used by shared reference.
+        let last = unsafe { at_hand.last.get().as_ref() }?;
+        if last.is_bound_to(class) {
+            return Some(ptr::from_ref(last));
+        }
+        // SAFETY: there are `MAGAZINES` from the first one on.
+        let other = unsafe { at_hand.first.get().add(number() & (MAGAZINES - 1)) };
+        at_hand.last.set(other);
+        Some(other)
+    });
+    // SAFETY: as above.
+    body(unsafe { &*magazine.ok()?? })
+}
+
+/// Calls `body` with this thread's magazine for `class`, bound to the class. Gives the thread
+/// magazines, if it has none yet. `None`: the magazine cannot be bound now, or should not.
+///
+/// # Safety
+///
+/// The class lives at least until `body` is called.
+pub(crate) unsafe fn with_bound_magazine<R>(
+    class: NonNull<SizeClass>,
+    body: impl FnOnce(Option<&Magazine>) -> R,
+) -> R {
+    let bound = {
+        // SAFETY: the caller's promise.
+        let class = unsafe { class.as_ref() };
+        if class.has_magazines() { bound_magazine(class) } else { ptr::null() }
+    };
+    // SAFETY: as in `with_magazine`.
+    body(unsafe { bound.as_ref() })
+}
+
+/// This thread's magazine for `class`, bound to the class, or null.
+fn bound_magazine(class: &SizeClass) -> *const Magazine {
+    let first = OF_THREAD.try_with(|of_thread| {
+        let of_thread = of_thread.get_or_init(|| OwnMagazines::new(MAGAZINES).ok().map(OfThread));
+        of_thread.as_ref().map_or(ptr::null(), |own| ptr::from_ref(own.0.first()))
+    });
+    // In the thread's end there are no magazines any more.
+    let first = first.unwrap_or(ptr::null());
+    let _ = AT_HAND.try_with(|at_hand| at_hand.set(first));
+    let at = NonNull::from(class);
+    let bound = with_magazine(
+        at,
+        || class.number(),
+        |magazine| {
+            if !magazine.is_bound_to(at) && !magazine.is_unbound() && magazine.count_miss() {
+                unbind(magazine);
+            }
+            // SAFETY: this thread owns the magazine, and unbinds it before its memory ends.
+            unsafe { class.bind(magazine) }.then_some(ptr::from_ref(magazine))
+        },
+    );
+    bound.unwrap_or(ptr::null())
+}
+
+/// One magazine for one class, which its owner need not look for.
+#[derive(Debug)]
+pub(crate) struct LocalMagazine<'a> {
+    class: &'a SizeClass,
+    /// `None` if there is no memory for the magazine, or the class has none.
+    own: Option<OwnMagazines>,
+}
+
+impl<'a> LocalMagazine<'a> {
+    pub(crate) fn new(class: &'a SizeClass) -> Self {
+        let own = class.has_magazines().then(|| OwnMagazines::new(1).ok()).flatten();
+        Self { class, own }
+    }
+
+    /// The magazine, if it is for slots of `class`.
+    #[inline]
+    pub(super) fn magazine(&self, class: NonNull<SizeClass>) -> Option<&Magazine> {
+        let is_own = class == NonNull::from(self.class);
+        self.own.as_ref().filter(|_| is_own).map(OwnMagazines::first)
+    }
+
+    /// Takes a free slot out of the magazine.
+    #[inline]
+    pub(crate) fn pop(&self) -> Option<&'a Slot> {
+        self.own.as_ref().and_then(|own| self.class.pop_from(own.first()))
+    }
+
+    /// Takes a free slot after [`pop`](Self::pop) found none: from the depot or from the magazines
+    /// of other threads.
+    pub(crate) fn pop_slow(&self) -> Option<&'a Slot> {
+        let own = self.own.as_ref().map(OwnMagazines::first);
+        // SAFETY: the caller owns the magazine, which is unbound before its memory ends.
+        self.class.pop(own.filter(|own| unsafe { self.class.bind(own) }))
+    }
+
+    pub(crate) fn class(&self) -> &'a SizeClass {
+        self.class
+    }
+}

@@ -1,0 +1,12 @@
+//! The outcome of waiting on a socket.
+
+/// The events of a socket; none if the time was up or a signal came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Ready {
+    /// The socket takes bytes; only asked for on request.
+    pub writable: bool,
+    /// The error queue is not empty, or the socket has an error.
+    pub error: bool,
+    /// The connection is gone in both directions. Stays set for good.
+    pub hangup: bool,
+}

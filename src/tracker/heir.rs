@@ -1,0 +1,14 @@
+//! The receiver of released leases.
+
+/// Takes the leases that lose their last hold.
+pub trait Heir<T> {
+    /// Takes a lease out of its place, which costs less than a move.
+    fn take(&mut self, lease: &mut Option<T>);
+}
+
+impl<T, F: FnMut(&mut Option<T>)> Heir<T> for F {
+    #[inline(always)]
+    fn take(&mut self, lease: &mut Option<T>) {
+        self(lease);
+    }
+}
