@@ -1,4 +1,4 @@
-//! The lock of every part, and what stands for it in models.
+//! The lock of every part, and its substitute in models.
 
 #[allow(unsafe_code)]
 pub(crate) mod mutex;
@@ -14,7 +14,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock()
 }
 
-/// Takes a lock if no other thread holds it.
+/// Takes a lock if the lock is free.
 pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
     mutex.try_lock()
 }
@@ -25,7 +25,7 @@ mod modelled {
 
     use crate::sync::plain;
 
-    /// The lock of every model but those of the lock itself: loom's own, which has fewer interleavings.
+    /// loom's own lock, with fewer interleavings, for all models but those of the lock itself.
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(plain::Mutex<T>);
 

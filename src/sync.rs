@@ -1,7 +1,7 @@
 //! The only file that names `std::sync`, `std::thread`, loom or `crossbeam::utils`.
 //!
-//! Under `cfg(loom)` everything that a model explores is loom's. `Arc` and `Weak` are the standard
-//! library's in both builds: loom has no `Weak`, and no memory ordering of ours rests on them.
+//! Under `cfg(loom)` models explore the types of loom. `Arc` and `Weak` are the standard library's in
+//! both builds: loom has no `Weak`, and no memory ordering of this crate rests on them.
 
 pub(crate) use std::{
     sync::{Arc, OnceLock, Weak},
@@ -19,7 +19,7 @@ mod imp {
     pub(crate) use std::thread::yield_now;
     use std::{thread, time::Duration};
 
-    /// A static of which each thread has its own.
+    /// A static with a value for each thread.
     macro_rules! per_thread {
         ($(#[$attribute:meta])* static $name:ident: $kind:ty = $value:expr;) => {
             thread_local! {
@@ -30,7 +30,7 @@ mod imp {
     }
     pub(crate) use per_thread;
 
-    /// Puts the thread that made it to sleep, and wakes it. A wake-up before the sleep is kept.
+    /// Puts its maker's thread to sleep, and wakes the thread. A wake-up before the sleep is kept.
     #[derive(Debug)]
     pub(crate) struct Parker(thread::Thread);
 
@@ -53,7 +53,7 @@ mod imp {
         }
     }
 
-    /// Stands for the contents of a buffer where a model checks who touches them; nothing here.
+    /// The contents of a buffer, for models. Nothing in this build.
     #[derive(Debug, Default)]
     pub(crate) struct Witness(());
 
@@ -85,7 +85,7 @@ mod imp {
     }
     pub(crate) use per_thread;
 
-    /// loom's threads lose a wake-up that comes while they block on a mutex; its `Notify` does not.
+    /// A `Notify`, because a thread of loom loses a wake-up while blocked on a mutex.
     #[derive(Debug)]
     pub(crate) struct Parker(Notify);
 
@@ -124,8 +124,8 @@ mod imp {
         }
     }
 
-    /// Stands for the contents of a buffer: loom fails the model when a write is not ordered
-    /// after or before every other access.
+    /// The contents of a buffer. loom fails the model if a write is not ordered before or after every
+    /// other access.
     #[derive(Debug, Default)]
     pub(crate) struct Witness(loom::cell::UnsafeCell<()>);
 
@@ -143,19 +143,19 @@ mod imp {
 pub(crate) use imp::*;
 pub(crate) use unmodelled::{sleep, spawn, unique_id};
 
-/// The light half of [`heavy`](crate::sys::barrier::heavy): between a store and a load that the
-/// threads which call the heavy half store to and load from the other way round.
+/// The light half of [`heavy`](crate::sys::barrier::heavy): between a store and a load. The threads
+/// with the heavy half store to the loaded place, and load from the stored one.
 #[inline(always)]
 pub(crate) fn light_barrier() {
-    // SeqCst: partner of the heavy half, so that one of the two loads sees the other's store. For
-    // the compiler only where the heavy half has the processors do it.
+    // SeqCst: partner of the heavy half, so that one of the two loads sees the store of the other
+    // thread. For the compiler only, where the heavy half makes all processors pass a barrier.
     #[cfg(not(any(loom, miri)))]
     compiler_fence(Ordering::SeqCst);
     #[cfg(any(loom, miri))]
     fence(Ordering::SeqCst);
 }
 
-/// What [`lock::mutex::Mutex`](crate::lock::mutex::Mutex) is made of.
+/// The parts of [`lock::mutex::Mutex`](crate::lock::mutex::Mutex).
 pub(crate) mod plain {
     #[cfg(loom)]
     pub(crate) use loom::sync::{Condvar, Mutex, MutexGuard};
@@ -183,7 +183,7 @@ pub(crate) mod plain {
     }
 }
 
-/// What models do not explore.
+/// Calls outside the models.
 pub(crate) mod unmodelled {
     #![allow(
         clippy::disallowed_methods,
@@ -193,11 +193,11 @@ pub(crate) mod unmodelled {
     pub(crate) use std::sync::atomic::{AtomicPtr as StaticPtr, AtomicU64 as StaticU64};
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// A number that no other call in this process returns.
+    /// A number, new for each call in this process.
     pub(crate) fn unique_id() -> u64 {
-        // 0 is nobody's.
+        // 0 is never returned.
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        // Relaxed: only the numbers matter, nothing is published with them.
+        // Relaxed: nothing is published with the numbers.
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -208,7 +208,7 @@ pub(crate) mod unmodelled {
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Starts a thread that nobody joins.
+    /// Starts a thread without a handle to join.
     pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
         std::thread::Builder::new().name(name.to_owned()).spawn(body).map(drop)
     }

@@ -1,4 +1,4 @@
-//! The list of the magazines that are bound to one key.
+//! The list of the magazines bound to a key.
 
 use std::ptr::NonNull;
 
@@ -9,8 +9,8 @@ use crate::{
     sys::barrier,
 };
 
-/// Attempts to bind that are refused after magazines were emptied. A heavy barrier costs about as
-/// much as a tenth of so many visits to the depot.
+/// The number of refused attempts to bind after a recall. A heavy barrier costs about as much as a
+/// tenth of 1024 visits to the depot.
 const HOLD_OFF: u32 = if cfg!(loom) { 0 } else { 1024 };
 
 /// The magazines bound to one key, so that their items can be taken.
@@ -38,8 +38,8 @@ pub(crate) struct Bound<K, T> {
     closed: bool,
 }
 
-// SAFETY: magazines are used through shared references only, as their owners do, and consist of
-// atomics. What their pointers point to is not touched here.
+// SAFETY: magazines are used through shared references only, and consist of atomics. The items'
+// contents are not touched here.
 unsafe impl<K, T> Send for Bound<K, T> {}
 
 impl<K, T> Default for BoundMagazines<K, T> {

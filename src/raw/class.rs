@@ -1,4 +1,4 @@
-//! Slots of one size.
+//! Slots of equal size.
 
 use std::{ptr::NonNull, task::Waker};
 
@@ -19,8 +19,8 @@ use crate::{
 /// A magazine for free slots of one class.
 pub(crate) type Magazine = magazine::Magazine<SizeClass, Slot>;
 
-/// What a class keeps of each of its slots, apart from the mapped memory: no stray write to a
-/// buffer, and no child process, reaches it.
+/// The bookkeeping of a slot. It lies apart from the mapped memory, out of reach for stray writes to
+/// a buffer and for child processes.
 ///
 /// Each slot has a cache line of its own, because neighbours are used by other threads.
 #[derive(Debug)]
@@ -29,8 +29,8 @@ pub(crate) struct Slot {
     word: StateWord,
     class: NonNull<SizeClass>,
     memory: NonNull<u8>,
-    /// Bytes written of an exclusive buffer. 0 while the slot is Free: the thread that recycles the
-    /// slot resets the length, because that thread has the cache line, and the next owner does not.
+    /// Bytes written of an exclusive buffer. 0 while the slot is Free. The recycling
+    /// thread resets the length, because its processor has the cache line.
     len: AtomicUsize,
 }
 
@@ -55,7 +55,7 @@ impl Slot {
         self.word.index()
     }
 
-    /// The slot's class, which lives as long as the slot.
+    /// The slot's class. The class lives as long as the slot.
     #[inline]
     pub(crate) fn class(&self) -> NonNull<SizeClass> {
         self.class
@@ -132,8 +132,8 @@ pub(crate) struct SizeClass {
     bound: CachePadded<BoundMagazines<SizeClass, Slot>>,
 }
 
-// SAFETY: its pointers are to the pool's head, which is Sync, and into the region, whose memory
-// only the holders of slots access.
+// SAFETY: the pointers are to the pool's head, which is Sync, and into the region. Only the
+// holders of slots access the region's memory.
 unsafe impl Send for SizeClass {}
 // SAFETY: as above; the fields that change are atomics and locks.
 unsafe impl Sync for SizeClass {}
@@ -224,8 +224,8 @@ impl SizeClass {
     #[inline(always)]
     pub(crate) fn pop_from(&self, magazine: &Magazine) -> Option<&Slot> {
         let slot = magazine.pop(NonNull::from(self))?;
-        // SAFETY: the magazine was bound to this class, for which only its own slots are pushed.
-        // The class owns them.
+        // SAFETY: the magazine was bound to this class, and only slots of a class are pushed for the
+        // class, which owns them.
         Some(unsafe { slot.as_ref() })
     }
 
@@ -242,8 +242,8 @@ impl SizeClass {
         slots.map(|slot| unsafe { slot.as_ref() })
     }
 
-    /// Binds the caller's own magazine, unless it is bound already. `false`: it cannot be bound
-    /// now, or should not.
+    /// Binds the caller's own magazine, unless it is bound already. `false`: not possible, or
+    /// not useful, now.
     ///
     /// # Safety
     ///
@@ -251,7 +251,7 @@ impl SizeClass {
     /// [`unbind`](Self::unbind) has unbound it.
     pub(crate) unsafe fn bind(&self, magazine: &Magazine) -> bool {
         let may = || !self.depot.has_waiters();
-        // SAFETY: the caller's promises are those asked for.
+        // SAFETY: the caller's promise.
         self.has_magazines()
             && unsafe { self.bound.bind(NonNull::from(self), magazine, self.magazine_limit, may) }
     }
@@ -283,7 +283,7 @@ impl SizeClass {
             self.depot.pop_bundle(|index| refill.push(NonNull::from(self.slot(index))));
         };
         let slot = own.refill(NonNull::from(self), fill)?;
-        // SAFETY: one of the class's own slots, as pushed above.
+        // SAFETY: a slot of this class, as pushed above.
         Some(unsafe { slot.as_ref() })
     }
 
@@ -291,13 +291,13 @@ impl SizeClass {
     /// the depot. `false`, and nothing has happened: the magazine is not bound to `class`. After a
     /// push the caller may not touch the pool.
     pub(crate) fn spill(class: NonNull<Self>, own: &Magazine, slot: NonNull<Slot>) -> bool {
-        // SAFETY: `slot` is still the caller's, whose hold keeps the class alive.
+        // SAFETY: `slot` is still the caller's. The slot's hold keeps the class alive.
         let count = unsafe { class.as_ref() }.depot.bundle();
         own.spill(class, slot, count, |slots| {
             // SAFETY: the owner is busy, so that closing the class waits (invariant 3 of
             // `Magazine`).
             let class = unsafe { class.as_ref() };
-            // SAFETY: slots of `class`, to which the magazine is bound.
+            // SAFETY: slots of `class`, since the magazine is bound to it.
             let indices = slots.iter().map(|slot| unsafe { slot.as_ref() }.index());
             // No flag is set, since a magazine is bound (invariant 2).
             class.depot.push_all(indices)
@@ -322,7 +322,7 @@ impl SizeClass {
     fn recall(&self, bound: &mut Bound<Self, Slot>, own: Option<&Magazine>) -> bool {
         let mut indices = Vec::new();
         let recalled = self.bound.recall(bound, NonNull::from(self), own, |slot| {
-            // SAFETY: a slot of this class, to which the magazine is bound.
+            // SAFETY: a slot of this class, since the magazine is bound to it.
             indices.push(unsafe { slot.as_ref() }.index());
         });
         self.push_all(bound, indices);
@@ -341,7 +341,7 @@ impl SizeClass {
     pub(crate) fn unbind(&self, magazine: &Magazine) {
         let mut bound = self.bound.lock();
         let slots = bound.unbind(NonNull::from(self), magazine);
-        // SAFETY: slots of this class, to which the magazine was bound.
+        // SAFETY: slots of this class, since the magazine was bound to it.
         let indices = slots.map(|slot| unsafe { slot.as_ref() }.index());
         self.push_all(&bound, indices);
     }
@@ -355,17 +355,17 @@ impl SizeClass {
         self.depot.join(|| self.pop_one(&bound).map(Slot::index), &mut waker)
     }
 
-    /// The slot that was granted to a waiter, as [`Depot::claim`] says.
+    /// As [`Depot::claim`].
     pub(crate) fn claim(&self, ticket: WaitTicket, waker: &Waker) -> Option<u32> {
         self.depot.claim(ticket, waker)
     }
 
-    /// Takes a waiter off the queue, as [`Depot::leave`] says.
+    /// As [`Depot::leave`].
     pub(crate) fn leave(&self, ticket: WaitTicket) -> Option<u32> {
         self.depot.leave(ticket)
     }
 
-    /// Pushes a Free slot to the depot, past the magazines, as [`Depot::push_or_grant`] says.
+    /// Pushes a Free slot to the depot, past the magazines; see [`Depot::push_or_grant`].
     pub(crate) fn push_or_grant(&self, slot: &Slot) -> Pushed {
         self.depot.push_or_grant(slot.index())
     }
@@ -388,7 +388,7 @@ impl SizeClass {
         let bound = self.bound.lock();
         let mut indices = self.depot.slots();
         let in_magazines = bound.magazines().flat_map(|own| own.items_of_idle_owner().iter());
-        // SAFETY: slots of this class, to which the magazines are bound.
+        // SAFETY: slots of this class, since the magazines are bound to it.
         indices.extend(in_magazines.map(|slot| unsafe { slot.as_ref() }.index()));
         indices
     }

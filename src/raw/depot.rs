@@ -8,7 +8,7 @@ use super::{
 };
 use crate::sync::CachePadded;
 
-/// The free list of a class, and the queue of the threads and tasks that wait for a slot.
+/// The free list of a class, and the queue of the waiters: threads and tasks in need of a slot.
 ///
 /// ```text
 ///    magazines of threads ---- bundles of slots ----+        +---- single slots ---- other threads
@@ -34,7 +34,7 @@ pub(crate) struct Depot {
     waiters: Waiters,
 }
 
-/// The place that a pushed slot went to.
+/// The place of a pushed slot.
 #[derive(Debug)]
 pub(crate) enum Pushed {
     /// The free list.
@@ -77,9 +77,8 @@ impl Depot {
 
     /// Puts a slot on the free list. `false`, and nothing has happened: a flag is set.
     ///
-    /// After the push the caller may not touch the pool, unless another hold keeps it alive. For
-    /// this reason the push itself uses nothing but `free` and `link`, which are
-    /// [`parts`](Self::parts) of the depot.
+    /// After the push the caller may not touch the pool, unless another hold keeps the pool alive.
+    /// So the push uses nothing but `free` and `link`, two [`parts`](Self::parts) of the depot.
     #[inline]
     pub(crate) fn push(free: &FreeList, link: &Link, slot: u32) -> bool {
         free.push(slot, link).is_ok()
@@ -90,7 +89,7 @@ impl Depot {
         (&self.free, &self.links[slot as usize])
     }
 
-    /// Puts a slot where the flags say. The caller keeps the pool alive.
+    /// Puts a slot in the place of the flags' table. The caller keeps the pool alive.
     pub(crate) fn push_or_grant(&self, slot: u32) -> Pushed {
         loop {
             match self.free.push(slot, &self.links[slot as usize]) {
@@ -105,25 +104,25 @@ impl Depot {
         }
     }
 
-    /// Returns `true` if a thread or task waits for a slot. Exact for a caller that a lock orders
-    /// after the waiter's queueing; see [`Reclaim`](super::reclaim::Reclaim).
+    /// Returns `true` if a thread or task waits for a slot. Exact if a lock orders the call after
+    /// the waiter's queueing; see [`Reclaim`](super::reclaim::Reclaim).
     #[inline]
     pub(crate) fn has_waiters(&self) -> bool {
         self.free.has_waiters()
     }
 
-    /// Queues with the waker, which is taken, unless `pop` has a slot.
+    /// Queues with the waker, and takes the waker, unless `pop` has a slot.
     pub(crate) fn join(&self, pop: impl Fn() -> Option<u32>, waker: &mut Option<Waker>) -> Joined {
         self.waiters.join(&self.free, pop, waker)
     }
 
-    /// The slot that was granted to a waiter, which leaves the queue with the slot. `None`: the
-    /// waiter stays queued, with this waker.
+    /// The granted slot of a waiter. The waiter leaves the queue. `None`: the waiter stays queued,
+    /// with this waker.
     pub(crate) fn claim(&self, ticket: WaitTicket, waker: &Waker) -> Option<u32> {
         self.waiters.claim(ticket, waker)
     }
 
-    /// Takes a waiter off the queue. A slot that was granted in the meantime is the caller's.
+    /// Takes a waiter off the queue. A slot granted in the meantime is the caller's.
     pub(crate) fn leave(&self, ticket: WaitTicket) -> Option<u32> {
         self.waiters.leave(&self.free, ticket)
     }
@@ -131,8 +130,7 @@ impl Depot {
     /// The wakers of all waiters, to be woken, if `hopeless` returns `true`: then no slot may ever
     /// come. The queue's lock orders this with [`join`](Self::join).
     pub(crate) fn wake_if(&self, hopeless: impl FnOnce() -> bool) -> Vec<Waker> {
-        // The lock comes first, also for a second thread here: the later thread sees the slots of
-        // both.
+        // The lock comes first, also for a second thread here: the later thread sees both slots.
         if self.waiters.waiting() > 0 && hopeless() { self.waiters.wakers() } else { Vec::new() }
     }
 
@@ -141,14 +139,14 @@ impl Depot {
         self.waiters.waiting()
     }
 
-    /// The slots on the free list and those granted to waiters. Exact only while nothing moves.
+    /// The slots on the free list and the granted slots. Exact only while nothing moves.
     pub(crate) fn slots(&self) -> Vec<u32> {
         let mut slots = self.free.indices(&self.links);
         slots.extend(self.waiters.granted());
         slots
     }
 
-    /// Closes the depot, and returns the number of slots in it. Granted slots count: every waiter
+    /// Closes the depot, and returns the number of slots inside. Granted slots count: every waiter
     /// borrows the pool's handle, so the waiters of these were forgotten (`mem::forget`).
     pub(crate) fn close(&self) -> usize {
         self.free.close(&self.links) + self.waiters.granted().len()

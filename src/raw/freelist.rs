@@ -35,7 +35,7 @@ pub(crate) enum Diverted {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Unpopped {
     Empty,
-    /// A bundle of more than one slot is on top.
+    /// A bundle of several slots is on top.
     Bundle,
 }
 

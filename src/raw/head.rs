@@ -1,4 +1,4 @@
-//! The part of a pool that its size classes and slots need.
+//! The part of a pool below its size classes and slots.
 
 use std::{fmt, ptr::NonNull};
 
@@ -22,7 +22,7 @@ use crate::{
 pub struct PoolHead {
     id: u64,
     holds: AtomicUsize,
-    /// Frees the pool that this is the head of.
+    /// Frees the pool of this head.
     free: unsafe fn(NonNull<PoolHead>),
     reclaim: Mutex<Vec<Weak<dyn Reclaim>>>,
     pub(super) replaced: ReplacedBytes,
@@ -49,13 +49,13 @@ impl PoolHead {
         }
     }
 
-    /// A number that no other pool of this process ever has.
+    /// A number of this pool alone in the process, for good.
     #[inline]
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// The number of slots that one sender may have in flight.
+    /// The limit of slots in flight for each sender.
     #[inline]
     pub fn sender_quota(&self) -> Option<usize> {
         self.sender_quota
@@ -65,7 +65,7 @@ impl PoolHead {
         &self.region
     }
 
-    /// Bytes of former pages that the kernel still holds.
+    /// The bytes of former pages in the hands of the kernel.
     pub fn replaced_bytes(&self) -> usize {
         self.replaced.get()
     }
@@ -87,15 +87,14 @@ impl PoolHead {
         registered.push(reclaim);
     }
 
-    /// All registered holders that still live. The list is a copy, so that no holder runs under the
-    /// lock.
+    /// All living registered holders. The list is a copy, so that no holder runs under the lock.
     pub(crate) fn reclaimers(&self) -> Vec<Arc<dyn Reclaim>> {
         lock(&self.reclaim).iter().filter_map(Weak::upgrade).collect()
     }
 
     /// Adds a hold, to be dropped with [`drop_holds`](Self::drop_holds).
     pub(super) fn add_hold(&self) {
-        // Relaxed: the caller knows that another hold is alive.
+        // Relaxed: another hold is alive, as the caller knows.
         self.holds.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -116,7 +115,7 @@ impl PoolHead {
             // SAFETY: no hold is left, and only one thread sees the count reach 0: nothing else
             // uses the pool.
             let free = unsafe { head.as_ref() }.free;
-            // SAFETY: as above; the pointer is the one that `free` is for.
+            // SAFETY: as above; `free` is for this pointer.
             unsafe { free(head) };
         }
     }

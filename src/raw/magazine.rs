@@ -1,4 +1,4 @@
-//! The magazine: a stack that one thread works on, and that other threads can empty.
+//! The magazine: a stack of one thread, which other threads can empty.
 
 use std::{array, ptr, ptr::NonNull, time::Duration};
 
@@ -7,14 +7,14 @@ use crate::sync::{AtomicPtr, AtomicU32, Ordering, light_barrier, unmodelled::sle
 /// The capacity of a magazine, which makes a magazine 2 KiB large.
 pub(crate) const ITEMS: usize = if cfg!(loom) { 2 } else { 253 };
 
-/// Misses after which a magazine changes its key. The change costs about as much as so many visits
-/// to the depot.
+/// The number of misses before a magazine changes its key. The change costs about as much as 64
+/// visits to the depot.
 const MISSES: u32 = if cfg!(loom) { 1 } else { 64 };
 
 /// The length while the owner works.
 const BUSY: u32 = u32::MAX;
 
-/// The bit in the key that is set while the items are being taken.
+/// The bit in the key during a taking.
 const TAKEN: usize = 1;
 
 /// A stack of pointers to `T` with one owner, bound to one key at a time: an asymmetric Dekker lock.
@@ -59,7 +59,7 @@ const TAKEN: usize = 1;
 pub(crate) struct Magazine<K, T> {
     key: AtomicPtr<K>,
     len: AtomicU32,
-    /// The number of items that the key allows.
+    /// The limit of items for the key.
     limit: AtomicU32,
     /// The number of times the owner wanted another key here since the magazine was bound.
     misses: AtomicU32,
@@ -92,7 +92,7 @@ impl<K, T> Magazine<K, T> {
         // Relaxed: the barrier orders this store before the load of the key.
         self.len.store(BUSY, Ordering::Relaxed);
         light_barrier();
-        // Relaxed: if the key is the wanted one, this thread has written it.
+        // Relaxed: this thread has written the key, if the key is the wanted one.
         if self.key.load(Ordering::Relaxed) != key.as_ptr() {
             // Release: as below.
             self.len.store(len, Ordering::Release);
@@ -188,11 +188,11 @@ impl<K, T> Magazine<K, T> {
         });
     }
 
-    /// Replaces the items of an empty magazine by those that `fill` adds, and takes one of them.
-    /// `None`: `fill` added nothing, or the magazine is not bound to `key`.
+    /// Fills an empty magazine with the items of `fill`, and takes the first item. `None`: `fill`
+    /// added nothing, or the magazine is not bound to `key`.
     ///
-    /// The owner is busy during `fill`, which therefore must not panic or wait, and may rely on
-    /// what a taker changes only after step 3 (invariant 3).
+    /// The owner is busy during `fill`. So `fill` must not panic or wait, and may rely on all that a
+    /// taker changes only after step 3 (invariant 3).
     pub(crate) fn refill(
         &self,
         key: NonNull<K>,
@@ -232,11 +232,11 @@ impl<K, T> Magazine<K, T> {
     /// Returns `true` if the magazine is bound to `key`, unless a taker is at work.
     #[inline(always)]
     pub(crate) fn is_bound_to(&self, key: NonNull<K>) -> bool {
-        // Relaxed: if the key is the wanted one, this thread has written it.
+        // Relaxed: this thread has written the key, if the key is the wanted one.
         self.key.load(Ordering::Relaxed) == key.as_ptr()
     }
 
-    /// Returns `true` if the magazine is bound to no key, so that it can be bound to one.
+    /// Returns `true` if the magazine is bound to no key: then [`bind`](Self::bind) is possible.
     pub(crate) fn is_unbound(&self) -> bool {
         // Acquire: partner of the Release in `finish_taking`. The taker's reads of the items come
         // before the next pushes.
@@ -256,15 +256,15 @@ impl<K, T> Magazine<K, T> {
     /// [`BoundMagazines::bind`](super::bound::BoundMagazines::bind) only, under the lock.
     pub(crate) fn bind(&self, key: NonNull<K>, limit: u32) {
         debug_assert!(limit as usize <= ITEMS);
-        // Relaxed, all four: other threads look only under the lock, or after one more store to the
-        // length.
+        // Relaxed, all four: other threads look only under the lock, or after a further store to
+        // the length.
         self.len.store(0, Ordering::Relaxed);
         self.limit.store(limit, Ordering::Relaxed);
         self.misses.store(0, Ordering::Relaxed);
         self.key.store(key.as_ptr(), Ordering::Relaxed);
     }
 
-    /// Unbinds the magazine, which is bound to `key`, and answers its items. For
+    /// Unbinds the magazine from `key`, and answers the items. For
     /// [`BoundMagazines::unbind`](super::bound::BoundMagazines::unbind) only, under the lock.
     pub(crate) fn unbind(&self, key: NonNull<K>) -> Items<'_, T> {
         debug_assert!(self.is_bound_to(key));
@@ -287,7 +287,7 @@ impl<K, T> Magazine<K, T> {
         // Relaxed: the barrier orders this store before the load of the key.
         self.len.store(BUSY, Ordering::Relaxed);
         light_barrier();
-        // Relaxed: if the key is one without `TAKEN`, this thread has written it.
+        // Relaxed: this thread has written every key without `TAKEN`.
         let key = NonNull::new(self.key.load(Ordering::Relaxed));
         let key = key.filter(|key| key.addr().get() & TAKEN == 0);
         if let Some(key) = key {
@@ -302,7 +302,7 @@ impl<K, T> Magazine<K, T> {
     }
 }
 
-/// For takers, who have the lock of the list that the magazine is on.
+/// For takers, under the lock of the magazine's list.
 impl<K, T> Magazine<K, T> {
     /// Step 1 of the taker. A heavy barrier and [`finish_taking`](Self::finish_taking) follow,
     /// under the same lock.
@@ -336,12 +336,12 @@ impl<K, T> Magazine<K, T> {
 pub(crate) struct Refill<'a, T> {
     items: &'a [AtomicPtr<T>; ITEMS],
     len: usize,
-    /// The item that the refill takes at once.
+    /// The first item, for the caller of the refill.
     first: Option<NonNull<T>>,
 }
 
 impl<T> Refill<'_, T> {
-    /// Adds an item: [`ITEMS`] and one more at most.
+    /// Adds an item. The limit is [`ITEMS`] + 1.
     #[inline]
     pub(crate) fn push(&mut self, item: NonNull<T>) {
         if self.first.is_none() {
@@ -373,7 +373,7 @@ impl<'a, T> Items<'a, T> {
     }
 }
 
-/// Waits for a thread that itself waits for nothing but a processor.
+/// Waits for a thread that needs nothing but a processor.
 fn wait_for<R>(ready: impl Fn() -> Option<R>) -> R {
     let mut turns = 0;
     loop {
@@ -384,7 +384,7 @@ fn wait_for<R>(ready: impl Fn() -> Option<R>) -> R {
         if cfg!(loom) || turns < 16 {
             yield_now();
         } else {
-            // The other thread may have a lower priority, which a yield does not help.
+            // A yield does not help a thread with a lower priority.
             sleep(Duration::from_micros(50));
         }
     }

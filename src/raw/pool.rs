@@ -33,7 +33,7 @@ pub(crate) struct Options {
 /// A pool, in an allocation of its own until the last hold of its head is dropped.
 #[repr(C)]
 pub struct RawPool {
-    /// At the start: a pointer to the pool is one to its head.
+    /// The first field: a pointer to the pool is a pointer to the head.
     head: PoolHead,
     classes: Classes,
     fallback: bool,
@@ -48,14 +48,14 @@ unsafe impl Send for RawPool {}
 unsafe impl Sync for RawPool {}
 
 impl RawPool {
-    /// The pool of a slot that is out.
+    /// The pool of a slot.
     pub(crate) fn of(slot: &SlotRef) -> &Self {
-        // SAFETY: the pointer was made of one to the whole pool, whose first field the head is; the
-        // slot's hold keeps the pool alive, and it is used through shared references only.
+        // SAFETY: the pointer is derived from a pointer to the whole pool, and the head is the first
+        // field. The slot's hold keeps the pool alive, which is used through shared references only.
         unsafe { slot.head().cast().as_ref() }
     }
 
-    /// Frees the pool that `head` is the head of.
+    /// Frees the pool of `head`.
     ///
     /// # Safety
     ///
@@ -69,7 +69,7 @@ impl RawPool {
 
     /// Returns `true` if a thread or task waits for a slot of any class.
     ///
-    /// Exact for a caller that a lock orders after the waiter's queueing; see
+    /// Exact if a lock orders the call after the waiter's queueing; see
     /// [`Reclaim`](super::reclaim::Reclaim).
     #[inline]
     pub fn has_waiters(&self) -> bool {
@@ -81,7 +81,7 @@ impl RawPool {
     }
 
     /// Takes and claims a free slot of `class`, or, if the pool has `fallback`, of the next larger
-    /// class that has one.
+    /// class with a free slot.
     #[inline]
     pub(crate) fn alloc(&self, class: &SizeClass) -> Result<SlotRef, AllocError> {
         let at = NonNull::from(class);
@@ -142,10 +142,10 @@ impl Deref for RawPool {
     }
 }
 
-/// Takes a free slot of the class, which refills this thread's magazine on the way, or empties those
-/// of other threads.
+/// Takes a free slot of the class. On the way this thread's magazine is refilled, or the magazines
+/// of other threads are emptied.
 fn pop(class: &SizeClass) -> Option<&Slot> {
-    // SAFETY: the class lives while it is borrowed.
+    // SAFETY: the class lives while borrowed.
     unsafe { threads::with_bound_magazine(NonNull::from(class), |own| class.pop(own)) }
 }
 
@@ -219,16 +219,16 @@ impl Drop for Classes {
     }
 }
 
-/// The one handle of a pool. Dropping the handle closes the pool. Slots that are out stay valid,
-/// and the last one to be recycled frees the pool.
+/// The one handle of a pool. Dropping the handle closes the pool. Slots outside stay valid, and
+/// the recycling of the last slot frees the pool.
 pub(crate) struct PoolHandle {
     pool: NonNull<RawPool>,
     /// The class with the smallest slots.
     smallest: NonNull<SizeClass>,
 }
 
-// SAFETY: a PoolHandle gives out `&RawPool`, which is Sync, and its drop may run on any thread,
-// RawPool being Send.
+// SAFETY: a PoolHandle gives out `&RawPool`, and RawPool is Sync. The drop may run on any thread,
+// since RawPool is Send.
 unsafe impl Send for PoolHandle {}
 // SAFETY: as above.
 unsafe impl Sync for PoolHandle {}
@@ -250,7 +250,7 @@ impl PoolHandle {
         let pool = NonNull::from(Box::leak(Box::<RawPool>::new_uninit())).cast::<RawPool>();
         let classes = Classes::new(layout.places.len(), |number, at| {
             let ((capacity, count), place) = (options.classes[number], &layout.places[number]);
-            // SAFETY: the offset is at most `layout.bytes`, which the region spans.
+            // SAFETY: the offset is at most `layout.bytes`, the length of the region.
             let memory = unsafe { region.start().add(place.offset) };
             let layout = ClassLayout { memory, capacity, stride: place.stride, count };
             SizeClass::new(at, pool.cast(), layout, options.zero_on_recycle)

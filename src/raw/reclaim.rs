@@ -1,12 +1,12 @@
-//! The holders of slots, as a pool knows them.
+//! The pool's view of the holders of slots.
 
 use std::time::Duration;
 
 use crate::sync::Arc;
 
-/// A holder of slots in flight that can find out which of them are released: a sender.
+/// A holder of slots in flight, which can find the released ones: a sender.
 ///
-/// A holder registers itself, weakly, with each pool of which it holds slots. A waiter and a holder
+/// A holder registers itself, weakly, with the pool of each slot. A waiter and a holder
 /// then cannot miss one another:
 ///
 /// | waiter | holder |

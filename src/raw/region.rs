@@ -31,7 +31,7 @@ pub struct RegionReport {
     pub populated: bool,
     /// The NUMA node of all pages, if a node was chosen.
     pub numa_node: Option<usize>,
-    /// The better kinds that were tried, best first, each with the reason against it.
+    /// The better kinds, best first, each with the reason against it.
     pub refused: Vec<(Pages, Refusal)>,
 }
 
@@ -59,7 +59,7 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    /// Maps at least `bytes` bytes on the best pages that `backing` allows.
+    /// Maps at least `bytes` bytes on the best pages allowed by `backing`.
     pub(crate) fn map(bytes: usize, backing: Backing, supply: Supply) -> Result<Self, BuildError> {
         if let Some(node) = supply.numa_node {
             // Apart from the ladder: if the node has no page at all, no kind of pages is to blame.
@@ -152,7 +152,7 @@ impl Region {
     /// The part lies in the region, [`can_replace`](Self::can_replace) returns `true` for the part,
     /// and nothing uses its contents, except that the kernel may go on reading the old pages.
     pub(crate) unsafe fn discard(&self, start: NonNull<u8>, len: usize) -> io::Result<()> {
-        // SAFETY: the caller promises what is asked for.
+        // SAFETY: the caller's promise.
         unsafe { self.mapping.discard(start, len) }
     }
 

@@ -1,4 +1,4 @@
-//! Former pages of slots, which the kernel still holds.
+//! Former pages of slots in the hands of the kernel.
 
 use crate::sync::{Arc, AtomicUsize, Ordering};
 
@@ -30,7 +30,7 @@ impl ReplacedBytes {
     }
 }
 
-/// Former pages that the kernel holds, while their address has new ones.
+/// Former pages in the hands of the kernel; new pages are at their address.
 ///
 /// Drop the value with the proof that the kernel has released the pages. Forget the value if no
 /// proof can come any more. Nothing but a counter is kept alive.

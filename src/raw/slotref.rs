@@ -1,4 +1,4 @@
-//! The name of one slot that is out.
+//! The name of a slot outside the pool.
 
 use std::{ptr::NonNull, task::Waker};
 
@@ -11,7 +11,7 @@ use super::{
     threads::{self, LocalMagazine},
 };
 
-/// Names one slot that is out, and keeps the slot's pool alive.
+/// Names a slot outside the pool ("out"), and keeps the slot's pool alive.
 ///
 /// Not Clone, and no Drop: each is a holder counted in the slot's state word. [`share`] makes one
 /// more, [`recycle`] and [`unshare`] end it. Forgetting one keeps the slot out and the pool's memory
@@ -45,7 +45,7 @@ unsafe impl Send for SlotRef {}
 unsafe impl Sync for SlotRef {}
 
 impl SlotRef {
-    /// Hands out a Free slot that the caller took out of a magazine or the depot, or was granted.
+    /// Hands out a Free slot of the caller, out of a magazine, the depot or a grant.
     #[inline]
     pub(crate) fn claim(slot: &Slot) -> Self {
         slot.word().claim();
@@ -54,8 +54,8 @@ impl SlotRef {
 
     #[inline]
     fn slot(&self) -> &Slot {
-        // SAFETY: the pool is alive (invariant 1), and with it its slots, which are only used
-        // through shared references.
+        // SAFETY: the pool is alive (invariant 1), and so are the pool's slots, which are only
+        // used through shared references.
         unsafe { self.0.as_ref() }
     }
 
@@ -110,17 +110,17 @@ impl SlotRef {
         self.class().depot().has_waiters()
     }
 
-    /// Turns a lease into a quarantined one. Returns the wakers of waiters that have nothing to
-    /// wait for any more, to be woken with no lock held.
+    /// Turns a lease into a quarantined one. Returns the wakers of waiters without hope, to be
+    /// woken with no lock held.
     #[must_use]
     pub(crate) fn quarantine(&self) -> Vec<Waker> {
         self.word().quarantine();
         if self.class().is_forked() { Vec::new() } else { self.class().slot_quarantined() }
     }
 
-    /// Turns a quarantined lease into a handle by giving the slot new pages. What the kernel may
-    /// still read is no longer the slot's. `len`, the length of the written bytes, becomes 0 when
-    /// these are lost.
+    /// Turns a quarantined lease into a handle by giving the slot new pages. The pages of
+    /// the kernel's reads are no longer the slot's. `len`, the length of the written bytes, becomes 0 with
+    /// their loss.
     ///
     /// `None`, and the slot stays Quarantined:
     /// - the slot has another holder: a handle, or a lease of whatever kind;
@@ -177,7 +177,7 @@ impl SlotRef {
     ///
     /// # Panics
     ///
-    /// If the slot has another holder than one handle.
+    /// If the handle is not the only holder.
     pub(crate) fn recycle(self) {
         self.word().recycle();
         self.push();
@@ -201,8 +201,8 @@ impl SlotRef {
             .is_some()
     }
 
-    /// Recycles those of the last buffers in a row that are of one class and alone, as far as the
-    /// thread's magazine has room for them.
+    /// Recycles the last buffers in a row of one class and without other holders, as far as the
+    /// thread's magazine has room.
     #[inline]
     pub(crate) fn recycle_last<T>(bufs: &mut Vec<T>, slot: impl Fn(&T) -> &SlotRef) {
         let Some(last) = bufs.last() else { return };
@@ -270,7 +270,7 @@ impl SlotRef {
         }
     }
 
-    /// Pushes the slot, which this thread's magazine did not take.
+    /// Pushes the slot after this thread's magazine has refused.
     #[cold]
     #[inline(never)]
     fn push_slow(self) {
@@ -288,12 +288,12 @@ impl SlotRef {
         unsafe { threads::with_bound_magazine(self.slot().class(), |own| self.push_via(own)) };
     }
 
-    /// Pushes the slot, which the caller's own magazine `own`, of a local handle, did not take.
+    /// Pushes the slot after `own`, the magazine of a local handle, has refused.
     #[cold]
     #[inline(never)]
     fn push_slow_local(self, own: &Magazine) {
         if !self.class().is_forked() {
-            // SAFETY: the local handle unbinds its magazine before its memory ends.
+            // SAFETY: the local handle unbinds the magazine before the memory ends.
             let is_bound = unsafe { self.class().bind(own) };
             self.push_via(is_bound.then_some(own));
         }
@@ -335,7 +335,7 @@ impl SlotRef {
         }
     }
 
-    /// Pushes a granted slot that its waiter gives up. The slot was never claimed, so it is Free.
+    /// Pushes a granted slot for a waiter that gives up. The slot is Free, since no claim was made.
     pub(crate) fn return_grant(slot: &Slot) {
         Self(NonNull::from(slot)).push_or_grant();
     }

@@ -1,4 +1,4 @@
-//! The state word of one slot, which counts the slot's holders.
+//! The state word of a slot: a count of the slot's holders.
 
 use std::fmt;
 
@@ -25,7 +25,7 @@ impl fmt::Display for SlotState {
 
 /// The holders of a slot: three counts, packed into the state word. All 0 is Free.
 ///
-/// The sum never exceeds the room of one count, so that a holder that changes its kind always fits.
+/// The sum never exceeds the room of one count. So a holder can always change its kind.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Holders {
     handles: u64,
@@ -118,16 +118,15 @@ impl StateWord {
         Holders::unpack(self.word()).state()
     }
 
-    /// Returns `true` if there is one handle and nothing else: the caller's, which so is alone.
+    /// Returns `true` if the caller's handle is the only holder.
     #[inline]
     pub(crate) fn is_alone(&self) -> bool {
-        // Acquire: partner of the Release in `unshare`. What former holders did to the contents
-        // comes before what a sole holder does.
+        // Acquire: partner of the Release in `unshare`. All accesses of former holders come
+        // before the accesses of a sole holder.
         self.state.load(Ordering::Acquire) == OWNED
     }
 
-    /// Returns `true` if there is one quarantined lease and nothing else: the caller's, which so is
-    /// alone.
+    /// Returns `true` if the caller's quarantined lease is the only holder.
     pub(crate) fn is_quarantined_alone(&self) -> bool {
         // Acquire: as in `is_alone`.
         self.state.load(Ordering::Acquire) == QUARANTINED
@@ -143,7 +142,7 @@ impl StateWord {
     // this holder's own arrival, and if others joined since, only their Release decrement could
     // bring the count back. The Acquire load in `is_alone` pairs with it.
 
-    /// Free to Owned, by the thread that took the slot out of a magazine, the depot or a grant.
+    /// Free to Owned, after the caller took the slot out of a magazine, the depot or a grant.
     #[inline]
     pub fn claim(&self) {
         self.step(FREE, OWNED, "handed out");
@@ -155,7 +154,7 @@ impl StateWord {
         self.step(OWNED, FREE, "recycled");
     }
 
-    /// As [`recycle`](Self::recycle), for a holder that may not be the only one: then nothing
+    /// As [`recycle`](Self::recycle), for a holder that may not be alone: then nothing
     /// happens, and the answer is `false`.
     #[inline]
     #[must_use]
@@ -184,12 +183,12 @@ impl StateWord {
 
     #[inline]
     fn step(&self, from: u64, to: u64, what: &str) {
-        // Relaxed: the caller is the sole holder, and knows that from an Acquire.
+        // Relaxed: the caller is the sole holder, as an Acquire has shown.
         let word = self.state.load(Ordering::Relaxed);
         if word != from {
             self.wrong(word, what);
         }
-        // Relaxed: as the load; the hand-over that follows publishes the word.
+        // Relaxed: as the load; the hand-over afterwards publishes the word.
         self.state.store(to, Ordering::Relaxed);
     }
 
@@ -213,7 +212,7 @@ impl StateWord {
         });
     }
 
-    /// A lease whose release cannot be proven becomes a quarantined one.
+    /// A lease without a proof of release becomes a quarantined lease.
     pub fn quarantine(&self) {
         self.turn(LEASED, QUARANTINED, "quarantined", |holders| {
             let leases = holders.leases.checked_sub(1)?;
@@ -251,7 +250,7 @@ impl StateWord {
     ///
     /// With 2^21 - 1 holders.
     pub fn share(&self) {
-        // Relaxed: the new handle is made from one that already sees the contents.
+        // Relaxed: the new handle is made from a handle, which already sees the contents.
         self.count(Ordering::Relaxed, "shared", |holders| {
             (holders.handles > 0 && holders.sum() < MAX_HOLDERS)
                 .then_some(Holders { handles: holders.handles + 1, ..holders })

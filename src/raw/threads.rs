@@ -20,8 +20,8 @@ const MAGAZINES: usize = if cfg!(loom) { 1 } else { 16 };
 ///
 /// # Invariants
 ///
-/// 1. The thread that has the value is the owner of the magazines. The value never goes to another
-///    thread, and its drop unbinds all of them.
+/// 1. The thread with this value is the owner of the magazines. The value never goes to another
+///    thread. The drop of the value unbinds all magazines.
 #[derive(Debug)]
 struct OwnMagazines {
     magazines: WipedOnFork<Magazine>,
@@ -55,7 +55,7 @@ impl Drop for OwnMagazines {
     }
 }
 
-/// Unbinds one of the caller's own magazines, and moves its slots to the depot.
+/// Unbinds a magazine of the caller, and moves the magazine's slots to the depot.
 fn unbind(magazine: &Magazine) {
     let Some(class) = magazine.hold_key(|class| {
         // SAFETY: while the owner is busy the class's end waits, and with it the pool's.
@@ -73,7 +73,7 @@ fn unbind(magazine: &Magazine) {
     unsafe { PoolHead::drop_holds(head, 1) };
 }
 
-/// The magazines of a thread, which end with the thread.
+/// The magazines of a thread, until the thread's end.
 struct OfThread(OwnMagazines);
 
 impl Drop for OfThread {
@@ -98,13 +98,13 @@ impl AtHand {
 }
 
 per_thread! {
-    /// Null before this thread has magazines, and after their end.
+    /// Null before this thread has magazines, and after the magazines' end.
     static AT_HAND: AtHand =
         AtHand { first: Cell::new(ptr::null()), last: Cell::new(ptr::null()) };
 }
 
 per_thread! {
-    /// This thread's magazines; `None` if there is no memory for them.
+    /// This thread's magazines; `None` for lack of memory.
     static OF_THREAD: OnceCell<Option<OfThread>> = OnceCell::new();
 }
 
@@ -130,7 +130,7 @@ pub(crate) fn with_magazine<R>(
         if last.is_bound_to(class) {
             return Some(ptr::from_ref(last));
         }
-        // SAFETY: there are `MAGAZINES` from the first one on.
+        // SAFETY: the thread has `MAGAZINES` of them in a row.
         let other = unsafe { at_hand.first.get().add(number() & (MAGAZINES - 1)) };
         at_hand.last.set(other);
         Some(other)
@@ -175,14 +175,14 @@ fn bound_magazine(class: &SizeClass) -> *const Magazine {
             if !magazine.is_bound_to(at) && !magazine.is_unbound() && magazine.count_miss() {
                 unbind(magazine);
             }
-            // SAFETY: this thread owns the magazine, and unbinds it before its memory ends.
+            // SAFETY: this thread owns the magazine, and unbinds it before the memory ends.
             unsafe { class.bind(magazine) }.then_some(ptr::from_ref(magazine))
         },
     );
     bound.unwrap_or(ptr::null())
 }
 
-/// One magazine for one class, which its owner need not look for.
+/// One magazine for one class, at hand for its owner.
 #[derive(Debug)]
 pub(crate) struct LocalMagazine<'a> {
     class: &'a SizeClass,
@@ -196,7 +196,7 @@ impl<'a> LocalMagazine<'a> {
         Self { class, own }
     }
 
-    /// The magazine, if it is for slots of `class`.
+    /// The magazine, if this is a handle for `class`.
     #[inline]
     pub(super) fn magazine(&self, class: NonNull<SizeClass>) -> Option<&Magazine> {
         let is_own = class == NonNull::from(self.class);
@@ -213,7 +213,7 @@ impl<'a> LocalMagazine<'a> {
     /// of other threads.
     pub(crate) fn pop_slow(&self) -> Option<&'a Slot> {
         let own = self.own.as_ref().map(OwnMagazines::first);
-        // SAFETY: the caller owns the magazine, which is unbound before its memory ends.
+        // SAFETY: the caller owns the magazine, and unbinds it before the memory ends.
         self.class.pop(own.filter(|own| unsafe { self.class.bind(own) }))
     }
 

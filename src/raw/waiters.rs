@@ -8,7 +8,7 @@ use crate::{
     panics::Panics,
 };
 
-/// The name of one waiter of one class.
+/// The name of a waiter in the queue of a class.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct WaitTicket(u64);
 
@@ -99,8 +99,8 @@ impl Waiters {
         Ok(waker)
     }
 
-    /// The slot granted to this waiter, which leaves the queue with the slot. `None`: the waiter
-    /// stays queued, with this waker.
+    /// The granted slot of this waiter. The waiter leaves the queue. `None`: the waiter stays queued,
+    /// with this waker.
     pub(crate) fn claim(&self, ticket: WaitTicket, waker: &Waker) -> Option<u32> {
         let mut replaced = Some(waker.clone());
         let mut queue = lock(&self.queue);
@@ -120,7 +120,7 @@ impl Waiters {
         // The lock is released before `replaced` is dropped: locals drop in reverse order.
     }
 
-    /// Takes the waiter off the queue. A slot that was granted in the meantime is the caller's.
+    /// Takes the waiter off the queue. A slot granted in the meantime is the caller's.
     pub(crate) fn leave(&self, free: &FreeList, ticket: WaitTicket) -> Option<u32> {
         let mut queue = lock(&self.queue);
         let at = queue.find(ticket);
@@ -152,7 +152,7 @@ impl Waiters {
             .collect()
     }
 
-    /// The slots that are granted and not yet claimed.
+    /// The granted slots without a claim.
     pub(crate) fn granted(&self) -> Vec<u32> {
         let queue = lock(&self.queue);
         let entries = queue.entries.iter().take(queue.granted);
