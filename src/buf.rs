@@ -16,11 +16,11 @@ use crate::{
 /// A buffer from a [`Pool`](crate::Pool), of length 0 when allocated: exclusive, writable, and
 /// dereferencing to the bytes written so far.
 ///
-/// What an earlier user left in the memory is never part of the buffer, so it cannot be sent by
-/// accident. The buffer has a fixed [`capacity`](Self::capacity) and never moves.
+/// Bytes of an earlier user are never part of the buffer, so that no accident can send them. The
+/// buffer has a fixed [`capacity`](Self::capacity) and never moves.
 ///
-/// Holding a `PinnedBuf` proves that neither the kernel nor anybody else reads or writes the
-/// memory. Dropping it recycles the slot; the buffer may outlive the pool's handles.
+/// Holding a `PinnedBuf` proves that neither the kernel nor the rest of the program reads or writes
+/// the memory. Dropping the buffer recycles the slot. The buffer may outlive the pool's handles.
 ///
 /// # Examples
 ///
@@ -38,16 +38,16 @@ use crate::{
 ///
 /// # Invariants
 ///
-/// 1. Nobody else accesses the slot's memory, except that the kernel reads it while the slot's
-///    record says that there is a lease. Nobody else uses the length in the record.
-/// 2. The first bytes up to the length are initialized, and it is at most the capacity.
+/// 1. The slot's memory has no other user, except the kernel, which may read while the slot's state
+///    word has a lease. The length beside the word has no other user either.
+/// 2. The first bytes up to the length are initialized, and the length is at most the capacity.
 pub struct PinnedBuf {
     /// Taken by drop.
     slot: ManuallyDrop<SlotRef>,
 }
 
-// One word: a buffer is moved into vectors, channels and sends. Of several words that were just
-// written one by one, a move that reads two at once has to wait until they are in the cache.
+// One word, because a buffer is moved into vectors, channels and sends. A move that reads two words
+// at once would wait for the stores of both.
 static_assertions::assert_eq_size!(PinnedBuf, usize);
 static_assertions::assert_impl_all!(PinnedBuf: Send, Sync);
 
@@ -86,7 +86,7 @@ impl PinnedBuf {
         self.slot.len()
     }
 
-    /// Recycles all buffers, which costs less than dropping them one by one. They may be of several
+    /// Recycles all buffers, at a lower cost than a drop of each. The buffers may be of several
     /// pools. The vector keeps its room for the next
     /// [`try_alloc_many`](crate::Pool::try_alloc_many).
     ///
@@ -104,14 +104,14 @@ impl PinnedBuf {
     pub fn recycle_all(bufs: &mut Vec<Self>) {
         loop {
             SlotRef::recycle_last(bufs, |buf| &buf.slot);
-            // What the magazine does not take.
+            // The magazine has no room, or the buffer has another class.
             let Some(buf) = bufs.pop() else { return };
             drop(buf);
         }
     }
 
-    /// How many bytes the buffer can hold: the capacity of its size class, at least what was asked
-    /// for.
+    /// The room of the buffer in bytes: the capacity of the size class, at least the requested
+    /// capacity.
     #[inline]
     pub fn capacity(&self) -> usize {
         self.slot.capacity()
@@ -128,11 +128,11 @@ impl PinnedBuf {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     ///
-    /// To append what fits, use [`io::Write::write`].
+    /// To append a part if the rest does not fit, use [`io::Write::write`].
     ///
     /// # Panics
     ///
-    /// If they do not fit; the buffer does not grow beyond its capacity.
+    /// If the bytes do not fit. The buffer does not grow beyond its capacity.
     #[inline]
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         let spare = self.spare_capacity_mut();
@@ -144,13 +144,13 @@ impl PinnedBuf {
         );
         let to = spare.as_mut_ptr().cast::<u8>();
         // SAFETY: `bytes` is readable for its length, `to` is writable for as much, as just
-        // checked; they do not overlap, as `to` is borrowed mutably.
+        // checked; the two do not overlap, as `to` is borrowed mutably.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
         // SAFETY: so many bytes from the old length on were written above, and fit.
         unsafe { self.set_len(self.written() + bytes.len()) };
     }
 
-    /// Makes the buffer `len` bytes long, filling up with `value` where it was shorter.
+    /// Makes the buffer `len` bytes long. New bytes are `value`.
     ///
     /// ```
     /// let pool = pinbuf::Pool::new(4096, 1)?;
@@ -174,7 +174,7 @@ impl PinnedBuf {
         unsafe { self.set_len(len) };
     }
 
-    /// Shortens the buffer to `len` bytes; does nothing if it is not longer.
+    /// Shortens the buffer to `len` bytes; does nothing to a shorter buffer.
     pub fn truncate(&mut self, len: usize) {
         self.slot.set_len(self.written().min(len));
     }
@@ -187,7 +187,8 @@ impl PinnedBuf {
     /// The part of the buffer behind its length, to be written and then taken in with
     /// [`set_len`](Self::set_len).
     ///
-    /// It may hold what an earlier user wrote, unless the pool was built with `zero_on_recycle`.
+    /// The part may hold bytes of an earlier user, unless the pool was built with
+    /// `zero_on_recycle`.
     ///
     /// ```
     /// let pool = pinbuf::Pool::new(4096, 1)?;
@@ -206,8 +207,8 @@ impl PinnedBuf {
         // SAFETY: the length is at most the capacity (invariant 2), so the pointer stays inside the
         // slot's memory or one past it.
         let start = unsafe { self.start().add(written) };
-        // SAFETY: `spare` bytes from there belong to the slot and are mapped, nobody else accesses
-        // them (invariant 1) while `self` is borrowed, and MaybeUninit asks for nothing more.
+        // SAFETY: `spare` bytes from there belong to the slot and are mapped, there is no other
+        // user (invariant 1) while `self` is borrowed, and MaybeUninit asks for nothing more.
         unsafe { slice::from_raw_parts_mut(start.as_ptr().cast(), spare) }
     }
 
@@ -223,7 +224,7 @@ impl PinnedBuf {
         self.slot.set_len(len);
     }
 
-    /// The slot, of which the buffer is the only holder.
+    /// The slot. The buffer is the only holder.
     #[inline]
     pub(crate) fn slot(&self) -> &SlotRef {
         &self.slot
@@ -238,7 +239,7 @@ impl PinnedBuf {
         (unsafe { ManuallyDrop::take(&mut buf.slot) }, len)
     }
 
-    /// Drops the buffer, with its slot going into `magazine` if it fits.
+    /// Recycles the slot into `magazine`, or drops the buffer if the class differs.
     #[inline]
     pub(crate) fn recycle_into(self, magazine: &LocalMagazine<'_>) {
         let (slot, _) = self.into_parts();
@@ -247,8 +248,8 @@ impl PinnedBuf {
         }
     }
 
-    /// Gives the slot, whose only holder is this quarantined lease, new pages: it becomes an empty
-    /// buffer again. See [`SlotRef::replace_pages`].
+    /// Gives the slot of this quarantined lease, the only holder, new pages. The lease becomes an
+    /// empty buffer again. See [`SlotRef::replace_pages`].
     pub(crate) fn replace_pages(&mut self) -> Option<Replaced> {
         let mut len = self.written();
         let replaced = self.slot.replace_pages(&mut len);
@@ -256,7 +257,7 @@ impl PinnedBuf {
         replaced
     }
 
-    /// Address and length of the bytes written. No reference: the kernel may be reading them.
+    /// Address and length of the bytes written. No reference, because the kernel may read.
     #[inline]
     pub(crate) fn as_raw(&self) -> (*const u8, usize) {
         (self.start().as_ptr(), self.written())
@@ -270,7 +271,7 @@ impl Deref for PinnedBuf {
     fn deref(&self) -> &[u8] {
         self.slot.word().contents_read();
         // SAFETY: so many bytes are mapped, the slot's and initialized (invariant 2), and
-        // nobody writes them while `self` is borrowed (invariant 1).
+        // there is no writer while `self` is borrowed (invariant 1).
         unsafe { slice::from_raw_parts(self.start().as_ptr(), self.written()) }
     }
 }
@@ -280,7 +281,7 @@ impl DerefMut for PinnedBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
         self.slot.word().contents_written();
         // SAFETY: so many bytes are mapped, the slot's and initialized (invariant 2), and
-        // nobody else accesses them while `self` is borrowed (invariant 1).
+        // there is no other user while `self` is borrowed (invariant 1).
         unsafe { slice::from_raw_parts_mut(self.start().as_ptr(), self.written()) }
     }
 }
@@ -297,7 +298,7 @@ impl AsMut<[u8]> for PinnedBuf {
     }
 }
 
-/// Appends what fits; a full buffer takes 0 bytes, which `write_all` reports as
+/// Appends as much as fits. A full buffer takes 0 bytes, an error of `write_all`:
 /// [`io::ErrorKind::WriteZero`].
 impl io::Write for PinnedBuf {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -322,7 +323,7 @@ unsafe impl bytes::BufMut for PinnedBuf {
 
     unsafe fn advance_mut(&mut self, count: usize) {
         assert!(count <= self.remaining_mut(), "advanced by {count} bytes beyond the capacity");
-        // SAFETY: the caller wrote the next `count` bytes; they fit, as checked.
+        // SAFETY: the caller wrote the next `count` bytes, and `count` fits, as checked.
         unsafe { self.set_len(self.written() + count) };
     }
 
@@ -351,7 +352,7 @@ impl Drop for PinnedBuf {
     }
 }
 
-/// Keeps a slot that the kernel may still read out of reach, whatever brought its handle here.
+/// Keeps a slot in flight out of reach, and reports a handle in a wrong state.
 #[cold]
 #[inline(never)]
 fn drop_unreleased(slot: SlotRef) {
@@ -371,7 +372,7 @@ mod tests {
     use super::*;
     use crate::pool::Pool;
 
-    /// A buffer of a slot that is Free, which only a fault of this crate can make.
+    /// A buffer of a Free slot. Only a fault of this crate can make such a buffer.
     fn recycled_already() -> PinnedBuf {
         let buf = Pool::new(4096, 1).unwrap().try_alloc(1).unwrap();
         buf.slot.word().recycle();

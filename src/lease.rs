@@ -1,4 +1,4 @@
-//! What can be sent, and what the sender keeps of it while the kernel may read it.
+//! Payloads, and leases: payloads in the sender's custody.
 
 use std::{
     mem::{self, ManuallyDrop},
@@ -16,13 +16,13 @@ use crate::{
 
 /// Memory that can be sent.
 ///
-/// The sender owns it from the send until the kernel has released every byte of it.
+/// The sender owns the memory from the send until the kernel has released every byte.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Payload {
     /// A buffer of a [`Pool`](crate::Pool).
     Pinned(PinnedBuf),
-    /// A frozen buffer of a pool, which others may send at the same time.
+    /// A frozen buffer of a pool, for several sends at the same time.
     SharedBuf(SharedBuf),
     /// Memory the user mapped.
     Mapped(MappedSlice),
@@ -42,7 +42,7 @@ impl Payload {
         self.as_raw().1
     }
 
-    /// Whether there is nothing to send.
+    /// Returns `true` if there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -56,19 +56,19 @@ mod sealed {
         /// Address and length.
         fn as_raw(&self) -> (*const u8, usize);
 
-        /// The slot of a pool that holds the bytes.
+        /// The slot of the bytes, if a pool has them.
         #[inline]
         fn slot(&self) -> Option<&SlotRef> {
             None
         }
 
-        /// The pool that they are in.
+        /// The head of the slot's pool.
         #[inline]
         fn pool(&self) -> Option<&PoolHead> {
             self.slot().map(SlotRef::pool)
         }
 
-        /// Whether somebody waits for such a slot.
+        /// Returns `true` if a thread or task waits for such a slot.
         #[inline]
         fn is_awaited(&self) -> bool {
             self.slot().is_some_and(SlotRef::is_awaited)
@@ -147,10 +147,10 @@ impl Memory for Payload {
     }
 }
 
-/// What `send` takes: a [`Payload`], or one of the types it can be made of.
+/// An argument of `send`: a [`Payload`], or a type with a conversion to `Payload`.
 ///
-/// The type comes back unchanged in a [`SendError`](crate::SendError). Sealed: memory of other
-/// types is sent as a [`MappedSlice`], whose constructors state what that memory must promise.
+/// The type comes back unchanged in a [`SendError`](crate::SendError). Sealed: send
+/// memory of further types as a [`MappedSlice`]. Its constructors state the conditions.
 pub trait IntoPayload: Memory + Sized {
     /// Wraps the buffer.
     fn into_payload(self) -> Payload;
@@ -210,33 +210,38 @@ impl IntoPayload for Payload {
 
 /// A payload in the sender's custody: in flight, or waiting inside the sender.
 ///
-/// Holding a lease tells you: the kernel may read the payload's bytes, so nobody may write or
-/// reuse them. It ends in one way only, [`release`](Self::release), which the sender calls after
-/// the proof; [`try_recycle`](Self::try_recycle) is the same for the usual lease. Before that a
-/// quarantined one can part with its payload, when the kernel's pages are no longer the payload's
-/// ([`replace_pages`](Self::replace_pages)). A lease that is dropped instead (a panic took its
-/// tracker away) leaves its memory alone for ever and the slot Quarantined.
+/// While a lease exists, the kernel may read the payload's bytes, and no code may write or reuse
+/// them.
+///
+/// | end of the lease | by |
+/// |---|---|
+/// | [`release`](Self::release) | the sender, after the proof |
+/// | [`try_recycle`](Self::try_recycle) | the same, for the usual lease of a buffer |
+/// | drop, after a panic took the tracker away | leaves the memory alone for ever, the slot Quarantined |
+///
+/// A quarantined lease can part with its payload before the proof, after
+/// [new pages](Self::replace_pages) have replaced the kernel's.
 #[derive(Debug)]
 pub(crate) struct Lease {
     custody: Custody,
-    /// Sequence number of the send it belongs to.
+    /// Sequence number of the send.
     pub(crate) ticket: u64,
-    /// Zero-copy calls that the kernel was offered it in.
+    /// The number of zero-copy calls with the payload.
     pub(crate) offers: u32,
-    /// Whether a part of it went by copy, by the sender's own choice.
+    /// `true` if the sender chose to copy a part.
     pub(crate) copied: bool,
     quarantined: bool,
 }
 
 #[derive(Debug)]
 enum Custody {
-    /// The usual payload, by itself: what is one word is moved as one.
+    /// The usual payload, by itself, so that one word is moved as one word.
     Buf(PinnedBuf),
-    /// Any other.
+    /// Any further payload.
     Payload(Payload),
     /// After the release.
     Nothing,
-    /// The pages that the kernel may read though the payload has new ones.
+    /// The former pages, in the hands of the kernel, of a payload with new pages.
     Replaced(#[expect(dead_code, reason = "its drop says that they are released")] Replaced),
 }
 
@@ -265,7 +270,7 @@ impl Lease {
         }
     }
 
-    /// The payload, if the lease still has it; it has none from here on.
+    /// The payload, if the lease still has one. Afterwards the lease has none.
     fn take(&mut self) -> Option<Payload> {
         match mem::replace(&mut self.custody, Custody::Nothing) {
             Custody::Buf(buf) => Some(Payload::Pinned(buf)),
@@ -274,13 +279,13 @@ impl Lease {
         }
     }
 
-    /// Whether somebody waits for the slot that the payload is in.
+    /// Returns `true` if a thread or task waits for a slot like the payload's.
     pub(crate) fn is_awaited(&self) -> bool {
         self.slot().is_some_and(SlotRef::is_awaited)
     }
 
-    /// The bytes can no longer be proven released by a note. Returns the wakers of those who have
-    /// nothing to wait for any more, to be woken with no lock held.
+    /// The bytes can no longer be proven released by a note. Returns the wakers of waiters without
+    /// hope, to be woken with no lock held.
     #[must_use]
     pub(crate) fn quarantine(&mut self) -> Vec<Waker> {
         if mem::replace(&mut self.quarantined, true) {
@@ -289,11 +294,11 @@ impl Lease {
         self.slot().map(SlotRef::quarantine).unwrap_or_default()
     }
 
-    /// Frees the memory of a quarantined lease early, if that is a pool's and nobody else holds it:
-    /// it gets new pages, and the payload, now empty, is the caller's to drop. The lease lives on
+    /// Frees the memory of a quarantined lease early, if the memory is a pool's without a further
+    /// holder: new pages come, and the empty payload is the caller's to drop. The lease lives on
     /// until the proof, for the old pages.
     ///
-    /// The caller has sent all that it will ever send of the payload.
+    /// The caller sends nothing of the payload any more.
     pub(crate) fn replace_pages(&mut self) -> Option<Payload> {
         let replaced = match &mut self.custody {
             Custody::Buf(buf) => buf.replace_pages(),
@@ -305,9 +310,9 @@ impl Lease {
         payload
     }
 
-    /// As [`release`](Self::release), for the usual lease, of a buffer that nobody wants back: its
-    /// slot goes home at once, which is no user code and wakes nobody. `false`, and nothing has
-    /// happened, for another.
+    /// As [`release`](Self::release), for the usual lease, of a buffer without a hand-back:
+    /// recycles the slot at once. Runs no user code and wakes no waiter. `false`, and nothing has
+    /// happened: not the usual lease, or no room in the thread's magazine.
     #[inline(always)]
     pub(crate) fn try_recycle(&mut self) -> bool {
         let recycled = matches!(
@@ -321,8 +326,8 @@ impl Lease {
         recycled
     }
 
-    /// Gives the payload, if the lease still has it, to its next owner. The caller has the proof
-    /// that the kernel reads none of it any more, or never took any of it.
+    /// Gives the payload, if the lease still has one, to the next owner. The caller has proof that
+    /// the kernel does not read the payload any more, or never took a byte.
     #[inline(always)]
     pub(crate) fn release(self) -> Option<Payload> {
         // Nothing will be left for the drop to keep.

@@ -15,18 +15,19 @@ use crate::{
 
 /// A frozen buffer: read-only, cheap to clone, to be sent over many sockets at once.
 ///
-/// Clones and [slices](Self::slice) name the same bytes. Each send takes a lease of its own on
-/// them, so the slot goes home after the last clone is dropped *and* the kernel has released the
-/// last send, in whatever order.
+/// Clones and [slices](Self::slice) name the same bytes. Each send takes a lease of its own.
+/// So the slot is recycled after the drop of the last clone *and* the release of the last send, in
+/// either order.
 ///
-/// Holding a `SharedBuf` proves that nobody writes the bytes. It does not prove that the kernel
-/// does not read them: a clone may be in flight.
+/// Holding a `SharedBuf` proves that no code writes the bytes. The kernel may still read: a clone
+/// may be in flight.
 ///
-/// With the feature `bytes` it converts into `bytes::Bytes` without copying.
+/// With the feature `bytes` a conversion into `bytes::Bytes` copies nothing.
 ///
 /// # Performance
 ///
-/// A clone, and the drop of one, is an atomic operation on the slot's record; nothing is allocated.
+/// A clone is an atomic operation on the slot's state word, and so is its drop. Nothing is
+/// allocated.
 ///
 /// # Examples
 ///
@@ -47,9 +48,9 @@ use crate::{
 ///
 /// # Invariants
 ///
-/// 1. `slot` is one holder of its slot: a handle, except while a lease has custody of it.
-/// 2. `len` bytes from `start` on lie in the slot's memory behind which all is initialized up to
-///    there, and nobody writes them as long as the slot has a holder that was frozen.
+/// 1. `slot` is one holder of the slot: a handle, except in the custody of a lease.
+/// 2. `len` bytes from `start` on lie in the slot's memory. The memory is initialized from its
+///    start to the end of these bytes, and has no writer as long as the slot has a frozen holder.
 pub struct SharedBuf {
     /// Taken by drop.
     slot: ManuallyDrop<SlotRef>,
@@ -61,14 +62,14 @@ pub struct SharedBuf {
 static_assertions::assert_eq_size!(SharedBuf, [u8; 24]);
 static_assertions::assert_impl_all!(SharedBuf: Send, Sync);
 
-// SAFETY: a SharedBuf gives shared access to bytes that nobody writes (invariant 2), as an
+// SAFETY: a SharedBuf gives shared access to bytes without a writer (invariant 2), as an
 // Arc<[u8]> does; SlotRef is Send.
 unsafe impl Send for SharedBuf {}
 // SAFETY: as above; SlotRef is Sync.
 unsafe impl Sync for SharedBuf {}
 
 impl PinnedBuf {
-    /// Makes the buffer read-only, so that it can be cloned and sent over many sockets.
+    /// Makes the buffer read-only, for clones and sends over many sockets.
     ///
     /// ```
     /// let pool = pinbuf::Pool::new(4096, 1)?;
@@ -109,13 +110,13 @@ impl SharedBuf {
         Self { slot: ManuallyDrop::new(self.slot.share()), start, len: to - from }
     }
 
-    /// Makes the buffer writable again, if this is its only handle and nothing of it is in flight.
+    /// Makes the buffer writable again, if this is the only handle and no send is in flight.
     ///
-    /// It begins where the frozen one began, and ends where this slice of it ends.
+    /// The buffer begins at the slot's start, and ends at the end of this slice.
     ///
     /// # Errors
     ///
-    /// The handle, when another one exists or a send is not released.
+    /// The handle, if there is a second handle or an unreleased send.
     ///
     /// ```
     /// let pool = pinbuf::Pool::new(4096, 1)?;
@@ -139,13 +140,13 @@ impl SharedBuf {
         Ok(unsafe { PinnedBuf::from_parts(slot, end) })
     }
 
-    /// The slot, of which the buffer is one holder.
+    /// The slot. The buffer is one of the holders.
     pub(crate) fn slot(&self) -> &SlotRef {
         &self.slot
     }
 
-    /// Gives the slot, whose only holder is this quarantined lease, new pages: it becomes an empty
-    /// buffer again. See [`SlotRef::replace_pages`].
+    /// Gives the slot of this quarantined lease, the only holder, new pages. The lease becomes an
+    /// empty buffer again. See [`SlotRef::replace_pages`].
     pub(crate) fn replace_pages(&mut self) -> Option<Replaced> {
         self.slot.replace_pages(&mut self.len)
     }
@@ -174,8 +175,8 @@ impl Deref for SharedBuf {
     #[inline]
     fn deref(&self) -> &[u8] {
         self.slot.word().contents_read();
-        // SAFETY: `len` bytes from `start` are mapped, the slot's and initialized, and nobody
-        // writes them as long as this handle exists (invariant 2).
+        // SAFETY: `len` bytes from `start` are mapped, the slot's and initialized, and have no
+        // writer as long as this handle exists (invariant 2).
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
@@ -192,7 +193,7 @@ impl From<PinnedBuf> for SharedBuf {
     }
 }
 
-/// Without copying; the slot goes home after the last of the `Bytes`.
+/// Copies nothing; the slot is recycled after the last of the `Bytes`.
 #[cfg(feature = "bytes")]
 #[cfg_attr(docsrs, doc(cfg(feature = "bytes")))]
 impl From<SharedBuf> for bytes::Bytes {

@@ -5,36 +5,33 @@ use std::sync::Arc;
 use loom_tests::{model, thread};
 use pinbuf::__internals::LoneMagazine;
 
-/// Takes the last number, changes its contents, and pushes it again. Answers a number that could
-/// not be pushed.
-fn use_one(magazine: &LoneMagazine) -> Option<usize> {
-    let number = magazine.pop()?;
-    magazine.change(number);
-    (!magazine.push(number)).then_some(number)
-}
-
-fn bound(numbers: usize) -> Arc<LoneMagazine> {
-    let magazine = Arc::new(LoneMagazine::new(numbers));
+/// A magazine for two numbers, with number 0 in it.
+fn with_zero() -> Arc<LoneMagazine> {
+    let magazine = Arc::new(LoneMagazine::new(2));
     assert!(magazine.bind());
-    (0..numbers).for_each(|number| assert!(magazine.push(number)));
+    assert!(magazine.push(0));
     magazine
 }
 
-/// The owner takes and pushes a number while the taker takes all. Each number ends in one place,
-/// and the changes of its contents are ordered.
+/// The owner takes number 0 and pushes number 1 in its place, while the taker takes all. Each
+/// number ends in one place, and the changes of its contents are ordered.
 #[test]
 fn a_number_is_the_owners_or_the_takers() {
     model(|| {
-        let magazine = bound(2);
+        let magazine = with_zero();
         let other = Arc::clone(&magazine);
         let taker = thread::spawn(move || {
             let taken = other.take();
             taken.iter().for_each(|number| other.change(*number));
             taken
         });
-        let kept = use_one(&magazine);
-        let mut all = taker.join().unwrap();
-        all.extend(kept);
+        let mut all = Vec::from_iter(magazine.pop());
+        all.iter().for_each(|number| magazine.change(*number));
+        magazine.change(1);
+        if !magazine.push(1) {
+            all.push(1);
+        }
+        all.extend(taker.join().unwrap());
         all.extend(magazine.take());
         all.sort_unstable();
         assert_eq!(all, [0, 1]);
@@ -45,7 +42,7 @@ fn a_number_is_the_owners_or_the_takers() {
 #[test]
 fn two_takers_share_nothing() {
     model(|| {
-        let magazine = bound(1);
+        let magazine = with_zero();
         let other = Arc::clone(&magazine);
         let taker = thread::spawn(move || other.take());
         let mut all = magazine.take();

@@ -1,4 +1,4 @@
-//! A pool in the hands of one thread.
+//! A handle of a pool for one thread.
 
 use crate::{
     buf::PinnedBuf,
@@ -9,18 +9,18 @@ use crate::{
 /// A handle of one size class of a pool for one thread, with a magazine of its own; from
 /// [`Pool::local`](crate::Pool::local).
 ///
-/// It saves the look-up of the thread's magazine and of the class. Buffers that come from it are
-/// like all others: they can go to other threads and be dropped there. Those that
-/// [`recycle`](Self::recycle) gets back it hands out again.
+/// The handle saves the look-up of the thread's magazine and of the class. The buffers are ordinary
+/// ones, free to go to other threads and to be dropped there. [`recycle`](Self::recycle) keeps a
+/// buffer for the next alloc.
 ///
-/// What is in its magazine is free: other threads get it when the pool has nothing else left.
-/// Dropping the handle empties it.
+/// The slots in the handle's magazine are free: threads take them when the pool has nothing else
+/// left. Dropping the handle empties the magazine.
 ///
 /// # Performance
 ///
-/// Takes a page of memory. A pool of fewer than 64 slots, one with
-/// [`zero_on_recycle`](crate::PoolBuilder::zero_on_recycle), and one on a system without
-/// `membarrier(2)` has no magazines: then the handle is as good as the pool itself.
+/// Takes a page of memory. There are no magazines in a pool of fewer than 64 slots, with
+/// [`zero_on_recycle`](crate::PoolBuilder::zero_on_recycle), and on a system without
+/// `membarrier(2)`. Then the handle is as good as the pool itself.
 ///
 /// # Examples
 ///
@@ -59,8 +59,8 @@ impl<'a> LocalPool<'a> {
     ///
     /// # Errors
     ///
-    /// [`Exhausted`](AllocError::Exhausted): no slot of the class is free. It does not borrow from
-    /// a larger one.
+    /// [`Exhausted`](AllocError::Exhausted): no slot of the class is free. There is no fallback
+    /// to a larger class.
     ///
     /// ```
     /// use pinbuf::{AllocError, Pool};
@@ -76,7 +76,7 @@ impl<'a> LocalPool<'a> {
         self.magazine.alloc().map(PinnedBuf::new)
     }
 
-    /// Takes a buffer back, into this handle's magazine if it is of its class; drops it else.
+    /// Recycles a buffer into this handle's magazine, or drops a buffer of another class.
     ///
     /// ```
     /// let pool = pinbuf::Pool::new(4096, 64)?;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::raw::{RawPool, SizeClass, SlotState};
 
-/// How many slots of a pool are in which state; from [`Pool::stats`](crate::Pool::stats).
+/// The number of slots of a pool in each state; from [`Pool::stats`](crate::Pool::stats).
 ///
 /// ```
 /// let pool = pinbuf::Pool::builder().class(4096, 4).class(65536, 2).build()?;
@@ -19,12 +19,12 @@ use crate::raw::{RawPool, SizeClass, SlotState};
 pub struct PoolStats {
     /// One entry per size class, in ascending order of capacity.
     pub classes: Vec<ClassStats>,
-    /// Bytes of former pages that the kernel still holds for sends without proof of release, while
-    /// their slots go on with new pages. At most a quarter of the pool.
+    /// Bytes of former pages in the hands of the kernel, for sends without proof of release. The
+    /// slots have new pages. At most a quarter of the pool.
     pub replaced_bytes: usize,
 }
 
-/// How many slots of one size class are in which state.
+/// The number of slots of one size class in each state.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct ClassStats {
@@ -38,7 +38,7 @@ pub struct ClassStats {
     pub owned: usize,
     /// Slots that the kernel may still read.
     pub in_flight: usize,
-    /// Slots that cannot be proven released; not handed out until proof comes.
+    /// Slots that cannot be proven released; not allocated until proof comes.
     pub quarantined: usize,
     /// Waiters for a slot of this class.
     pub waiting: usize,
@@ -62,7 +62,7 @@ impl PoolStats {
         self.classes.iter().map(|class| class.owned).sum()
     }
 
-    /// Slots of all classes that are in flight.
+    /// Slots in flight, of all classes.
     pub fn in_flight(&self) -> usize {
         self.classes.iter().map(|class| class.in_flight).sum()
     }
@@ -93,7 +93,7 @@ impl ClassStats {
     }
 }
 
-/// Whether every slot of a pool is accounted for; from [`Pool::audit`](crate::Pool::audit).
+/// An account of every slot of a pool; from [`Pool::audit`](crate::Pool::audit).
 ///
 /// ```
 /// let pool = pinbuf::Pool::new(4096, 4)?;
@@ -109,34 +109,34 @@ impl ClassStats {
 pub struct Audit {
     /// The states of all slots.
     pub stats: PoolStats,
-    /// The slots about which the records disagree.
+    /// The slots with contradictory records.
     pub offenders: Vec<Offender>,
 }
 
-/// A slot about which a pool's records disagree.
+/// A slot with contradictory records in the pool.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Offender {
     /// Capacity of its size class in bytes.
     pub capacity: usize,
-    /// Its number within the class.
+    /// The slot's number within the class.
     pub slot: u32,
-    /// The state that its own state word says.
+    /// The state of the slot's own state word.
     pub state: SlotState,
-    /// What does not fit.
+    /// The contradiction.
     pub problem: Problem,
 }
 
-/// What does not fit about a slot.
+/// A contradiction in the records of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Problem {
-    /// It is Free, but neither on the free list nor handed to a waiter: it is lost.
+    /// A Free slot, but neither on the free list nor handed to a waiter: lost.
     Lost,
-    /// It is on the free list or handed to a waiter, but not Free: it can be handed out while it
-    /// is in use.
+    /// On the free list or handed to a waiter, but not Free: the slot can be handed out while in
+    /// use.
     InUse,
-    /// It is on the free list, or handed to waiters, more than once.
+    /// On the free list, or handed to waiters, more than once.
     Repeated,
 }
 
@@ -149,7 +149,7 @@ impl Audit {
         Self { stats: PoolStats::read(pool), offenders }
     }
 
-    /// Whether every slot is accounted for.
+    /// Returns `true` if every slot is accounted for.
     pub fn is_clean(&self) -> bool {
         self.offenders.is_empty()
     }
@@ -246,7 +246,7 @@ mod tests {
         let class = &pool.raw().classes()[0];
         assert!(class.depot().push_all([0]));
         assert_eq!(offenders(&pool), [(0, SlotState::Free, Problem::Repeated)]);
-        // Its hold on the pool would be given up twice.
+        // The slot's hold on the pool would be dropped twice.
         std::mem::forget(pool);
     }
 }

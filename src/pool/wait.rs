@@ -15,15 +15,15 @@ use crate::{
     sync::{Arc, Parker},
 };
 
-/// How long a blocked thread sleeps when nobody else can look after the senders it waits for.
+/// The longest sleep of a blocked thread while no other thread can drive the senders.
 const DRIVE_EVERY: Duration = Duration::from_millis(5);
 
 /// A future that takes a buffer as soon as one is free; from
 /// [`Pool::alloc_async`](crate::Pool::alloc_async).
 ///
-/// Its place in the queue is taken at the first poll. Dropping it gives the place up; a slot that
-/// was already handed to it goes to the next in the queue, or home; one that is forgotten
-/// (`mem::forget`) can keep a slot for ever. Its output is that of
+/// The first poll takes a place in the queue, and dropping the future gives the place up. A slot
+/// that was already granted goes to the next waiter, or back to the pool. A forgotten future
+/// (`mem::forget`) can keep a slot for ever. The output is that of
 /// [`Pool::alloc`](crate::Pool::alloc).
 ///
 /// ```
@@ -41,15 +41,15 @@ const DRIVE_EVERY: Duration = Duration::from_millis(5);
 /// # }
 /// ```
 ///
-/// If no thread can be started to look after senders that hold buffers of the pool, the future
-/// does so itself and asks to be polled again at once until a buffer is free.
+/// If no thread can be started to drive the senders with buffers of the pool, the future drives
+/// them, and asks to be polled again at once until a buffer is free.
 #[must_use = "a future does nothing unless polled"]
 pub struct Alloc<'a> {
     pool: &'a RawPool,
     class: Result<&'a SizeClass, AllocError>,
     /// Set while queued.
     ticket: Option<WaitTicket>,
-    /// Whether everybody who holds slots in flight is being watched.
+    /// `true` if all holders of slots in flight are being watched.
     watched: bool,
 }
 
@@ -60,9 +60,12 @@ impl<'a> Alloc<'a> {
         Self { pool, class, ticket: None, watched: true }
     }
 
-    /// The one path of waiting. The order matters: queue first, so that a slot which comes home
-    /// from here on is handed over; then reap what only this thread may be there to reap; then see
-    /// that others do; only then sleep.
+    /// The one path of waiting. The order matters:
+    ///
+    /// 1. queue, so that a slot recycled from here on is granted;
+    /// 2. drive the senders, since this thread may be the only one to do so;
+    /// 3. have the reaper watch the senders;
+    /// 4. sleep.
     fn advance(&mut self, waker: &Waker) -> Poll<Result<PinnedBuf, AllocError>> {
         let class = match self.class {
             Ok(class) if class.is_forked() => return Poll::Ready(Err(AllocError::Forked)),
@@ -99,14 +102,14 @@ impl<'a> Alloc<'a> {
         Poll::Pending
     }
 
-    /// Takes the slot that was handed over, if any, and leaves the queue with it.
+    /// Takes the granted slot, if any, and leaves the queue.
     fn claim(&mut self, class: &SizeClass, waker: &Waker) -> Option<PinnedBuf> {
         let index = class.claim(self.ticket?, waker)?;
         self.ticket = None;
         Some(hand_out(class, index))
     }
 
-    /// Leaves the queue, with the slot that was handed over at the last moment.
+    /// Leaves the queue, with a slot granted at the last moment.
     fn leave(&mut self) -> Option<PinnedBuf> {
         let class = self.class.ok()?;
         let index = class.leave(self.ticket.take()?)?;

@@ -15,8 +15,8 @@ const HOLD_OFF: u32 = if cfg!(loom) { 0 } else { 1024 };
 
 /// The magazines bound to one key, so that their items can be taken.
 ///
-/// A thread that finds nothing elsewhere locks the list, [recalls](Bound::recall) all magazines, and
-/// looks again. While the lock is held no magazine can be bound.
+/// A thread that finds nothing elsewhere locks the list, [recalls](Self::recall) all magazines,
+/// and looks again. While the lock is held no magazine can be bound.
 ///
 /// # Invariants
 ///

@@ -19,8 +19,8 @@ use crate::{
 /// A magazine for free slots of one class.
 pub(crate) type Magazine = magazine::Magazine<SizeClass, Slot>;
 
-/// The bookkeeping of a slot. It lies apart from the mapped memory, out of reach for stray writes to
-/// a buffer and for child processes.
+/// The bookkeeping of a slot. It lies apart from the mapped memory, out of reach for stray writes
+/// to a buffer and for child processes.
 ///
 /// Each slot has a cache line of its own, because neighbours are used by other threads.
 #[derive(Debug)]
@@ -224,8 +224,8 @@ impl SizeClass {
     #[inline(always)]
     pub(crate) fn pop_from(&self, magazine: &Magazine) -> Option<&Slot> {
         let slot = magazine.pop(NonNull::from(self))?;
-        // SAFETY: the magazine was bound to this class, and only slots of a class are pushed for the
-        // class, which owns them.
+        // SAFETY: the magazine was bound to this class, and only slots of a class are pushed for
+        // the class, which owns them.
         Some(unsafe { slot.as_ref() })
     }
 

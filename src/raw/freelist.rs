@@ -265,8 +265,8 @@ impl FreeList {
         count
     }
 
-    /// The indices on the list, from the top. Exact only while nothing moves. Ends even if the links
-    /// are damaged.
+    /// The indices on the list, from the top. Exact only while nothing moves. Ends even if the
+    /// links are damaged.
     pub(crate) fn indices(&self, links: &[Link]) -> Vec<u32> {
         // Acquire: as in `detach`.
         let head = self.head.load(Ordering::Acquire);

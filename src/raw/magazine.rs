@@ -17,7 +17,8 @@ const BUSY: u32 = u32::MAX;
 /// The bit in the key during a taking.
 const TAKEN: usize = 1;
 
-/// A stack of pointers to `T` with one owner, bound to one key at a time: an asymmetric Dekker lock.
+/// A stack of pointers to `T` with one owner, bound to one key at a time: an asymmetric Dekker
+/// lock.
 ///
 /// The owner is one thread, and uses plain loads and stores. Another thread, the taker, can take
 /// all items at any time. Neither `K` nor `T` is ever dereferenced here.
@@ -116,7 +117,8 @@ impl<K, T> Magazine<K, T> {
                 None => (len, None),
             }
         })??;
-        // SAFETY: the items below the length were pushed (invariant 1), and pushes are of `NonNull`.
+        // SAFETY: the items below the length were pushed (invariant 1), and pushes are of
+        // `NonNull`.
         Some(unsafe { NonNull::new_unchecked(popped) })
     }
 
@@ -191,8 +193,8 @@ impl<K, T> Magazine<K, T> {
     /// Fills an empty magazine with the items of `fill`, and takes the first item. `None`: `fill`
     /// added nothing, or the magazine is not bound to `key`.
     ///
-    /// The owner is busy during `fill`. So `fill` must not panic or wait, and may rely on all that a
-    /// taker changes only after step 3 (invariant 3).
+    /// The owner is busy during `fill`. So `fill` must not panic or wait, and may rely on all that
+    /// a taker changes only after step 3 (invariant 3).
     pub(crate) fn refill(
         &self,
         key: NonNull<K>,
@@ -265,7 +267,7 @@ impl<K, T> Magazine<K, T> {
     }
 
     /// Unbinds the magazine from `key`, and answers the items. For
-    /// [`BoundMagazines::unbind`](super::bound::BoundMagazines::unbind) only, under the lock.
+    /// [`Bound::unbind`](super::bound::Bound::unbind) only, under the lock.
     pub(crate) fn unbind(&self, key: NonNull<K>) -> Items<'_, T> {
         debug_assert!(self.is_bound_to(key));
         // Relaxed: only the owner writes the length.

@@ -50,8 +50,9 @@ unsafe impl Sync for RawPool {}
 impl RawPool {
     /// The pool of a slot.
     pub(crate) fn of(slot: &SlotRef) -> &Self {
-        // SAFETY: the pointer is derived from a pointer to the whole pool, and the head is the first
-        // field. The slot's hold keeps the pool alive, which is used through shared references only.
+        // SAFETY: the pointer is derived from a pointer to the whole pool, and the head is the
+        // first field. The slot's hold keeps the pool alive, which is used through shared
+        // references only.
         unsafe { slot.head().cast().as_ref() }
     }
 

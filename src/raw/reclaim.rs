@@ -16,8 +16,8 @@ use crate::sync::Arc;
 /// | 3. has the reaper [watch](Self::watch) them | 3. looks for waiters, and has itself watched |
 /// | 4. sleeps | |
 ///
-/// `drive` and the beginning of a lease exclude one another by the holder's lock, so that one of the
-/// two sees the other. So no waiter sleeps on buffers that only the waiter's thread would reap.
+/// `drive` and the beginning of a lease exclude one another by the holder's lock, so that one of
+/// the two sees the other. So no waiter sleeps on buffers that only the waiter's thread would reap.
 pub trait Reclaim: Send + Sync {
     /// Sends what is unsent and reads the error queue, so that released slots are recycled.
     ///

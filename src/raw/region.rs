@@ -134,7 +134,8 @@ impl Region {
             .map_err(|error| BuildError::Lock { bytes, error: OsError::from(&error) })
     }
 
-    /// Returns `true` if a part of the memory can get new pages while the kernel holds the old ones.
+    /// Returns `true` if a part of the memory can get new pages while the kernel holds the old
+    /// ones.
     ///
     /// Not on hugetlb pages: a held page stays out of the reserve, so that a new page may be
     /// missing. The next touch would end in SIGBUS.

@@ -14,8 +14,8 @@ use super::{
 /// Names a slot outside the pool ("out"), and keeps the slot's pool alive.
 ///
 /// Not Clone, and no Drop: each is a holder counted in the slot's state word. [`share`] makes one
-/// more, [`recycle`] and [`unshare`] end it. Forgetting one keeps the slot out and the pool's memory
-/// mapped, which is the meaning of Quarantined.
+/// more, [`recycle`] and [`unshare`] end it. Forgetting one keeps the slot out and the pool's
+/// memory mapped, which is the meaning of Quarantined.
 ///
 /// A slot that is recycled becomes Free and then goes to the first of these places that takes it:
 ///
@@ -119,8 +119,8 @@ impl SlotRef {
     }
 
     /// Turns a quarantined lease into a handle by giving the slot new pages. The pages of
-    /// the kernel's reads are no longer the slot's. `len`, the length of the written bytes, becomes 0 with
-    /// their loss.
+    /// the kernel's reads are no longer the slot's. `len`, the length of the written bytes, becomes
+    /// 0 with their loss.
     ///
     /// `None`, and the slot stays Quarantined:
     /// - the slot has another holder: a handle, or a lease of whatever kind;

@@ -138,9 +138,9 @@ impl StateWord {
     }
 
     // A sole holder may use plain loads and stores, because new holders are made only from existing
-    // handles. Reading "one holder" is proof: by coherence the load cannot return a value older than
-    // this holder's own arrival, and if others joined since, only their Release decrement could
-    // bring the count back. The Acquire load in `is_alone` pairs with it.
+    // handles. Reading "one holder" is proof: by coherence the load cannot return a value older
+    // than this holder's own arrival, and if others joined since, only their Release decrement
+    // could bring the count back. The Acquire load in `is_alone` pairs with it.
 
     /// Free to Owned, after the caller took the slot out of a magazine, the depot or a grant.
     #[inline]

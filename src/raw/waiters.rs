@@ -99,8 +99,8 @@ impl Waiters {
         Ok(waker)
     }
 
-    /// The granted slot of this waiter. The waiter leaves the queue. `None`: the waiter stays queued,
-    /// with this waker.
+    /// The granted slot of this waiter. The waiter leaves the queue. `None`: the waiter stays
+    /// queued, with this waker.
     pub(crate) fn claim(&self, ticket: WaitTicket, waker: &Waker) -> Option<u32> {
         let mut replaced = Some(waker.clone());
         let mut queue = lock(&self.queue);
