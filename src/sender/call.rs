@@ -139,12 +139,10 @@ impl<K: Kernel> Core<K> {
         in_flight: &mut MutexGuard<'_, InFlight>,
         call: Call<'_>,
     ) -> Result<usize, Stop> {
-        let accepted = match call.zero_copy {
-            true => self.call_without_copy(calls, in_flight, call, false)?,
-            false => self.call_by_copy(calls, in_flight, call)?,
-        };
-        calls.stuck = None;
-        Ok(accepted)
+        match call.zero_copy {
+            true => self.call_without_copy(calls, in_flight, call, false),
+            false => self.call_by_copy(calls, in_flight, call),
+        }
     }
 
     fn call_by_copy(
@@ -153,6 +151,7 @@ impl<K: Kernel> Core<K> {
         in_flight: &mut MutexGuard<'_, InFlight>,
         call: Call<'_>,
     ) -> Result<usize, Stop> {
+        calls.stuck = None;
         if call.bytes == 0 && !self.kernel.transport().sends_nothing() {
             return Ok(0);
         }

@@ -462,7 +462,7 @@ impl Episode {
                     let config = Config { threshold_bytes: 1, ..Config::default() };
                     self.adopt(kernel, config, 128 << 10, id);
                 }
-                Err(owner) => self.owners.push(owner),
+                Err(owner) => self.owners.push(*owner),
             },
             26 if self.once_in(16) => {
                 // Whoever waits keeps it.
@@ -521,7 +521,10 @@ impl Episode {
         let Some(pool) = self.pool.as_ref().filter(|_| woken < self.allocations.len()) else {
             return;
         };
-        assert!(pool.stats().free() <= woken, "a waiter sleeps beside a free slot");
+        let stats = pool.stats();
+        assert!(stats.free() <= woken, "a waiter sleeps beside a free slot");
+        let is_unwatched = self.world.lock().is_unwatched;
+        assert!(is_unwatched || stats.in_flight() == 0, "a waiter sleeps beside a released slot");
     }
 
     fn check_home(&mut self) {

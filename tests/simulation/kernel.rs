@@ -64,8 +64,10 @@ impl Kernel for SimKernel {
         let result = socket.send(memory, flags, nature);
         let has_rest = socket.has_rest;
         drop(world);
-        if !has_rest {
-            self.world.meet(self.number);
+        // A thread that comes meanwhile takes for given what is offered.
+        let is_met = !has_rest && self.world.meet(self.number);
+        if flags.zerocopy && (result.is_ok() || is_met) {
+            self.world.lock().nature.memory.give(memory);
         }
         result
     }
@@ -186,7 +188,7 @@ impl Kernel for SimKernel {
     }
 
     fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<Token> {
-        self.with(|socket, nature| {
+        let watched = self.with(|socket, nature| {
             assert!(socket.care.is_none(), "watched twice");
             if nature.choices.permille(nature.weather.errors) {
                 return None;
@@ -195,7 +197,9 @@ impl Kernel for SimKernel {
             // Looked at once in any case.
             socket.due = Some(nature.now);
             Some(Token::default())
-        })
+        });
+        self.world.lock().is_unwatched |= watched.is_none();
+        watched
     }
 
     fn adopt(&self, sender: Arc<dyn Reclaim>) -> (Token, bool) {

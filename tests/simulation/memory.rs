@@ -74,6 +74,9 @@ struct Area {
     /// Pieces in each cell that the kernel may read, and how often the cell got new pages.
     readers: Vec<u32>,
     epochs: Vec<u32>,
+    /// Whether a zero-copy call with each cell has gone well since the cell was last at home or in
+    /// a program's hands.
+    given: Vec<bool>,
     kind: Kind,
 }
 
@@ -113,6 +116,7 @@ impl Memory {
             cell_bytes: BLOCK_BYTES,
             readers: vec![0; BLOCKS],
             epochs: vec![0; BLOCKS],
+            given: vec![false; BLOCKS],
             kind: Kind::Blocks { memory, used: vec![false; BLOCKS], holes: vec![None; BLOCKS] },
         };
         Self { areas: vec![blocks], replaced: HashMap::new() }
@@ -129,6 +133,7 @@ impl Memory {
             cell_bytes: starts.get(1).map_or(witness.capacity(), |next| next - starts[0]),
             readers: vec![0; starts.len()],
             epochs: vec![0; starts.len()],
+            given: vec![false; starts.len()],
             kind: Kind::Pool { witness },
         });
     }
@@ -199,6 +204,17 @@ impl Memory {
         Piece { address, text, cell }
     }
 
+    /// A zero-copy call with these ranges went well.
+    pub(crate) fn give(&mut self, memory: &[IoVec]) {
+        for area in &mut self.areas {
+            for range in memory {
+                if let Some(cell) = area.cell_of(range.start().addr()) {
+                    area.given[cell] = true;
+                }
+            }
+        }
+    }
+
     /// The kernel copies a part of a range.
     pub(crate) fn copy(range: &IoVec, start: usize, text: Text) {
         let address = range.start().expose_provenance() + start;
@@ -244,6 +260,13 @@ impl Memory {
             let pool = witness.pool();
             for (index, (_, state)) in __internals::slots(pool).enumerate() {
                 let readers = area.readers[index];
+                match state {
+                    SlotState::Free | SlotState::Owned => area.given[index] = false,
+                    SlotState::InFlight => {}
+                    SlotState::Quarantined => {
+                        assert!(area.given[index], "slot {index} is {state}, but was never given");
+                    }
+                }
                 if readers == 0 || !matches!(state, SlotState::Free | SlotState::Owned) {
                     continue;
                 }

@@ -58,6 +58,8 @@ pub(crate) struct Owner {
     pub(crate) number: usize,
     transport: Transport,
     hands_back: bool,
+    /// How many calls, of how many bytes, may be in flight.
+    window: (usize, usize),
     sent: VecDeque<Sent>,
     sends: u64,
     polls: Vec<(Ticket, Arc<Bell>)>,
@@ -102,6 +104,7 @@ impl Owner {
             number,
             transport,
             hands_back: config.hand_back == HandBack::Return,
+            window: (config.max_in_flight_sends, config.max_in_flight_bytes),
             sent: VecDeque::new(),
             sends: 0,
             polls: Vec::new(),
@@ -147,6 +150,7 @@ impl Owner {
             socket.has_rest = patience != Patience::None || socket.expected.pending() > 0;
             socket.expected.push(texts);
             socket.failures.clear();
+            socket.was_full = false;
             match &socket.wire {
                 Wire::Stream(_) => {
                     socket.expected.accepted() + (socket.expected.pending() - len) as u64
@@ -181,6 +185,8 @@ impl Owner {
             socket.deaf || ignores
         });
         assert!(has_cause || !self.core.is_poisoned(), "poisoned without cause");
+        self.check_window();
+        self.check_interest(&result);
         let is_over = self.with_socket(|socket| socket.is_over());
         let ticket = match result {
             Ok(ticket) | Err(SendError::Truncated { ticket, .. }) => Some(ticket),
@@ -231,6 +237,22 @@ impl Owner {
     fn check_time_is_up(&self, began: Instant, patience: Patience) {
         let Patience::UpTo(limit) = patience else { panic!("there was no time to be up") };
         assert!(self.world.lock().instant() >= began + limit, "the time is not up");
+    }
+
+    /// No more is in flight than may be, but for a call that is larger by itself.
+    fn check_window(&self) {
+        let (calls, bytes) = self.window;
+        let stats = self.core.stats();
+        let fits = stats.in_flight_calls <= calls && stats.in_flight_bytes <= bytes;
+        assert!(fits || stats.in_flight_calls == 1, "{stats:?} is beyond the window");
+    }
+
+    /// Room is of interest only if the socket had none for this send.
+    fn check_interest(&self, result: &Result<Ticket, SendError<()>>) {
+        let is_full = self.with_socket(|socket| socket.was_full);
+        let is_over = matches!(result, Err(SendError::Connection { .. }));
+        let wants_room = self.core.interest().writable;
+        assert!(is_full || is_over || !wants_room, "{result:?}, and waits for room that is there");
     }
 
     /// Whether something of an earlier send is left.
@@ -512,10 +534,10 @@ impl Owner {
     }
 
     /// The socket alone, and the id that it goes on with.
-    pub(crate) fn into_parts(mut self) -> Result<(SimKernel, u64), Self> {
+    pub(crate) fn into_parts(mut self) -> Result<(SimKernel, u64), Box<Self>> {
         let drained = self.call(|core| core.step().is_ok() && core.is_drained());
         if drained != Some(true) || self.is_split || self.core.capabilities().reason.is_some() {
-            return Err(self);
+            return Err(Box::new(self));
         }
         self.fetch(usize::MAX);
         let id = self.core.next_id();

@@ -156,6 +156,8 @@ pub(crate) struct Socket {
     /// How long the peer may acknowledge nothing, and whether the owner ends the sender itself.
     pub(crate) max_hold: Option<Duration>,
     pub(crate) ends: bool,
+    /// Whether a call found no room, since the owner's last send began.
+    pub(crate) was_full: bool,
     /// Error numbers of the calls that failed, since somebody asked.
     pub(crate) failures: Vec<i32>,
     /// Cause to poison: a note was read or sent by another user, a message was cut, or a read of
@@ -187,6 +189,7 @@ impl Socket {
             is_rung: false,
             max_hold: None,
             ends: false,
+            was_full: false,
             failures: Vec::new(),
             deaf: false,
             is_shifted: false,
@@ -215,6 +218,7 @@ impl Socket {
             Wire::Datagrams(all) => all.send(memory, flags, nature, notes, expected, news),
         };
         if let Err(error) = &result {
+            self.was_full |= error.kind() == io::ErrorKind::WouldBlock;
             self.failures.extend(error.raw_os_error());
         } else if nature.choices.once_in(8) {
             // The note may be there before the call returns.

@@ -24,6 +24,8 @@ pub(crate) struct World {
     /// When the stream of the socket that was closed last was cut short, if it was, and when its
     /// peer had last acknowledged something.
     pub(crate) last_cut: Option<(u64, u64)>,
+    /// Whether the reaper once had no thread for a sender that was to be watched.
+    pub(crate) is_unwatched: bool,
 }
 
 /// A handle of the one world.
@@ -49,6 +51,7 @@ impl World {
             epoch: Instant::now(),
             closed: 0,
             last_cut: None,
+            is_unwatched: false,
         }
     }
 
@@ -155,15 +158,18 @@ impl Shared {
         is_waiting
     }
 
-    /// Another thread may drive a sender while this one is in a call or asleep.
-    pub(crate) fn meet(&self, number: usize) {
+    /// Another thread may drive a sender while this one is in a call or asleep. Returns `true` if
+    /// it does.
+    pub(crate) fn meet(&self, number: usize) -> bool {
         let mut world = self.lock();
         let (socket, nature) = world.socket(number);
         let core = nature.choices.once_in(16).then(|| socket.core.clone());
         drop(world);
-        if let Some(core) = core.as_ref().and_then(Weak::upgrade) {
+        let core = core.as_ref().and_then(Weak::upgrade);
+        if let Some(core) = &core {
             mischief::guarded(|| core.step());
         }
+        core.is_some()
     }
 
     /// Something happens; `false`: nothing will, before or after `until`.
