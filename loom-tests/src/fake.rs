@@ -19,7 +19,7 @@ use pinbuf::{
     NotificationId, PinnedBuf, Pool, Ticket,
 };
 
-use crate::{Condvar, Mutex, thread};
+use crate::{AtomicU32, Condvar, Mutex, thread};
 
 /// `EAGAIN` of Linux.
 pub const EAGAIN: i32 = 11;
@@ -94,6 +94,10 @@ struct Shared {
     state: Mutex<State>,
     /// There is something for the reaper to do, or nothing ever again.
     news: Condvar,
+    /// Ids that are taken and whose notes are unread, and notes that are unread. As in the kernel,
+    /// both are looked at without a lock: who sees a call has to be ordered after it by the sender.
+    held: AtomicU32,
+    unread: AtomicU32,
     /// Seconds since the model began. Not loom's: threads do not meet at the clock.
     seconds: AtomicU64,
 }
@@ -196,10 +200,30 @@ impl FakeKernel {
         let sleepers = self.with(|state| {
             let taken = next(&mut state.taken)?;
             taken.read();
-            state.notes.push_back(Record::Released { lo: taken.id, hi: taken.id, copied: false });
+            self.post(state, taken.id, false);
             Some(state.sleepers.clone())
         });
         sleepers.inspect(|sleepers| sleepers.iter().for_each(rouse)).is_some()
+    }
+
+    fn post(&self, state: &mut State, id: u32, copied: bool) {
+        state.notes.push_back(Record::Released { lo: id, hi: id, copied });
+        // Release: partner of the Acquire in `take_notes`.
+        self.0.unread.fetch_add(1, Ordering::Release);
+    }
+
+    fn take_notes(&self) -> VecDeque<Record> {
+        // Acquire: partner of the Release in `post`.
+        if self.0.unread.load(Ordering::Acquire) == 0 {
+            return VecDeque::new();
+        }
+        self.with(|state| {
+            let notes = std::mem::take(&mut state.notes);
+            // Relaxed, both: under the lock.
+            self.0.unread.fetch_sub(notes.len() as u32, Ordering::Relaxed);
+            self.0.held.fetch_sub(notes.len() as u32, Ordering::Relaxed);
+            notes
+        })
     }
 
     /// The socket takes bytes again.
@@ -213,7 +237,7 @@ impl FakeKernel {
 
     /// Reads the notes, as somebody else may who shares the socket.
     pub fn steal_notes(&self) {
-        self.with(|state| state.notes.clear());
+        self.take_notes();
     }
 
     /// A second passes; none does by itself.
@@ -308,8 +332,10 @@ impl Kernel for FakeKernel {
             if flags.zerocopy {
                 let id = state.next_id;
                 state.next_id += 1;
+                // Relaxed: the sender orders those who ask after the call.
+                self.0.held.fetch_add(1, Ordering::Relaxed);
                 if at_once {
-                    state.notes.push_back(Record::Released { lo: id, hi: id, copied: true });
+                    self.post(state, id, true);
                 } else {
                     let first = first_byte(&memory[0]);
                     state.taken.push_back(Taken { id, memory: memory[0], first });
@@ -320,7 +346,7 @@ impl Kernel for FakeKernel {
     }
 
     fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
-        let notes = self.with(|state| std::mem::take(&mut state.notes));
+        let notes = self.take_notes();
         let messages = notes.len();
         notes.into_iter().for_each(on_record);
         Ok(Batch { messages, truncated: false, drained: true })
@@ -340,7 +366,8 @@ impl Kernel for FakeKernel {
     }
 
     fn optmem(&self) -> io::Result<u32> {
-        self.with(|state| Ok(832 * (state.taken.len() + state.notes.len()) as u32))
+        // Relaxed: as in `send`.
+        Ok(832 * self.0.held.load(Ordering::Relaxed))
     }
 
     fn unacked(&self) -> io::Result<usize> {

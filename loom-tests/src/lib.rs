@@ -8,14 +8,14 @@ use loom::sync::atomic::AtomicUsize as Passes;
 #[cfg(loom)]
 pub use loom::{
     future::block_on,
-    sync::{Condvar, Mutex},
+    sync::{Condvar, Mutex, atomic::AtomicU32},
     thread,
 };
 #[cfg(not(loom))]
 use std::sync::atomic::AtomicUsize as Passes;
 #[cfg(not(loom))]
 pub use std::{
-    sync::{Condvar, Mutex},
+    sync::{Condvar, Mutex, atomic::AtomicU32},
     thread,
 };
 
