@@ -357,15 +357,21 @@ impl Episode {
 
     /// Waits for slots, as futures do.
     fn allocate(&mut self) {
-        match (self.below(4), &self.pool) {
-            (0, Some(pool)) if self.allocations.len() < 3 => {
-                let pool = pool.clone();
-                let future: Allocation = Box::pin(async move { pool.alloc_async(1).await });
-                self.allocations.push((future, Bell::new(false)));
-            }
-            (1, _) => drop(self.allocations.pop()),
+        match self.below(4) {
+            0 => self.queue(),
+            1 => drop(self.allocations.pop()),
             _ => {}
         }
+        self.poll_allocations();
+    }
+
+    fn queue(&mut self) {
+        let Some(pool) = self.pool.clone().filter(|_| self.allocations.len() < 3) else { return };
+        let future: Allocation = Box::pin(async move { pool.alloc_async(1).await });
+        self.allocations.push((future, Bell::new(false)));
+    }
+
+    fn poll_allocations(&mut self) {
         for at in (0..self.allocations.len()).rev() {
             let (future, bell) = &mut self.allocations[at];
             let waker = Waker::from(Arc::clone(bell));
@@ -472,6 +478,22 @@ impl Episode {
         }
     }
 
+    /// Tasks wait for slots that are all taken; then some of these are sent.
+    fn crowd(&mut self) {
+        self.run_to_idle();
+        self.owners.iter().for_each(Owner::reap);
+        let Some(pool) = &self.pool else { return };
+        self.buffers.extend(std::iter::from_fn(|| pool.try_alloc(1).ok()));
+        self.queue();
+        self.poll_allocations();
+        // The reaper has nothing to look after.
+        self.run_to_idle();
+        for _ in 0..self.below(8) {
+            let count = 1 + self.below(3);
+            self.send(count);
+        }
+    }
+
     /// The peers become kind, all is ended, and everything must be where it belongs.
     pub(crate) fn finish(mut self) -> Choices {
         {
@@ -487,6 +509,9 @@ impl Episode {
                     stream.pace(None);
                 }
             }
+        }
+        if self.once_in(2) {
+            self.crowd();
         }
         self.run_to_idle();
         self.owners.iter().for_each(Owner::check_woken);
