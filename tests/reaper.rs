@@ -11,9 +11,10 @@ use std::{
 };
 
 use common::{
-    STALLED, after, assert_all_home, assert_arrived, eventually, filled, pair_at, pool,
+    STALLED, after, assert_all_home, assert_arrived, eventually, filled, pair_at, pattern, pool,
     process::{alone, hoard_descriptors, reapers},
     road::wrong,
+    take_error,
 };
 use pinbuf::{Policy, Sender, reaper_stats, wait_idle};
 
@@ -37,6 +38,24 @@ fn there_is_no_thread_until_it_is_needed() {
         assert!(sender.close(after(60_000)).drained);
         assert_arrived(&peer.join().unwrap(), LEN, 100);
         assert_eq!(reapers(), []);
+    });
+}
+
+/// The owner does nothing between the second send and its end.
+#[test]
+fn a_limit_on_the_hold_is_kept_for_a_send_behind_a_released_one() {
+    alone(|| {
+        let (near, far) = pair_at("127.0.0.1:0", STALLED);
+        // So long that the first send keeps to it on a busy machine too.
+        let limit = Duration::from_secs(3);
+        let builder = Sender::builder().policy(Policy::Prefer).threshold_bytes(4096);
+        let mut sender = builder.max_hold(limit).adopt(near).unwrap();
+        // The peer's socket takes the first send at once, and nothing more of the second.
+        sender.send(pattern(4096, 0)).unwrap();
+        sender.drain(Some(after(10_000))).unwrap();
+        eventually("the reaper has let go", || reaper_stats().watched == 0);
+        sender.send(pattern(LEN, 1)).unwrap();
+        eventually("the peer sees a reset", || take_error(&far) == libc::ECONNRESET);
     });
 }
 

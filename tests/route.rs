@@ -2,9 +2,9 @@
 
 mod common;
 
-use std::{io::Read, net::TcpStream, thread};
+use std::{io::Read, net::TcpStream, thread, time::Duration};
 
-use common::{STALLED, pair, pair_at, soon, turn};
+use common::{STALLED, eventually, filled, has_error, pair, pair_at, pool, soon, turn};
 use pinbuf::{CopyReason, Fate, Payload, Policy, RouteMode, Sender};
 
 const LEN: usize = 64 << 10;
@@ -41,6 +41,40 @@ fn a_route_that_copies_is_left_and_the_stream_goes_on_by_copy() {
     assert_eq!(capabilities.reason, Some(CopyReason::Route));
     assert!(sender.close(soon().unwrap()).drained);
     assert_eq!(peer.join().unwrap(), sends * LEN as u64);
+}
+
+/// Buffers that may go by copy unasked do so no more while a probe is in flight.
+#[test]
+fn the_next_send_reads_the_notification_of_a_probe() {
+    let _turn = turn();
+    for vectored in [false, true] {
+        let (near, far) = pair();
+        let peer = swallow(far);
+        let mut sender = Sender::new(near).unwrap();
+        let data = bytes(LEN);
+        eventually("the route is left", || {
+            sender.send(data).unwrap();
+            sender.stats().route.mode == RouteMode::Copied
+        });
+        sender.send(data).unwrap();
+        // The bytes after which the route is looked at again go other ways, and the time passes.
+        let small = bytes(15 << 10);
+        (0..300).for_each(|_| _ = sender.send(small).unwrap());
+        thread::sleep(Duration::from_millis(100));
+        let probes = sender.stats().route.probes;
+        if vectored {
+            sender.send_vectored(&mut vec![Payload::Static(data)]).unwrap();
+        } else {
+            sender.send(filled(pool(LEN, 1).try_alloc(LEN).unwrap(), LEN, 0)).unwrap();
+        }
+        assert_eq!(sender.stats().route.probes, probes + 1);
+        eventually("its notification is there", || has_error(&sender));
+        let notes = sender.stats().notes;
+        sender.send(data).unwrap();
+        assert_eq!(sender.stats().notes, notes + 1);
+        assert!(sender.close(soon().unwrap()).drained);
+        drop(peer);
+    }
 }
 
 #[test]

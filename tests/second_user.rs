@@ -264,6 +264,27 @@ fn a_full_window_whose_notes_were_stolen_opens_again() {
     assert_arrived(&peer.join().unwrap(), LEN, 20);
 }
 
+/// The owner would wait for an event that never comes.
+#[test]
+fn a_full_window_whose_notes_were_stolen_is_open_to_the_next_send() {
+    let (near, far) = pair();
+    let pool = pool(LEN, 3);
+    let mut sender = common::zero_copy().max_in_flight_sends(2).adopt(near).unwrap();
+    let thief = duplicate(&sender);
+    let peer = reader(far, Duration::ZERO);
+    (0..2).for_each(|seed| _ = send(&mut sender, &pool, seed));
+    eventually("all notes are stolen", || {
+        read_error_queue(thief.as_fd());
+        optmem(&thief) == 0
+    });
+    sender.try_send(filled(pool.try_alloc(LEN).unwrap(), LEN, 2)).unwrap();
+    assert_eq!(poison(&sender), Some(Poison::NoteStolen));
+    drop(thief);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_arrived(&peer.join().unwrap(), LEN, 3);
+    assert_all_home(&pool);
+}
+
 #[test]
 fn a_poisoned_sender_taken_apart_stays_poisoned_when_put_together() {
     let (near, far) = pair();

@@ -393,6 +393,46 @@ fn a_refused_call_makes_the_next_one_no_older() {
 }
 
 #[test]
+fn a_send_is_no_older_than_itself() {
+    let _turn = turn();
+    let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = zero_copy().threshold_bytes(4096).adopt(near).unwrap();
+    // The peer's socket takes the first send at once.
+    let first = sender.send(pattern(4096, 0)).unwrap();
+    assert_released(&mut sender, first);
+    // So that the two ages differ.
+    thread::sleep(Duration::from_millis(20));
+    let before = Instant::now();
+    sender.send(pattern(64 << 10, 1)).unwrap();
+    let oldest = sender.oldest_in_flight().expect("the peer reads nothing");
+    assert!(oldest <= Instant::now() - before, "{oldest:?} is the age of the send before");
+}
+
+/// A sender whose owner only sends needs no other calls to learn what is released.
+#[test]
+fn every_32_calls_read_the_notifications_of_those_before() {
+    let _turn = turn();
+    for vectored in [false, true] {
+        let (near, far) = pair();
+        let peer = reader(far, Duration::ZERO);
+        let mut sender = zero_copy().adopt(near).unwrap();
+        for seed in 0..80 {
+            let mut bufs = vec![pattern(16 << 10, seed).into()];
+            match vectored {
+                true => sender.send_vectored(&mut bufs).map(|_| ()).unwrap(),
+                false => sender.send(bufs.remove(0)).map(|_| ()).unwrap(),
+            }
+            eventually("it is acknowledged", || unacked(&sender) == 0);
+            let stats = sender.stats();
+            assert!(stats.in_flight_calls <= 32, "{stats:?}");
+        }
+        assert_eq!(sender.stats().zero_copy_calls, 80);
+        assert!(sender.close(soon().unwrap()).drained);
+        assert_arrived(&peer.join().unwrap(), 16 << 10, 80);
+    }
+}
+
+#[test]
 fn released_payloads_come_back_in_order_with_their_contents() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);

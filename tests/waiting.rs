@@ -8,16 +8,21 @@ mod common;
 use std::{
     io::Write,
     net::TcpStream,
-    task::{Context, Poll, Waker},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
     thread,
     time::Duration,
 };
 
 use common::{
-    STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, block_on, census,
-    closed_window, eventually, filled, pair, pair_at, pattern, pool, reader, soon,
+    Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, block_on, census,
+    closed_window, eventually, filled, pair, pair_at, pattern, pool, process::alone, reader, soon,
 };
-use pinbuf::{AllocError, Fate, Policy, Pool, SendError, Sender, Ticket, WaitError};
+use pinbuf::{AllocError, Fate, Policy, Pool, SendError, Sender, Ticket, WaitError, reaper_stats};
 
 const LEN: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(150);
@@ -104,6 +109,58 @@ fn a_waiter_is_served_by_senders_that_nobody_else_drives() {
     for got in [peer.join().unwrap(), first.join().unwrap()] {
         assert_arrived(&got, LEN, 4);
     }
+}
+
+#[derive(Default)]
+struct Bell(AtomicBool);
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Has a task queue for a slot of `pool`, calls `then`, and sees that the task is woken though
+/// neither it nor the owner of a sender does anything more.
+fn is_woken<R>(pool: &Pool, then: impl FnOnce() -> R) {
+    let bell = Arc::new(Bell::default());
+    let waker = Waker::from(Arc::clone(&bell));
+    let mut alloc = pin!(pool.alloc_async(1));
+    assert!(alloc.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    let _kept = then();
+    eventually("the task is woken", || bell.0.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_task_is_woken_by_a_send_that_begins_after_its_wait() {
+    alone(|| {
+        for (buffers, len) in [(Buffers::default(), LEN), (TIGHT, 1 << 20)] {
+            let (near, far) = pair_at("127.0.0.1:0", buffers);
+            let (mut sender, pool) = (common::zero_copy().adopt(near).unwrap(), pool(len, 2));
+            let mut far = Some(far);
+            if len == LEN {
+                // The next send like this one need not ask whether it may go.
+                reader(far.take().unwrap(), Duration::ZERO);
+                sender.send(filled(pool.try_alloc(len).unwrap(), len, 0)).unwrap();
+                sender.drain(soon()).unwrap();
+            }
+            let [buf, _kept] = [1, 2].map(|seed| filled(pool.try_alloc(len).unwrap(), len, seed));
+            is_woken(&pool, || {
+                eventually("the reaper has let go", || reaper_stats().watched == 0);
+                sender.try_send(buf).unwrap();
+                far.map(|far| reader(far, Duration::ZERO))
+            });
+        }
+    });
+}
+
+#[test]
+fn a_task_is_woken_by_the_end_of_a_copy_that_the_socket_took_in_parts() {
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let pool = pool(1 << 20, 1);
+    let mut sender = Sender::builder().policy(Policy::Never).adopt(near).unwrap();
+    sender.try_send(filled(pool.try_alloc(1).unwrap(), 1 << 20, 0)).unwrap();
+    is_woken(&pool, || reader(far, Duration::ZERO));
 }
 
 #[test]
@@ -209,7 +266,7 @@ fn many_threads_share_few_slots() {
             for worker in 0..THREADS {
                 let pool = &pool;
                 scope.spawn(move || {
-                    let buffers = [STALLED, TIGHT, common::Buffers::default()][worker % 3];
+                    let buffers = [STALLED, TIGHT, Buffers::default()][worker % 3];
                     let (near, far) = pair_at("127.0.0.1:0", buffers);
                     let mut sender = common::zero_copy().adopt(near).unwrap();
                     let peer = reader(far, Duration::from_millis(20 * worker as u64));
