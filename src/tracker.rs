@@ -549,7 +549,7 @@ impl<T> CompletionTracker<T> {
         true
     }
 
-    /// Releases `ids`, all below the ring; each must be on the side list.
+    /// Releases `ids`, all below the ring; each must be on the side list. The caller sets `limit`.
     #[cold]
     fn release_stragglers(
         &mut self,
@@ -569,7 +569,6 @@ impl<T> CompletionTracker<T> {
             self.release_place(place, heir);
         }
         self.stragglers.drain(first..last);
-        self.set_limit();
         Ok(bytes)
     }
 

@@ -133,26 +133,39 @@ fn a_straggler_costs_no_ring_however_many_ids_follow() {
 
 #[test]
 fn a_full_side_list_refuses_ids_until_a_straggler_is_released() {
-    let mut tracker = tracker(4, 0);
-    let mut stuck = Vec::new();
-    let refused = (0..10_000).find(|lease| {
-        let key = tracker.insert(*lease);
-        let Some(id) = tracker.issue(&[key], 1) else {
-            assert_eq!(tracker.settle(key), Some(*lease));
-            return true;
-        };
-        assert_eq!(tracker.settle(key), None);
-        if lease % 16 == 0 {
-            stuck.push(id);
-        } else {
-            release(&mut tracker, id.0, id.0).unwrap();
-        }
-        false
-    });
-    assert!(refused.is_some(), "the side list is bounded");
-    assert_eq!(tracker.footprint(), (MIN_RING, 4));
-    release(&mut tracker, stuck[0].0, stuck[0].0).unwrap();
-    send(&mut tracker, 1);
+    for (window, bound) in [(0, 1), (4, 4), (1 << 20, MAX_STRAGGLERS)] {
+        let mut tracker = tracker(window, 0);
+        let mut stuck = Vec::new();
+        let refused = (0..20_000).find(|lease| {
+            let key = tracker.insert(*lease);
+            let Some(id) = tracker.issue(&[key], 1) else {
+                assert_eq!(tracker.settle(key), Some(*lease));
+                return true;
+            };
+            assert_eq!(tracker.settle(key), None);
+            if lease % 16 == 0 {
+                stuck.push(id);
+            } else {
+                release(&mut tracker, id.0, id.0).unwrap();
+            }
+            false
+        });
+        assert!(refused.is_some(), "the side list is bounded");
+        assert_eq!(tracker.footprint(), (MIN_RING, bound));
+        release(&mut tracker, stuck[0].0, stuck[0].0).unwrap();
+        send(&mut tracker, 1);
+    }
+}
+
+#[test]
+fn the_table_uses_the_entries_of_released_leases_again() {
+    let mut tracker = tracker(8, 0);
+    tracker.insert(0);
+    for lease in 1..4 {
+        let key = tracker.insert(lease);
+        assert_eq!(key, LeaseKey(0));
+        assert_eq!(tracker.settle(key), Some(lease));
+    }
 }
 
 #[test]
