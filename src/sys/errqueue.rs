@@ -630,6 +630,23 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_read_left_in_the_scratch_is_not_decoded() {
+        let (sender, _peer) = testing::zerocopy_pair();
+        testing::send(&sender, 100, true).unwrap();
+        socket::poll(sender.as_fd(), false, Some(testing::SOON)).unwrap();
+        let one = encode(&[note(IP, 77, 77, 0)]);
+        let old = one.repeat(CONTROL_BYTES / one.len());
+        let mut records = Vec::new();
+        with_scratch(|scratch| {
+            for control in &mut scratch.control {
+                control.0[..old.len()].copy_from_slice(&old);
+            }
+            recv(sender.as_fd(), scratch, &mut |record| records.push(record)).unwrap()
+        });
+        assert_eq!(records, [released(0, 0, true)]);
+    }
+
+    #[test]
     fn scratch_can_be_borrowed_twice() {
         let (sender, _peer) = testing::zerocopy_pair();
         let mut seen = Vec::new();
