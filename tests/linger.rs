@@ -3,12 +3,14 @@
 
 #![cfg(target_os = "linux")]
 
+#[path = "common/calls.rs"]
+mod calls;
 mod common;
 
 use std::{
     io::{self, Read, Write},
     net::TcpStream,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
@@ -19,6 +21,9 @@ use common::{
     set_option, skip, soon, tcp_state, unacked, zero_copy,
 };
 use pinbuf::{CloseReport, Policy, Sender, SenderBuilder};
+
+/// From linux/tcp.h: the end of the stream is sent and not acknowledged.
+const TCP_FIN_WAIT1: u8 = 4;
 
 /// The linger time of slow senders.
 const LINGER: Duration = Duration::from_secs(1);
@@ -212,6 +217,35 @@ fn a_header_larger_than_all_sends_hides_no_progress() {
         assert!(late >= LATE, "{end:?} after {} of {} bytes", got.len(), content.len());
     }
     skip("a_header_larger_than_all_sends_hides_no_progress", "the peer was late each time");
+}
+
+/// While the sender asks for what is unacknowledged, the peer acknowledges the end of the stream and
+/// ends its own.
+#[test]
+fn a_peer_that_closes_during_a_close_spoils_no_order() {
+    for policy in [Policy::Never, Policy::Prefer] {
+        let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
+        let mut sender = Sender::builder().policy(policy).adopt(near).unwrap();
+        sender.send(pattern(200_000, 1)).unwrap();
+        let gone = duplicate(&sender);
+        let peer = thread::spawn(move || {
+            eventually("the stream is shut down", || tcp_state(&gone) == TCP_FIN_WAIT1);
+            let mut got = Vec::new();
+            far.read_to_end(&mut got).unwrap();
+            got
+        });
+        calls::before_answers(Some(|fd| {
+            // SAFETY: the caller of ioctl has it open.
+            let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+            if tcp_state(&socket) == TCP_FIN_WAIT1 {
+                eventually("the connection is over", || tcp_state(&socket) == TCP_CLOSE);
+            }
+        }));
+        let report = sender.close(soon().unwrap());
+        calls::before_answers(None);
+        assert!(report.drained && report.error.is_none(), "{policy:?}: {report:?}");
+        assert_same(&peer.join().unwrap(), &pattern(200_000, 1));
+    }
 }
 
 // The user's linger time.

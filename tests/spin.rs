@@ -362,7 +362,8 @@ fn the_reaper_does_not_spin() {
     let waits = calls::of_the_reaper().waits - before;
     assert!(waits > 0 && waits < MANY, "{waits}");
     eventually("all slots are home", || pool.stats().free() == 2);
-    assert!(sender.close(soon().unwrap()).drained);
+    let report = sender.close(soon().unwrap());
+    assert!(report.drained, "{report:?}");
     assert_same(&peer.join().unwrap(), &pattern(256 << 10, 1));
 }
 

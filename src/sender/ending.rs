@@ -158,8 +158,14 @@ impl<K: Kernel> Core<K> {
         }
         if ending.phase != Phase::Flushing && self.is_drained() {
             // A connection that fails releases what never arrived.
-            if ending.orderly && self.kernel.unacked().is_ok_and(|bytes| bytes > 0) {
+            let is_unacked = || self.kernel.unacked().is_ok_and(|bytes| bytes > 0);
+            if ending.orderly && is_unacked() {
                 self.shut_down(ending);
+                // One that ended in order meanwhile cannot be shut down either. What a failed
+                // connection left unacknowledged stays so.
+                if !ending.orderly && !is_unacked() {
+                    (ending.orderly, ending.error) = (true, None);
+                }
             }
             ending.phase = Phase::Over;
         }

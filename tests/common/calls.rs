@@ -58,6 +58,7 @@ thread_local! {
     static OWN: Cell<Calls> = const { Cell::new(Calls::NONE) };
     static BLIND_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
     static PATIENT: Cell<bool> = const { Cell::new(false) };
+    static BEFORE_ANSWERS: Cell<Option<fn(c_int)>> = const { Cell::new(None) };
 }
 
 static REAPERS: Mutex<Calls> = Mutex::new(Calls::NONE);
@@ -97,6 +98,11 @@ pub(crate) fn patiently(body: impl FnOnce()) -> Calls {
     let calls = during(body);
     PATIENT.set(false);
     calls
+}
+
+/// Before `ioctl` answers, this is called with the descriptor: the answer is old then.
+pub(crate) fn before_answers(action: Option<fn(c_int)>) {
+    BEFORE_ANSWERS.set(action);
 }
 
 fn count(change: impl Fn(&mut Calls)) {
@@ -227,5 +233,9 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_i
 unsafe extern "C" fn ioctl(fd: c_int, request: usize, value: *mut c_void) -> c_int {
     count(|calls| calls.questions += 1);
     // SAFETY: the caller's promises.
-    unsafe { libc::syscall(libc::SYS_ioctl, fd, request, value) as c_int }
+    let result = unsafe { libc::syscall(libc::SYS_ioctl, fd, request, value) as c_int };
+    if let Some(action) = BEFORE_ANSWERS.get() {
+        action(fd);
+    }
+    result
 }
