@@ -17,11 +17,11 @@ pub use crate::{
     raw::{PoolHead, RawPool, Reclaim, Replaced, SlotRef, SlotState, StateWord},
     reaper::Token,
     sender::{
-        Config,
-        core::Core,
+        budget::MemlockBudget,
+        config::Config,
+        driver::Core,
         kernel::{Edges, Interest, Kernel},
         transport::Transport,
-        window::MemlockBudget,
     },
     sys::{
         Batch, Record,

@@ -8,15 +8,45 @@ pub(crate) use modelled::{Mutex, MutexGuard};
 #[cfg(not(loom))]
 pub(crate) use mutex::{Mutex, MutexGuard};
 
+use crate::sync::plain;
+
 /// Waits until a lock is free, and takes it.
 #[inline(always)]
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock()
 }
 
-/// Takes a lock if the lock is free.
-pub(crate) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    mutex.try_lock()
+/// Lets threads wait for a change of what a lock guards.
+///
+/// The thread that makes the change holds the lock, and calls [`notify_all`](Self::notify_all)
+/// before it releases it. A waiting thread looks again when it has the lock back.
+pub(crate) struct Condition {
+    /// Locked from before the release of the lock until the sleep.
+    queue: plain::Mutex<()>,
+    changed: plain::Condvar,
+}
+
+impl Condition {
+    pub(crate) fn new() -> Self {
+        Self { queue: plain::Mutex::new(()), changed: plain::Condvar::new() }
+    }
+
+    /// Releases the lock, sleeps until a change or without a reason, and takes the lock again.
+    pub(crate) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+        let mutex = guard.mutex();
+        let queue = plain::lock(&self.queue);
+        drop(guard);
+        drop(plain::wait(&self.changed, queue, None));
+        mutex.lock()
+    }
+
+    /// Wakes all waiting threads. The caller holds the lock.
+    #[cold]
+    pub(crate) fn notify_all(&self) {
+        // A thread that released the lock to wait sleeps once `queue` is free.
+        drop(plain::lock(&self.queue));
+        self.changed.notify_all();
+    }
 }
 
 #[cfg(loom)]
@@ -35,40 +65,32 @@ mod modelled {
         }
 
         pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-            MutexGuard { mutex: self, guard: Some(self.0.lock().unwrap()) }
-        }
-
-        pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-            self.0.try_lock().ok().map(|guard| MutexGuard { mutex: self, guard: Some(guard) })
+            MutexGuard { mutex: self, guard: self.0.lock().unwrap() }
         }
     }
 
     #[derive(Debug)]
     pub(crate) struct MutexGuard<'a, T> {
         mutex: &'a Mutex<T>,
-        /// `None` only while unlocked.
-        guard: Option<plain::MutexGuard<'a, T>>,
+        guard: plain::MutexGuard<'a, T>,
     }
 
-    impl<T> MutexGuard<'_, T> {
-        pub(crate) fn unlocked<R>(&mut self, body: impl FnOnce() -> R) -> R {
-            self.guard = None;
-            let result = body();
-            self.guard = Some(self.mutex.0.lock().unwrap());
-            result
+    impl<'a, T> MutexGuard<'a, T> {
+        pub(crate) fn mutex(&self) -> &'a Mutex<T> {
+            self.mutex
         }
     }
 
     impl<T> Deref for MutexGuard<'_, T> {
         type Target = T;
         fn deref(&self) -> &T {
-            self.guard.as_ref().unwrap()
+            &self.guard
         }
     }
 
     impl<T> DerefMut for MutexGuard<'_, T> {
         fn deref_mut(&mut self) -> &mut T {
-            self.guard.as_mut().unwrap()
+            &mut self.guard
         }
     }
 }

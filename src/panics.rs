@@ -32,6 +32,11 @@ impl Panics {
         }
     }
 
+    /// Returns `true` if there was one.
+    pub(crate) fn any(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// Lets the first one go on, unless the thread is panicking already: that would abort.
     pub(crate) fn resume(self) {
         if let Some(panic) = self.0.filter(|_| !panicking()) {

@@ -87,14 +87,10 @@ impl<T> Mutex<T> {
     /// Waits until the lock is free, and takes it.
     #[inline]
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        self.take();
+        if !self.try_take() {
+            self.wait();
+        }
         MutexGuard { mutex: self, _owner: PhantomData }
-    }
-
-    /// Takes the lock if it is free.
-    #[inline]
-    pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.try_take().then(|| MutexGuard { mutex: self, _owner: PhantomData })
     }
 
     #[inline(always)]
@@ -102,13 +98,6 @@ impl<T> Mutex<T> {
         // Acquire: partner of the Release in `release`, for what the last holder did. Relaxed
         // (failure): nothing is read.
         self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok()
-    }
-
-    #[inline(always)]
-    fn take(&self) {
-        if !self.try_take() {
-            self.wait();
-        }
     }
 
     #[cold]
@@ -157,21 +146,11 @@ pub struct MutexGuard<'a, T> {
     _owner: PhantomData<&'a mut T>,
 }
 
-impl<T> MutexGuard<'_, T> {
-    /// Releases the lock for the time of a call.
-    #[inline(always)]
-    pub fn unlocked<R>(&mut self, body: impl FnOnce() -> R) -> R {
-        struct Retake<'a, T>(&'a Mutex<T>);
-        impl<T> Drop for Retake<'_, T> {
-            #[inline(always)]
-            fn drop(&mut self) {
-                self.0.take();
-            }
-        }
-        self.mutex.release();
-        // Also when the call panics: the guard is dropped afterwards.
-        let _retake = Retake(self.mutex);
-        body()
+#[cfg(not(loom))]
+impl<'a, T> MutexGuard<'a, T> {
+    /// The lock.
+    pub(crate) fn mutex(&self) -> &'a Mutex<T> {
+        self.mutex
     }
 }
 
@@ -180,8 +159,7 @@ impl<T> Deref for MutexGuard<'_, T> {
 
     #[inline]
     fn deref(&self) -> &T {
-        // SAFETY: the guard's owner holds the lock (invariant 1), except during `unlocked`, which
-        // borrows the guard mutably.
+        // SAFETY: the guard's owner holds the lock (invariant 1).
         unsafe { &*self.mutex.value.get() }
     }
 }

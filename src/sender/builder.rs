@@ -1,11 +1,17 @@
 //! Settings of a sender, and what is checked before a socket is taken over.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
-use super::{Sender, core::Core, kernel::Socket, window::MemlockBudget};
+use super::{
+    budget::MemlockBudget,
+    config::{Config, HandBack, Policy, ResumeIds},
+    driver::Core,
+    handle::Sender,
+    kernel::Socket,
+};
 use crate::{
     error::{AdoptError, CopyReason, OsError},
     id::NotificationId,
@@ -14,80 +20,6 @@ use crate::{
         socket::{self, Kind},
     },
 };
-
-/// When sends go without copy.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub enum Policy {
-    /// Where that pays: as `Prefer`, but a route on which the kernel copies in the end (loopback, a
-    /// virtual Ethernet pair, a network card without scatter-gather) is noticed and left, and
-    /// looked at again from time to time.
-    ///
-    /// The first large call of a sender finds out; until its note is read, which takes a round
-    /// trip, the others go by copy. [`SenderStats::route`](super::SenderStats::route) tells what
-    /// was found.
-    #[default]
-    Auto,
-    /// Whenever they are large enough and the kernel accepts it, also on a route where the kernel
-    /// copies in the end.
-    Prefer,
-    /// As `Prefer`, but a socket that has no zero copy is refused. A kernel short of memory
-    /// (`ENOBUFS`) still makes single calls go by copy; [`SenderStats`](super::SenderStats) counts
-    /// them.
-    Require,
-    /// Never: everything goes by copy, and is released at once.
-    Never,
-}
-
-/// What becomes of a payload once the kernel has released it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub enum HandBack {
-    /// It is dropped: a pool buffer is recycled, an owner let go of.
-    #[default]
-    Recycle,
-    /// It waits for [`Sender::next_returned`], contents unchanged. The caller must fetch it, or
-    /// payloads pile up.
-    Return,
-}
-
-/// The id that a socket's next zero-copy call takes, from [`Sender::into_parts`], unless the ids
-/// are no longer known: then everything goes by copy, for the reason there was.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ResumeIds(pub(super) Result<NotificationId, CopyReason>);
-
-/// Settings of a core.
-#[derive(Clone, Copy, Debug)]
-pub struct Config {
-    /// [`SenderBuilder::threshold_bytes`]
-    pub threshold_bytes: usize,
-    /// [`SenderBuilder::max_in_flight_bytes`]
-    pub max_in_flight_bytes: usize,
-    /// [`SenderBuilder::max_in_flight_sends`]
-    pub max_in_flight_sends: usize,
-    /// [`SenderBuilder::hand_back`]
-    pub hand_back: HandBack,
-    /// [`Policy::Auto`]
-    pub observe_route: bool,
-    /// [`SenderBuilder::linger`]
-    pub linger: Duration,
-    /// [`SenderBuilder::max_hold`]
-    pub max_hold: Option<Duration>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            threshold_bytes: 16 << 10,
-            max_in_flight_bytes: 64 << 20,
-            max_in_flight_sends: 4096,
-            hand_back: HandBack::Recycle,
-            observe_route: false,
-            linger: Duration::from_secs(30),
-            max_hold: None,
-        }
-    }
-}
 
 /// Settings for a [`Sender`].
 ///
@@ -282,6 +214,27 @@ impl SenderBuilder {
                 None => OsError::from_raw(errno::EOPNOTSUPP),
             })
         }))
+    }
+}
+
+impl<S: AsFd + Send + Sync + 'static> Sender<S> {
+    /// Takes over a connected socket that has never sent with `MSG_ZEROCOPY`.
+    ///
+    /// # Errors
+    ///
+    /// [`AdoptError`], with the socket: it is in use by another zero-copy sender, a listener, not
+    /// connected, or a system call failed. That the kernel has no zero copy for it
+    /// is no error: everything goes by copy then, and [`capabilities`](Self::capabilities) says
+    /// why.
+    pub fn new(socket: S) -> Result<Self, AdoptError<S>> {
+        SenderBuilder::new().adopt(socket)
+    }
+}
+
+impl Sender<OwnedFd> {
+    /// Settings for a sender.
+    pub fn builder() -> SenderBuilder {
+        SenderBuilder::new()
     }
 }
 

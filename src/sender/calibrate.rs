@@ -8,7 +8,7 @@ use std::{
 
 use memmap2::{MmapMut, MmapRaw};
 
-use super::{Policy, Sender, SenderBuilder};
+use super::{builder::SenderBuilder, config::Policy, handle::Sender};
 use crate::{error::SendError, mapped::MappedSlice, sync::Arc};
 
 /// Sizes that are tried: those of a datagram.

@@ -7,11 +7,11 @@ use std::{
 };
 
 use super::{
-    Config,
-    core::Core,
+    budget::MemlockBudget,
+    config::Config,
+    driver::Core,
     kernel::{Edges, Interest, Kernel},
     transport::Transport,
-    window::MemlockBudget,
 };
 use crate::{
     error::OsError,

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Capabilities, Fate, Interest, Reaped, Returned, SenderStats, core::Core, kernel::Socket,
+    Capabilities, Fate, Interest, Reaped, Returned, SenderStats, driver::Core, kernel::Socket,
 };
 use crate::{
     error::{OsError, SendError, WaitError},

@@ -9,7 +9,7 @@
 //! | `EMSGSIZE` without copy | – | more than 17 parts of pages: goes by copy |
 //! | the end | shut down, aborted | the peer knows of none |
 
-use super::window::MemlockBudget;
+use super::budget::MemlockBudget;
 use crate::sys::{errno, socket::Kind};
 
 /// Elements one call may have: `IOV_MAX`.
@@ -118,8 +118,9 @@ mod tests {
         error::SendError,
         lease::Payload,
         sender::{
-            Config, Fate,
-            core::Core,
+            Fate,
+            config::Config,
+            driver::Core,
             fake::{Answer, FakeKernel, Seen},
         },
         sync::Arc,

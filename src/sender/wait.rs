@@ -9,11 +9,10 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    core::{Core, Offered},
-    hold,
-    in_flight::OVERDUE,
+    driver::Core,
     kernel::{Edges, Kernel},
-    ledger::Fate,
+    machine::{Goal, OVERDUE, Offered, look_after},
+    report::Fate,
 };
 use crate::{
     error::{OsError, SendError, WaitError},
@@ -53,13 +52,17 @@ impl<'a, K: Kernel> Wait<'a, K> {
             return Err(WaitError::Forked);
         }
         loop {
-            let step = if self.leaves_notes() { self.core.push() } else { self.core.step() };
-            let step = step.map_err(|error| os(&error))?;
+            // The owner waits for the call of a visitor; other threads wait below.
+            let goal = match (self.sending, self.leaves_notes()) {
+                (true, true) => Goal::Push,
+                (true, false) => Goal::Flush,
+                (false, _) => Goal::Visit,
+            };
+            let step = self.core.run(goal).0.map_err(|error| os(&error))?;
             if self.sending
                 && let Some(error) = step.refused()
             {
-                self.core.cut_short(error);
-                self.core.dispose();
+                self.core.give_up(error);
             }
             if let Some(result) = done(self.core) {
                 return result;
@@ -71,11 +74,11 @@ impl<'a, K: Kernel> Wait<'a, K> {
     /// Waits once for what a refused buffer waits for.
     fn round_to_send(&mut self) -> Result<(), WaitError> {
         let leaves_notes = self.take_spare() || self.leaves_notes();
-        if leaves_notes {
-            self.core.check_hold();
-            self.core.dispose();
-        } else if self.core.step().map_err(|error| os(&error))?.read.messages > 0 {
-            return Ok(());
+        if !leaves_notes || self.core.config.max_hold.is_some() {
+            let goal = if leaves_notes { Goal::Push } else { Goal::Flush };
+            if self.core.run(goal).0.map_err(|error| os(&error))?.read.messages > 0 {
+                return Ok(());
+            }
         }
         self.round(0)
     }
@@ -91,13 +94,13 @@ impl<'a, K: Kernel> Wait<'a, K> {
         if self.edges.is_some() {
             return false;
         }
-        let mut in_flight = self.core.in_flight();
-        if in_flight.done.extras.spare_edges.is_none() {
+        let mut machine = self.core.enter();
+        if machine.cold().is_none_or(|cold| cold.spare_edges.is_none()) {
             return false;
         }
-        let extras = &mut *in_flight.done.extras;
-        self.edges = extras.spare_edges.take();
-        extras.sleepers.extend(self.edges.clone());
+        let cold = machine.cold_mut();
+        self.edges = cold.spare_edges.take();
+        cold.sleepers.extend(self.edges.clone());
         true
     }
 
@@ -114,8 +117,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         match self.core.kernel.edges() {
             Ok(edges) => {
                 self.edges = edges;
-                let mut in_flight = self.core.in_flight();
-                in_flight.done.extras.sleepers.extend(self.edges.clone());
+                self.core.enter().cold_mut().sleepers.extend(self.edges.clone());
                 Ok(self.edges.is_some())
             }
             // For want of descriptors; levels would end every wait at once.
@@ -127,8 +129,8 @@ impl<'a, K: Kernel> Wait<'a, K> {
     /// Ends [`listen`](Self::listen).
     fn stop_listening(&mut self) -> Option<Arc<dyn Edges>> {
         let edges = self.edges.take()?;
-        let mut in_flight = self.core.in_flight();
-        in_flight.done.extras.sleepers.retain(|sleeper| !Arc::ptr_eq(sleeper, &edges));
+        let mut machine = self.core.enter();
+        machine.cold_mut().sleepers.retain(|sleeper| !Arc::ptr_eq(sleeper, &edges));
         Some(edges)
     }
 
@@ -136,7 +138,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
     pub(super) fn round(&mut self, messages: usize) -> Result<(), WaitError> {
         let mut interest = self.core.interest();
         interest.writable &= self.sending || !self.core.is_flushed();
-        let most = self.core.config.max_hold.map_or(OVERDUE, hold::look_after);
+        let most = self.core.config.max_hold.map_or(OVERDUE, look_after);
         let left = match self.deadline {
             None => most,
             Some(deadline) => match deadline.checked_duration_since(self.core.kernel.now()) {
@@ -165,8 +167,8 @@ impl<'a, K: Kernel> Wait<'a, K> {
 impl<K: Kernel> Drop for Wait<'_, K> {
     fn drop(&mut self) {
         let Some(edges) = self.stop_listening() else { return };
+        let left = self.core.enter().cold_mut().spare_edges.replace(edges);
         // Two threads may have waited at once. Descriptors are closed with no lock held.
-        let left = self.core.in_flight().done.extras.spare_edges.replace(edges);
         drop(left);
     }
 }
@@ -177,6 +179,14 @@ impl<K: Kernel> Core<K> {
     #[inline(always)]
     pub fn send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
         self.send_with(buf, |buf| self.offer_one(buf))
+    }
+
+    /// Sends several buffers as one send and waits until all of them are accepted.
+    pub fn send_vectored(
+        self: &Arc<Self>,
+        bufs: &mut Vec<Payload>,
+    ) -> Result<Ticket, SendError<()>> {
+        self.send_with((), |()| self.offer_all(bufs))
     }
 
     /// Sends a buffer and waits until all of it is accepted, or the time is up.
@@ -195,17 +205,9 @@ impl<K: Kernel> Core<K> {
         }
     }
 
-    /// Sends several buffers as one send and waits until all of them are accepted.
-    pub fn send_vectored(
-        self: &Arc<Self>,
-        bufs: &mut Vec<Payload>,
-    ) -> Result<Ticket, SendError<()>> {
-        self.send_with((), |()| self.offer_all(bufs))
-    }
-
     #[inline(always)]
     fn send_with<B>(
-        self: &Arc<Self>,
+        &self,
         buf: B,
         mut attempt: impl FnMut(B) -> Result<Offered, SendError<B>>,
     ) -> Result<Ticket, SendError<B>> {
@@ -218,7 +220,7 @@ impl<K: Kernel> Core<K> {
     /// Goes on waiting and trying after a first attempt that did not end it.
     #[cold]
     fn wait_to_send<B>(
-        self: &Arc<Self>,
+        &self,
         mut offered: Result<Offered, SendError<B>>,
         deadline: Option<Instant>,
         mut attempt: impl FnMut(B) -> Result<Offered, SendError<B>>,
@@ -242,9 +244,8 @@ impl<K: Kernel> Core<K> {
         if let Err(WaitError::Os(error)) = flushed
             && !self.is_flushed()
         {
-            // Nobody would know that a part of it is still to come.
-            self.cut_short(error);
-            self.dispose();
+            // The caller would not know that a part of it is still to come.
+            self.give_up(error);
         }
         match self.truncation(ticket) {
             Some(error) => Err(SendError::Truncated { ticket, error }),
@@ -257,7 +258,7 @@ impl<K: Kernel> Core<K> {
     pub fn wait(&self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
         self.check_ticket(ticket)?;
         Wait::new(self, deadline).until(|core| {
-            Some(match core.in_flight().fate(ticket)? {
+            Some(match core.enter().fate(ticket)? {
                 Fate::Quarantined => Err(WaitError::Poisoned),
                 fate => Ok(fate),
             })
@@ -267,20 +268,28 @@ impl<K: Kernel> Core<K> {
     /// Waits until everything is accepted, released, and let go of by whoever found that.
     pub fn drain(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
         Wait::new(self, deadline).until(|core| {
-            // Asked first: a proof that another thread finds in between releases all and poisons.
-            let poisoned = core.is_poisoned();
-            if core.is_drained() {
-                core.is_disposed().then_some(Ok(()))
+            let machine = core.enter();
+            if machine.is_drained() {
+                machine.is_disposed().then_some(Ok(()))
             } else {
-                poisoned.then_some(Err(WaitError::Poisoned))
+                machine.in_flight.poisoned().map(|_| Err(WaitError::Poisoned))
             }
         })
     }
 
     /// Drives the sender until its end is over.
     pub(super) fn wait_over(&self, deadline: Instant) -> Result<(), WaitError> {
-        Wait::new(self, Some(deadline))
-            .until(|core| (core.is_over() && core.is_disposed()).then_some(Ok(())))
+        Wait::new(self, Some(deadline)).until(|core| {
+            let machine = core.enter();
+            (machine.is_over() && machine.is_disposed()).then_some(Ok(()))
+        })
+    }
+
+    /// What is unsent cannot be sent, and nobody would know that a part of it is still to come.
+    fn give_up(&self, error: OsError) {
+        let mut machine = self.await_call(self.enter());
+        machine.cut_short(error);
+        self.tidy(machine);
     }
 }
 

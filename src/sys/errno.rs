@@ -1,12 +1,12 @@
 //! The error numbers that callers tell apart.
 
 pub(crate) use libc::{
-    ECANCELED, EFAULT, EMSGSIZE, ENOBUFS, ENOTCONN, EOPNOTSUPP, EPERM, ETIMEDOUT,
+    EAGAIN, ECANCELED, EFAULT, EMSGSIZE, ENOBUFS, ENOTCONN, EOPNOTSUPP, EPERM, ETIMEDOUT,
 };
 
 /// Returns `true` if a call that failed so may succeed when it is made again.
 pub(crate) fn may_pass(errno: i32) -> bool {
-    matches!(errno, libc::ENOMEM | ENOBUFS | libc::EAGAIN | libc::EINTR)
+    matches!(errno, libc::ENOMEM | ENOBUFS | EAGAIN | libc::EINTR)
 }
 
 /// Whether a failed send means that the connection is over.

@@ -62,10 +62,9 @@ impl Kernel for SimKernel {
         let mut world = self.world.lock();
         let (socket, nature) = world.socket(self.number);
         let result = socket.send(memory, flags, nature);
-        let has_rest = socket.has_rest;
         drop(world);
         // A thread that comes meanwhile takes for given what is offered.
-        let is_met = !has_rest && self.world.meet(self.number);
+        let is_met = self.world.meet(self.number);
         if flags.zerocopy && (result.is_ok() || is_met) {
             self.world.lock().nature.memory.give(memory);
         }

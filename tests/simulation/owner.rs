@@ -147,7 +147,6 @@ impl Owner {
         let began = self.world.lock().instant();
         let len: usize = texts.iter().map(|text| text.len).sum();
         let from = self.with_socket(|socket| {
-            socket.has_rest = patience != Patience::None || socket.expected.pending() > 0;
             socket.expected.push(texts);
             socket.failures.clear();
             socket.was_full = false;
@@ -174,7 +173,6 @@ impl Owner {
                 false => core.try_send_vectored(&mut back),
             })
         };
-        self.with_socket(|socket| socket.has_rest = true);
         let Some(result) = result else {
             self.recover(from, texts, &back);
             return back;

@@ -146,10 +146,8 @@ pub(crate) struct Socket {
     pub(crate) due: Option<u64>,
     /// The reaper has a thread.
     pub(crate) served: bool,
-    /// Whose notes another thread may read during a call: of a sender whose end may have begun, or
-    /// that has a rest to send, that thread would wait for the call.
+    /// The sender, which another thread may visit during every call.
     pub(crate) core: Weak<Core<SimKernel>>,
-    pub(crate) has_rest: bool,
     /// Whether somebody has descriptors to wait by for news, and was roused since he last did.
     pub(crate) has_edges: bool,
     pub(crate) is_rung: bool,
@@ -184,7 +182,6 @@ impl Socket {
             due: None,
             served: true,
             core: Weak::new(),
-            has_rest: true,
             has_edges: false,
             is_rung: false,
             max_hold: None,

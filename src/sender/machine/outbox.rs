@@ -1,68 +1,44 @@
-//! What the sender has taken and the socket has not: the elements of one send, in order, and how
-//! they are cut into system calls.
+//! The unsent part of one send: its elements in order, and how they are cut into calls.
 
 use super::{
-    call::Call,
-    rare::Empty,
-    transport::{CallLimits, MIN_ZERO_COPY_ELEMENT, Transport},
+    super::transport::{CallLimits, MIN_ZERO_COPY_ELEMENT, Transport},
+    call::{Cut, Way},
 };
-use crate::{id::Ticket, sys::socket::IoVec, tracker::LeaseKey};
+use crate::{sys::socket::IoVec, tracker::LeaseKey};
 
 /// Neighbours that go the same way.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     /// Index of the element behind the last.
     end: usize,
-    zero_copy: bool,
+    way: Way,
 }
 
-/// The elements of the one send that the socket has not wholly taken.
+/// The elements of the one send that the socket has not wholly accepted.
 ///
-/// They lie as a system call wants them, so that cutting a call moves nothing.
+/// They lie in memory as a system call wants them, so that cutting a call moves nothing.
 #[derive(Default, Debug)]
-pub(super) struct Outbox {
+pub(in crate::sender) struct Outbox {
     keys: Vec<LeaseKey>,
     /// What is left of each element.
     memory: Vec<IoVec>,
     runs: Vec<Run>,
-    /// The first element that is not wholly accepted; those before it are dealt with.
+    /// The first element that is not wholly accepted; those before it are settled.
     front: usize,
     /// One past the last element of the call last cut, and what that element has beyond the call.
     last: usize,
     withheld: usize,
-    /// Whether a part of the front went already.
+    /// Whether a part of the front was accepted.
     is_cut: bool,
-    ticket: Option<Ticket>,
-    accepted: usize,
-}
-
-impl Empty for Outbox {
-    const EMPTY: &'static Self = &Self {
-        keys: Vec::new(),
-        memory: Vec::new(),
-        runs: Vec::new(),
-        front: 0,
-        last: 0,
-        withheld: 0,
-        is_cut: false,
-        ticket: None,
-        accepted: 0,
-    };
 }
 
 impl Outbox {
-    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
 
-    /// The send whose elements these are, and how many of its bytes are accepted.
-    pub(super) fn sending(&self) -> Option<(Ticket, usize)> {
-        self.ticket.map(|ticket| (ticket, self.accepted))
-    }
-
     #[inline]
-    pub(super) fn push(&mut self, key: LeaseKey, memory: IoVec) {
+    pub(in crate::sender) fn push(&mut self, key: LeaseKey, memory: IoVec) {
         self.keys.push(key);
         self.memory.push(memory);
     }
@@ -71,50 +47,39 @@ impl Outbox {
     /// many bytes in all go: on a stream runs of large and of small ones, of a datagram all.
     pub(super) fn start(
         &mut self,
-        ticket: Ticket,
         transport: Transport,
         without_copy: impl Fn(usize, usize) -> bool,
     ) {
-        let count = self.keys.len();
-        if count == 0 {
-            return;
-        }
-        self.ticket = Some(ticket);
         let large = |memory: &IoVec| memory.len() >= MIN_ZERO_COPY_ELEMENT;
         let goes_with = |left: &IoVec, right: &IoVec| {
             transport == Transport::Datagram || large(left) == large(right)
         };
         let mut end = 0;
         for run in self.memory.chunk_by(goes_with) {
-            let zero_copy = without_copy(run.len(), run.iter().map(IoVec::len).sum());
+            let bytes = run.iter().map(IoVec::len).sum();
+            let way = if without_copy(run.len(), bytes) { Way::ZeroCopy } else { Way::Copy };
             end += run.len();
             match self.runs.last_mut() {
-                Some(last) if last.zero_copy == zero_copy => last.end = end,
-                _ => self.runs.push(Run { end, zero_copy }),
+                Some(last) if last.way == way => last.end = end,
+                _ => self.runs.push(Run { end, way }),
             }
         }
     }
 
     /// Takes what is left of a send of one element, of which so many bytes are accepted.
-    pub(super) fn put_rest(
-        &mut self,
-        ticket: Ticket,
-        key: LeaseKey,
-        memory: IoVec,
-        zero_copy: bool,
-        accepted: usize,
-    ) {
+    pub(super) fn put_lone(&mut self, key: LeaseKey, memory: IoVec, way: Way, accepted: usize) {
+        debug_assert!(self.keys.is_empty());
         self.push(key, memory.part(accepted, memory.len()));
-        self.runs.push(Run { end: 1, zero_copy });
-        (self.is_cut, self.ticket, self.accepted) = (accepted > 0, Some(ticket), accepted);
+        self.runs.push(Run { end: 1, way });
+        self.is_cut = accepted > 0;
     }
 
     /// Cuts the next call: neighbours that go the same way, up to these limits. Empty elements in
-    /// front go with it.
+    /// front go with it. `None` if nothing is left.
     ///
     /// The rest of an element of which a part went without copy goes alone, so that only the last
-    /// lease of a run ever has further ids (what the tracker asks for).
-    pub(super) fn next_call(&mut self, limits: CallLimits) -> Option<Call<'_>> {
+    /// lease of a run ever has further ids, as the tracker requires.
+    pub(super) fn cut(&mut self, limits: CallLimits) -> Option<Cut> {
         self.put_back();
         let count = self.keys.len();
         if self.front == count {
@@ -123,10 +88,10 @@ impl Outbox {
         let empty = self.memory[self.front..].iter().take_while(|memory| memory.len() == 0);
         let first = self.front + empty.count();
         let run = self.runs.iter().find(|run| run.end > first);
-        let Some(&Run { end, zero_copy }) = run else {
-            return Some(Call { keys: &[], memory: &[], bytes: 0, zero_copy: false, more: false });
+        let Some(&Run { end, way }) = run else {
+            return Some(Cut { first, last: first, bytes: 0, way: Way::Copy, more: false });
         };
-        let alone = zero_copy && self.is_cut && first == self.front;
+        let alone = way == Way::ZeroCopy && self.is_cut && first == self.front;
         let most = if alone { 1 } else { limits.elements };
         let mut last = first;
         let mut bytes = 0;
@@ -143,20 +108,44 @@ impl Outbox {
             }
         }
         self.last = last;
-        let (keys, memory) = (&self.keys[first..last], &self.memory[first..last]);
-        Some(Call { keys, memory, bytes, zero_copy, more: self.withheld > 0 || last < count })
+        Some(Cut { first, last, bytes, way, more: self.withheld > 0 || last < count })
+    }
+
+    /// The memory of a call's elements.
+    #[inline]
+    pub(in crate::sender) fn memory(&self, cut: Cut) -> &[IoVec] {
+        &self.memory[cut.first..cut.last]
+    }
+
+    /// The leases of a call's elements.
+    pub(super) fn keys(&self, cut: Cut) -> &[LeaseKey] {
+        &self.keys[cut.first..cut.last]
+    }
+
+    /// The leases of the elements of which the first `bytes` of a call cover a part.
+    pub(super) fn covered(&self, cut: Cut, bytes: usize) -> &[LeaseKey] {
+        let mut start = 0;
+        let reached = |memory: &&IoVec| {
+            let reached = start < bytes;
+            start += memory.len();
+            reached
+        };
+        &self.keys(cut)[..self.memory(cut).iter().take_while(reached).count()]
     }
 
     /// Takes the `bytes` that were accepted of the call last cut off the front, and gives each
-    /// element that is now wholly accepted to `on_accepted`.
-    pub(super) fn advance(&mut self, mut bytes: usize, mut on_accepted: impl FnMut(LeaseKey)) {
-        self.accepted += bytes;
+    /// element that is now wholly accepted to `on_accepted`. Returns `true` if nothing is left.
+    pub(super) fn advance(
+        &mut self,
+        mut bytes: usize,
+        mut on_accepted: impl FnMut(LeaseKey),
+    ) -> bool {
         self.put_back();
         while let Some(memory) = self.memory.get_mut(self.front) {
             if bytes < memory.len() {
                 self.is_cut |= bytes > 0;
                 *memory = memory.part(bytes, memory.len());
-                return;
+                return false;
             }
             bytes -= memory.len();
             self.is_cut = false;
@@ -164,6 +153,7 @@ impl Outbox {
             self.front += 1;
         }
         self.clear();
+        true
     }
 
     /// Takes out all elements that are not wholly accepted.
@@ -185,19 +175,14 @@ impl Outbox {
         self.keys.clear();
         self.memory.clear();
         self.runs.clear();
-        (self.front, self.last, self.withheld) = (0, 0, 0);
-        (self.is_cut, self.ticket, self.accepted) = (false, None, 0);
+        (self.front, self.last, self.withheld, self.is_cut) = (0, 0, 0, false);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sender::window::MemlockBudget;
-    use crate::{
-        id::{NotificationId, SenderId},
-        tracker::CompletionTracker,
-    };
+    use crate::{id::NotificationId, sender::budget::MemlockBudget, tracker::CompletionTracker};
 
     /// An outbox of elements of these lengths, started at a threshold of 16 KiB.
     fn outbox(lens: &[usize], transport: Transport) -> Outbox {
@@ -206,8 +191,7 @@ mod tests {
         for len in lens {
             outbox.push(tracker.insert(()), IoVec::new(std::ptr::null(), *len));
         }
-        let ticket = Ticket::new(SenderId::new(1), 0, lens.iter().sum());
-        outbox.start(ticket, transport, |elements, bytes| {
+        outbox.start(transport, |elements, bytes| {
             transport.goes_without_copy(16384, elements, bytes)
         });
         outbox
@@ -225,10 +209,10 @@ mod tests {
 
     fn all_calls(mut outbox: Outbox, limits: CallLimits) -> Vec<(usize, usize, bool, bool)> {
         let mut calls = Vec::new();
-        while let Some(call) = outbox.next_call(limits) {
-            let bytes = call.bytes;
-            calls.push((call.keys.len(), bytes, call.zero_copy, call.more));
-            outbox.advance(bytes, |_| ());
+        while let Some(cut) = outbox.cut(limits) {
+            let keys = outbox.keys(cut).len();
+            calls.push((keys, cut.bytes, cut.way == Way::ZeroCopy, cut.more));
+            outbox.advance(cut.bytes, |_| ());
         }
         calls
     }
@@ -267,12 +251,11 @@ mod tests {
     #[test]
     fn empty_elements_in_front_wait_for_what_follows_them() {
         let mut outbox = outbox(&[0, 0, 20_000, 0], Transport::Stream);
-        assert_eq!(outbox.next_call(limits(1 << 20)).unwrap().bytes, 20_000);
-        assert!(!outbox.is_empty());
+        assert_eq!(outbox.cut(limits(1 << 20)).unwrap().bytes, 20_000);
         let mut taken = 0;
         outbox.take(|_| taken += 1);
         assert_eq!(taken, 4, "refused: all come back");
-        assert!(outbox.is_empty());
+        assert_eq!(outbox.cut(limits(1 << 20)), None);
     }
 
     #[test]
@@ -298,8 +281,8 @@ mod tests {
     #[test]
     fn covered_counts_the_elements_touched() {
         let mut outbox = outbox(&[20_000, 20_000, 20_000], Transport::Stream);
-        let call = outbox.next_call(limits(1 << 20)).unwrap();
-        let covered = [1, 20_000, 20_001, 60_000].map(|bytes| call.covered(bytes).len());
+        let cut = outbox.cut(limits(1 << 20)).unwrap();
+        let covered = [1, 20_000, 20_001, 60_000].map(|bytes| outbox.covered(cut, bytes).len());
         assert_eq!(covered, [1, 1, 2, 3]);
     }
 }

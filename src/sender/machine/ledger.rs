@@ -2,39 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use super::rare::{Empty, Rare};
+use super::{super::report::Fate, cold::Lazy};
 use crate::{error::OsError, id::Ticket};
-
-/// What became of a send.
-///
-/// *Accepted* means that the kernel took the bytes into the socket; *released*, that it will
-/// never read the memory again. Neither says that the peer received anything.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum Fate {
-    /// All bytes were accepted, and the kernel has released the memory.
-    Released {
-        /// Bytes accepted: the length of the send.
-        accepted: usize,
-        /// Whether a part of it went by copy, by the sender's choice or as the kernel's deferred
-        /// copy. The kernel flags whole groups of sends by their first member, so this is a
-        /// statistic. `None` for a send that resolved more than 4000 sends ago.
-        copied: Option<bool>,
-    },
-    /// The connection failed, or was ended, after a part of the bytes was accepted; the kernel has
-    /// released the memory.
-    Truncated {
-        /// Bytes accepted.
-        accepted: usize,
-        /// Bytes that were to be sent.
-        len: usize,
-        /// What ended it.
-        error: OsError,
-    },
-    /// The kernel may still read the memory, and no note can prove otherwise any more. The memory
-    /// stays untouched. Becomes one of the other fates if proof comes late.
-    Quarantined,
-}
 
 /// Sends that a ledger has room for at most.
 const HISTORY: usize = 4096;
@@ -108,7 +77,7 @@ pub(crate) struct Ledger {
     first: u64,
     next: u64,
     end: u64,
-    exceptions: Rare<Exceptions>,
+    exceptions: Lazy<Exceptions>,
 }
 
 #[derive(Default)]
@@ -117,10 +86,6 @@ struct Exceptions {
     /// counts.
     apart: BTreeMap<u64, Apart>,
     truncated: BTreeMap<u64, Truncation>,
-}
-
-impl Empty for Exceptions {
-    const EMPTY: &'static Self = &Self { apart: BTreeMap::new(), truncated: BTreeMap::new() };
 }
 
 impl Ledger {
@@ -171,14 +136,14 @@ impl Ledger {
             let late = late.filter(|(_, open)| **open != Open::APART).map(|(sequence, open)| {
                 (sequence, Apart { leases: open.leases().into(), copied: open.copied() })
             });
-            self.exceptions.apart.extend(late);
+            self.exceptions.make().apart.extend(late);
         }
         self.first += FORGOTTEN_AT_ONCE as u64;
     }
 
     #[cold]
     fn put_apart(&mut self, sequence: u64, leases: u32, copied: bool) {
-        self.exceptions.apart.insert(sequence, Apart { leases, copied });
+        self.exceptions.make().apart.insert(sequence, Apart { leases, copied });
     }
 
     #[inline]
@@ -192,7 +157,7 @@ impl Ledger {
         let sequence = self.sequence(ticket);
         self.next -= 1;
         if self.kept(sequence) == Some(Open::APART) {
-            self.exceptions.apart.remove(&sequence);
+            self.exceptions.make().apart.remove(&sequence);
         }
     }
 
@@ -208,7 +173,7 @@ impl Ledger {
 
     #[cold]
     fn released_apart(&mut self, sequence: u64, copied: bool) {
-        let apart = &mut self.exceptions.apart;
+        let apart = &mut self.exceptions.make().apart;
         let send = apart.get_mut(&sequence).expect("an unresolved send is kept");
         send.leases -= 1;
         send.copied |= copied;
@@ -225,12 +190,16 @@ impl Ledger {
     /// The connection failed after `accepted` bytes of the send.
     pub(crate) fn truncate(&mut self, ticket: Ticket, accepted: usize, error: OsError) {
         let sequence = self.sequence(ticket);
-        self.exceptions.truncated.insert(sequence, Truncation { accepted, error });
+        self.exceptions.make().truncated.insert(sequence, Truncation { accepted, error });
     }
 
     /// What cut a send short, if so.
     pub(crate) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
-        self.exceptions.truncated.get(&self.sequence(ticket)).map(|truncation| truncation.error)
+        self.truncated(self.sequence(ticket)).map(|truncation| truncation.error)
+    }
+
+    fn truncated(&self, sequence: u64) -> Option<&Truncation> {
+        self.exceptions.get()?.truncated.get(&sequence)
     }
 
     /// What the history says of a send that was made, unless that is older.
@@ -249,12 +218,13 @@ impl Ledger {
     }
 
     fn is_open_at(&self, sequence: u64) -> bool {
-        let is_apart = || self.exceptions.apart.contains_key(&sequence);
+        let is_apart =
+            || self.exceptions.get().is_some_and(|kept| kept.apart.contains_key(&sequence));
         sequence < self.next && self.kept(sequence).map_or_else(is_apart, |open| open.leases() > 0)
     }
 
     /// The position of the send of a ticket.
-    fn sequence(&self, ticket: Ticket) -> u64 {
+    pub(crate) fn sequence(&self, ticket: Ticket) -> u64 {
         ticket.sequence_up_to(self.next.wrapping_sub(1))
     }
 
@@ -264,7 +234,7 @@ impl Ledger {
         if sequence >= self.next || self.is_open_at(sequence) {
             return None;
         }
-        if let Some(truncation) = self.exceptions.truncated.get(&sequence) {
+        if let Some(truncation) = self.truncated(sequence) {
             let Truncation { accepted, error } = *truncation;
             return Some(Fate::Truncated { accepted, len: ticket.len(), error });
         }
@@ -325,7 +295,7 @@ mod tests {
         for leases in [1, 1000, 1] {
             let first = ledger.open(leases, false);
             ledger.retract(ticket(first));
-            assert!(ledger.exceptions.apart.is_empty());
+            assert!(ledger.exceptions.get().is_none_or(|kept| kept.apart.is_empty()));
             assert_eq!(ledger.open(0, false), first);
         }
     }
@@ -350,7 +320,7 @@ mod tests {
                 }
                 let copied = (later == 0).then_some(copied);
                 assert_eq!(ledger.fate(ticket(many)), released(copied));
-                assert!(ledger.exceptions.apart.is_empty());
+                assert!(ledger.exceptions.get().is_none_or(|kept| kept.apart.is_empty()));
             }
         }
     }

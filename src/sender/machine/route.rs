@@ -1,4 +1,4 @@
-//! Whether zero copy is worth it on this route: the judgement of [`Policy::Auto`].
+//! Whether zero copy is worth it on this route: the judgement of [`Policy::Auto`](crate::Policy::Auto).
 //!
 //! Some routes end in a copy whatever the sender does (loopback, a virtual Ethernet pair, a card
 //! without scatter-gather, an open packet capture), and then zero copy costs half as much again as
@@ -34,10 +34,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::super::report::{RouteMode, RouteStats};
 use crate::id::{IdRange, NotificationId};
-
-#[cfg(doc)]
-use super::Policy;
 
 /// Pieces of evidence in a row that make the sender leave zero copy.
 const LEAVE_AFTER: u32 = 3;
@@ -59,41 +57,10 @@ const LOOKS: u64 = 16;
 /// How often an interval doubles.
 const MAX_LEVEL: u32 = 10;
 
-/// How large sends go on the present route.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub enum RouteMode {
-    /// Without copy wherever the kernel accepts it: the policy is not `Auto`.
-    #[default]
-    Ignored,
-    /// By copy, but for single calls that find out what the route does. The mode of a sender that
-    /// has not sent much.
-    Trying,
-    /// Without copy: the kernel does not copy on this route.
-    ZeroCopy,
-    /// By copy: the kernel copies on this route anyway. Single calls see whether that has changed,
-    /// at ever longer intervals.
-    Copied,
-}
-
-/// What [`Policy::Auto`](crate::Policy::Auto) found out about the route, and what it did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub struct RouteStats {
-    /// How large sends go now.
-    pub mode: RouteMode,
-    /// Zero-copy calls made to find out what the route does.
-    pub probes: u64,
-    /// Times that zero copy was given up because the kernel copied.
-    pub leaves: u64,
-    /// Times that it was taken up again.
-    pub returns: u64,
-}
-
 /// The judgement of one sender. Pure: knows bytes, ids and the time it is told.
 #[derive(Debug, Default)]
 #[repr(C)]
-pub(super) struct Route {
+pub(in crate::sender) struct Route {
     /// When the last probe was let through.
     probed_at: Option<Instant>,
     /// Evidence in a row against the present mode.
@@ -101,8 +68,8 @@ pub(super) struct Route {
     /// Doublings of the interval.
     level: u32,
     stats: RouteStats,
-    /// The id of a probe whose note is not read.
-    probe: Option<NotificationId>,
+    /// A probe whose notification is not read, or not judged.
+    probe: Option<Probe>,
     /// By how many notes the copied ones outweigh the others, in zero copy.
     suspicion: u32,
     /// Calls that asked while ids were outstanding, since the last probe or leave.
@@ -111,20 +78,33 @@ pub(super) struct Route {
     bytes: u64,
 }
 
+/// A zero-copy call made to find out what the route does.
+#[derive(Clone, Copy, Debug)]
+struct Probe {
+    id: NotificationId,
+    /// The call has not returned: it may yet fail, and its notification would be no evidence.
+    is_out: bool,
+    /// What a notification said that came before the call returned.
+    early: Option<Evidence>,
+}
+
+/// What the notification of a probe says: `true` if the kernel copied, `None` if it says nothing.
+type Evidence = Option<bool>;
+
 impl Route {
-    /// For [`Policy::Auto`] if `observed`; otherwise every call is let through.
+    /// For [`Policy::Auto`](crate::Policy::Auto) if `observed`; otherwise every call is let through.
     pub(super) fn new(observed: bool) -> Self {
         let mode = if observed { RouteMode::Trying } else { RouteMode::Ignored };
         Self { stats: RouteStats { mode, ..RouteStats::default() }, ..Self::default() }
     }
 
-    pub(super) fn stats(&self) -> RouteStats {
+    pub(in crate::sender) fn stats(&self) -> RouteStats {
         self.stats
     }
 
     /// Whether sends go by copy because the kernel copies anyway.
     #[inline]
-    pub(super) fn is_copied(&self) -> bool {
+    pub(in crate::sender) fn is_copied(&self) -> bool {
         self.stats.mode == RouteMode::Copied
     }
 
@@ -150,6 +130,12 @@ impl Route {
         }
         self.waited = self.waited.saturating_add(1);
         self.waited.is_power_of_two()
+    }
+
+    /// Returns `true` if [`admits`](Self::admits) looks at the time.
+    #[inline]
+    pub(super) fn asks_time(&self, outstanding: usize) -> bool {
+        self.is_exclusive() && outstanding == 0 && self.concerns(outstanding)
     }
 
     /// Whether a call may go without copy. If so, [`began`](Self::began) is to follow, with no
@@ -178,16 +164,27 @@ impl Route {
     pub(super) fn began(&mut self, id: NotificationId) {
         if self.is_exclusive() {
             debug_assert!(self.probe.is_none(), "probes go alone");
-            self.probe = Some(id);
+            self.probe = Some(Probe { id, is_out: true, early: None });
             self.waited = 0;
             self.stats.probes += 1;
+        }
+    }
+
+    /// The kernel accepted the call that was out.
+    #[inline]
+    pub(super) fn returned(&mut self) {
+        if let Some(probe) = &mut self.probe {
+            probe.is_out = false;
+            if let Some(evidence) = probe.early {
+                self.judge(evidence);
+            }
         }
     }
 
     /// The call of `id` failed. Its note, should there be one, says nothing about the route. Tells
     /// whether it was a probe.
     pub(super) fn cancelled(&mut self, id: NotificationId) -> bool {
-        self.probe.take_if(|probe| *probe == id).is_some()
+        self.probe.take_if(|probe| probe.id == id).is_some()
     }
 
     /// The probe that was just cancelled went nowhere: it was none.
@@ -209,16 +206,27 @@ impl Route {
 
     /// A note released these ids, with the flag of the first.
     pub(super) fn note(&mut self, ids: IdRange, copied: bool) {
-        if self.probe.is_some_and(|probe| (ids.start..ids.end).contains(&probe)) {
-            self.probe = None;
-            // A probe's note has no other ids; if it has, it is no evidence.
-            if ids.count() == 1 {
-                self.evidence(copied);
+        let of_probe = |probe: &&mut Probe| (ids.start..ids.end).contains(&probe.id);
+        if let Some(probe) = self.probe.as_mut().filter(of_probe) {
+            // A probe's notification has no other ids; if it has, it is no evidence.
+            let evidence = (ids.count() == 1).then_some(copied);
+            if probe.is_out {
+                probe.early = Some(evidence);
+            } else {
+                self.judge(evidence);
             }
         } else if self.stats.mode == RouteMode::ZeroCopy && !self.is_exclusive() {
             self.suspicion =
                 if copied { self.suspicion + 1 } else { self.suspicion.saturating_sub(1) };
             self.waited = 0;
+        }
+    }
+
+    /// The notification of the probe is read, and its call accepted.
+    fn judge(&mut self, evidence: Evidence) {
+        self.probe = None;
+        if let Some(copied) = evidence {
+            self.evidence(copied);
         }
     }
 
@@ -299,8 +307,9 @@ mod tests {
     use crate::{
         lease::Payload,
         sender::{
-            Config, SenderStats,
+            config::Config,
             fake::{Answer, FakeKernel, Seen},
+            report::SenderStats,
             transport::Transport,
         },
     };
@@ -369,6 +378,7 @@ mod tests {
                 assert!(self.route.probe.is_none(), "a probe is alone");
                 assert!(!probing || self.outstanding() == 0, "a probe is alone");
                 self.route.began(NotificationId(self.next));
+                self.route.returned();
                 match self.unsent.back_mut() {
                     // The group counts as copied if any of it was.
                     Some((_, hi, copied)) if joins => {
@@ -400,7 +410,11 @@ mod tests {
             while let Some((lo, hi, copied)) = self.error_queue.pop_front() {
                 let ids = IdRange { start: NotificationId(lo), end: NotificationId(hi + 1) };
                 if let Some(probe) = self.route.probe {
-                    assert_eq!((lo, hi), (probe.0, probe.0), "the probe's note names it alone");
+                    assert_eq!(
+                        (lo, hi),
+                        (probe.id.0, probe.id.0),
+                        "the probe's note names it alone"
+                    );
                     assert_eq!(copied, self.truth[lo as usize], "and its flag is the probe's");
                 }
                 let mode = self.mode();

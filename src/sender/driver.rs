@@ -1,0 +1,495 @@
+//! Carries out what the machine asks for, under one lock, and lets buffers in.
+
+use std::{fmt, io, task::Waker};
+
+use super::{
+    budget::MemlockBudget,
+    config::Config,
+    kernel::Kernel,
+    machine::{Act, Goal, Item, Machine, Next, Offered, Outcome, Question, Read, Stop, Way},
+    transport::MIN_ZERO_COPY_ELEMENT,
+};
+use crate::{
+    error::{CopyReason, OsError, SendError},
+    id::{NotificationId, SenderId, Ticket},
+    lease::{IntoPayload, Memory, Payload},
+    lock::{Condition, Mutex, MutexGuard, lock},
+    panics::Panics,
+    raw::{PoolHead, Reclaim},
+    reaper,
+    sync::{Arc, Weak, unique_id},
+    sys::{errno, process::Process, socket::SendFlags},
+};
+
+/// Batches of notifications read in one go, so that a busy peer cannot keep a thread for ever.
+const MAX_BATCHES: usize = 64;
+
+/// The shared part of a sender: the machine, its lock and its socket.
+///
+/// Lock order: `watch`, `machine`. Neither is held while user code runs (drops of payloads, wakers),
+/// during a call that sends, or while a thread waits.
+#[repr(C)]
+pub struct Core<K: Kernel> {
+    /// The process that the sender belongs to.
+    process: Process,
+    /// A lone buffer below this goes by copy.
+    least_without_copy: usize,
+    pub(super) id: SenderId,
+    pub(super) kernel: K,
+    machine: Mutex<Machine>,
+    /// For threads that wait until the call of another thread is over.
+    call_over: Condition,
+    pub(super) config: Config,
+    /// The peer's silence is limited.
+    limits_silence: bool,
+    /// The reaper's attention, for as long as it is of use.
+    pub(super) watch: Mutex<Watch>,
+    pub(super) this: Weak<Self>,
+}
+
+/// The care of the reaper.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Watch {
+    Off,
+    On(reaper::Token),
+    /// In the care of a reaper that has no thread.
+    Unserved(reaper::Token),
+    /// The sender is gone: no thread can want it driven any more.
+    Over,
+}
+
+/// What a run of the driver came to.
+pub(super) struct Run<'a> {
+    pub(super) machine: MutexGuard<'a, Machine>,
+    outcome: Outcome,
+    /// Why a call for what is unsent stopped, if one did.
+    pub(super) stop: Option<Stop>,
+    pub(super) read: Read,
+    /// The error of a reading of the error queue.
+    pub(super) read_error: Option<OsError>,
+}
+
+impl<K: Kernel> Core<K> {
+    /// `copy_reason` tells why nothing can go without copy, if so; `first` is the id that the
+    /// socket's next zero-copy call takes.
+    pub fn new(
+        kernel: K,
+        config: Config,
+        copy_reason: Option<CopyReason>,
+        budget: Arc<MemlockBudget>,
+        optmem_max: u32,
+        first: NotificationId,
+    ) -> Arc<Self> {
+        let id = SenderId::new(unique_id());
+        let transport = kernel.transport();
+        let machine = Machine::new(id, config, transport, copy_reason, budget, optmem_max, first);
+        Arc::new_cyclic(|this| Self {
+            process: Process::this(),
+            least_without_copy: config.threshold_bytes.max(MIN_ZERO_COPY_ELEMENT),
+            id,
+            kernel,
+            machine: Mutex::new(machine),
+            call_over: Condition::new(),
+            config,
+            limits_silence: config.max_hold.is_some() && transport.has_end(),
+            watch: Mutex::new(Watch::Off),
+            this: Weak::clone(this),
+        })
+    }
+
+    /// Returns `true` in a forked child. The socket and its notifications then belong to the
+    /// parent, and a lock may be held by a thread that does not exist here.
+    #[inline]
+    pub(super) fn is_forked(&self) -> bool {
+        !self.process.is_this()
+    }
+
+    /// Takes the lock.
+    #[inline(always)]
+    pub(super) fn enter(&self) -> MutexGuard<'_, Machine> {
+        let mut machine = lock(&self.machine);
+        machine.entered();
+        machine
+    }
+
+    /// Takes the lock after a call of this thread has returned.
+    #[inline(always)]
+    fn enter_after_call(&self) -> MutexGuard<'_, Machine> {
+        let machine = self.enter();
+        if machine.awaiting > 0 {
+            self.call_over.notify_all();
+        }
+        machine
+    }
+
+    /// Waits until no call is out.
+    pub(super) fn await_call<'a>(
+        &'a self,
+        mut machine: MutexGuard<'a, Machine>,
+    ) -> MutexGuard<'a, Machine> {
+        while machine.is_calling() {
+            machine.awaiting += 1;
+            machine = self.call_over.wait(machine);
+            machine.awaiting -= 1;
+            machine.entered();
+        }
+        machine
+    }
+
+    /// Runs the machine for a goal until there is nothing left to do for it.
+    pub(super) fn advance<'a>(
+        &'a self,
+        mut machine: MutexGuard<'a, Machine>,
+        goal: Goal,
+    ) -> Run<'a> {
+        let (mut stop, mut read, mut read_error) = (None, Read::default(), None);
+        let mut panics = Panics::default();
+        machine.begin_run(goal);
+        loop {
+            let act = self.answer(&mut machine, goal, &mut read_error);
+            stop = machine.take_stop().or(stop);
+            read += machine.take_read();
+            match act {
+                Act::Send(call) => {
+                    drop(machine);
+                    let sent = self.kernel.send(call.memory(), call.flags());
+                    machine = self.enter_after_call();
+                    machine.returned(call, sent.map_err(|error| os(&error)));
+                }
+                Act::AwaitCall => machine = self.await_call(machine),
+                Act::Dispose => machine = self.dispose(machine, &mut panics),
+                Act::Watch => {
+                    drop(machine);
+                    if let Some(this) = self.this.upgrade() {
+                        this.watch();
+                    }
+                    machine = self.enter();
+                }
+                Act::Done(outcome) => {
+                    if panics.any() {
+                        drop(machine);
+                        panics.resume();
+                        machine = self.enter();
+                    }
+                    return Run { machine, outcome, stop, read, read_error };
+                }
+            }
+        }
+    }
+
+    /// Answers the machine's questions until it asks for an act. There is no guard here, so no other
+    /// thread can come between a question and its answer.
+    fn answer(&self, machine: &mut Machine, goal: Goal, read_error: &mut Option<OsError>) -> Act {
+        loop {
+            let question = match machine.next(goal) {
+                Next::Act(act) => return act,
+                Next::Ask(question) => question,
+            };
+            match question {
+                Question::Queue | Question::QueueToEnd => {
+                    let error = self.read_queue(machine, question == Question::QueueToEnd).err();
+                    let told = machine.queue_read(question, error);
+                    *read_error = told.or(*read_error);
+                }
+                Question::Optmem => machine.optmem_is(self.kernel.optmem().ok()),
+                Question::Unacked => machine.unacked_is(self.kernel.unacked().ok()),
+                Question::Time => machine.time_is(self.kernel.now()),
+                Question::Shutdown => {
+                    let result = self.kernel.shutdown_write();
+                    machine.shut_down(result.map_err(|error| OsError::from(&error)));
+                }
+                Question::IsOver => machine.connection_is(self.kernel.is_over().unwrap_or(false)),
+                Question::Abort => machine.aborted(self.kernel.abort().is_ok()),
+                Question::ReplacePages => machine.in_flight.replace_pages(),
+            }
+        }
+    }
+
+    /// Reads the error queue until it is empty, or, unless `to_end`, for a good while.
+    fn read_queue(&self, machine: &mut Machine, to_end: bool) -> Result<(), OsError> {
+        let mut batches = 0;
+        while to_end || batches < MAX_BATCHES {
+            let batch = self.kernel.read_notes(&mut |record| machine.record(record));
+            let batch = batch.map_err(|error| OsError::from(&error))?;
+            machine.batch(batch.messages, batch.truncated);
+            if batch.drained {
+                break;
+            }
+            batches += 1;
+        }
+        Ok(())
+    }
+
+    /// Drops what was released, wakes the tasks that waited for it, and ends the waits of threads,
+    /// in this order: a task that is told of a release finds the slot free.
+    fn dispose<'a>(
+        &'a self,
+        mut machine: MutexGuard<'a, Machine>,
+        panics: &mut Panics,
+    ) -> MutexGuard<'a, Machine> {
+        let Some((mut disposal, woken)) = machine.take_disposal() else { return machine };
+        drop(machine);
+        let drops = disposal.drop_all(panics);
+        let mut machine = self.enter();
+        machine.disposed(disposal, drops);
+        if woken.is_empty() {
+            return machine;
+        }
+        drop(machine);
+        panics.catch_each(woken.into_iter(), Waker::wake);
+        self.enter()
+    }
+
+    /// Has the sender watched if what it sends may be held for a limited time.
+    pub(super) fn watch_hold(&self) {
+        if self.limits_silence {
+            let mut machine = self.enter();
+            machine.wants_watch = true;
+            self.tidy(machine);
+        }
+    }
+
+    /// Disposes of what was released during a send, and releases the lock.
+    #[inline(always)]
+    pub(super) fn tidy(&self, machine: MutexGuard<'_, Machine>) {
+        if !machine.is_tidy() {
+            drop(self.advance(machine, Goal::Tidy));
+        }
+    }
+}
+
+/// How buffers enter a sender.
+impl<K: Kernel> Core<K> {
+    /// Sends one buffer, as far as the socket takes it.
+    #[inline]
+    pub fn try_send<P: IntoPayload>(&self, buf: P) -> Result<Ticket, SendError<P>> {
+        self.offer_one(buf).map(|offered| offered.ticket)
+    }
+
+    /// Sends all of `bufs` as one send, as far as the socket takes it.
+    pub fn try_send_vectored(&self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
+        self.offer_all(bufs).map(|offered| offered.ticket)
+    }
+
+    /// Takes the only buffer of a send and sends.
+    #[inline(always)]
+    pub(super) fn offer_one<P: IntoPayload>(&self, buf: P) -> Result<Offered, SendError<P>> {
+        if self.is_forked() {
+            return Err(SendError::Forked(buf));
+        }
+        let (len, pool) = (buf.io_vec().len(), buf.pool());
+        let is_small =
+            len < self.least_without_copy && pool.is_none_or(|pool| pool.sender_quota().is_none());
+        let mut machine = self.enter();
+        let granted = machine.granted(len, pool.map_or(0, PoolHead::id), is_small);
+        let way = match granted {
+            Some(way) => way,
+            None => match self.admit(machine, &buf) {
+                Ok((admitted, way)) => {
+                    machine = admitted;
+                    way
+                }
+                Err(stop) => return Err(stop.into_send_error(buf)),
+            },
+        };
+        match way {
+            Way::Copy => self.offer_copied(machine, buf),
+            Way::ZeroCopy => self.offer_zero_copy(machine, buf, granted.is_none()),
+        }
+    }
+
+    /// Asks whether a lone buffer may go, and how.
+    #[cold]
+    #[inline(never)]
+    fn admit<'a>(
+        &'a self,
+        machine: MutexGuard<'a, Machine>,
+        buf: &impl Memory,
+    ) -> Result<(MutexGuard<'a, Machine>, Way), Stop> {
+        let pool = buf.pool();
+        let item = Item {
+            len: buf.io_vec().len(),
+            pool: pool.map_or(0, PoolHead::id),
+            quota: pool.and_then(PoolHead::sender_quota),
+        };
+        let Run { machine, outcome, stop, .. } = self.advance(machine, Goal::Admit(item));
+        if let Outcome::Go(way) = outcome {
+            return Ok((machine, way));
+        }
+        let stop = machine.connection_error().map(Stop::Failed).or(stop).unwrap_or(Stop::Blocked);
+        self.tidy(machine);
+        Err(stop)
+    }
+
+    /// Sends a buffer without copy. `asked`: it was not let in by a grant.
+    #[inline(always)]
+    fn offer_zero_copy<P: IntoPayload>(
+        &self,
+        mut machine: MutexGuard<'_, Machine>,
+        buf: P,
+        asked: bool,
+    ) -> Result<Offered, SendError<P>> {
+        if asked || !machine.has_place() {
+            self.register(&mut machine, buf.pool());
+            if !machine.has_place() {
+                machine.refund(buf.io_vec().len());
+                return self.offer_rest(machine, buf, Way::ZeroCopy, 0);
+            }
+            machine.in_flight.make_room(&buf);
+        }
+        machine.wants_watch |= buf.is_awaited() || self.config.max_hold.is_some();
+        let call = machine.begin_zero_copy(buf, || self.kernel.now());
+        drop(machine);
+        let flags = SendFlags { zerocopy: true, more: false };
+        let sent = self.kernel.send(&[call.part()], flags).map_err(|error| os(&error));
+        let mut machine = self.enter_after_call();
+        let whole = machine.zero_copy_returned(call, sent);
+        if whole && !machine.verifies() {
+            self.tidy(machine);
+            return Ok(Offered { ticket: call.ticket, whole });
+        }
+        self.settle_lone(machine, call.ticket)
+    }
+
+    /// Sends a buffer by copy. What the socket does not take of it becomes a lease.
+    #[inline]
+    fn offer_copied<P: IntoPayload>(
+        &self,
+        mut machine: MutexGuard<'_, Machine>,
+        buf: P,
+    ) -> Result<Offered, SendError<P>> {
+        let call = machine.begin_copy(buf.io_vec());
+        drop(machine);
+        // Nothing to send is no call on a stream, and no copy anywhere.
+        let sent = if call.bytes > 0 || self.kernel.transport().sends_nothing() {
+            let flags = SendFlags { zerocopy: false, more: call.bytes < call.memory.len() };
+            self.kernel.send(&[call.part()], flags)
+        } else {
+            Ok(0)
+        };
+        let mut machine = self.enter_after_call();
+        match sent {
+            Ok(accepted) if accepted == call.memory.len() => {
+                machine.wants_watch |= self.limits_silence;
+                let dropped = machine.copy_returned(call, buf);
+                self.tidy(machine);
+                drop(dropped);
+                Ok(Offered { ticket: call.ticket, whole: true })
+            }
+            Ok(accepted) => {
+                machine.take_back_copy(call, call.bytes - accepted);
+                self.offer_rest(machine, buf, Way::Copy, accepted)
+            }
+            Err(error) => {
+                let stop = machine.copy_failed(call, os(&error));
+                self.tidy(machine);
+                Err(stop.into_send_error(buf))
+            }
+        }
+    }
+
+    /// Takes custody of a buffer of which `accepted` bytes went by copy, and sends the rest.
+    #[cold]
+    #[inline(never)]
+    fn offer_rest<P: IntoPayload>(
+        &self,
+        mut machine: MutexGuard<'_, Machine>,
+        buf: P,
+        way: Way,
+        accepted: usize,
+    ) -> Result<Offered, SendError<P>> {
+        self.register(&mut machine, buf.pool());
+        machine.wants_watch |= buf.is_awaited();
+        let ticket = machine.enter_lone(buf, way, accepted);
+        self.settle_lone(machine, ticket)
+    }
+
+    /// Brings the send of a lone buffer as far as it goes.
+    #[cold]
+    #[inline(never)]
+    fn settle_lone<P: IntoPayload>(
+        &self,
+        machine: MutexGuard<'_, Machine>,
+        ticket: Ticket,
+    ) -> Result<Offered, SendError<P>> {
+        let mut refused = None;
+        let on_refused = |payload| refused = Some(P::from_payload(payload));
+        let settled = self.settle(machine, ticket, on_refused);
+        settled.map_err(|error| error.map(|()| refused.expect("comes back with the error")))
+    }
+
+    /// Takes all of `bufs` and sends; on an error that carries a buffer they are all back.
+    pub(super) fn offer_all(&self, bufs: &mut Vec<Payload>) -> Result<Offered, SendError<()>> {
+        if self.is_forked() {
+            return Err(SendError::Forked(()));
+        }
+        let Run { mut machine, stop, .. } = self.advance(self.enter(), Goal::Push);
+        let pools = bufs.iter().filter_map(Memory::pool);
+        let quotas = pools.map(|pool| (pool.id(), pool.sender_quota()));
+        if !machine.quotas_allow(quotas.clone()) {
+            machine = self.advance(machine, Goal::Read).machine;
+        }
+        let stop = if let Some(error) = machine.connection_error() {
+            Some(Stop::Failed(error))
+        } else if machine.is_unsent() {
+            stop.or(Some(Stop::Blocked))
+        } else if !machine.quotas_allow(quotas) {
+            let _ = machine.refuse();
+            Some(Stop::Blocked)
+        } else {
+            None
+        };
+        if let Some(stop) = stop {
+            self.tidy(machine);
+            return Err(stop.into_send_error(()));
+        }
+        for buf in bufs.iter() {
+            self.register(&mut machine, buf.pool());
+            machine.wants_watch |= buf.is_awaited();
+        }
+        let ticket = machine.enter_all(bufs);
+        self.settle(machine, ticket, |payload| bufs.push(payload))
+    }
+
+    /// Brings a send that was entered as far as it goes. If nothing of it was accepted, all of it
+    /// comes back.
+    fn settle(
+        &self,
+        machine: MutexGuard<'_, Machine>,
+        ticket: Ticket,
+        on_refused: impl FnMut(Payload),
+    ) -> Result<Offered, SendError<()>> {
+        let Run { mut machine, stop, .. } = self.advance(machine, Goal::Settle);
+        let settled = machine.conclude(ticket, stop, on_refused);
+        machine.wants_watch |= self.config.max_hold.is_some();
+        self.tidy(machine);
+        settled
+    }
+
+    /// Makes this sender known to the pool of a buffer, so that a thread that waits there for a slot
+    /// can read the notifications that would free one.
+    #[inline(always)]
+    fn register(&self, machine: &mut Machine, pool: Option<&PoolHead>) {
+        if let Some(pool) = pool
+            && machine.pools.is_new(pool.id())
+            && let Some(this) = self.this.upgrade()
+        {
+            let this: Arc<dyn Reclaim> = this;
+            pool.register(Arc::downgrade(&this));
+        }
+    }
+}
+
+/// The error of a call that sends. An error without a number is of a kernel that is not real.
+pub(super) fn os(error: &io::Error) -> OsError {
+    if error.kind() == io::ErrorKind::WouldBlock {
+        return OsError::from_raw(errno::EAGAIN);
+    }
+    OsError::from(error)
+}
+
+impl<K: Kernel> fmt::Debug for Core<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,516 @@
+//! The handle of a sender.
+
+use std::{
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use super::{
+    config::ResumeIds,
+    driver::Core,
+    kernel::{Interest, Socket},
+    machine::Goal,
+    report::{Capabilities, CloseReport, Fate, Reaped, Returned, SenderStats},
+    split::{self, ReapHalf, SendHalf},
+};
+use crate::{
+    error::{CopyReason, OsError, SendError, WaitError},
+    id::Ticket,
+    lease::{IntoPayload, Payload},
+    sync::{Arc, yield_now},
+    sys::Foreign,
+};
+
+/// Sends memory over one connected socket, without copying it where that pays.
+///
+/// A buffer given to `send` belongs to the sender until the kernel has released every byte of it:
+/// after the send is acknowledged by the peer, or the connection has failed. Then it is recycled,
+/// or handed back ([`HandBack::Return`](crate::HandBack::Return)). Each accepted send has a [`Ticket`], whose [`Fate`] can
+/// be asked for at any time.
+///
+/// Sends of less than 16 KiB ([`SenderBuilder::threshold_bytes`](crate::SenderBuilder::threshold_bytes)) go by copy, since that is
+/// cheaper, and are released at once; so do all sends while the kernel would copy on this route
+/// anyway ([`Policy::Auto`](crate::Policy::Auto)). Both kinds keep their order.
+///
+/// # The socket
+///
+/// The sender must be the socket's only user of `MSG_ZEROCOPY`. A second one (a `dup`, a forked
+/// child, `io_uring`) shifts the ids that the kernel gives out, and its note can free a buffer of
+/// ours early before any id looks wrong. What is detected late poisons the sender: see
+/// [`Poison`](crate::Poison). Reading from the socket and setting options of it, through
+/// [`get_ref`](Self::get_ref), is fine; reading its error queue is not.
+///
+/// The sender never changes `O_NONBLOCK`, timeouts or other options of the socket, except
+/// `SO_ZEROCOPY` and, when it ends, `SO_LINGER`. It never reads `SO_ERROR`.
+///
+/// # Fork
+///
+/// A forked child inherits the descriptor, and no more: there every call fails with `Forked` (or
+/// `EPERM`, where the error is one of the system), and dropping or closing the sender closes the
+/// child's descriptor without a word to the peer or the kernel. What is in flight, its notes
+/// included, stays the parent's. Descriptors of senders that the parent's reaper owns stay open in
+/// the child until it ends or executes a program: all descriptors are close-on-exec.
+///
+/// # Filters for system calls
+///
+/// A sandbox (seccomp) may refuse calls that a sender makes:
+///
+/// | refused | at adoption | later |
+/// |---|---|---|
+/// | `recvmmsg` | everything goes by copy: [`CopyReason::Unprovable`] | the same with nothing in flight, else [`Poison::Unread`](crate::Poison::Unread): what is in flight is Quarantined for good, waits fail, sends go by copy |
+/// | `getsockopt` of `SO_MEMINFO` | the same | notes go on releasing, but a note that another user took is not missed |
+/// | `setsockopt` of `SO_ZEROCOPY` | everything goes by copy: [`CopyReason::Refused`] | |
+/// | `epoll_*`, `eventfd2` | waits use `ppoll`; no reaper runs, so those who wait look every few milliseconds | the same |
+/// | `ioctl` of `SIOCOUTQ` | an end takes what the socket accepts for progress of the peer ([`linger`](crate::SenderBuilder::linger)) | the same |
+///
+/// Other refusals are errors of the calls that need them.
+///
+/// # Datagrams
+///
+/// Over UDP (IPv4 or IPv6, connected) every send is one datagram, a vectored one gathered from its
+/// buffers. It goes by copy as a whole or without as a whole, and is never cut: with the socket
+/// option `UDP_SEGMENT` the kernel makes many packets of it. An error concerns that datagram only;
+/// the buffer comes back, and the sender goes on:
+/// - [`SendError::Dropped`]: a queue or filter of this host dropped it, which the kernel says for
+///   queues only if `IP_RECVERR` is on. Otherwise it counts as accepted.
+/// - [`SendError::Os`] with `EMSGSIZE`: it is longer than the route or the protocol takes.
+/// - [`SendError::Os`] with `ECONNREFUSED` and the like: an ICMP message about an earlier datagram.
+///   With `IP_RECVERR` it comes from [`next_event`](Self::next_event), and this error only if the
+///   error queue was not read before.
+///
+/// There is no orderly end and no abort: `close` and `abort` wait for the queues of this host.
+///
+/// Other sockets (Unix, MPTCP, vsock, UDP-Lite) are sent to by copy, with the reason in
+/// [`capabilities`](Self::capabilities).
+///
+/// # The end
+///
+/// | call | when |
+/// |---|---|
+/// | [`close`](Self::close) | the peer is to get everything, and you want to know that it was let go of |
+/// | [`abort`](Self::abort) | the transfer is off: memory back at once, the peer sees a reset |
+/// | drop | as `close`, but in the background, for as long as the peer makes progress ([`SenderBuilder::linger`](crate::SenderBuilder::linger)) |
+/// | [`wait_idle`](crate::wait_idle) | before the program exits, after drops |
+///
+/// A sender never gives memory back because it ends: what is in flight goes to the reaper, a
+/// thread of the library, with the socket, until the kernel has released it.
+///
+/// These calls alone decide how the stream ends. Each of them switches the socket's lingering
+/// (`SO_LINGER`) off when it begins: with a linger time the end would block, and with a linger time
+/// of 0 it would reset a peer that has yet to read. A duplicate of the descriptor sees the change.
+/// A socket taken back by [`into_parts`](Self::into_parts) has the option as its user left it.
+///
+/// # Examples
+///
+/// ```
+/// # use std::{io::Read, net::{TcpListener, TcpStream}, thread};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = TcpListener::bind("127.0.0.1:0")?;
+/// # let address = listener.local_addr()?;
+/// # let peer = thread::spawn(move || std::io::copy(&mut listener.accept().unwrap().0, &mut std::io::sink()));
+/// let pool = pinbuf::Pool::new(64 * 1024, 16)?;
+/// let mut sender = pinbuf::Sender::new(TcpStream::connect(address)?)?;
+///
+/// let mut buf = pool.alloc(64 * 1024)?;
+/// buf.resize(64 * 1024, 7);
+/// let ticket = sender.send(buf)?;
+/// let fate = sender.wait(ticket, None)?;
+/// assert!(matches!(fate, pinbuf::Fate::Released { accepted: 65536, .. }));
+/// # drop(sender);
+/// # assert_eq!(peer.join().unwrap()?, 65536);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Sender<S: AsFd + Send + Sync + 'static = OwnedFd> {
+    /// `None` only while being taken apart.
+    pub(super) core: Option<Arc<Core<Socket<S>>>>,
+}
+
+impl<S: AsFd + Send + Sync + 'static> Sender<S> {
+    /// Sends a buffer as far as the socket takes it now; never blocks.
+    ///
+    /// Once anything of the buffer is accepted the sender keeps it; what the socket did not take
+    /// is sent before anything else, by any later call. The next buffer is refused until then.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::WouldBlock`] when nothing was accepted: wait for [`interest`](Self::interest),
+    /// [`reap`](Self::reap), and try again. The others as described there. The buffer comes back,
+    /// except with [`SendError::Truncated`].
+    pub fn try_send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
+        self.core().try_send(buf)
+    }
+
+    /// Sends a buffer, blocking until the socket has accepted all of it.
+    ///
+    /// Does not wait for its release; see [`wait`](Self::wait).
+    ///
+    /// # Errors
+    ///
+    /// As [`try_send`](Self::try_send), but never [`SendError::WouldBlock`].
+    pub fn send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
+        self.core().send(buf)
+    }
+
+    /// Sends a buffer, blocking until the socket has accepted all of it or the time is up.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send), and two more when the time is up:
+    ///
+    /// | accepted so far | error | the buffer |
+    /// |---|---|---|
+    /// | nothing | [`SendError::TimedOut`] | comes back |
+    /// | a part | [`SendError::Unfinished`] | stays with the sender; the unsent part is still queued |
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::{net::{TcpListener, TcpStream}, time::Duration};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let _peer = listener.accept()?;
+    /// use pinbuf::{SendError, Sender};
+    ///
+    /// static DATA: [u8; 64 << 20] = [7; 64 << 20];
+    /// let mut sender = Sender::new(socket)?;
+    /// // The peer reads nothing, and the socket does not take so much.
+    /// match sender.send_timeout(&DATA[..], Duration::from_millis(10)) {
+    ///     Err(SendError::Unfinished { ticket }) => assert_eq!(sender.fate(ticket)?, None),
+    ///     other => panic!("{other:?}"),
+    /// }
+    /// # sender.abort();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn send_timeout<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        timeout: Duration,
+    ) -> Result<Ticket, SendError<P>> {
+        self.core().send_timeout(buf, timeout)
+    }
+
+    /// Sends several buffers as one send, in order, as far as the socket takes them now.
+    ///
+    /// Neighbours are sent with one system call where they go the same way: buffers below 4 KiB
+    /// by copy, runs of larger ones without copy when together they reach the threshold. Takes all
+    /// of `bufs` once anything is accepted, and leaves it as it was on an error other than
+    /// [`SendError::Truncated`].
+    ///
+    /// # Errors
+    ///
+    /// As [`try_send`](Self::try_send).
+    pub fn try_send_vectored(&mut self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
+        self.core().try_send_vectored(bufs)
+    }
+
+    /// Sends several buffers as one send, blocking until the socket has accepted all of them.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_send_vectored`](Self::try_send_vectored), but never [`SendError::WouldBlock`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::net::{TcpListener, TcpStream};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let _peer = listener.accept()?;
+    /// let mut sender = pinbuf::Sender::new(socket)?;
+    /// let pages: std::sync::Arc<[u8]> = vec![7; 32 * 1024].into();
+    /// // The header goes by copy, the pages may go without; together they are one send.
+    /// let mut bufs = vec![pinbuf::Payload::from(&b"header"[..]), pages.into()];
+    /// let ticket = sender.send_vectored(&mut bufs)?;
+    /// assert!(bufs.is_empty());
+    /// assert_eq!(ticket.len(), 6 + 32 * 1024);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn send_vectored(&mut self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
+        self.core().send_vectored(bufs)
+    }
+
+    /// Sends what the socket has not yet accepted of the last send; never blocks. Returns whether
+    /// nothing is left.
+    ///
+    /// # Errors
+    ///
+    /// The error of the connection, or of the call.
+    pub fn flush(&mut self) -> Result<bool, OsError> {
+        self.core().flush_now()
+    }
+
+    /// What to wait for before calling again.
+    pub fn interest(&self) -> Interest {
+        self.core().interest()
+    }
+
+    /// Reads the error queue and lets go of what it names; never blocks.
+    ///
+    /// Also sends what was left of the last send. With [`HandBack::Return`](crate::HandBack::Return), fetch the payloads
+    /// with [`next_returned`](Self::next_returned) afterwards.
+    ///
+    /// A `reap` that reads nothing asks whether the connection is over, by its state (`TCP_INFO`).
+    /// If it is, [`connection_error`](Self::connection_error) says so. Deregister the descriptor
+    /// from the event loop then: `POLLHUP` stays for good and would end every wait at once. The
+    /// end of the peer's stream alone is no end of the connection, and datagrams have none.
+    ///
+    /// # Errors
+    ///
+    /// What `recvmsg(2)` reported.
+    pub fn reap(&mut self) -> io::Result<Reaped> {
+        self.core().forget_refused();
+        self.core().reap()
+    }
+
+    /// The next payload handed back, in order of release; see [`HandBack::Return`](crate::HandBack::Return).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::net::{TcpListener, TcpStream};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let _peer = listener.accept()?;
+    /// let pool = pinbuf::Pool::new(64 * 1024, 1)?;
+    /// let builder = pinbuf::Sender::builder().hand_back(pinbuf::HandBack::Return);
+    /// let mut sender = builder.adopt(socket)?;
+    /// let mut buf = pool.alloc(64 * 1024)?;
+    /// buf.resize(64 * 1024, 7);
+    /// let ticket = sender.send(buf)?;
+    /// sender.wait(ticket, None)?;
+    /// let returned = sender.next_returned().expect("released");
+    /// assert_eq!(returned.sequence, ticket.sequence());
+    /// assert_eq!(returned.payload.len(), 64 * 1024);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn next_returned(&mut self) -> Option<Returned> {
+        self.core().next_returned()
+    }
+
+    /// The next message of the error queue that was not about zero copy: a timestamp, an ICMP
+    /// error. At most 64 wait here; [`SenderStats::events_dropped`] counts the older ones lost.
+    pub fn next_event(&mut self) -> Option<Foreign> {
+        self.core().next_event()
+    }
+
+    /// What became of a send, or `None` while it is open, as far as the notes read so far tell.
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::ForeignTicket`] for a ticket of another sender, and [`WaitError::Forked`] in a
+    /// forked child.
+    pub fn fate(&self, ticket: Ticket) -> Result<Option<Fate>, WaitError> {
+        self.core().fate(ticket)
+    }
+
+    /// Polls for what becomes of a send, for use in a future of any runtime.
+    ///
+    /// Wakes the task that was the last to ask about this ticket, after its buffers were dropped.
+    ///
+    /// # Errors
+    ///
+    /// As [`fate`](Self::fate); also [`WaitError::Os`] with what `recvmsg(2)` reported, and
+    /// [`WaitError::NoThread`].
+    pub fn poll_fate(
+        &mut self,
+        cx: &mut Context<'_>,
+        ticket: Ticket,
+    ) -> Poll<Result<Fate, WaitError>> {
+        self.core().poll_fate(cx, ticket)
+    }
+
+    /// Blocks until a send has its fate, or the deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::TimedOut`], or at once [`WaitError::Poisoned`] if the error queue no longer
+    /// tells, and [`WaitError::ForeignTicket`] for a ticket of another sender.
+    pub fn wait(&mut self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
+        self.core().wait(ticket, deadline)
+    }
+
+    /// Blocks until everything is accepted and released, or the deadline.
+    ///
+    /// When this returns the buffers are at home, or ready to be handed back, whichever thread
+    /// found them released.
+    ///
+    /// On a connection that has failed this waits for the releases only; see
+    /// [`connection_error`](Self::connection_error).
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::TimedOut`], or [`WaitError::Poisoned`] at once if the error queue no longer
+    /// tells.
+    pub fn drain(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
+        self.core().drain(deadline)
+    }
+
+    /// Ends the stream in order and waits until the kernel has let go of everything: sends the
+    /// rest, shuts down the writing side, drains. At the deadline what is left is
+    /// [aborted](Self::abort). Where the end was not in order, the report says why.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::{net::{TcpListener, TcpStream}, time::{Duration, Instant}};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let peer = std::thread::spawn(move || std::io::copy(&mut listener.accept().unwrap().0, &mut std::io::sink()));
+    /// let mut sender = pinbuf::Sender::new(socket)?;
+    /// sender.send(&[7; 100_000][..])?;
+    /// let report = sender.close(Instant::now() + Duration::from_secs(10));
+    /// assert!(report.drained, "aborted: {}, error: {:?}", report.aborted, report.error);
+    /// # assert_eq!(peer.join().unwrap()?, 100_000);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn close(mut self, deadline: Instant) -> CloseReport {
+        self.core.take().expect("present until taken apart").close(deadline)
+    }
+
+    /// Ends the connection at once: the peer sees a reset, unsent data and received data not yet
+    /// read are lost, and the kernel lets go of the memory, within milliseconds as a rule. What a
+    /// packet in a queue below TCP still carries stays untouched in the reaper's care.
+    ///
+    /// This ends the connection for every handle of the socket.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::net::{TcpListener, TcpStream};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let _peer = listener.accept()?;
+    /// let pool = pinbuf::Pool::new(64 * 1024, 1)?;
+    /// let mut sender = pinbuf::Sender::new(socket)?;
+    /// let mut buf = pool.alloc(64 * 1024)?;
+    /// buf.resize(64 * 1024, 7);
+    /// sender.send(buf)?;
+    /// let report = sender.abort();
+    /// assert!(!report.drained);
+    /// // The slot is back, though the peer has read nothing.
+    /// let _buf = pool.alloc_timeout(64 * 1024, std::time::Duration::from_secs(10))?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn abort(mut self) -> CloseReport {
+        self.core.take().expect("present until taken apart").break_off()
+    }
+
+    /// Counters and state.
+    pub fn stats(&self) -> SenderStats {
+        self.core().stats()
+    }
+
+    /// How long the peer has acknowledged nothing, at least, while something is held: a send in
+    /// flight, accepted bytes that are not acknowledged, or the unsent part of a send. `None` if
+    /// nothing is held.
+    ///
+    /// A growing time means a peer that acknowledges nothing; see [`SenderBuilder::max_hold`](crate::SenderBuilder::max_hold). An
+    /// acknowledgement counts from the look that finds it. Each call of this is a look, and with
+    /// `max_hold` there are others. Of datagrams, which are not acknowledged, this is the age of the
+    /// oldest send in flight.
+    ///
+    /// # Performance
+    ///
+    /// One system call (`SIOCOUTQ`).
+    pub fn oldest_in_flight(&self) -> Option<Duration> {
+        self.core().oldest()
+    }
+
+    /// Whether sends can go without copy now, and if not, why.
+    pub fn capabilities(&self) -> Capabilities {
+        self.core().capabilities()
+    }
+
+    /// The first error of a connection that is over; stays readable.
+    ///
+    /// `ENOTCONN` means that [`reap`](Self::reap) found the connection over and no send has told
+    /// why. The cause stays in `SO_ERROR` for the next read or send: a send that reports it
+    /// replaces `ENOTCONN` here.
+    pub fn connection_error(&self) -> Option<OsError> {
+        self.core().connection_error()
+    }
+
+    /// The socket, for reading from it and for its options.
+    pub fn get_ref(&self) -> &S {
+        &self.core().kernel.0
+    }
+
+    /// Takes the sender apart, when nothing is in flight and nothing unsent.
+    ///
+    /// The kernel goes on counting the socket's zero-copy calls where it was: hand the
+    /// [`ResumeIds`] to [`SenderBuilder::resume`](crate::SenderBuilder::resume) to send on later.
+    ///
+    /// # Errors
+    ///
+    /// The sender, when something is in flight or unsent: [`drain`](Self::drain) first.
+    pub fn into_parts(mut self) -> Result<(S, ResumeIds), Self> {
+        if self.core().run(Goal::Flush).0.is_err() || !self.core().is_drained() {
+            return Err(self);
+        }
+        let mut core = self.core.take().expect("present until taken apart");
+        let ids = ResumeIds(match core.capabilities().reason {
+            Some(reason @ (CopyReason::Poisoned(_) | CopyReason::Ignored)) => Err(reason),
+            _ => Ok(core.next_id()),
+        });
+        loop {
+            // A thread that waits for a slot, or the reaper, may hold the core for a moment.
+            match Core::into_kernel(core) {
+                Ok(Socket(socket, _)) => return Ok((socket, ids)),
+                Err(back) => core = back,
+            }
+            yield_now();
+        }
+    }
+
+    /// Splits the sender in two, for a thread that sends and one that reaps.
+    ///
+    /// Either half reads notes when it needs to, so neither depends on the other. Dropping the
+    /// sending half begins the end of the stream, in order; the half that is dropped last hands
+    /// what is left to the reaper.
+    pub fn split(mut self) -> (SendHalf<S>, ReapHalf<S>) {
+        split::halves(self.core.take().expect("present until taken apart"))
+    }
+
+    fn core(&self) -> &Arc<Core<Socket<S>>> {
+        self.core.as_ref().expect("present until taken apart")
+    }
+}
+
+impl<S: AsFd + Send + Sync + 'static> Drop for Sender<S> {
+    fn drop(&mut self) {
+        if let Some(core) = self.core.take() {
+            core.leave(false);
+        }
+    }
+}
+
+impl<S: AsFd + Send + Sync + 'static> AsFd for Sender<S> {
+    /// The socket, to poll it. To send on it by other means is fine only without `MSG_ZEROCOPY`
+    /// and with nothing left to [`flush`](Sender::flush).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.get_ref().as_fd()
+    }
+}
+
+impl<S: AsFd + Send + Sync + fmt::Debug + 'static> fmt::Debug for Sender<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender")
+            .field("socket", self.get_ref())
+            .field("capabilities", &self.capabilities())
+            .field("stats", &self.stats())
+            .finish_non_exhaustive()
+    }
+}

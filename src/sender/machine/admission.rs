@@ -1,0 +1,191 @@
+//! Whether a call may be made, and which way it goes.
+
+use std::mem;
+
+use super::{
+    Act::Done,
+    Item, Machine, Next, Out, Outcome,
+    call::{Blocked, Way},
+    grant::Grant,
+    in_flight::InFlight,
+    question::Question,
+};
+
+impl Machine {
+    /// Returns `true` if a send may begin: the connection is not over, nothing is unsent, and no
+    /// call is out.
+    #[inline(always)]
+    fn is_free(&self) -> bool {
+        self.out == Out::No && self.sending.is_none() && self.error.is_none()
+    }
+
+    /// Lets a lone buffer in that need not ask: by a grant, or because it is small. A call without
+    /// copy is charged for.
+    #[inline(always)]
+    pub(in crate::sender) fn granted(
+        &mut self,
+        len: usize,
+        pool: u64,
+        is_small: bool,
+    ) -> Option<Way> {
+        if !self.is_free() {
+            return None;
+        }
+        if is_small {
+            return Some(Way::Copy);
+        }
+        let way = self.grant.take(len, pool)?;
+        (way == Way::Copy || self.in_flight.done.budget.charge(len)).then_some(way)
+    }
+
+    /// Returns `true` if the tracker has a place for a lone lease.
+    #[inline(always)]
+    pub(in crate::sender) fn has_place(&mut self) -> bool {
+        self.in_flight.tracker.has_place()
+    }
+
+    /// A call that was let in without copy, for a buffer of `len` bytes or a part of it, is not made.
+    #[cold]
+    pub(in crate::sender) fn refund(&mut self, len: usize) {
+        self.in_flight.done.budget.refund(1, len.min(self.limits.bytes));
+    }
+
+    /// Lets a lone buffer in that has to ask.
+    pub(super) fn admit(&mut self, item: Item) -> Next {
+        if self.error.is_some() || self.sending.is_some() {
+            return Next::Act(Done(Outcome::Refused));
+        }
+        if !self.quotas_allow([(item.pool, item.quota)].into_iter()) {
+            if !self.known.has_read {
+                return Next::Ask(self.read_first());
+            }
+            return self.refuse();
+        }
+        let bytes = item.len.min(self.limits.bytes);
+        let way = if !self.goes_without_copy(1, item.len) {
+            Way::Copy
+        } else {
+            match self.admission(bytes) {
+                Ok(Some(way)) => {
+                    self.grant = self.grant(item, bytes, way);
+                    way
+                }
+                Ok(None) => return self.refuse(),
+                Err(question) => return Next::Ask(question),
+            }
+        };
+        Next::Act(Done(Outcome::Go(way)))
+    }
+
+    /// Which way a call of `bytes` may go; without copy it is charged for. `None`: it has to wait
+    /// for releases of this sender.
+    pub(super) fn admission(&mut self, bytes: usize) -> Result<Option<Way>, Question> {
+        if !mem::replace(&mut self.known.has_looked, true) {
+            let outstanding = self.in_flight.tracker.outstanding();
+            if self.unread >= self.max_unread || self.in_flight.route.wants_notes(outstanding) {
+                return Err(self.read_first());
+            }
+        }
+        loop {
+            let outstanding = self.in_flight.tracker.outstanding();
+            let route = &mut self.in_flight.route;
+            let is_first = outstanding == 0;
+            if self.in_flight.copy_reason.is_some() {
+                return Ok(Some(Way::Copy));
+            }
+            // The first call in flight is marked with the time.
+            if (is_first && !route.is_exclusive() || route.asks_time(outstanding))
+                && self.known.time.is_none()
+            {
+                return Err(Question::Time);
+            }
+            let time = self.known.time;
+            if !route.admits(outstanding, || time.expect("asked before")) {
+                return Ok(Some(Way::Copy));
+            }
+            let held = self.in_flight.done.counts.in_flight_bytes;
+            if self.window.fits(bytes, outstanding, held)
+                && self.in_flight.done.budget.charge(bytes)
+            {
+                return Ok(Some(Way::ZeroCopy));
+            }
+            if is_first {
+                // The budget is used up by others, so that no release of this sender would help.
+                return Ok(Some(Way::Copy));
+            }
+            // A full window is looked at again after the error queue is read, and once more after
+            // the question whether a notification was lost.
+            if !self.known.has_read {
+                return Err(self.read_first());
+            }
+            match self.known.optmem {
+                None => return Err(Question::Optmem),
+                Some(optmem) => {
+                    self.prove(optmem);
+                    if self.in_flight.tracker.outstanding() == outstanding {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has the error queue read before anything else.
+    pub(super) fn read_first(&mut self) -> Question {
+        self.unread = 0;
+        self.known.has_read = false;
+        self.known.wants_read = true;
+        Question::Queue
+    }
+
+    /// What calls like the one just let in may do without asking.
+    fn grant(&self, item: Item, bytes: usize, way: Way) -> Grant {
+        let InFlight { route, tracker, done, copy_reason, .. } = &self.in_flight;
+        if item.quota.is_some() || !done.recycles() && way == Way::ZeroCopy {
+            return Grant::default();
+        }
+        match way {
+            // Until these are used up the error queue is not read, so nothing must be to come.
+            Way::Copy if tracker.outstanding() > 0 => Grant::default(),
+            Way::Copy if copy_reason.is_some() => Grant::new(usize::MAX, bytes, item.pool, way),
+            Way::Copy => {
+                // The call to come is not counted yet.
+                let calls = route.copied_bytes_to_come() / bytes.max(1) as u64;
+                Grant::new(calls.saturating_sub(1) as usize, bytes, item.pool, way)
+            }
+            Way::ZeroCopy if route.is_exclusive() || self.config.max_hold.is_some() => {
+                Grant::default()
+            }
+            Way::ZeroCopy => {
+                let held = done.counts.in_flight_bytes + bytes;
+                let (calls, held) = self.window.room(tracker.outstanding() + 1, held);
+                let calls = calls.min((self.max_unread - 1).saturating_sub(self.unread));
+                let most = self.limits.bytes.min(self.transport.most_without_copy());
+                Grant::new(calls, most.min(held / calls.max(1)), item.pool, way)
+            }
+        }
+    }
+
+    /// Returns `true` if neighbours of so many bytes go without copy if they can.
+    #[inline]
+    pub(super) fn goes_without_copy(&self, elements: usize, bytes: usize) -> bool {
+        self.transport.goes_without_copy(self.config.threshold_bytes, elements, bytes)
+    }
+
+    /// Returns `true` if the quotas of their pools let buffers of these in. A sender that copies
+    /// has nothing in flight for long, and a poisoned one could wait for ever.
+    #[inline]
+    pub(in crate::sender) fn quotas_allow(
+        &self,
+        bufs: impl Iterator<Item = (u64, Option<usize>)> + Clone,
+    ) -> bool {
+        let InFlight { done, copy_reason, .. } = &self.in_flight;
+        done.quotas.is_empty() || copy_reason.is_some() || done.quotas.allow(bufs)
+    }
+
+    /// The owner's buffer is refused for want of room in this sender.
+    pub(in crate::sender) fn refuse(&mut self) -> Next {
+        self.refused = Some(Blocked::Window);
+        Next::Act(Done(Outcome::Refused))
+    }
+}

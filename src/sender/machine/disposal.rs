@@ -1,0 +1,64 @@
+//! Released payloads, until they can be dropped with no lock held.
+
+use std::{cell::Cell, mem};
+
+use super::cold::Lazy;
+use crate::{buf::PinnedBuf, lease::Payload, panics::Panics, sync::per_thread};
+
+per_thread! {
+    /// Room for buffers. It belongs to the thread that reads the error queue, because the thread
+    /// that reads a notification drops what it released, as a rule. A list in each of ten thousand
+    /// senders would never be in the cache.
+    static ROOM: Cell<Vec<PinnedBuf>> = Cell::new(Vec::new());
+}
+
+/// Payloads to be dropped. A drop can run user code and wake tasks.
+#[derive(Default)]
+pub(in crate::sender) struct Disposal {
+    /// The usual payloads apart: each is one word, and they are recycled together.
+    bufs: Vec<PinnedBuf>,
+    others: Lazy<Vec<Payload>>,
+}
+
+impl Disposal {
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.bufs.is_empty() && self.others.get().is_none_or(Vec::is_empty)
+    }
+
+    pub(super) fn push(&mut self, payload: Payload) {
+        match payload {
+            Payload::Pinned(buf) => {
+                if self.bufs.capacity() == 0 {
+                    // A thread that is ending has none.
+                    self.bufs = ROOM.try_with(Cell::take).unwrap_or_default();
+                }
+                self.bufs.push(buf);
+            }
+            other => self.others.make().push(other),
+        }
+    }
+
+    /// Drops all payloads, those behind one that panics too. Returns `true` if there were any.
+    pub(in crate::sender) fn drop_all(&mut self, panics: &mut Panics) -> bool {
+        let drops = !self.is_empty();
+        while !self.bufs.is_empty() {
+            panics.catch(|| PinnedBuf::recycle_all(&mut self.bufs));
+        }
+        let room = mem::take(&mut self.bufs);
+        if room.capacity() > 0 {
+            let _ = ROOM.try_with(|kept| kept.set(room));
+        }
+        if let Some(others) = self.others.get_mut() {
+            panics.catch_each(others.drain(..), drop);
+        }
+        drops
+    }
+
+    /// Takes back the room of payloads that were dropped, unless there is room already.
+    pub(super) fn put_back(&mut self, empty: Self) {
+        if self.others.get().is_none() {
+            self.others = empty.others;
+        }
+    }
+}

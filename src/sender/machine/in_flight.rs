@@ -1,0 +1,386 @@
+//! The calls that the kernel has and has not released: their leases, ids, ages and fates.
+
+use std::{
+    mem,
+    task::Waker,
+    time::{Duration, Instant},
+};
+
+use super::{
+    super::{
+        budget::MemlockBudget,
+        config::{Config, HandBack},
+        report::{Fate, Returned},
+    },
+    ages::Ages,
+    cold::{Cold, Lazy},
+    disposal::Disposal,
+    ledger::Ledger,
+    quota::{Quotas, with_quota},
+    route::Route,
+};
+use crate::{
+    error::{CopyReason, OsError, Poison},
+    id::{IdRange, NotificationId, Ticket, short_sequence},
+    lease::{IntoPayload, Lease, Memory, Payload},
+    sync::Arc,
+    tracker::{CompletionTracker, Heir, LeaseKey, Released},
+};
+
+/// Leases, the ids that cover them, and what became of those released.
+#[repr(C)]
+pub(in crate::sender) struct InFlight {
+    /// Whether zero copy is worth it.
+    pub(in crate::sender) route: Route,
+    /// Why everything goes by copy for good, if it does.
+    pub(in crate::sender) copy_reason: Option<CopyReason>,
+    pub(super) ages: Ages,
+    pub(in crate::sender) done: Done,
+    pub(in crate::sender) tracker: CompletionTracker<Lease>,
+}
+
+/// What becomes of released leases.
+pub(in crate::sender) struct Done {
+    pub(in crate::sender) ledger: Ledger,
+    pub(in crate::sender) counts: Counts,
+    pub(super) disposal: Disposal,
+    /// Threads that are dropping payloads at the moment.
+    pub(super) dropping: u32,
+    pub(super) cold: Lazy<Cold>,
+    /// Whether anything has changed that a sleeping thread may wait for.
+    pub(super) news: bool,
+    hand_back: HandBack,
+    pub(super) quotas: Quotas,
+    pub(super) budget: Arc<MemlockBudget>,
+}
+
+/// What every sender counts; as in [`SenderStats`](crate::SenderStats).
+#[derive(Default)]
+pub(in crate::sender) struct Counts {
+    // No bytes beside their calls: two neighbours that change together are added as a vector,
+    // which takes longer than two additions. Bench row: `send`, "user space".
+    pub(in crate::sender) zero_copy_calls: u64,
+    pub(in crate::sender) copied_calls: u64,
+    pub(in crate::sender) zero_copy_bytes: u64,
+    pub(in crate::sender) copied_bytes: u64,
+    pub(in crate::sender) notes: u64,
+    pub(in crate::sender) released_calls: u64,
+    pub(in crate::sender) deferred_copies: u64,
+    pub(in crate::sender) in_flight_bytes: usize,
+}
+
+impl Counts {
+    /// Bytes that the socket has accepted, those of a call that is out included.
+    pub(super) fn accepted_bytes(&self) -> u64 {
+        self.zero_copy_bytes + self.copied_bytes
+    }
+}
+
+impl InFlight {
+    pub(super) fn new(
+        config: &Config,
+        first: NotificationId,
+        copy_reason: Option<CopyReason>,
+        budget: Arc<MemlockBudget>,
+    ) -> Self {
+        Self {
+            tracker: CompletionTracker::new(config.max_in_flight_sends, first),
+            done: Done {
+                ledger: Ledger::default(),
+                counts: Counts::default(),
+                disposal: Disposal::default(),
+                dropping: 0,
+                cold: Lazy::default(),
+                news: false,
+                hand_back: config.hand_back,
+                quotas: Quotas::default(),
+                budget,
+            },
+            copy_reason,
+            route: Route::new(config.observe_route && copy_reason.is_none()),
+            ages: Ages::default(),
+        }
+    }
+
+    /// Takes custody of a buffer.
+    pub(in crate::sender) fn enter(&mut self, buf: impl IntoPayload, sequence: u64) -> LeaseKey {
+        self.make_room(&buf);
+        self.tracker.insert(Lease::new(buf, sequence, 0))
+    }
+
+    /// Makes room for a buffer to be entered, and counts it.
+    pub(in crate::sender) fn make_room(&mut self, buf: &impl Memory) {
+        self.make_room_for_return();
+        if with_quota(buf).is_some() {
+            self.done.quotas.hold(buf);
+        }
+    }
+
+    /// Makes room for one more buffer that comes back, and for every lease that can, so that no
+    /// notification is lost for want of memory.
+    #[inline(always)]
+    pub(in crate::sender) fn make_room_for_return(&mut self) {
+        if self.done.hand_back == HandBack::Return {
+            self.done.cold.make().returned.reserve(self.tracker.leases() + 1);
+        }
+    }
+
+    /// Ends the sender's hold on a lease that the kernel has wholly accepted, or of which no more
+    /// will be sent.
+    #[inline(always)]
+    pub(super) fn settle(&mut self, key: LeaseKey) {
+        let mut lease = self.tracker.settle(key);
+        if lease.is_some() {
+            self.done.news = true;
+            self.done.on_released(false).take(&mut lease);
+        }
+    }
+
+    /// Gives back a lease of which the kernel accepted nothing.
+    pub(super) fn withdraw(&mut self, key: LeaseKey) -> Payload {
+        let lease = self.tracker.settle(key).expect("no id covers what was not accepted");
+        let payload = lease.release().expect("only what was accepted is ever quarantined");
+        self.done.quotas.release(&payload);
+        payload
+    }
+
+    /// The call of `id` is about to be made with no other outstanding.
+    #[cold]
+    pub(super) fn begins_anew(&mut self, id: NotificationId, now: Instant) {
+        self.ages.mark(id, NotificationId(id.0 + 1), now);
+        // Probes go alone.
+        self.route.began(id);
+    }
+
+    /// A call without copy is about to be made.
+    #[inline(always)]
+    pub(super) fn begins(&mut self, bytes: usize) {
+        // Counted already: after the call no thread may hold the lock.
+        self.route.accepted(bytes);
+        let Counts { zero_copy_calls, zero_copy_bytes, in_flight_bytes, .. } =
+            &mut self.done.counts;
+        *zero_copy_calls += 1;
+        *zero_copy_bytes += bytes as u64;
+        *in_flight_bytes += bytes;
+    }
+
+    /// The kernel did not accept the last `bytes` of a call without copy.
+    pub(super) fn not_accepted(&mut self, bytes: usize) {
+        self.route.not_accepted(bytes);
+        self.done.counts.zero_copy_bytes -= bytes as u64;
+    }
+
+    /// A notification released these ids, unless it is not about calls of this sender. Returns how
+    /// many ids it released.
+    pub(super) fn release(&mut self, lo: u32, hi: u32, copied: bool) -> Result<u64, Poison> {
+        self.done.counts.notes += 1;
+        if self.poisoned().is_some() {
+            return Ok(0);
+        }
+        let Self { tracker, done, route, .. } = self;
+        match tracker.release(lo, hi, done.on_released(copied)) {
+            Ok(Released { ids, bytes }) => {
+                route.note(ids, copied);
+                Ok(done.released(ids, bytes, copied))
+            }
+            Err(_) => Err(Poison::UnknownIds { lo, hi }),
+        }
+    }
+
+    /// Why notifications prove nothing any more, if so.
+    pub(in crate::sender) fn poisoned(&self) -> Option<Poison> {
+        match self.copy_reason {
+            Some(CopyReason::Poisoned(poison)) => Some(poison),
+            _ => None,
+        }
+    }
+
+    /// Notifications prove nothing from here on: no zero copy, and no release except by the option
+    /// memory.
+    pub(super) fn poison(&mut self, poison: Poison) {
+        if self.poisoned().is_none() {
+            self.copy_reason = Some(CopyReason::Poisoned(poison));
+            self.done.news = true;
+            self.quarantine();
+        }
+    }
+
+    /// Marks every lease that the kernel was given as unproven.
+    pub(super) fn quarantine(&mut self) {
+        for lease in self.tracker.iter_mut().filter(|lease| lease.offers > 0) {
+            let hopeless = lease.quarantine();
+            if !hopeless.is_empty() {
+                self.done.cold.make().hopeless.extend(hopeless);
+            }
+        }
+    }
+
+    /// Frees the memory of what is Quarantined where new pages can take the place of those that the
+    /// kernel may still read. Nothing must be left to send, and no call be out.
+    pub(in crate::sender) fn replace_pages(&mut self) {
+        let Self { tracker, done, .. } = self;
+        for payload in tracker.iter_mut().filter_map(Lease::replace_pages) {
+            done.quotas.release(&payload);
+            done.disposal.push(payload);
+        }
+    }
+
+    /// Every id is released: the option memory says so. Returns how many ids that were.
+    pub(super) fn release_all(&mut self) -> u64 {
+        let Self { tracker, done, .. } = self;
+        let calls = tracker.outstanding();
+        done.news = true;
+        done.counts.released_calls += calls as u64;
+        done.refund(calls, done.counts.in_flight_bytes);
+        tracker.release_all(done.on_released(false));
+        calls as u64
+    }
+
+    /// How long the oldest call in flight has been there, at least.
+    pub(in crate::sender) fn oldest(&mut self, now: Instant) -> Option<Duration> {
+        let oldest = self.tracker.oldest()?;
+        self.ages.mark(oldest, self.tracker.next_id(), now);
+        Some(now.saturating_duration_since(self.ages.latest(oldest)?))
+    }
+
+    /// Returns `true` if a task waits for a fate, or for a slot of what is in flight.
+    pub(super) fn is_awaited(&mut self) -> bool {
+        self.done.cold.get().is_some_and(|cold| !cold.wakers.is_empty())
+            || self.tracker.iter_mut().any(|lease| lease.is_awaited())
+    }
+
+    /// The tasks to be woken once no lock is held. `unsent`: the last send is not wholly accepted.
+    pub(super) fn take_woken(&mut self, unsent: bool) -> Vec<Waker> {
+        let Some(cold) = self.done.cold.get_mut() else { return Vec::new() };
+        let mut woken = mem::take(&mut cold.hopeless);
+        let mut wakers = mem::take(&mut cold.wakers);
+        let resolved = wakers.extract_if(.., |(ticket, _)| self.fate(*ticket, unsent).is_some());
+        woken.extend(resolved.map(|(_, waker)| waker));
+        self.done.cold.make().wakers = wakers;
+        woken
+    }
+
+    /// The fate of a send. `unsent`: the last send is not wholly accepted.
+    pub(super) fn fate(&self, ticket: Ticket, unsent: bool) -> Option<Fate> {
+        let ledger = &self.done.ledger;
+        let fate = ledger.fate(ticket);
+        let is_sending = unsent && ledger.is_last(ticket);
+        if fate.is_none() && self.poisoned().is_some() && !is_sending {
+            return ledger.is_open(ticket).then_some(Fate::Quarantined);
+        }
+        fate
+    }
+
+    /// Returns `true` if notifications are worth being awaited.
+    pub(in crate::sender) fn expects_notifications(&self) -> bool {
+        self.tracker.outstanding() > 0 && self.poisoned().is_none()
+    }
+}
+
+impl Done {
+    /// Returns `true` if there is nothing to drop and nothing to tell waiting tasks and threads.
+    #[inline(always)]
+    pub(super) fn is_quiet(&self) -> bool {
+        !self.news
+            && self.disposal.is_empty()
+            && self.cold.get().is_none_or(|cold| cold.hopeless.is_empty())
+    }
+
+    /// Ends the waits of other threads: what they wait for may have come.
+    pub(super) fn wake_threads(&self) {
+        let sleepers = self.cold.get().map_or(&[][..], |cold| &cold.sleepers);
+        // Cannot fail for descriptors of our own; if it did, every wait ends by itself.
+        sleepers.iter().for_each(|sleeper| _ = sleeper.rouse());
+    }
+
+    /// What takes leases that have lost their last hold, to a notification that says `copied` or
+    /// not.
+    #[inline]
+    fn on_released(&mut self, copied: bool) -> OnReleased<'_> {
+        OnReleased { recycles: self.recycles(), done: self, copied }
+    }
+
+    /// Returns `true` if released payloads are neither wanted back nor counted.
+    #[inline]
+    pub(super) fn recycles(&self) -> bool {
+        self.hand_back == HandBack::Recycle && self.quotas.is_empty()
+    }
+
+    /// Counts what a notification released. Returns how many ids that were.
+    #[inline]
+    fn released(&mut self, ids: IdRange, bytes: usize, copied: bool) -> u64 {
+        let ids = ids.count();
+        self.news = true;
+        self.refund(ids as usize, bytes);
+        self.counts.released_calls += ids;
+        self.counts.deferred_copies += if copied { ids } else { 0 };
+        ids
+    }
+
+    /// A released lease that is not recycled in place.
+    #[inline(never)]
+    fn finish(&mut self, place: &mut Option<Lease>) {
+        let Some(lease) = place.take() else { return };
+        let sequence = lease.ticket;
+        // Without a payload only its former pages were waited for.
+        let Some(payload) = lease.release() else { return };
+        self.quotas.release(&payload);
+        if let Some(payload) = self.hand_back(payload, sequence) {
+            self.disposal.push(payload);
+        }
+    }
+
+    /// Keeps a payload of a send that is over for a caller that wants it back. Else the payload is
+    /// to be dropped.
+    #[inline(always)]
+    pub(in crate::sender) fn hand_back<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        sequence: u64,
+    ) -> Option<P> {
+        match self.hand_back {
+            HandBack::Recycle => Some(buf),
+            HandBack::Return => {
+                let payload = buf.into_payload();
+                let sequence = short_sequence(sequence);
+                self.cold.make().returned.push_back(Returned { sequence, payload });
+                None
+            }
+        }
+    }
+
+    /// The kernel released so many calls of so many bytes in all, or never had them.
+    #[inline]
+    pub(super) fn refund(&mut self, calls: usize, bytes: usize) {
+        self.counts.in_flight_bytes -= bytes;
+        self.budget.refund(calls, bytes);
+    }
+
+    /// The connection failed after `accepted` bytes of a send.
+    pub(super) fn truncate(&mut self, ticket: Ticket, accepted: usize, error: OsError) {
+        self.news = true;
+        self.ledger.truncate(ticket, accepted, error);
+        self.cold.make().truncated_sends += 1;
+    }
+}
+
+/// Takes leases that the kernel has released.
+struct OnReleased<'a> {
+    done: &'a mut Done,
+    recycles: bool,
+    copied: bool,
+}
+
+impl Heir<Lease> for OnReleased<'_> {
+    #[inline(always)]
+    fn take(&mut self, place: &mut Option<Lease>) {
+        let Some(lease) = place else { return };
+        self.done.ledger.released(lease.ticket, self.copied | lease.copied);
+        if self.recycles && lease.try_recycle() {
+            // The lease has nothing left for its drop to keep.
+            mem::forget(place.take());
+        } else {
+            self.done.finish(place);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What the error queue and the option memory say of the calls in flight.
+
+use std::time::Instant;
+
+use super::{Machine, OVERDUE, Out, question::Question};
+use crate::{
+    error::{CopyReason, OsError, Poison},
+    sys::{Record, errno},
+};
+
+impl Machine {
+    /// The next question of a reading: the queue, then, if that released nothing for long, whether
+    /// something is still to come.
+    pub(super) fn reading(&mut self) -> Option<Question> {
+        if !self.known.has_read {
+            return Some(Question::Queue);
+        }
+        if self.in_flight.tracker.outstanding() == 0 || self.known.read_failed {
+            return None;
+        }
+        let Some(now) = self.known.time else { return Some(Question::Time) };
+        let age = self.in_flight.oldest(now);
+        let is_overdue = self.known.freed == 0 && age >= Some(OVERDUE);
+        let asks = is_overdue || self.known.wants_proof || self.in_flight.poisoned().is_some();
+        if !asks || self.out != Out::No {
+            return None;
+        }
+        match self.known.optmem {
+            None => Some(Question::Optmem),
+            Some(optmem) => {
+                self.prove(optmem);
+                None
+            }
+        }
+    }
+
+    /// Handles one record of the error queue.
+    pub(in crate::sender) fn record(&mut self, record: Record) {
+        match record {
+            Record::Released { lo, hi, copied } => match self.in_flight.release(lo, hi, copied) {
+                Ok(ids) => {
+                    self.known.freed += ids;
+                    self.read.ids += ids;
+                    if self.in_flight.route.is_exclusive() {
+                        self.grant.revoke();
+                    }
+                }
+                Err(poison) => self.poison(poison),
+            },
+            Record::Foreign(event) => self.in_flight.done.cold.make().keep_event(event),
+        }
+    }
+
+    /// So many messages of a batch were read; `truncated`: one of them was cut.
+    pub(in crate::sender) fn batch(&mut self, messages: usize, truncated: bool) {
+        self.read.messages += messages;
+        if truncated {
+            self.poison(Poison::Truncated);
+        }
+    }
+
+    /// The error queue was read, to its end or to an error. Returns the error if it may pass.
+    pub(in crate::sender) fn queue_read(
+        &mut self,
+        question: Question,
+        error: Option<OsError>,
+    ) -> Option<OsError> {
+        self.known.has_read = true;
+        self.known.is_at_end = question == Question::QueueToEnd;
+        let error = error?;
+        if !errno::may_pass(error.raw()) {
+            self.cannot_read(error);
+            return None;
+        }
+        self.known.read_failed = true;
+        if self.known.is_at_end {
+            // No notification that is still there can be trusted to be about the id it names.
+            self.poison(Poison::Unread);
+        }
+        Some(error)
+    }
+
+    /// The error queue cannot be read, and no notification ever will be.
+    #[cold]
+    fn cannot_read(&mut self, error: OsError) {
+        if self.in_flight.tracker.outstanding() == 0 {
+            self.in_flight.copy_reason.get_or_insert(CopyReason::Unprovable(error));
+            self.grant.revoke();
+        } else {
+            self.read.refused = Some(error);
+            self.poison(Poison::Unread);
+        }
+    }
+
+    fn poison(&mut self, poison: Poison) {
+        self.grant.revoke();
+        self.in_flight.poison(poison);
+    }
+
+    /// The option memory of the socket: reading 0, while no call is out, means that every id is
+    /// released. If notifications were still trusted, another user of the socket must have read
+    /// one of ours: that poisons.
+    pub(super) fn prove(&mut self, optmem: Option<u32>) {
+        if optmem == Some(0) && self.out == Out::No && self.in_flight.tracker.outstanding() > 0 {
+            let ids = self.in_flight.release_all();
+            self.known.freed += ids;
+            self.read.ids += ids;
+            self.poison(Poison::NoteStolen);
+        }
+    }
+
+    /// After the first zero-copy call: option memory reading 0 with the id outstanding means that
+    /// the kernel took the option and ignored the flag, so nothing is in flight.
+    pub(super) fn verify(&mut self, optmem: Option<u32>) {
+        self.verifies = false;
+        if optmem == Some(0) && self.in_flight.tracker.outstanding() > 0 {
+            self.in_flight.release_all();
+            self.in_flight.copy_reason = Some(CopyReason::Ignored);
+            self.grant.revoke();
+        }
+    }
+
+    pub(in crate::sender) fn time_is(&mut self, now: Instant) {
+        self.known.time = Some(now);
+    }
+
+    pub(in crate::sender) fn optmem_is(&mut self, optmem: Option<u32>) {
+        self.known.optmem = Some(optmem);
+    }
+
+    pub(in crate::sender) fn unacked_is(&mut self, unacked: Option<usize>) {
+        self.known.unacked = Some(unacked);
+    }
+}

@@ -1,0 +1,161 @@
+//! What a sender tells of itself.
+
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use super::{
+    driver::Core,
+    kernel::{Interest, Kernel},
+    machine::Goal,
+    report::{Capabilities, Fate, Returned, SenderStats},
+};
+use crate::{
+    error::{CopyReason, OsError, WaitError},
+    id::{NotificationId, Ticket},
+    raw::Reclaim,
+    sync::Arc,
+    sys::Foreign,
+};
+
+impl<K: Kernel> Core<K> {
+    /// The owner looks at what there is to do anew: a refused buffer is the owner's, and visitors
+    /// do not know of it.
+    pub fn forget_refused(&self) {
+        if !self.is_forked() {
+            self.enter().forget_refused();
+        }
+    }
+
+    /// Reads the error queue for the first time, which shows that it can be read. Returns why sends
+    /// go by copy, if they do.
+    pub(super) fn try_reading(&self) -> Option<CopyReason> {
+        // What may pass will show again when it matters.
+        self.advance(self.enter(), Goal::Read).machine.in_flight.copy_reason
+    }
+
+    /// What the owner should wait for.
+    pub fn interest(&self) -> Interest {
+        if self.is_forked() {
+            return Interest::default();
+        }
+        let machine = self.enter();
+        let released = machine.in_flight.expects_notifications();
+        Interest { writable: machine.wants_room(), released }
+    }
+
+    /// Returns `true` if everything is accepted.
+    pub(super) fn is_flushed(&self) -> bool {
+        !self.enter().is_unsent()
+    }
+
+    /// Returns `true` if everything is accepted and released.
+    pub fn is_drained(&self) -> bool {
+        self.enter().is_drained()
+    }
+
+    /// Returns `true` if notifications prove nothing any more.
+    pub fn is_poisoned(&self) -> bool {
+        self.enter().in_flight.poisoned().is_some()
+    }
+
+    /// The fate of a send, or `None` while it is open.
+    pub fn fate(&self, ticket: Ticket) -> Result<Option<Fate>, WaitError> {
+        self.check_ticket(ticket)?;
+        Ok(self.enter().fate(ticket))
+    }
+
+    /// Refuses a ticket that this sender did not give, and every ticket in a forked child.
+    pub(super) fn check_ticket(&self, ticket: Ticket) -> Result<(), WaitError> {
+        if self.is_forked() {
+            Err(WaitError::Forked)
+        } else if !ticket.is_of(self.id) {
+            Err(WaitError::ForeignTicket)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The fate of a send, with a wake-up for when it has one.
+    pub fn poll_fate(
+        self: &Arc<Self>,
+        cx: &mut Context<'_>,
+        ticket: Ticket,
+    ) -> Poll<Result<Fate, WaitError>> {
+        self.check_ticket(ticket)?;
+        self.step().map_err(|error| WaitError::Os(OsError::from(&error)))?;
+        // Cloned, and the one it replaces dropped, with no lock held: that is user code.
+        let waker = cx.waker().clone();
+        let mut machine = self.enter();
+        if let Some(fate) = machine.fate(ticket) {
+            return Poll::Ready(Ok(fate));
+        }
+        let wakers = &mut machine.cold_mut().wakers;
+        let known = wakers.iter().position(|(waiting, _)| *waiting == ticket);
+        let replaced = known.map(|at| wakers.swap_remove(at));
+        wakers.push((ticket, waker));
+        drop(machine);
+        drop(replaced);
+        if !Arc::clone(self).watch() {
+            return Poll::Ready(Err(WaitError::NoThread));
+        }
+        Poll::Pending
+    }
+
+    /// The first error of a connection that is over.
+    pub fn connection_error(&self) -> Option<OsError> {
+        if self.is_forked() {
+            return None;
+        }
+        self.enter().connection_error()
+    }
+
+    /// What cut a send short, if so.
+    pub(super) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
+        self.enter().truncation(ticket)
+    }
+
+    /// The next foreign message of the error queue.
+    pub fn next_event(&self) -> Option<Foreign> {
+        self.has_cold().then(|| self.enter().cold_mut().events.pop_front())?
+    }
+
+    /// The next payload handed back.
+    pub fn next_returned(&self) -> Option<Returned> {
+        self.has_cold().then(|| self.enter().cold_mut().returned.pop_front())?
+    }
+
+    fn has_cold(&self) -> bool {
+        !self.is_forked() && self.enter().cold().is_some()
+    }
+
+    /// Whether sends can go without copy, and if not, why.
+    pub fn capabilities(&self) -> Capabilities {
+        if self.is_forked() {
+            return Capabilities { zero_copy: false, reason: None };
+        }
+        self.enter().capabilities()
+    }
+
+    /// Counters and state.
+    pub fn stats(&self) -> SenderStats {
+        if self.is_forked() { SenderStats::default() } else { self.enter().stats() }
+    }
+
+    /// The id that the socket's next zero-copy call takes.
+    pub fn next_id(&self) -> NotificationId {
+        self.enter().in_flight.tracker.next_id()
+    }
+
+    /// How long the peer has acknowledged nothing while something is held. Of datagrams, the age of
+    /// the oldest call in flight.
+    pub fn oldest(&self) -> Option<Duration> {
+        if self.is_forked() {
+            return None;
+        }
+        let mut machine = self.await_call(self.enter());
+        let unacked = self.kernel.unacked().ok();
+        machine.held(self.kernel.now(), unacked).map(|held| held.age)
+    }
+}

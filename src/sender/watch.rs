@@ -1,0 +1,157 @@
+//! Visitors: what a thread does for a sender that it does not own, and the reaper's care.
+
+use std::{io, mem, time::Duration};
+
+use super::{
+    driver::{Core, Run, Watch},
+    kernel::Kernel,
+    machine::{Goal, Read, Stop},
+    report::Reaped,
+};
+use crate::{error::OsError, lock::lock, raw::Reclaim, sync::Arc, sys::errno};
+
+/// What one visit did.
+#[derive(Debug)]
+pub struct Step {
+    /// What was read of the error queue.
+    pub read: Read,
+    /// Why something is unsent, if so.
+    pub(super) flushed: Result<(), Stop>,
+}
+
+impl Step {
+    /// The error of a call for what is unsent that says nothing about the connection.
+    pub(super) fn refused(&self) -> Option<OsError> {
+        match self.flushed {
+            Err(Stop::Refused(error)) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl<K: Kernel> Core<K> {
+    /// Reads the error queue, then sends what the socket now takes of the last send.
+    pub fn step(&self) -> io::Result<Step> {
+        self.run(Goal::Visit).0
+    }
+
+    /// Runs for a goal. Returns also when to look again though nothing happens.
+    pub(super) fn run(&self, goal: Goal) -> (io::Result<Step>, Option<Duration>) {
+        if self.is_forked() {
+            return (Err(io::Error::from_raw_os_error(errno::EPERM)), None);
+        }
+        let Run { machine, stop, read, read_error, .. } = self.advance(self.enter(), goal);
+        let look_again = machine.look_again();
+        drop(machine);
+        let step = match read_error {
+            Some(error) => Err(error.into()),
+            None => Ok(Step { read, flushed: stop.map_or(Ok(()), Err) }),
+        };
+        (step, look_again)
+    }
+
+    /// Reads the error queue for a caller that wants to know what came of it.
+    pub fn reap(&self) -> io::Result<Reaped> {
+        let read = self.step()?.read;
+        if let Some(error) = read.refused {
+            return Err(error.into());
+        }
+        if read.messages == 0 {
+            self.notice_end();
+        }
+        Ok(Reaped { messages: read.messages, calls: read.ids })
+    }
+
+    /// Looks whether the connection is over and no call of this sender has told.
+    fn notice_end(&self) {
+        let mut machine = self.enter();
+        if machine.may_notice_end() {
+            machine.connection_is(self.kernel.is_over().unwrap_or(false));
+        }
+    }
+
+    /// Sends what is unsent, for the owner. Returns `true` if nothing is left.
+    pub fn flush_now(&self) -> Result<bool, OsError> {
+        self.forget_refused();
+        match self.run(Goal::Flush).0.map_err(|error| OsError::from(&error))?.flushed {
+            Ok(()) => self.connection_error().map_or(Ok(true), Err),
+            Err(Stop::Blocked) => Ok(false),
+            Err(Stop::Failed(error) | Stop::Refused(error) | Stop::Dropped(error)) => Err(error),
+        }
+    }
+
+    fn unwatch(&self, watch: &mut Watch, then: Watch) {
+        if let Watch::On(token) | Watch::Unserved(token) = mem::replace(watch, then) {
+            self.kernel.unwatch(token);
+        }
+    }
+
+    /// Gives the sender to the reaper.
+    pub(super) fn hand_over(self: Arc<Self>) {
+        let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(&self);
+        let mut watch = lock(&self.watch);
+        self.unwatch(&mut watch, Watch::Off);
+        let (token, served) = self.kernel.adopt(sender);
+        *watch = if served { Watch::On(token) } else { Watch::Unserved(token) };
+    }
+
+    /// No thread drives the sender from here on.
+    pub(super) fn retire(&self) {
+        self.unwatch(&mut lock(&self.watch), Watch::Over);
+    }
+
+    /// The kernel's side alone, unless another thread holds the core at this moment.
+    pub fn into_kernel(self: Arc<Self>) -> Result<K, Arc<Self>> {
+        self.retire();
+        Arc::try_unwrap(self).map(|core| core.kernel)
+    }
+}
+
+impl<K: Kernel> Reclaim for Core<K> {
+    fn drive(&self) {
+        self.attend();
+    }
+
+    fn attend(&self) -> Option<Duration> {
+        if self.is_forked() {
+            return None;
+        }
+        // A failure shows in the sender's own calls.
+        let (_, look_again) = self.run(Goal::Visit);
+        // Both locks, in this order. An end that begins in between hands the sender over, and the
+        // reaper's hold on it must not be given up below.
+        let mut watch = lock(&self.watch);
+        let mut machine = self.enter();
+        if machine.is_ending() {
+            let is_over = machine.is_over();
+            drop(machine);
+            drop(watch);
+            if is_over {
+                self.finish();
+            }
+            return look_again;
+        }
+        if !matches!(*watch, Watch::On(_)) {
+            return None;
+        }
+        let look_again = machine.keeps_watch();
+        machine.watched = look_again.is_some();
+        drop(machine);
+        if look_again.is_none() {
+            self.unwatch(&mut watch, Watch::Off);
+        }
+        look_again
+    }
+
+    fn watch(self: Arc<Self>) -> bool {
+        let sender: Arc<dyn Reclaim> = Arc::<Self>::clone(&self);
+        let mut watch = lock(&self.watch);
+        if *watch == Watch::Off {
+            let token = self.kernel.watch(Arc::downgrade(&sender));
+            *watch = token.map_or(Watch::Off, Watch::On);
+        }
+        let is_on = matches!(*watch, Watch::On(_));
+        self.enter().watched = is_on;
+        is_on || *watch == Watch::Over
+    }
+}
