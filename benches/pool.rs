@@ -9,6 +9,8 @@ mod crew;
 mod dpdk;
 #[path = "pool/floor.rs"]
 mod floor;
+#[path = "pool/ours.rs"]
+mod ours;
 #[path = "pool/rivals.rs"]
 mod rivals;
 #[path = "pool/set_up.rs"]
@@ -23,10 +25,11 @@ use std::sync::Arc;
 use dpdk::Dpdk;
 use floor::{BareStack, MagazineAndDepot, Nothing, Wide};
 use harness::{AtMost, Bench, Case};
+use ours::Pinbuf;
 use pinbuf::Pages;
 use rivals::{
-    LockfreeObjectPool, MIMALLOC, Opool, OpoolLocal, Pinbuf, PinbufLocal, SYSTEM, ShardedSlab,
-    Zeropool, array_queue, mutex, seg_queue,
+    LockfreeObjectPool, MIMALLOC, Opool, OpoolLocal, PinbufLocal, SYSTEM, ShardedSlab, Zeropool,
+    array_queue, mutex, seg_queue,
 };
 use stock::Stock;
 use workload::Workload;

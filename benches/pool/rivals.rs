@@ -10,13 +10,10 @@ use crossbeam::queue::{ArrayQueue, SegQueue};
 use lockfree_object_pool::{LinearObjectPool, LinearReusable};
 use mimalloc::MiMalloc;
 use opool::{LocalPool, PoolAllocator, RefGuard, RefLocalGuard};
-use pinbuf::{Backing, Pages, PinnedBuf, Pool};
+use pinbuf::PinnedBuf;
 use zeropool::{BufUninit, ZeroPool};
 
-use super::{
-    COUNT, SIZE,
-    stock::{BULK, Stock},
-};
+use super::{COUNT, SIZE, ours::Pinbuf, stock::Stock};
 
 type Memory = Vec<u8>;
 
@@ -27,39 +24,6 @@ fn memory() -> Memory {
 /// For pools whose buffers borrow them.
 fn for_ever<T>(pool: T) -> &'static T {
     Box::leak(Box::new(pool))
-}
-
-pub(crate) struct Pinbuf(Pool);
-
-impl Pinbuf {
-    /// A pool of `count` buffers. Nobody touches their memory, so it has none.
-    pub(crate) fn of(count: usize) -> Self {
-        let builder = Pool::builder().class(SIZE, count).backing(Backing::Require(Pages::Base));
-        Self(builder.populate(false).build().expect("address space is not scarce"))
-    }
-
-    pub(crate) fn new() -> Self {
-        Self::of(COUNT)
-    }
-}
-
-impl Stock for Pinbuf {
-    type Buf = PinnedBuf;
-
-    #[inline]
-    fn alloc(&self) -> PinnedBuf {
-        self.0.try_alloc(SIZE).expect("the pool is larger than what is out")
-    }
-
-    #[inline]
-    fn alloc_bulk(&self, bufs: &mut Vec<PinnedBuf>) {
-        self.0.try_alloc_many(SIZE, BULK, bufs).expect("the pool is larger than what is out");
-    }
-
-    #[inline]
-    fn recycle_bulk(&self, bufs: &mut Vec<PinnedBuf>) {
-        PinnedBuf::recycle_all(bufs);
-    }
 }
 
 /// A thread's own handle.

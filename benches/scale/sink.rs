@@ -1,5 +1,7 @@
 //! A socket that takes everything, and a sender over it.
 
+#![allow(dead_code, reason = "each bench uses a part of it")]
+
 use std::{
     io,
     sync::{
@@ -14,13 +16,19 @@ use pinbuf::{
         Batch, Config, Core, Edges, Interest, IoVec, Kernel, MemlockBudget, Ready, Reclaim, Record,
         SendFlags, Token,
     },
-    NotificationId, Pool,
+    NotificationId, PinnedBuf, Pool,
 };
 
 use super::{MILLION, SIZE};
 
 /// Whether the far ends post notes, of all that was taken.
 static POSTS: AtomicBool = AtomicBool::new(false);
+
+/// Has the far ends post a note as soon as a sender looks, from here on.
+pub(crate) fn post_at_once() {
+    // Relaxed: set before the senders are used.
+    POSTS.store(true, Ordering::Relaxed);
+}
 
 /// A sender over such a socket.
 pub(crate) struct Line(Arc<Core<Sink>>);
@@ -41,20 +49,35 @@ impl Line {
     /// Sends so many buffers.
     pub(crate) fn send(&self, pool: &Pool, count: usize) {
         for _ in 0..count {
-            let mut buf = pool.try_alloc(SIZE).expect("the pool is larger than what is out");
-            // SAFETY: the capacity is SIZE. The bytes were not written, but they are the zeros of a
-            // new mapping, and the far end reads none of them.
-            unsafe { buf.set_len(SIZE) };
-            self.0.try_send(buf).expect("everything is taken");
+            self.send_one(pool.try_alloc(SIZE).expect("the pool is larger than what is out"));
         }
+    }
+
+    /// Sends this buffer.
+    pub(crate) fn send_one(&self, mut buf: PinnedBuf) {
+        // SAFETY: the capacity is SIZE. The bytes were not written, but they are the zeros of a
+        // new mapping, and the far end reads none of them.
+        unsafe { buf.set_len(SIZE) };
+        self.0.try_send(buf).expect("everything is taken");
     }
 
     /// Has the far end post one note for all of them, and reads it.
     pub(crate) fn release(&self) {
         // Relaxed, here and below: one thread has it all.
         POSTS.store(true, Ordering::Relaxed);
-        self.0.reap().expect("there is no connection to fail");
+        self.reap();
         POSTS.store(false, Ordering::Relaxed);
+    }
+
+    /// Reads the notes that are there.
+    pub(crate) fn reap(&self) {
+        self.0.reap().expect("there is no connection to fail");
+    }
+
+    /// A second handle of the sender, for another thread.
+    pub(crate) fn share(&self) -> Self {
+        self.0.share();
+        Self(Arc::clone(&self.0))
     }
 }
 

@@ -1,0 +1,39 @@
+# For compare.sh and differential.sh: an earlier revision in a worktree of its own, with today's
+# rows and histories in it. Sets `earlier`, the folder.
+#
+#   . benches/earlier.sh; check_out REV
+
+# Leaves out of a copied file the methods that the earlier seam to the kernel does not have.
+without_newer() {
+  if ! grep -q 'fn is_over' "$earlier/src/sender/kernel.rs"; then
+    sed -i "$1" "$2"
+  fi
+}
+
+check_out() {
+  local revision
+  revision=$(git rev-parse --short "$1^{commit}") || exit 1
+  earlier=$PWD/target/earlier/$revision
+  git worktree prune
+  [ -d "$earlier" ] || git worktree add -q --detach "$earlier" "$revision" || exit 1
+  git -C "$earlier" checkout -q --force "$revision" || exit 1
+  rm -rf "$earlier/benches" "$earlier/tests/differential" "$earlier/tests/simulation"
+  cp -r benches "$earlier/"
+  cp -r tests/differential tests/simulation "$earlier/tests/"
+  cp tests/common/filter.rs "$earlier/tests/common/"
+  cp Cargo.toml "$earlier/"
+  cp Cargo.lock "$earlier/"
+  without_newer '/fn is_over/,/^    }$/d' "$earlier/benches/scale/sink.rs"
+  without_newer '/newer:/,/newer end/d' "$earlier/tests/differential/kernel.rs"
+  # Cargo names what it builds by the path inside a workspace, so one target folder would mix the two.
+  unset CARGO_TARGET_DIR
+}
+
+# The newest program of this kind that `cargo ARGUMENTS` builds in folder $1.
+program() {
+  local folder=$1 log=$PWD/target/earlier/log
+  shift
+  (cd "$folder" && cargo "$@" --no-run --message-format=json-render-diagnostics) \
+    2>"$log" |
+    sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -1 || true
+}

@@ -1,0 +1,41 @@
+//! pinbuf's pool as a contestant.
+
+use pinbuf::{Backing, Pages, PinnedBuf, Pool};
+
+use super::{
+    COUNT, SIZE,
+    stock::{BULK, Stock},
+};
+
+pub(crate) struct Pinbuf(pub(crate) Pool);
+
+impl Pinbuf {
+    /// A pool of `count` buffers. Their memory is never touched, so it has no pages.
+    pub(crate) fn of(count: usize) -> Self {
+        let builder = Pool::builder().class(SIZE, count).backing(Backing::Require(Pages::Base));
+        Self(builder.populate(false).build().expect("address space is not scarce"))
+    }
+
+    pub(crate) fn new() -> Self {
+        Self::of(COUNT)
+    }
+}
+
+impl Stock for Pinbuf {
+    type Buf = PinnedBuf;
+
+    #[inline]
+    fn alloc(&self) -> PinnedBuf {
+        self.0.try_alloc(SIZE).expect("the pool is larger than what is out")
+    }
+
+    #[inline]
+    fn alloc_bulk(&self, bufs: &mut Vec<PinnedBuf>) {
+        self.0.try_alloc_many(SIZE, BULK, bufs).expect("the pool is larger than what is out");
+    }
+
+    #[inline]
+    fn recycle_bulk(&self, bufs: &mut Vec<PinnedBuf>) {
+        PinnedBuf::recycle_all(bufs);
+    }
+}

@@ -1,0 +1,361 @@
+//! One history: owners of senders, and what the network does to them.
+
+use std::{
+    fmt::{Debug, Write},
+    mem,
+    panic::{self, AssertUnwindSafe},
+    sync::Arc,
+    time::Duration,
+};
+
+use pinbuf::{
+    __internals::{Config, Core, MemlockBudget, Transport},
+    Backing, Fate, HandBack, NotificationId, Pages, Payload, Pool, SendError, Ticket,
+};
+
+use crate::{
+    choices::Choices,
+    datagrams::{Datagrams, ECONNREFUSED},
+    kernel::SimKernel,
+    memory::{Memory, Text},
+    nature::{MILLISECOND, Nature, SECOND, Weather},
+    notes::{Notes, User},
+    socket::{Socket, Wire},
+    stream::{ECONNRESET, Stream},
+    world::Shared,
+};
+
+const STEPS: usize = 500;
+const MAX_OWNERS: usize = 3;
+const SLOTS: usize = 6;
+const CAPACITY: usize = 16 << 10;
+
+/// The answer to the question for a fate, which an earlier revision gives without an error.
+trait Told {
+    fn told(self) -> Option<Fate>;
+}
+
+impl Told for Option<Fate> {
+    fn told(self) -> Option<Fate> {
+        self
+    }
+}
+
+impl<E: Debug> Told for Result<Option<Fate>, E> {
+    fn told(self) -> Option<Fate> {
+        self.expect("the ticket is this sender's")
+    }
+}
+
+struct Owner {
+    number: usize,
+    core: Arc<Core<SimKernel>>,
+    is_datagram: bool,
+    tickets: Vec<Ticket>,
+    returned: Vec<String>,
+}
+
+struct History {
+    world: Shared,
+    choices: Choices,
+    pool: Pool,
+    budget: Arc<MemlockBudget>,
+    owners: Vec<Owner>,
+    /// Option memory is scarce. Unread notifications take some of it, so all are read before each
+    /// send.
+    is_tight: bool,
+    /// The fates and hand-backs of senders.
+    ends: String,
+}
+
+/// The trace of the history of this seed. A panic is a part of it.
+pub(crate) fn play(seed: u64) -> String {
+    let mut history = History::new(seed);
+    let world = history.world.clone();
+    let played = panic::catch_unwind(AssertUnwindSafe(move || {
+        for step in 0..STEPS {
+            history.step();
+            if step % 8 == 0 {
+                history.world.attend_all();
+            }
+        }
+        history.finish();
+        history.ends
+    }));
+    let trace = mem::take(&mut world.lock().trace);
+    let ends = played.unwrap_or_else(|panic| match panic.downcast_ref::<&str>() {
+        Some(text) => format!("panics: {text}\n"),
+        None => "panics\n".to_owned(),
+    });
+    format!("history {seed}\n{trace}{ends}")
+}
+
+impl History {
+    fn new(seed: u64) -> Self {
+        let mut choices = Choices::random(seed);
+        let weather = Weather { cut: 0, ..Weather::new(&mut choices) };
+        let limit_pages = choices.pick(&[None, None, Some(64), Some(16)]);
+        let quota = choices.pick(&[None, None, Some(2)]);
+        let budget = choices.pick(&[None, None, Some(32 << 10), Some(256 << 10)]);
+        let is_tight = choices.once_in(2);
+        let user = User { limit_pages, charged_pages: 0, others_pages: 0 };
+        let builder =
+            Pool::builder().class(CAPACITY, SLOTS + 1).backing(Backing::Require(Pages::Base));
+        let builder = match quota {
+            Some(quota) => builder.sender_quota(quota),
+            None => builder,
+        };
+        let pool = builder.build().expect("a small pool");
+        let mut memory = Memory::new();
+        memory.add_pool(pool.try_alloc(1).expect("a slot is free"));
+        let nature = Nature { choices: Choices::random(0), now: 0, memory, user, weather };
+        Self {
+            world: Shared::new(seed, nature),
+            choices,
+            pool,
+            budget: Arc::new(MemlockBudget::new(budget)),
+            owners: Vec::new(),
+            is_tight,
+            ends: String::new(),
+        }
+    }
+
+    fn log(&self, number: usize, text: &str) {
+        _ = writeln!(self.world.lock().trace, "{number} {text}");
+    }
+
+    fn step(&mut self) {
+        if self.owners.is_empty() {
+            return self.open();
+        }
+        let at = self.choices.below(self.owners.len());
+        match self.choices.below(64) {
+            0..20 => {
+                let events = 1 + self.choices.below(8);
+                (0..events).for_each(|_| _ = self.world.advance());
+            }
+            20..44 => self.send(at, 1),
+            44..48 => {
+                let count = 2 + self.choices.below(4);
+                self.send(at, count);
+            }
+            48..54 => self.fetch(at),
+            54..56 => _ = self.owners[at].core.flush_now(),
+            56 => self.drain(at),
+            57..61 => self.disturb(at),
+            61 if self.choices.once_in(2) => self.end(at),
+            _ => self.open(),
+        }
+    }
+
+    fn open(&mut self) {
+        if self.owners.len() == MAX_OWNERS {
+            return;
+        }
+        let choices = &mut self.choices;
+        let first = choices.pick(&[0, u32::MAX - 10, 1 << 31]);
+        let optmem_max =
+            if self.is_tight { choices.pick(&[20 << 10, 832 * 4, 832]) } else { 128 << 10 };
+        let room = choices.pick(&[16 << 10, 64 << 10, 1 << 20]);
+        let wire = if choices.once_in(4) {
+            Wire::Datagrams(Datagrams::new(room))
+        } else {
+            let mut stream = Stream::new(room, choices.pick(&[4 << 10, 64 << 10, 1 << 20]));
+            stream.refuses = choices.once_in(32);
+            Wire::Stream(stream)
+        };
+        let config = Config {
+            threshold_bytes: choices.pick(&[1, 4096, 16 << 10]),
+            max_in_flight_bytes: choices.pick(&[64 << 20, 64 << 10, 10_000]),
+            max_in_flight_sends: choices.pick(&[4096, 8, 1]),
+            hand_back: choices.pick(&[HandBack::Recycle, HandBack::Return]),
+            observe_route: false,
+            linger: Duration::from_millis(choices.pick(&[10, 1000])),
+            max_hold: None,
+        };
+        let socket = Socket::new(wire, Notes::new(first, optmem_max));
+        let transport = socket.transport();
+        let number = self.world.open(socket);
+        let kernel = SimKernel { world: self.world.clone(), number, transport };
+        let (budget, id) = (Arc::clone(&self.budget), NotificationId(u64::from(first)));
+        let core = Core::new(kernel, config, None, budget, optmem_max as u32, id);
+        let is_datagram = transport == Transport::Datagram;
+        let (tickets, returned) = (Vec::new(), Vec::new());
+        self.owners.push(Owner { number, core, is_datagram, tickets, returned });
+    }
+
+    fn payload(&mut self, most: usize) -> (Payload, Text) {
+        let full = self.choices.pick(&[4096, 4096, 8192, CAPACITY, 100, 1, 30_000]);
+        let len = if self.choices.once_in(2) { full } else { 1 + self.choices.below(full) };
+        let len = len.min(most);
+        let kind = self.choices.below(4);
+        let text = Text::new(&mut self.choices, if kind < 2 { len.min(CAPACITY) } else { len });
+        let payload = match kind {
+            0 | 1 => match self.buffer() {
+                Some(mut buf) => {
+                    buf.extend_from_slice(text.bytes());
+                    buf.into()
+                }
+                None => text.bytes().into(),
+            },
+            2 => Arc::<[u8]>::from(text.bytes()).into(),
+            _ => text.bytes().into(),
+        };
+        (payload, text)
+    }
+
+    /// A buffer. Whether one is free must not hang on who has read which notification.
+    fn buffer(&mut self) -> Option<pinbuf::PinnedBuf> {
+        self.world.attend_all();
+        (0..self.owners.len()).for_each(|at| self.fetch(at));
+        self.pool.try_alloc(1).ok()
+    }
+
+    fn send(&mut self, at: usize, count: usize) {
+        if self.is_tight {
+            self.world.attend_all();
+            (0..self.owners.len()).for_each(|at| self.fetch(at));
+        }
+        // How many pages a payload touches must not hang on its address.
+        let (count, most) = if self.owners[at].is_datagram {
+            (count.min(2), CAPACITY)
+        } else {
+            (count, usize::MAX)
+        };
+        let (mut payloads, mut texts) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let (payload, text) = self.payload(most);
+            payloads.push(payload);
+            texts.push(text);
+        }
+        let waits = self.choices.once_in(16);
+        let Self { world, owners, .. } = self;
+        let Owner { number, core, tickets, .. } = &mut owners[at];
+        world.lock().socket(*number).expected.push(&texts);
+        let len: usize = texts.iter().map(|text| text.len).sum();
+        let result = if count > 1 {
+            core.try_send_vectored(&mut payloads)
+        } else {
+            let payload = payloads.pop().expect("there is one");
+            // Without a time limit: that is told differently by earlier revisions.
+            let sent = if waits { core.send(payload) } else { core.try_send(payload) };
+            sent.map_err(|error| error.map(drop))
+        };
+        let text = match &result {
+            Ok(ticket) => format!("takes {len} as {}", ticket.sequence()),
+            Err(SendError::Truncated { ticket, error }) => {
+                format!("takes a part of {len} as {}: {error:?}", ticket.sequence())
+            }
+            Err(error) => format!("refuses {len}: {error:?}"),
+        };
+        _ = writeln!(world.lock().trace, "{number} {text}");
+        match result {
+            Ok(ticket) | Err(SendError::Truncated { ticket, .. }) => tickets.push(ticket),
+            Err(_) => world.lock().socket(*number).expected.withdraw(&texts),
+        }
+    }
+
+    /// Reads notifications, and fetches what was handed back.
+    fn fetch(&mut self, at: usize) {
+        let Owner { core, returned, .. } = &mut self.owners[at];
+        core.forget_refused();
+        _ = core.reap();
+        while let Some(back) = core.next_returned() {
+            returned.push(format!("hands {} of {} back", back.payload.len(), back.sequence));
+        }
+    }
+
+    fn drain(&mut self, at: usize) {
+        let Owner { number, core, .. } = &self.owners[at];
+        let deadline = self.world.lock().instant() + Duration::from_secs(5);
+        let result = core.drain(Some(deadline));
+        self.log(*number, &format!("drain: {result:?}"));
+    }
+
+    fn disturb(&mut self, at: usize) {
+        let number = self.owners[at].number;
+        let what = self.choices.below(20);
+        let pages = self.choices.below(64);
+        let pause = self.choices.pick(&[MILLISECOND, SECOND]);
+        let mut world = self.world.lock();
+        let until = world.nature.now + pause;
+        let weather = Weather { cut: 0, ..Weather::new(&mut self.choices) };
+        match what {
+            0..4 => world.nature.weather = weather,
+            4..8 => world.nature.user.others_pages = pages,
+            _ => {}
+        }
+        let world = &mut *world;
+        let socket = world.sockets[number].as_mut().expect("open");
+        match (&mut socket.wire, what) {
+            (Wire::Stream(_), 8) => socket.reset(ECONNRESET, &mut world.nature),
+            (Wire::Stream(stream), 9) => stream.vanish(world.nature.now),
+            (Wire::Stream(stream), 10..16) => stream.stall(until),
+            (Wire::Datagrams(datagrams), 8..12) => datagrams.stick(until),
+            (Wire::Datagrams(datagrams), 12) => datagrams.pending_error = Some(ECONNREFUSED),
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, at: usize) {
+        let closes = self.choices.once_in(2);
+        self.fetch(at);
+        self.tell(at);
+        let Owner { number, core, .. } = self.owners.swap_remove(at);
+        if closes {
+            let deadline = self.world.lock().instant() + Duration::from_secs(5);
+            let aborted = core.close(deadline).aborted;
+            self.log(number, &format!("closed, aborted: {aborted}"));
+        } else {
+            core.leave(false);
+        }
+    }
+
+    /// Notes the fates and hand-backs of a sender, whose queue was read.
+    fn tell(&mut self, at: usize) {
+        let Owner { number, core, tickets, returned, .. } = &self.owners[at];
+        for ticket in tickets {
+            let fate = core.fate(*ticket).told();
+            _ = writeln!(self.ends, "{number} fate of {}: {fate:?}", ticket.sequence());
+        }
+        returned.iter().for_each(|line| _ = writeln!(self.ends, "{number} {line}"));
+    }
+
+    /// The network becomes kind, and everything is released.
+    fn finish(&mut self) {
+        {
+            let mut world = self.world.lock();
+            let world = &mut *world;
+            world.nature.weather = Weather::default();
+            world.nature.user.others_pages = 0;
+            for socket in world.sockets.iter_mut().flatten() {
+                if let Wire::Stream(stream) = &mut socket.wire {
+                    stream.stall(0);
+                }
+            }
+        }
+        for _ in 0..100_000 {
+            self.world.attend_all();
+            (0..self.owners.len()).for_each(|at| self.fetch(at));
+            if !self.world.advance() {
+                break;
+            }
+        }
+        while !self.owners.is_empty() {
+            self.fetch(0);
+            self.tell(0);
+            let Owner { core, .. } = self.owners.swap_remove(0);
+            core.leave(false);
+        }
+        // Senders without an owner end when their linger time is over.
+        for _ in 0..64 {
+            self.world.lock().nature.now += SECOND;
+            while self.world.advance() {}
+            self.world.attend_all();
+        }
+        let open = self.world.lock().sockets.iter().flatten().count();
+        _ = writeln!(self.ends, "senders that never ended: {open}");
+        let witnesses = self.world.lock().nature.memory.take_witnesses();
+        drop(witnesses);
+    }
+}
