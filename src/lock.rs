@@ -19,7 +19,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Lets threads wait for a change of what a lock guards.
 ///
 /// The thread that makes the change holds the lock, and calls [`notify_all`](Self::notify_all)
-/// before it releases it. A waiting thread looks again when it has the lock back.
+/// before the release. A waiting thread looks again with the lock.
 pub(crate) struct Condition {
     /// Locked from before the release of the lock until the sleep.
     queue: plain::Mutex<()>,
@@ -55,7 +55,7 @@ mod modelled {
 
     use crate::sync::plain;
 
-    /// loom's own lock, with fewer interleavings, for all models but those of the lock itself.
+    /// loom's own lock, with fewer interleavings, for all models except the models of the lock.
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(plain::Mutex<T>);
 

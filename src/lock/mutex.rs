@@ -1,4 +1,4 @@
-//! The lock of every part: one locked instruction to take it, a plain store to release it, no poison.
+//! The lock of every part: taken by one locked instruction, released by a plain store, no poison.
 
 use std::{
     cell::UnsafeCell,
@@ -19,10 +19,10 @@ use crate::{
 const FREE: u32 = 0;
 const HELD: u32 = 1;
 
-/// How often a thread looks again before it sleeps: most holders release sooner.
+/// Looks of a thread before it sleeps: most holders release sooner.
 const LOOKS: u32 = if cfg!(loom) { 0 } else { 100 };
 
-/// How long a thread sleeps between two looks where no barrier can be had.
+/// The sleep between two looks where the system has no barrier.
 const NAP: Duration = Duration::from_millis(1);
 
 /// A lock that keeps working after a thread panicked while holding it.
@@ -95,7 +95,7 @@ impl<T> Mutex<T> {
 
     #[inline(always)]
     fn try_take(&self) -> bool {
-        // Acquire: partner of the Release in `release`, for what the last holder did. Relaxed
+        // Acquire: partner of the Release in `release`, for the last holder's accesses. Relaxed
         // (failure): nothing is read.
         self.state.compare_exchange(FREE, HELD, Ordering::Acquire, Ordering::Relaxed).is_ok()
     }

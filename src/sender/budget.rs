@@ -1,20 +1,20 @@
-//! Locked memory that all senders of the process may have charged at once.
+//! Share of the locked memory that the senders of the process may charge at once.
 
 use crate::{
     sync::{Arc, AtomicUsize, Ordering},
     sys::{limits, memory::page_bytes, process::PerProcess},
 };
 
-/// What one call may cover under the smallest of budgets, in bytes. Calls are cut before it is
-/// known which way they go, and pieces of a few pages cost more calls than they save.
+/// Least bytes of one call, however small the budget is. Calls are cut before their way is known,
+/// and pieces of a few pages cost more calls than they save.
 const MIN_CALL_BYTES: usize = 16 << 10;
 
-/// Locked memory that all senders of the process may have charged at once.
+/// Locked memory that the senders of the process may have charged at once.
 ///
 /// The kernel charges `bytes / page size + 2` pages of every zero-copy call against
 /// `RLIMIT_MEMLOCK`, per user id over all processes, until the call is released. Here a call costs
-/// its bytes and two pages, which is never less. The budget is half of the limit, so that other
-/// programs of the user get on. A process that may lock without limit has no budget.
+/// its bytes and two pages, never less than the kernel's charge. The budget is half of the limit,
+/// to leave room for the user's remaining programs. A process without a limit has no budget.
 #[derive(Debug)]
 pub struct MemlockBudget {
     limit_bytes: Option<usize>,
@@ -22,9 +22,9 @@ pub struct MemlockBudget {
 }
 
 impl MemlockBudget {
-    /// The budget that all senders of this process share.
+    /// The budget of all senders of this process.
     pub(crate) fn of_process() -> Arc<Self> {
-        // A child has nothing in flight of what its parent charged.
+        // A child has nothing in flight from its parent.
         static BUDGET: PerProcess<Arc<MemlockBudget>> = PerProcess::new();
         let new = || {
             let bytes = limits::memlock_bytes();
@@ -44,13 +44,13 @@ impl MemlockBudget {
         self.charged_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that one call may cover: no more than a quarter of the budget, where that leaves
-    /// calls worth making.
+    /// Bytes of one call: no more than a quarter of the budget, where a quarter leaves calls worth
+    /// making.
     pub(crate) fn max_call_bytes(&self) -> usize {
         self.limit_bytes.map_or(usize::MAX, |limit| (limit / 4).max(MIN_CALL_BYTES))
     }
 
-    /// What `calls` calls of `bytes` in all cost.
+    /// The charge for `calls` calls of `bytes` in all.
     #[inline]
     fn cost(calls: usize, bytes: usize) -> usize {
         bytes + 2 * page_bytes() * calls
@@ -61,7 +61,7 @@ impl MemlockBudget {
     pub(crate) fn charge(&self, bytes: usize) -> bool {
         let Some(limit) = self.limit_bytes else { return true };
         let cost = Self::cost(1, bytes);
-        // Relaxed (partner: `refund`): a count; no memory is published through it.
+        // Relaxed (partner: `refund`): a count; no memory is published through this atomic.
         self.charged_bytes
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |charged| {
                 charged.checked_add(cost).filter(|sum| *sum <= limit)
@@ -72,7 +72,7 @@ impl MemlockBudget {
     /// Ends the charge of `calls` calls of `bytes` in all.
     pub(crate) fn refund(&self, calls: usize, bytes: usize) {
         if self.limit_bytes.is_some() && calls > 0 {
-            // Relaxed (partner: `charge`): a count; no memory is published through it.
+            // Relaxed (partner: `charge`): a count; no memory is published through this atomic.
             self.charged_bytes.fetch_sub(Self::cost(calls, bytes), Ordering::Relaxed);
         }
     }

@@ -1,4 +1,4 @@
-//! Settings of a sender, and what is checked before a socket is taken over.
+//! Settings of a sender, and the checks before a socket is taken over.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
@@ -58,11 +58,11 @@ impl SenderBuilder {
     /// Size in bytes from which a send, or a run of large neighbours in a vectored send, goes
     /// without copy. Default: 16 KiB.
     ///
-    /// Below it copying is cheaper. How large that is rests on where the data is, since copying
-    /// what the CPU's caches hold costs half as much: data written long ago gains from some 12 KiB
-    /// on, data just written from some 50 KiB on. The default is for the former. Set 64 KiB if you
-    /// send what you have just produced; [`calibrate_threshold`](crate::calibrate_threshold)
-    /// measures both on your machine. Figures: `benches/README.md`.
+    /// Smaller sends are cheaper to copy. The right size depends on where the data is: copying data
+    /// from the CPU's caches costs half as much. Data written long ago gains from some 12 KiB on,
+    /// data just written from some 50 KiB on. The default suits data written long ago. Set 64 KiB
+    /// for data just produced; [`calibrate_threshold`](crate::calibrate_threshold) measures both
+    /// sizes on your machine. Figures: `benches/README.md`.
     pub fn threshold_bytes(mut self, bytes: usize) -> Self {
         self.config.threshold_bytes = bytes;
         self
@@ -70,8 +70,8 @@ impl SenderBuilder {
 
     /// Bytes that may be in flight at once; further sends wait. Default: 64 MiB.
     ///
-    /// Under a finite `RLIMIT_MEMLOCK` all senders of the process share half of that limit
-    /// besides. A single call is never refused for its size.
+    /// Under a finite `RLIMIT_MEMLOCK` the senders of the process also share half of the limit. A
+    /// single call is never refused for its size.
     pub fn max_in_flight_bytes(mut self, bytes: usize) -> Self {
         self.config.max_in_flight_bytes = bytes;
         self
@@ -86,31 +86,31 @@ impl SenderBuilder {
         self
     }
 
-    /// What becomes of released payloads. Default: [`HandBack::Recycle`].
+    /// The use of released payloads. Default: [`HandBack::Recycle`].
     pub fn hand_back(mut self, hand_back: HandBack) -> Self {
         self.config.hand_back = hand_back;
         self
     }
 
-    /// How long a dropped sender goes on for without progress: as long as the peer acknowledges
-    /// something within this time, what is unsent is flushed and what is in flight awaited; then
-    /// the connection is aborted. Default: 30 s.
+    /// How long a dropped sender goes on without progress. As long as the peer acknowledges
+    /// something within this time, unsent bytes are flushed and sends in flight awaited. After this
+    /// time without progress the connection is aborted. Default: 30 s.
     ///
-    /// Every acknowledged byte counts, also one that the user wrote to the socket. Where the system
-    /// does not tell what is acknowledged, every byte counts that the socket accepts.
+    /// Every acknowledged byte counts, including bytes that the user wrote to the socket. Where the
+    /// system does not tell acknowledgements, every byte accepted by the socket counts.
     ///
     /// # Performance
     ///
-    /// The reaper thread looks again at a dropped sender without news after a tenth of this time, or
-    /// after one second if that is sooner. The abort can come late by two such times.
+    /// The reaper thread looks again at a dropped sender without news after a tenth of this time,
+    /// and after one second at most. The abort can come late by two of these intervals.
     pub fn linger(mut self, linger: Duration) -> Self {
         self.config.linger = linger;
         self
     }
 
-    /// How long the peer may acknowledge nothing while something is held: a send in flight, bytes
-    /// that went by copy and are not acknowledged, or the unsent part of a send. After that time
-    /// the connection is aborted. Default: no limit.
+    /// How long the peer may acknowledge nothing while something is held: a send in flight, copied
+    /// bytes not yet acknowledged, or the unsent part of a send. After this time the connection is
+    /// aborted. Default: no limit.
     ///
     /// - The peer sees a reset, sends fail with `ETIMEDOUT`, a blocked send too, and the memory
     ///   comes back. [`CloseReport::aborted`](super::CloseReport::aborted) is `true` then.
@@ -122,14 +122,15 @@ impl SenderBuilder {
     ///   calls or the library's thread, so the abort may come that much later.
     /// - Streams only: a datagram waits for this host alone.
     ///
-    /// Without this a peer that is gone holds memory, and blocks sends, for as long as TCP
-    /// retransmits, about a quarter of an hour, and one that never reads for ever.
+    /// Without a limit a peer that is gone holds memory, and blocks sends, for as long as TCP
+    /// retransmits (about a quarter of an hour). A peer that never reads does so for ever.
     pub fn max_hold(mut self, limit: Duration) -> Self {
         self.config.max_hold = Some(limit);
         self
     }
 
-    /// The socket was used by a sender before, which gave these ids when taken apart.
+    /// Continues a socket that an earlier sender used: `ids` come from
+    /// [`Sender::into_parts`](super::Sender::into_parts).
     pub fn resume(mut self, ids: ResumeIds) -> Self {
         self.first = ids.0;
         self
@@ -222,10 +223,9 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// # Errors
     ///
-    /// [`AdoptError`], with the socket: it is in use by another zero-copy sender, a listener, not
-    /// connected, or a system call failed. That the kernel has no zero copy for it
-    /// is no error: everything goes by copy then, and [`capabilities`](Self::capabilities) says
-    /// why.
+    /// [`AdoptError`], with the socket: another zero-copy sender uses the socket, the socket is a
+    /// listener or not connected, or a system call failed. A socket without zero copy is no error:
+    /// everything goes by copy, and [`capabilities`](Self::capabilities) gives the reason.
     pub fn new(socket: S) -> Result<Self, AdoptError<S>> {
         SenderBuilder::new().adopt(socket)
     }
@@ -238,10 +238,10 @@ impl Sender<OwnedFd> {
     }
 }
 
-/// What kernels since 6.2 start with; used where `/proc` does not tell.
+/// The kernel's default since 6.2; used where `/proc` does not tell.
 const DEFAULT_OPTMEM_MAX: u32 = 128 << 10;
 
-/// Why a socket is not taken over.
+/// The reasons to refuse a socket.
 enum Refusal {
     InUse,
     Listener,

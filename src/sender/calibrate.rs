@@ -1,4 +1,4 @@
-//! From which size on zero copy pays on this machine.
+//! The size from which on zero copy pays on this machine.
 
 use std::{
     io,
@@ -11,40 +11,40 @@ use memmap2::{MmapMut, MmapRaw};
 use super::{builder::SenderBuilder, config::Policy, handle::Sender};
 use crate::{error::SendError, mapped::MappedSlice, sync::Arc};
 
-/// Sizes that are tried: those of a datagram.
+/// Sizes to try, in the range of a datagram.
 const SIZES: [usize; 5] = [4 << 10, 8 << 10, 16 << 10, 32 << 10, 60 << 10];
 
-/// Memory that is sent in turn: more than the caches next to the CPU hold, and less.
+/// Bytes of memory sent in turn: more than the caches next to the CPU hold, and less.
 const COLD: usize = 32 << 20;
 const CACHED: usize = 256 << 10;
 
-/// Sends that are timed at once. Notes are read as often as in a busy sender.
+/// Sends timed at once. Notifications are read as often as in a busy sender.
 const BATCH: usize = 32;
 
 /// No round begins later.
 const LIMIT: Duration = Duration::from_millis(70);
 
-/// What [`calibrate_threshold`] found.
+/// The result of [`calibrate_threshold`].
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Calibration {
-    /// For data that was written long ago.
+    /// For data written long ago.
     pub cold: Crossover,
-    /// For data that the caches next to the CPU hold, which copies fast.
+    /// For data in the caches next to the CPU, where copying is fast.
     pub cached: Crossover,
 }
 
-/// From which size on zero copy is cheaper.
+/// The size from which on zero copy is cheaper.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Crossover {
-    /// The smallest size tried from which on zero copy was cheaper; 64 KiB if it was at none.
+    /// The smallest size tried from which on zero copy was cheaper; 64 KiB if no size was.
     pub threshold_bytes: usize,
-    /// What a send cost at each size, smallest first.
+    /// Cost of a send at each size, smallest first.
     pub costs: Vec<SendCost>,
 }
 
-/// What a send of one size cost.
+/// Cost of a send of one size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct SendCost {
@@ -52,26 +52,26 @@ pub struct SendCost {
     pub bytes: usize,
     /// By copy.
     pub copied: Duration,
-    /// Without copy, its note included.
+    /// Without copy, including the notification.
     pub zero_copy: Duration,
 }
 
 /// Measures from which size on zero copy pays on this machine, for
 /// [`SenderBuilder::threshold_bytes`]. Takes less than 100 ms and sends nothing out of the host.
 ///
-/// It times both ways of sending UDP datagrams to a multicast group with a time to live of 0: the
-/// kernel builds the packet and frees it before any device sees it, so nothing is copied behind
-/// our back, as it would be on loopback proper. That is the cost that differs: copying against
-/// referencing pages, keeping a lease, posting and reading a note. The best of several rounds
-/// counts.
+/// Both ways of sending are timed on UDP datagrams to a multicast group with a time to live of 0.
+/// The kernel builds the packet and frees it before any device sees it, so no late copy is made, as
+/// there would be on loopback proper. Only the costs that differ are timed: copying against
+/// referencing pages, keeping a lease, posting and reading a notification. The best of several
+/// rounds counts.
 ///
-/// What it does not see: the network card; TCP, whose notes cost more, so that for TCP the next
-/// larger size is the safe choice; and huge pages, which make zero copy cheaper still.
+/// Not measured: the network card; TCP, where notifications cost more, so the next larger size is
+/// the safe choice for TCP; huge pages, which make zero copy cheaper still.
 ///
 /// # Errors
 ///
-/// What the system refused, or [`io::ErrorKind::Unsupported`] where some of it was copied after
-/// all: there is no zero copy, locked memory is short, or loopback has a packet capture open.
+/// The error of the system, or [`io::ErrorKind::Unsupported`] where the kernel copied some of the
+/// data: there is no zero copy, locked memory is short, or loopback has a packet capture open.
 ///
 /// ```
 /// let threshold_bytes = match pinbuf::calibrate_threshold() {
@@ -132,7 +132,7 @@ struct Side {
 
 impl Side {
     fn new(builder: SenderBuilder, memory: &Arc<MmapRaw>) -> io::Result<Self> {
-        // The address also makes the loopback device the one that the group is reached by.
+        // With this address the group is reached by the loopback device.
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         socket.set_multicast_ttl_v4(0)?;
         socket.set_multicast_loop_v4(false)?;
@@ -140,8 +140,7 @@ impl Side {
         Ok(Self { sender: builder.adopt(socket)?, memory: Arc::clone(memory), offset: 0 })
     }
 
-    /// What a send of `bytes` costs, on average over a batch out of the first `reach` bytes of
-    /// memory.
+    /// Average cost of a send of `bytes`, over a batch out of the first `reach` bytes of memory.
     fn batch(&mut self, bytes: usize, reach: usize) -> io::Result<Duration> {
         let start = Instant::now();
         for _ in 0..BATCH {

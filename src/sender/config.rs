@@ -8,35 +8,34 @@ use crate::{error::CopyReason, id::NotificationId};
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Policy {
-    /// Where that pays: as `Prefer`, but a route on which the kernel copies in the end (loopback, a
-    /// virtual Ethernet pair, a network card without scatter-gather) is noticed and left, and
-    /// looked at again from time to time.
+    /// Without copy where zero copy pays. As `Prefer`, but the sender leaves a route where the
+    /// kernel copies after all (loopback, a virtual Ethernet pair, a network card without
+    /// scatter-gather) and tries the route again from time to time.
     ///
-    /// The first large call of a sender finds out; until its note is read, which takes a round
-    /// trip, the others go by copy. [`SenderStats::route`](crate::SenderStats::route) tells what
-    /// was found.
+    /// The first large call of a sender finds out. Until the notification of the call is read, one
+    /// round trip later, further calls go by copy.
+    /// [`SenderStats::route`](crate::SenderStats::route) tells the result.
     #[default]
     Auto,
-    /// Whenever they are large enough and the kernel accepts it, also on a route where the kernel
-    /// copies in the end.
+    /// Without copy whenever sends are large enough and the kernel accepts the flag, also on a
+    /// route where the kernel copies after all.
     Prefer,
-    /// As `Prefer`, but a socket that has no zero copy is refused. A kernel short of memory
-    /// (`ENOBUFS`) still makes single calls go by copy; [`SenderStats`](crate::SenderStats) counts
-    /// them.
+    /// As `Prefer`, but a socket without zero copy is refused. A kernel short of memory (`ENOBUFS`)
+    /// still makes single calls go by copy; [`SenderStats`](crate::SenderStats) counts them.
     Require,
     /// Never: everything goes by copy, and is released at once.
     Never,
 }
 
-/// What becomes of a payload once the kernel has released it.
+/// The use of a payload after the kernel has released it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum HandBack {
-    /// It is dropped: a pool buffer is recycled, an owner let go of.
+    /// The payload is dropped: a buffer is recycled by its pool.
     #[default]
     Recycle,
-    /// It waits for [`Sender::next_returned`](crate::Sender::next_returned), contents unchanged. The caller must fetch it, or
-    /// payloads pile up.
+    /// The payload waits for [`Sender::next_returned`](crate::Sender::next_returned), contents
+    /// unchanged. The caller must fetch payloads, or they pile up.
     Return,
 }
 

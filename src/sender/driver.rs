@@ -1,4 +1,4 @@
-//! Carries out what the machine asks for, under one lock, and lets buffers in.
+//! Carries out the machine's acts and answers its questions, under one lock, and lets buffers in.
 
 use std::{fmt, io, task::Waker};
 
@@ -42,7 +42,7 @@ pub struct Core<K: Kernel> {
     pub(super) config: Config,
     /// The peer's silence is limited.
     limits_silence: bool,
-    /// The reaper's attention, for as long as it is of use.
+    /// The reaper's attention.
     pub(super) watch: Mutex<Watch>,
     pub(super) this: Weak<Self>,
 }
@@ -58,11 +58,11 @@ pub(super) enum Watch {
     Over,
 }
 
-/// What a run of the driver came to.
+/// The result of a run of the driver.
 pub(super) struct Run<'a> {
     pub(super) machine: MutexGuard<'a, Machine>,
     outcome: Outcome,
-    /// Why a call for what is unsent stopped, if one did.
+    /// Why a call for the unsent part stopped, if one did.
     pub(super) stop: Option<Stop>,
     pub(super) read: Read,
     /// The error of a reading of the error queue.
@@ -258,7 +258,7 @@ impl<K: Kernel> Core<K> {
     }
 }
 
-/// How buffers enter a sender.
+/// The entry of buffers.
 impl<K: Kernel> Core<K> {
     /// Sends one buffer, as far as the socket takes it.
     #[inline]
@@ -480,7 +480,7 @@ impl<K: Kernel> Core<K> {
     }
 }
 
-/// The error of a call that sends. An error without a number is of a kernel that is not real.
+/// The error of a call that sends. Only a simulated kernel has errors without a number.
 pub(super) fn os(error: &io::Error) -> OsError {
     if error.kind() == io::ErrorKind::WouldBlock {
         return OsError::from_raw(errno::EAGAIN);

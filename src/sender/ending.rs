@@ -1,4 +1,4 @@
-//! Who sees to the end of a sender: the caller of `close`, a half that is left, or the reaper.
+//! The end of a sender, driven by the caller of `close`, by the remaining half, or by the reaper.
 
 use std::time::Instant;
 
@@ -11,14 +11,14 @@ use crate::{
 };
 
 impl<K: Kernel> Core<K> {
-    /// Begins the end, unless it has begun. `lingers`: abort it when it makes no progress.
+    /// Begins the end, unless the end has begun. `lingers`: abort without progress.
     pub(super) fn begin_end(&self, lingers: bool) {
         if self.is_forked() {
             return;
         }
         if self.enter().begin_end(lingers, self.kernel.now()) {
             // With the user's linger time the close of the descriptor would block, and with a
-            // linger time of 0 it would lose what the peer has yet to get.
+            // linger time of 0 the tail of the stream would be lost.
             let _ = self.kernel.linger_off();
         }
     }
@@ -30,7 +30,7 @@ impl<K: Kernel> Core<K> {
         core.begin_end(false);
         if let Err(error) = core.wait_over(deadline) {
             if let WaitError::Os(error) = error {
-                // The deadline is still to come: this is why the end does not wait for it.
+                // The deadline is still to come: this error is why the end does not wait for it.
                 core.enter().end_failed(error);
             }
             core.cut_off(errno::ETIMEDOUT);
@@ -45,7 +45,7 @@ impl<K: Kernel> Core<K> {
         owner.0.report()
     }
 
-    /// Breaks the connection: what is not accepted is given up, and the kernel releases every id
+    /// Breaks the connection: unaccepted bytes are given up, and the kernel releases every id
     /// except those of packets in a queue below.
     pub fn abort(&self) {
         self.cut_off(errno::ECANCELED);
@@ -66,7 +66,7 @@ impl<K: Kernel> Core<K> {
         self.enter().is_over()
     }
 
-    /// How the end went so far.
+    /// The report of the end so far.
     fn report(&self) -> CloseReport {
         if self.is_forked() {
             return CloseReport::of_forked();
@@ -75,8 +75,8 @@ impl<K: Kernel> Core<K> {
         self.enter().report(unacked)
     }
 
-    /// No thread drives the sender any more; its descriptor is about to be closed. If a send was cut
-    /// short that must not look like the orderly end of a whole stream.
+    /// The last step before the descriptor is closed; no thread drives the sender any more. After a
+    /// send cut short the close must not look like the orderly end of a whole stream.
     pub(super) fn finish(&self) {
         if self.enter().cold().is_some_and(|cold| cold.truncated_sends > 0) {
             let _ = self.kernel.reset_on_close();
@@ -89,11 +89,11 @@ impl<K: Kernel> Core<K> {
         self.enter().owners = 2;
     }
 
-    /// An owner gives the sender up; `begin_end`: without this one there is no end but the last.
-    /// What has not ended when the last one goes is the reaper's.
+    /// An owner gives the sender up. `begin_end`: the stream ends without this owner; otherwise
+    /// only the last owner ends the stream. The last owner leaves an unfinished end to the reaper.
     ///
-    /// A sender with nothing to do is closed without an end of the stream of its own: other handles
-    /// of the socket may want to go on.
+    /// A sender with nothing to do is closed without an orderly end of the stream: another handle
+    /// of the socket may go on.
     pub fn leave(self: Arc<Self>, begin_end: bool) {
         // A child only closes its descriptor, with the core.
         if self.is_forked() {
@@ -109,14 +109,13 @@ impl<K: Kernel> Core<K> {
         };
         if !is_last {
             if begin_end {
-                // A failure shows in the other owner's calls.
+                // A failure shows in the calls of the remaining owner.
                 let _ = self.step();
             }
             return;
         }
         // A failure to read the error queue leaves the end to the reaper too, and so does a panic
-        // of what is the user's: a descriptor that is closed now would bring no proof of release
-        // any more.
+        // of user code: closing the descriptor now would end all proof of release.
         let mut panics = Panics::default();
         panics.catch(|| _ = self.step());
         let is_idle = {
@@ -124,7 +123,7 @@ impl<K: Kernel> Core<K> {
             !machine.is_ending() && machine.is_drained()
         };
         if is_idle {
-            // No end is begun: a thread that waits for a slot may yet drive this once.
+            // No end is begun: a thread that waits for a slot may yet drive this sender once.
             let _ = self.kernel.linger_off();
             self.finish();
         } else {
@@ -139,7 +138,7 @@ impl<K: Kernel> Core<K> {
     }
 }
 
-/// The only owner of a sender that ends: gives it up whatever happens on the way.
+/// The only owner of an ending sender: gives the sender up on every way out.
 struct Owner<K: Kernel>(Arc<Core<K>>);
 
 impl<K: Kernel> Drop for Owner<K> {

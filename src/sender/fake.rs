@@ -1,4 +1,4 @@
-//! A kernel that answers as it is told, for tests of what a sender makes of the answers.
+//! A kernel with scripted answers, for tests of the sender's reactions.
 
 use std::{
     collections::VecDeque,
@@ -26,20 +26,20 @@ use crate::{
     },
 };
 
-/// What a call is answered.
+/// The answer to a call.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Answer {
-    /// Takes all of it.
+    /// Takes all bytes.
     Take,
-    /// Takes so many bytes of it.
+    /// Takes so many bytes.
     Part(usize),
-    /// Takes all of it and lets go at once; the note says whether it was copied.
+    /// Takes all bytes and releases at once; the notification says whether the kernel copied.
     Note(bool),
-    /// Takes all of it by copy, whatever the flag says.
+    /// Takes all bytes by copy, despite the flag.
     Ignore,
     /// Fails with an error number.
     Fail(i32),
-    /// Fails with an error number after having used the id; the note is on the queue.
+    /// Fails with an error number after having used the id; the notification is on the queue.
     FailWithNote(i32),
 }
 
@@ -51,7 +51,7 @@ pub(super) struct Seen {
     pub(super) zero_copy: bool,
 }
 
-/// The fake socket; clones are the same one.
+/// The fake socket; clones share their state.
 #[derive(Clone)]
 pub(super) struct FakeKernel {
     transport: Transport,
@@ -59,7 +59,7 @@ pub(super) struct FakeKernel {
 }
 
 pub(super) struct State {
-    /// Answers to come, and what every call is answered after that.
+    /// Answers to come, and the answer to every later call.
     answers: VecDeque<Answer>,
     otherwise: Answer,
     next_id: u32,
@@ -126,12 +126,12 @@ impl FakeKernel {
         self.note(id, id);
     }
 
-    /// Lets go of the oldest call; somebody else reads the note.
+    /// Releases the oldest call; another user of the socket reads the notification.
     pub(super) fn steal(&self) -> u32 {
         self.with(|state| state.taken.pop_front().expect("something is taken"))
     }
 
-    /// A note for these ids, whoever has taken them.
+    /// Posts a notification for these ids.
     pub(super) fn note(&self, lo: u32, hi: u32) {
         self.with(|state| {
             state.taken.retain(|id| !(lo..=hi).contains(id));
@@ -139,7 +139,7 @@ impl FakeKernel {
         });
     }
 
-    /// A message that is none of the sender's.
+    /// Posts a foreign message.
     pub(super) fn foreign(&self) {
         let event = Foreign {
             origin: 1,

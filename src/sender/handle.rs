@@ -23,56 +23,57 @@ use crate::{
     sys::Foreign,
 };
 
-/// Sends memory over one connected socket, without copying it where that pays.
+/// Sends memory over one connected socket, without copying where zero copy pays.
 ///
-/// A buffer given to `send` belongs to the sender until the kernel has released every byte of it:
-/// after the send is acknowledged by the peer, or the connection has failed. Then it is recycled,
-/// or handed back ([`HandBack::Return`](crate::HandBack::Return)). Each accepted send has a [`Ticket`], whose [`Fate`] can
-/// be asked for at any time.
+/// A buffer given to `send` belongs to the sender until the kernel has released every byte: after
+/// the peer has acknowledged the send, or the connection has failed. Then the buffer is recycled,
+/// or handed back ([`HandBack::Return`](crate::HandBack::Return)). Each accepted send has a
+/// [`Ticket`], and the ticket's [`Fate`] can be asked for at any time.
 ///
-/// Sends of less than 16 KiB ([`SenderBuilder::threshold_bytes`](crate::SenderBuilder::threshold_bytes)) go by copy, since that is
-/// cheaper, and are released at once; so do all sends while the kernel would copy on this route
-/// anyway ([`Policy::Auto`](crate::Policy::Auto)). Both kinds keep their order.
+/// Sends of less than 16 KiB
+/// ([`SenderBuilder::threshold_bytes`](crate::SenderBuilder::threshold_bytes)) go by copy, which is
+/// cheaper, and are released at once. So do all sends on a route where the kernel would copy anyway
+/// ([`Policy::Auto`](crate::Policy::Auto)). Both kinds keep their order.
 ///
 /// # The socket
 ///
-/// The sender must be the socket's only user of `MSG_ZEROCOPY`. A second one (a `dup`, a forked
-/// child, `io_uring`) shifts the ids that the kernel gives out, and its note can free a buffer of
-/// ours early before any id looks wrong. What is detected late poisons the sender: see
-/// [`Poison`](crate::Poison). Reading from the socket and setting options of it, through
-/// [`get_ref`](Self::get_ref), is fine; reading its error queue is not.
+/// The sender must be the socket's only user of `MSG_ZEROCOPY`. A second user (a `dup`, a forked
+/// child, `io_uring`) shifts the kernel's ids, and a foreign notification can free a buffer of ours
+/// early before any id looks wrong. A late discovery poisons the sender: see
+/// [`Poison`](crate::Poison). Through [`get_ref`](Self::get_ref) the user may read from the socket
+/// and set options, but must not read the error queue.
 ///
-/// The sender never changes `O_NONBLOCK`, timeouts or other options of the socket, except
-/// `SO_ZEROCOPY` and, when it ends, `SO_LINGER`. It never reads `SO_ERROR`.
+/// The sender never changes `O_NONBLOCK`, timeouts or options of the socket, except `SO_ZEROCOPY`
+/// and, at the end, `SO_LINGER`. The sender never reads `SO_ERROR`.
 ///
 /// # Fork
 ///
-/// A forked child inherits the descriptor, and no more: there every call fails with `Forked` (or
-/// `EPERM`, where the error is one of the system), and dropping or closing the sender closes the
-/// child's descriptor without a word to the peer or the kernel. What is in flight, its notes
-/// included, stays the parent's. Descriptors of senders that the parent's reaper owns stay open in
-/// the child until it ends or executes a program: all descriptors are close-on-exec.
+/// A forked child inherits the descriptor and no more. In the child every call fails with `Forked`
+/// (or `EPERM`, where the error is an error of the system). Dropping or closing the sender closes
+/// the child's descriptor without a word to the peer or the kernel. Sends in flight and their
+/// notifications stay the parent's. Descriptors of senders that the parent's reaper owns stay open
+/// in the child until the child ends or executes a program: all descriptors are close-on-exec.
 ///
 /// # Filters for system calls
 ///
-/// A sandbox (seccomp) may refuse calls that a sender makes:
+/// A sandbox (seccomp) may refuse system calls of a sender:
 ///
 /// | refused | at adoption | later |
 /// |---|---|---|
 /// | `recvmmsg` | everything goes by copy: [`CopyReason::Unprovable`] | the same with nothing in flight, else [`Poison::Unread`](crate::Poison::Unread): what is in flight is Quarantined for good, waits fail, sends go by copy |
-/// | `getsockopt` of `SO_MEMINFO` | the same | notes go on releasing, but a note that another user took is not missed |
+/// | `getsockopt` of `SO_MEMINFO` | the same | notifications go on releasing, but the theft of a notification by another user goes unnoticed |
 /// | `setsockopt` of `SO_ZEROCOPY` | everything goes by copy: [`CopyReason::Refused`] | |
-/// | `epoll_*`, `eventfd2` | waits use `ppoll`; no reaper runs, so those who wait look every few milliseconds | the same |
-/// | `ioctl` of `SIOCOUTQ` | an end takes what the socket accepts for progress of the peer ([`linger`](crate::SenderBuilder::linger)) | the same |
+/// | `epoll_*`, `eventfd2` | waits use `ppoll`; no reaper runs, so waiting threads look every few milliseconds | the same |
+/// | `ioctl` of `SIOCOUTQ` | an end counts bytes accepted by the socket as progress of the peer ([`linger`](crate::SenderBuilder::linger)) | the same |
 ///
-/// Other refusals are errors of the calls that need them.
+/// Further refusals are errors of the calls concerned.
 ///
 /// # Datagrams
 ///
-/// Over UDP (IPv4 or IPv6, connected) every send is one datagram, a vectored one gathered from its
-/// buffers. It goes by copy as a whole or without as a whole, and is never cut: with the socket
-/// option `UDP_SEGMENT` the kernel makes many packets of it. An error concerns that datagram only;
-/// the buffer comes back, and the sender goes on:
+/// Over UDP (IPv4 or IPv6, connected) every send is one datagram; a vectored send is gathered from
+/// its buffers. A datagram goes by copy as a whole or without as a whole, and is never cut: with
+/// the socket option `UDP_SEGMENT` the kernel makes many packets of one datagram. An error concerns
+/// one datagram only; the buffer comes back, and the sender goes on:
 /// - [`SendError::Dropped`]: a queue or filter of this host dropped it, which the kernel says for
 ///   queues only if `IP_RECVERR` is on. Otherwise it counts as accepted.
 /// - [`SendError::Os`] with `EMSGSIZE`: it is longer than the route or the protocol takes.
@@ -82,25 +83,25 @@ use crate::{
 ///
 /// There is no orderly end and no abort: `close` and `abort` wait for the queues of this host.
 ///
-/// Other sockets (Unix, MPTCP, vsock, UDP-Lite) are sent to by copy, with the reason in
+/// Unix, MPTCP, vsock and UDP-Lite sockets are sent to by copy, with the reason in
 /// [`capabilities`](Self::capabilities).
 ///
 /// # The end
 ///
 /// | call | when |
 /// |---|---|
-/// | [`close`](Self::close) | the peer is to get everything, and you want to know that it was let go of |
+/// | [`close`](Self::close) | the peer is to get everything, and you want to know that all memory was released |
 /// | [`abort`](Self::abort) | the transfer is off: memory back at once, the peer sees a reset |
 /// | drop | as `close`, but in the background, for as long as the peer makes progress ([`SenderBuilder::linger`](crate::SenderBuilder::linger)) |
 /// | [`wait_idle`](crate::wait_idle) | before the program exits, after drops |
 ///
-/// A sender never gives memory back because it ends: what is in flight goes to the reaper, a
-/// thread of the library, with the socket, until the kernel has released it.
+/// An end never gives memory back early: sends in flight go to the reaper, a thread of the library,
+/// with the socket, until the kernel has released them.
 ///
-/// These calls alone decide how the stream ends. Each of them switches the socket's lingering
-/// (`SO_LINGER`) off when it begins: with a linger time the end would block, and with a linger time
-/// of 0 it would reset a peer that has yet to read. A duplicate of the descriptor sees the change.
-/// A socket taken back by [`into_parts`](Self::into_parts) has the option as its user left it.
+/// Only `close`, `abort` and drop decide how the stream ends. Each call first switches the socket's
+/// lingering (`SO_LINGER`) off: with a linger time the end would block, and with a linger time of 0
+/// the end would reset a peer that has yet to read. A duplicate of the descriptor sees the change.
+/// A socket taken back by [`into_parts`](Self::into_parts) has the option as the user left it.
 ///
 /// # Examples
 ///
@@ -131,8 +132,8 @@ pub struct Sender<S: AsFd + Send + Sync + 'static = OwnedFd> {
 impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// Sends a buffer as far as the socket takes it now; never blocks.
     ///
-    /// Once anything of the buffer is accepted the sender keeps it; what the socket did not take
-    /// is sent before anything else, by any later call. The next buffer is refused until then.
+    /// Once any byte of the buffer is accepted the sender keeps the buffer. Later calls send the
+    /// unsent part before anything else, and the next buffer is refused until then.
     ///
     /// # Errors
     ///
@@ -143,9 +144,9 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().try_send(buf)
     }
 
-    /// Sends a buffer, blocking until the socket has accepted all of it.
+    /// Sends a buffer, blocking until the socket has accepted every byte.
     ///
-    /// Does not wait for its release; see [`wait`](Self::wait).
+    /// Returns before the release; see [`wait`](Self::wait).
     ///
     /// # Errors
     ///
@@ -154,7 +155,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().send(buf)
     }
 
-    /// Sends a buffer, blocking until the socket has accepted all of it or the time is up.
+    /// Sends a buffer, blocking until the socket has accepted every byte or the time is up.
     ///
     /// # Errors
     ///
@@ -196,9 +197,9 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
 
     /// Sends several buffers as one send, in order, as far as the socket takes them now.
     ///
-    /// Neighbours are sent with one system call where they go the same way: buffers below 4 KiB
-    /// by copy, runs of larger ones without copy when together they reach the threshold. Takes all
-    /// of `bufs` once anything is accepted, and leaves it as it was on an error other than
+    /// Neighbours are sent with one system call where they go the same way: buffers below 4 KiB by
+    /// copy, runs of larger buffers without copy when together they reach the threshold. Takes all
+    /// of `bufs` once anything is accepted, and leaves `bufs` unchanged on an error, except for
     /// [`SendError::Truncated`].
     ///
     /// # Errors
@@ -236,8 +237,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().send_vectored(bufs)
     }
 
-    /// Sends what the socket has not yet accepted of the last send; never blocks. Returns whether
-    /// nothing is left.
+    /// Sends the unsent part of the last send; never blocks. Returns `true` if nothing is left.
     ///
     /// # Errors
     ///
@@ -246,24 +246,26 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().flush_now()
     }
 
-    /// What to wait for before calling again.
+    /// The events to wait for before the next call.
     pub fn interest(&self) -> Interest {
         self.core().interest()
     }
 
-    /// Reads the error queue and lets go of what it names; never blocks.
+    /// Reads the error queue and recycles or hands back released buffers; never blocks.
     ///
-    /// Also sends what was left of the last send. With [`HandBack::Return`](crate::HandBack::Return), fetch the payloads
-    /// with [`next_returned`](Self::next_returned) afterwards.
+    /// Also sends the unsent part of the last send. With
+    /// [`HandBack::Return`](crate::HandBack::Return), fetch the payloads with
+    /// [`next_returned`](Self::next_returned) afterwards.
     ///
-    /// A `reap` that reads nothing asks whether the connection is over, by its state (`TCP_INFO`).
-    /// If it is, [`connection_error`](Self::connection_error) says so. Deregister the descriptor
-    /// from the event loop then: `POLLHUP` stays for good and would end every wait at once. The
-    /// end of the peer's stream alone is no end of the connection, and datagrams have none.
+    /// A `reap` that reads nothing asks for the state of the connection (`TCP_INFO`). If the
+    /// connection is over, [`connection_error`](Self::connection_error) says so. Deregister the
+    /// descriptor from the event loop then: `POLLHUP` stays for good and would end every wait at
+    /// once. The end of the peer's stream alone is no end of the connection, and datagrams have
+    /// none.
     ///
     /// # Errors
     ///
-    /// What `recvmsg(2)` reported.
+    /// The error of `recvmsg(2)`.
     pub fn reap(&mut self) -> io::Result<Reaped> {
         self.core().forget_refused();
         self.core().reap()
@@ -296,13 +298,15 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().next_returned()
     }
 
-    /// The next message of the error queue that was not about zero copy: a timestamp, an ICMP
-    /// error. At most 64 wait here; [`SenderStats::events_dropped`] counts the older ones lost.
+    /// The next message of the error queue about something other than zero copy: a timestamp, an
+    /// ICMP error. The queue keeps the last 64 messages; [`SenderStats::events_dropped`] counts
+    /// older messages lost.
     pub fn next_event(&mut self) -> Option<Foreign> {
         self.core().next_event()
     }
 
-    /// What became of a send, or `None` while it is open, as far as the notes read so far tell.
+    /// The fate of a send, or `None` while the send is open, according to the notifications read so
+    /// far.
     ///
     /// # Errors
     ///
@@ -312,13 +316,13 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().fate(ticket)
     }
 
-    /// Polls for what becomes of a send, for use in a future of any runtime.
+    /// Polls for the fate of a send, for use in a future of any runtime.
     ///
-    /// Wakes the task that was the last to ask about this ticket, after its buffers were dropped.
+    /// Wakes the task of the last poll of this ticket, after the buffers of the send were dropped.
     ///
     /// # Errors
     ///
-    /// As [`fate`](Self::fate); also [`WaitError::Os`] with what `recvmsg(2)` reported, and
+    /// As [`fate`](Self::fate); also [`WaitError::Os`] with the error of `recvmsg(2)`, and
     /// [`WaitError::NoThread`].
     pub fn poll_fate(
         &mut self,
@@ -332,31 +336,32 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// # Errors
     ///
-    /// [`WaitError::TimedOut`], or at once [`WaitError::Poisoned`] if the error queue no longer
-    /// tells, and [`WaitError::ForeignTicket`] for a ticket of another sender.
+    /// [`WaitError::TimedOut`], or at once [`WaitError::Poisoned`] if the error queue can prove
+    /// nothing any more, and [`WaitError::ForeignTicket`] for a ticket of another sender.
     pub fn wait(&mut self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
         self.core().wait(ticket, deadline)
     }
 
     /// Blocks until everything is accepted and released, or the deadline.
     ///
-    /// When this returns the buffers are at home, or ready to be handed back, whichever thread
-    /// found them released.
+    /// On return every buffer is recycled or ready to be handed back, including buffers whose
+    /// release another thread has read.
     ///
-    /// On a connection that has failed this waits for the releases only; see
+    /// On a failed connection the drain waits for the releases only; see
     /// [`connection_error`](Self::connection_error).
     ///
     /// # Errors
     ///
-    /// [`WaitError::TimedOut`], or [`WaitError::Poisoned`] at once if the error queue no longer
-    /// tells.
+    /// [`WaitError::TimedOut`], or at once [`WaitError::Poisoned`] if the error queue can prove
+    /// nothing any more.
     pub fn drain(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
         self.core().drain(deadline)
     }
 
-    /// Ends the stream in order and waits until the kernel has let go of everything: sends the
-    /// rest, shuts down the writing side, drains. At the deadline what is left is
-    /// [aborted](Self::abort). Where the end was not in order, the report says why.
+    /// Ends the stream in order and waits until the kernel has released everything.
+    ///
+    /// The call sends the unsent part, shuts down the writing side and drains. At the deadline the
+    /// connection is [aborted](Self::abort). Where the end was not in order, the report says why.
     ///
     /// # Examples
     ///
@@ -378,11 +383,13 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core.take().expect("present until taken apart").close(deadline)
     }
 
-    /// Ends the connection at once: the peer sees a reset, unsent data and received data not yet
-    /// read are lost, and the kernel lets go of the memory, within milliseconds as a rule. What a
-    /// packet in a queue below TCP still carries stays untouched in the reaper's care.
+    /// Ends the connection at once: the peer sees a reset.
     ///
-    /// This ends the connection for every handle of the socket.
+    /// Unsent data and received data not yet read are lost. The kernel usually releases the memory
+    /// within milliseconds. Memory that a packet in a queue below TCP still carries stays untouched
+    /// in the reaper's care.
+    ///
+    /// The connection ends for every handle of the socket.
     ///
     /// # Examples
     ///
@@ -413,14 +420,15 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().stats()
     }
 
-    /// How long the peer has acknowledged nothing, at least, while something is held: a send in
-    /// flight, accepted bytes that are not acknowledged, or the unsent part of a send. `None` if
+    /// The least time for which the peer has acknowledged nothing while something is held: a send
+    /// in flight, accepted bytes not yet acknowledged, or the unsent part of a send. `None` if
     /// nothing is held.
     ///
-    /// A growing time means a peer that acknowledges nothing; see [`SenderBuilder::max_hold`](crate::SenderBuilder::max_hold). An
-    /// acknowledgement counts from the look that finds it. Each call of this is a look, and with
-    /// `max_hold` there are others. Of datagrams, which are not acknowledged, this is the age of the
-    /// oldest send in flight.
+    /// A growing time means a peer that acknowledges nothing; see
+    /// [`SenderBuilder::max_hold`](crate::SenderBuilder::max_hold). An acknowledgement counts from
+    /// the look that finds it. Each call of this method is a look, and with `max_hold` there are
+    /// more. For datagrams, which peers do not acknowledge, the time is the age of the oldest send
+    /// in flight.
     ///
     /// # Performance
     ///
@@ -429,29 +437,29 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().oldest()
     }
 
-    /// Whether sends can go without copy now, and if not, why.
+    /// Returns whether sends can go without copy now, and if not, the reason.
     pub fn capabilities(&self) -> Capabilities {
         self.core().capabilities()
     }
 
-    /// The first error of a connection that is over; stays readable.
+    /// The first error of a failed or ended connection; stays readable.
     ///
-    /// `ENOTCONN` means that [`reap`](Self::reap) found the connection over and no send has told
-    /// why. The cause stays in `SO_ERROR` for the next read or send: a send that reports it
-    /// replaces `ENOTCONN` here.
+    /// `ENOTCONN` means that [`reap`](Self::reap) found the connection over before any send has
+    /// reported the cause. The cause stays in `SO_ERROR` for the next read or send: a send that
+    /// reports the cause replaces `ENOTCONN` here.
     pub fn connection_error(&self) -> Option<OsError> {
         self.core().connection_error()
     }
 
-    /// The socket, for reading from it and for its options.
+    /// The socket, for reading and for socket options.
     pub fn get_ref(&self) -> &S {
         &self.core().kernel.0
     }
 
     /// Takes the sender apart, when nothing is in flight and nothing unsent.
     ///
-    /// The kernel goes on counting the socket's zero-copy calls where it was: hand the
-    /// [`ResumeIds`] to [`SenderBuilder::resume`](crate::SenderBuilder::resume) to send on later.
+    /// The kernel goes on counting the socket's zero-copy calls: hand the [`ResumeIds`] to
+    /// [`SenderBuilder::resume`](crate::SenderBuilder::resume) to send on later.
     ///
     /// # Errors
     ///
@@ -466,7 +474,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
             _ => Ok(core.next_id()),
         });
         loop {
-            // A thread that waits for a slot, or the reaper, may hold the core for a moment.
+            // A waiting thread, or the reaper, may hold the core for a moment.
             match Core::into_kernel(core) {
                 Ok(Socket(socket, _)) => return Ok((socket, ids)),
                 Err(back) => core = back,
@@ -475,11 +483,11 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         }
     }
 
-    /// Splits the sender in two, for a thread that sends and one that reaps.
+    /// Splits the sender in two, for a sending thread and a reaping thread.
     ///
-    /// Either half reads notes when it needs to, so neither depends on the other. Dropping the
-    /// sending half begins the end of the stream, in order; the half that is dropped last hands
-    /// what is left to the reaper.
+    /// Either half reads notifications when necessary, so neither depends on the other. Dropping
+    /// the sending half begins the orderly end of the stream. The half dropped last leaves an
+    /// unfinished end to the reaper.
     pub fn split(mut self) -> (SendHalf<S>, ReapHalf<S>) {
         split::halves(self.core.take().expect("present until taken apart"))
     }
@@ -498,8 +506,8 @@ impl<S: AsFd + Send + Sync + 'static> Drop for Sender<S> {
 }
 
 impl<S: AsFd + Send + Sync + 'static> AsFd for Sender<S> {
-    /// The socket, to poll it. To send on it by other means is fine only without `MSG_ZEROCOPY`
-    /// and with nothing left to [`flush`](Sender::flush).
+    /// The socket, for polling. A write to the socket past the sender is fine only without
+    /// `MSG_ZEROCOPY` and with nothing left to [`flush`](Sender::flush).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.get_ref().as_fd()
     }

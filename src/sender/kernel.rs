@@ -1,4 +1,4 @@
-//! The one seam between the sender and the kernel.
+//! The only seam between the sender and the kernel.
 
 use std::{
     io,
@@ -19,12 +19,12 @@ use crate::{
     },
 };
 
-/// What a sender waits for.
+/// The events that a sender waits for.
 ///
-/// With `poll(2)`: `POLLOUT` if `writable`, and no event if not. `POLLERR` needs no asking for: it
-/// comes for whatever `released` waits for. Waiting for `POLLOUT` while a note is unread returns at
-/// once for ever, so after every return call [`reap`](crate::Sender::reap) first. `POLLHUP` needs no
-/// asking for either, and stays: deregister the descriptor when
+/// With `poll(2)`: `POLLOUT` if `writable`, and no event otherwise. `POLLERR` comes unasked, for
+/// notifications (`released`). Waiting for `POLLOUT` while a notification is unread returns at once
+/// for ever, so call [`reap`](crate::Sender::reap) first after every return. `POLLHUP` comes
+/// unasked too, and stays: deregister the descriptor when
 /// [`connection_error`](crate::Sender::connection_error) tells of the end of the connection.
 ///
 /// In a future: have the runtime watch the descriptor for both, or, where only `released` is set,
@@ -37,12 +37,12 @@ pub struct Interest {
     pub released: bool,
 }
 
-/// Waits for changes of one socket. The first wait reports its present state, each later one what
-/// is new, though nobody was waiting when it came.
+/// Waits for changes of one socket. The first wait reports the present state, and each later wait
+/// the changes since, including changes without a waiter.
 pub trait Edges: Send + Sync {
     /// Waits for news, for `timeout` at most.
     fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready>;
-    /// Ends the wait of another thread, or its next one, with nothing ready.
+    /// Ends the current or next wait of another thread, with nothing ready.
     fn rouse(&self) -> io::Result<()>;
 }
 
@@ -56,9 +56,10 @@ impl Edges for EdgeWait {
     }
 }
 
-/// What the sender asks of the kernel about one socket. Simulations and models implement it too.
+/// The sender's questions and requests to the kernel about one socket. Simulations and models
+/// implement the trait too.
 pub trait Kernel: Send + Sync + 'static {
-    /// What it makes of the sends it is given.
+    /// The transport of the socket.
     fn transport(&self) -> Transport {
         Transport::Stream
     }
@@ -66,34 +67,36 @@ pub trait Kernel: Send + Sync + 'static {
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize>;
     /// Reads one batch of the error queue, without blocking.
     fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch>;
-    /// Waits for an interest, for `timeout` at most; not at all if that is the present state.
+    /// Waits for an interest, for `timeout` at most. Returns at once if the socket is in that
+    /// state.
     fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready>;
-    /// A waiter for changes only, for a socket whose error condition does not go away.
+    /// A waiter for changes only, for a socket with a lasting error condition.
     fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>>;
-    /// Bytes of option memory the socket has in use: 832 for each note unread or to come.
+    /// Bytes of option memory in use by the socket: 832 for each notification unread or to come.
     fn optmem(&self) -> io::Result<u32>;
-    /// Bytes accepted and not yet acknowledged by the peer, where the transport knows that.
+    /// Bytes accepted and not yet acknowledged by the peer, where the transport can tell.
     fn unacked(&self) -> io::Result<usize>;
-    /// Returns `true` if the connection is over, whoever ended it: nothing more can be sent or
-    /// received. Always `false` on a transport without an end.
+    /// Returns `true` if the connection is over: nothing more can be sent or received. Always
+    /// `false` on a transport without an end.
     fn is_over(&self) -> io::Result<bool>;
-    /// Ends the stream in order: the peer reads all that was accepted, then its end. Fails if the
-    /// connection is over, also when the stream was ended before. Nothing on a transport without
+    /// Ends the stream in order: the peer reads all accepted bytes, then the end. Fails if the
+    /// connection is over, or if the stream was ended before. Does nothing on a transport without
     /// an end.
     fn shutdown_write(&self) -> io::Result<()>;
-    /// Breaks the connection: the peer sees a reset, and every id is released except those of
+    /// Breaks the connection: the peer sees a reset, and every id is released except the ids of
     /// packets in a queue below.
     fn abort(&self) -> io::Result<()>;
     /// Makes the close of the descriptor a reset.
     fn reset_on_close(&self) -> io::Result<()>;
-    /// Switches the user's lingering off (`SO_LINGER`): it makes the final close block, or reset.
+    /// Switches the user's lingering off (`SO_LINGER`), which makes the final close block, or
+    /// reset.
     fn linger_off(&self) -> io::Result<()>;
-    /// The clock that deadlines are measured by.
+    /// The clock for deadlines.
     fn now(&self) -> Instant;
     /// Has the reaper thread drive the sender when the socket has news.
     fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<reaper::Token>;
-    /// Gives the sender to the reaper, which drives it to its end; tells whether it has a thread
-    /// to do so.
+    /// Gives the sender to the reaper, to be driven to the end. Returns the reaper's token, and
+    /// `true` if the reaper has a thread.
     fn adopt(&self, sender: Arc<dyn Reclaim>) -> (reaper::Token, bool);
     /// Ends `watch` or `adopt`.
     fn unwatch(&self, token: reaper::Token);
@@ -114,9 +117,9 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
 
     #[inline(always)]
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
-        // SAFETY: every range is of a payload. Without the flag for zero copy, its owner keeps it
-        // over the call, and the kernel reads no longer than that. With the flag, it is that of a
-        // lease that the tracker holds, which keeps it mapped, and its bytes untouched by owners of
+        // SAFETY: every range is of a payload. Without the flag for zero copy, the payload's owner
+        // keeps the range over the call, and the kernel reads no longer. With the flag, the tracker
+        // holds a lease of the payload, which keeps the range mapped, and untouched by owners of
         // ours, until the kernel has released the call.
         unsafe { socket::send(self.0.as_fd(), memory, flags) }
     }
@@ -132,7 +135,7 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
     fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
         match EdgeWait::new(self.0.as_fd(), true) {
             Ok(edges) => Ok(Some(Arc::new(edges))),
-            // Without notes there is nothing to wait for that levels would not tell.
+            // Where the system has no notifications, waits by levels miss nothing.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
             Err(error) => Err(error),
         }
@@ -145,7 +148,7 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
     fn unacked(&self) -> io::Result<usize> {
         match self.transport().has_end() {
             true => socket::unsent(self.0.as_fd()),
-            // It is what waits in the queues, of whatever size the kernel accounts it with.
+            // The number is the size of the queued packets in the kernel's own accounting.
             false => no_end(),
         }
     }

@@ -1,4 +1,4 @@
-//! The sender: takes buffers, sends them, and gives them back when the kernel has let go of them.
+//! The sender: takes buffers, sends them, and recycles or hands them back after the release.
 //!
 //! ```text
 //!   face      handle, builder, split   Sender, its settings, its two halves
@@ -7,22 +7,22 @@
 //!   kernel    kernel                   the one seam to the socket
 //! ```
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
 //! | `config`, `report` | settings and reports: plain data |
 //! | `handle` | `Sender` |
-//! | `builder` | what is checked before a socket is taken over |
+//! | `builder` | settings, and the checks before a socket is taken over |
 //! | `split` | the halves for two threads |
 //! | `driver` | the lock, and how buffers enter |
 //! | `query` | fates, counters, events |
 //! | `wait` | waiting without spinning |
-//! | `watch` | what visitors do, and the reaper's care |
-//! | `ending` | who sees to the end |
+//! | `watch` | the work of visitors, and the reaper's care |
+//! | `ending` | the end, by the caller, a half or the reaper |
 //! | `machine/` | the state of a sender, without its socket |
-//! | `transport` | the rules in which streams and datagrams differ |
-//! | `budget` | the memory that all senders may have locked |
-//! | `kernel` | the one seam to the kernel |
-//! | `calibrate` | from which size on zero copy is worth it, measured |
+//! | `transport` | the rules for streams and for datagrams |
+//! | `budget` | the locked memory of all senders |
+//! | `kernel` | the only seam to the kernel |
+//! | `calibrate` | the size from which on zero copy pays, measured |
 
 pub(crate) mod budget;
 mod builder;

@@ -1,4 +1,4 @@
-//! What a sender tells of itself.
+//! The state and the results of a sender, as the public handles ask for them.
 
 use std::{
     task::{Context, Poll},
@@ -20,22 +20,21 @@ use crate::{
 };
 
 impl<K: Kernel> Core<K> {
-    /// The owner looks at what there is to do anew: a refused buffer is the owner's, and visitors
-    /// do not know of it.
+    /// Forgets why the owner's last buffer was refused: only the owner can try the buffer again.
     pub fn forget_refused(&self) {
         if !self.is_forked() {
             self.enter().forget_refused();
         }
     }
 
-    /// Reads the error queue for the first time, which shows that it can be read. Returns why sends
-    /// go by copy, if they do.
+    /// Reads the error queue for the first time, as proof that reading works. Returns the reason if
+    /// sends go by copy.
     pub(super) fn try_reading(&self) -> Option<CopyReason> {
-        // What may pass will show again when it matters.
+        // A passing error will show again when it matters.
         self.advance(self.enter(), Goal::Read).machine.in_flight.copy_reason
     }
 
-    /// What the owner should wait for.
+    /// The events that the owner should wait for.
     pub fn interest(&self) -> Interest {
         if self.is_forked() {
             return Interest::default();
@@ -60,13 +59,13 @@ impl<K: Kernel> Core<K> {
         self.enter().in_flight.poisoned().is_some()
     }
 
-    /// The fate of a send, or `None` while it is open.
+    /// The fate of a send, or `None` while the send is open.
     pub fn fate(&self, ticket: Ticket) -> Result<Option<Fate>, WaitError> {
         self.check_ticket(ticket)?;
         Ok(self.enter().fate(ticket))
     }
 
-    /// Refuses a ticket that this sender did not give, and every ticket in a forked child.
+    /// Refuses a ticket of another sender, and every ticket in a forked child.
     pub(super) fn check_ticket(&self, ticket: Ticket) -> Result<(), WaitError> {
         if self.is_forked() {
             Err(WaitError::Forked)
@@ -77,7 +76,7 @@ impl<K: Kernel> Core<K> {
         }
     }
 
-    /// The fate of a send, with a wake-up for when it has one.
+    /// The fate of a send, with a wake-up when the fate is known.
     pub fn poll_fate(
         self: &Arc<Self>,
         cx: &mut Context<'_>,
@@ -85,7 +84,7 @@ impl<K: Kernel> Core<K> {
     ) -> Poll<Result<Fate, WaitError>> {
         self.check_ticket(ticket)?;
         self.step().map_err(|error| WaitError::Os(OsError::from(&error)))?;
-        // Cloned, and the one it replaces dropped, with no lock held: that is user code.
+        // Clone and drop wakers with no lock held: both run user code.
         let waker = cx.waker().clone();
         let mut machine = self.enter();
         if let Some(fate) = machine.fate(ticket) {
@@ -103,7 +102,7 @@ impl<K: Kernel> Core<K> {
         Poll::Pending
     }
 
-    /// The first error of a connection that is over.
+    /// The first error of a failed or ended connection.
     pub fn connection_error(&self) -> Option<OsError> {
         if self.is_forked() {
             return None;
@@ -111,7 +110,7 @@ impl<K: Kernel> Core<K> {
         self.enter().connection_error()
     }
 
-    /// What cut a send short, if so.
+    /// The error that cut a send short, if any.
     pub(super) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
         self.enter().truncation(ticket)
     }
@@ -130,7 +129,7 @@ impl<K: Kernel> Core<K> {
         !self.is_forked() && self.enter().cold().is_some()
     }
 
-    /// Whether sends can go without copy, and if not, why.
+    /// Returns whether sends can go without copy, and if not, the reason.
     pub fn capabilities(&self) -> Capabilities {
         if self.is_forked() {
             return Capabilities { zero_copy: false, reason: None };
@@ -143,13 +142,13 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() { SenderStats::default() } else { self.enter().stats() }
     }
 
-    /// The id that the socket's next zero-copy call takes.
+    /// The id of the socket's next zero-copy call.
     pub fn next_id(&self) -> NotificationId {
         self.enter().in_flight.tracker.next_id()
     }
 
-    /// How long the peer has acknowledged nothing while something is held. Of datagrams, the age of
-    /// the oldest call in flight.
+    /// How long the peer has acknowledged nothing while something is held. For datagrams, the age
+    /// of the oldest call in flight.
     pub fn oldest(&self) -> Option<Duration> {
         if self.is_forked() {
             return None;

@@ -20,9 +20,9 @@ use crate::{
 
 /// The half that sends; from [`Sender::split`](super::Sender::split).
 ///
-/// It reads notes by itself when its window is full, whatever the other half does. Dropping it
-/// begins the end of the stream: what is left is flushed and the stream shut down, by the other
-/// half's calls, or by the reaper once that is gone too.
+/// The half reads notifications by itself when its window is full, without the help of the reaping
+/// half. Dropping the half begins the end of the stream: the unsent part is flushed and the stream
+/// shut down, by calls of the reaping half, or by the reaper thread once both halves are dropped.
 ///
 /// ```
 /// # use std::{net::{TcpListener, TcpStream}, thread};
@@ -59,7 +59,7 @@ pub(super) fn halves<S: AsFd + Send + Sync + 'static>(
     (SendHalf(Half(Some(Arc::clone(&core)))), ReapHalf(Half(Some(core))))
 }
 
-/// One of two owners of a core.
+/// One of the two owners of a core.
 struct Half<S: AsFd + Send + Sync + 'static>(
     /// `None` only while being dropped.
     Option<Arc<Core<Socket<S>>>>,
@@ -90,29 +90,38 @@ impl<S: AsFd + Send + Sync + 'static> Drop for ReapHalf<S> {
 }
 
 impl<S: AsFd + Send + Sync + 'static> SendHalf<S> {
-    /// As [`Sender::try_send`](super::Sender::try_send).
+    /// Sends a buffer as far as the socket takes it now; never blocks.
+    ///
+    /// See [`Sender::try_send`](super::Sender::try_send).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// [`SendError::WouldBlock`] if nothing was accepted, and the errors of the connection and of
+    /// the call. The buffer comes back, except with [`SendError::Truncated`].
     pub fn try_send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
         self.0.core().try_send(buf)
     }
 
-    /// As [`Sender::send`](super::Sender::send).
+    /// Sends a buffer, blocking until the socket has accepted every byte.
+    ///
+    /// See [`Sender::send`](super::Sender::send).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The errors of the connection and of the call. The buffer comes back, except with
+    /// [`SendError::Truncated`].
     pub fn send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
         self.0.core().send(buf)
     }
 
-    /// As [`Sender::send_timeout`](super::Sender::send_timeout).
+    /// Sends a buffer, blocking until the socket has accepted every byte or the time is up.
+    ///
+    /// See [`Sender::send_timeout`](super::Sender::send_timeout).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The errors of [`send`](Self::send). When the time is up: [`SendError::TimedOut`] with the
+    /// buffer if nothing was accepted, [`SendError::Unfinished`] with the ticket if a part was.
     pub fn send_timeout<P: IntoPayload>(
         &mut self,
         buf: P,
@@ -121,59 +130,72 @@ impl<S: AsFd + Send + Sync + 'static> SendHalf<S> {
         self.0.core().send_timeout(buf, timeout)
     }
 
-    /// As [`Sender::try_send_vectored`](super::Sender::try_send_vectored).
+    /// Sends several buffers as one send, in order, as far as the socket takes them now.
+    ///
+    /// See [`Sender::try_send_vectored`](super::Sender::try_send_vectored).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The errors of [`try_send`](Self::try_send). `bufs` is unchanged, except with
+    /// [`SendError::Truncated`].
     pub fn try_send_vectored(&mut self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
         self.0.core().try_send_vectored(bufs)
     }
 
-    /// As [`Sender::send_vectored`](super::Sender::send_vectored).
+    /// Sends several buffers as one send, blocking until the socket has accepted all of them.
+    ///
+    /// See [`Sender::send_vectored`](super::Sender::send_vectored).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The errors of [`send`](Self::send). `bufs` is unchanged, except with
+    /// [`SendError::Truncated`].
     pub fn send_vectored(&mut self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
         self.0.core().send_vectored(bufs)
     }
 
-    /// As [`Sender::flush`](super::Sender::flush).
+    /// Sends the unsent part of the last send; never blocks. Returns `true` if nothing is left.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The error of the connection, or of the call.
     pub fn flush(&mut self) -> Result<bool, OsError> {
         self.0.core().flush_now()
     }
 }
 
 impl<S: AsFd + Send + Sync + 'static> ReapHalf<S> {
-    /// As [`Sender::reap`](super::Sender::reap).
+    /// Reads the error queue and recycles or hands back released buffers; never blocks.
+    ///
+    /// See [`Sender::reap`](super::Sender::reap).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The error of `recvmsg(2)`.
     pub fn reap(&mut self) -> io::Result<Reaped> {
         self.0.core().reap()
     }
 
-    /// As [`Sender::next_returned`](super::Sender::next_returned).
+    /// Returns the next payload handed back, in order of release.
+    ///
+    /// See [`HandBack::Return`](crate::HandBack::Return).
     pub fn next_returned(&mut self) -> Option<Returned> {
         self.0.core().next_returned()
     }
 
-    /// As [`Sender::next_event`](super::Sender::next_event).
+    /// Returns the next message of the error queue about something other than zero copy.
     pub fn next_event(&mut self) -> Option<Foreign> {
         self.0.core().next_event()
     }
 
-    /// As [`Sender::poll_fate`](super::Sender::poll_fate).
+    /// Polls for the fate of a send, for use in a future of any runtime.
+    ///
+    /// See [`Sender::poll_fate`](super::Sender::poll_fate).
     ///
     /// # Errors
     ///
-    /// As there.
+    /// The errors of [`fate`](Self::fate); also [`WaitError::Os`] with the error of `recvmsg(2)`,
+    /// and [`WaitError::NoThread`].
     pub fn poll_fate(
         &mut self,
         cx: &mut Context<'_>,
@@ -182,64 +204,70 @@ impl<S: AsFd + Send + Sync + 'static> ReapHalf<S> {
         self.0.core().poll_fate(cx, ticket)
     }
 
-    /// As [`Sender::wait`](super::Sender::wait).
+    /// Blocks until a send has its fate, or the deadline.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// [`WaitError::TimedOut`], or at once [`WaitError::Poisoned`] if the error queue can prove
+    /// nothing any more, and [`WaitError::ForeignTicket`] for a ticket of another sender.
     pub fn wait(&mut self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
         self.0.core().wait(ticket, deadline)
     }
 
-    /// As [`Sender::drain`](super::Sender::drain): waits until nothing is in flight at the moment.
+    /// Blocks until nothing is in flight, or the deadline. The sending half may send on afterwards.
     ///
     /// # Errors
     ///
-    /// As there.
+    /// [`WaitError::TimedOut`], or at once [`WaitError::Poisoned`] if the error queue can prove
+    /// nothing any more.
     pub fn drain(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
         self.0.core().drain(deadline)
     }
 }
 
-/// What both halves tell.
+/// The state and results that both halves tell.
 macro_rules! both_halves {
     ($half:ident) => {
         impl<S: AsFd + Send + Sync + 'static> $half<S> {
-            /// As [`Sender::fate`](super::Sender::fate).
+            /// Returns the fate of a send, or `None` while the send is open.
             ///
             /// # Errors
             ///
-            /// As there.
+            /// [`WaitError::ForeignTicket`] for a ticket of another sender, and
+            /// [`WaitError::Forked`] in a forked child.
             pub fn fate(&self, ticket: Ticket) -> Result<Option<Fate>, WaitError> {
                 self.0.core().fate(ticket)
             }
 
-            /// As [`Sender::interest`](super::Sender::interest).
+            /// Returns the events to wait for before the next call.
             pub fn interest(&self) -> Interest {
                 self.0.core().interest()
             }
 
-            /// As [`Sender::stats`](super::Sender::stats).
+            /// Returns the counters and the state of the sender.
             pub fn stats(&self) -> SenderStats {
                 self.0.core().stats()
             }
 
-            /// As [`Sender::capabilities`](super::Sender::capabilities).
+            /// Returns whether sends can go without copy now, and if not, the reason.
             pub fn capabilities(&self) -> Capabilities {
                 self.0.core().capabilities()
             }
 
-            /// As [`Sender::oldest_in_flight`](super::Sender::oldest_in_flight).
+            /// Returns the least time for which the peer has acknowledged nothing while something
+            /// is held.
+            ///
+            /// See [`Sender::oldest_in_flight`](super::Sender::oldest_in_flight).
             pub fn oldest_in_flight(&self) -> Option<Duration> {
                 self.0.core().oldest()
             }
 
-            /// As [`Sender::connection_error`](super::Sender::connection_error).
+            /// Returns the first error of a failed or ended connection.
             pub fn connection_error(&self) -> Option<OsError> {
                 self.0.core().connection_error()
             }
 
-            /// As [`Sender::get_ref`](super::Sender::get_ref).
+            /// Returns the socket, for reading and for socket options.
             pub fn get_ref(&self) -> &S {
                 &self.0.core().kernel.0
             }

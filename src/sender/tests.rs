@@ -1,4 +1,4 @@
-//! The order of events, over a kernel that does as it is told.
+//! The order of events, over a scripted kernel.
 
 use std::{
     sync::{
@@ -30,7 +30,7 @@ fn config() -> Config {
     Config { threshold_bytes: 1, ..Config::default() }
 }
 
-/// A stream that answers so, and takes whatever comes after that.
+/// A stream with these answers, followed by full acceptance.
 fn stream(answers: impl IntoIterator<Item = Answer>) -> FakeKernel {
     let kernel = FakeKernel::new(Transport::Stream, Answer::Take);
     kernel.will(answers);
@@ -62,7 +62,7 @@ fn promptly(body: impl FnOnce() + Send + 'static) {
     thread.join().unwrap();
 }
 
-/// Asks something of the sender when it is woken, and when it is dropped.
+/// Asks the sender something when woken, and when dropped.
 struct Nosy(Arc<Core<FakeKernel>>, Arc<AtomicBool>);
 
 impl Wake for Nosy {
@@ -208,7 +208,7 @@ fn the_id_of_a_failed_datagram_is_not_given_out_while_its_note_may_be_unread() {
     }
 }
 
-/// Counts how often it is woken, and how many slots were free when it last was.
+/// Counts its wake-ups, and the free slots at the last one.
 struct Told(Pool, AtomicUsize, AtomicUsize);
 
 impl Told {
@@ -368,7 +368,7 @@ fn nothing_is_stuck_any_more_once_a_send_went_well() {
 
 static PAGE: [u8; 4096] = [1; 4096];
 
-/// What a call was told holds for some behind it, until something changes.
+/// The answer to a call holds for some calls behind it, until something changes.
 #[test]
 fn no_call_goes_without_copy_on_an_answer_that_is_no_longer_true() {
     const EOPNOTSUPP: i32 = 95;

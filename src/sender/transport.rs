@@ -1,10 +1,10 @@
-//! The rules in which transports differ.
+//! The rules for streams and for datagrams.
 //!
 //! | | stream | datagram |
 //! |---|---|---|
-//! | a send is | cut into calls | one call, all of it by copy or none |
+//! | a send is | cut into calls | one call, wholly by copy or wholly without |
 //! | an empty send is | nothing | a datagram |
-//! | a call that fails | takes no id | may take one; then its note is on the queue already |
+//! | a failed call | takes no id | may take one; then its notification is on the queue already |
 //! | `ENOBUFS`, `EPERM` | a limit | the same, or the datagram was dropped below the socket |
 //! | `EMSGSIZE` without copy | – | more than 17 parts of pages: goes by copy |
 //! | the end | shut down, aborted | the peer knows of none |
@@ -12,28 +12,29 @@
 use super::budget::MemlockBudget;
 use crate::sys::{errno, socket::Kind};
 
-/// Elements one call may have: `IOV_MAX`.
+/// Elements that one call may have: `IOV_MAX`.
 const MAX_CALL_ELEMENTS: usize = 1024;
 
-/// Elements below this size always go by copy: a page reference costs more than they do.
+/// Elements below this size always go by copy: referencing a page costs more than copying so
+/// little.
 pub(super) const MIN_ZERO_COPY_ELEMENT: usize = 4096;
 
-/// No datagram is longer: the kernel refuses it, and for that it need not count its pages.
+/// The longest possible datagram. The kernel refuses longer ones without counting their pages.
 const MAX_DATAGRAM_BYTES: usize = u16::MAX as usize;
 
 /// Largest call of a stream, in bytes.
 const MAX_CALL_BYTES: usize = 1 << 20;
 
-/// What a socket makes of the sends it is given.
+/// The socket's use of the sends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Transport {
     /// A row of bytes.
     Stream,
-    /// Each send on its own.
+    /// Every send is a message.
     Datagram,
 }
 
-/// How much one call may cover.
+/// Limits of one call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct CallLimits {
     pub(super) elements: usize,
@@ -50,7 +51,8 @@ impl Transport {
         }
     }
 
-    /// What one call may cover. A datagram is never cut: what is too large the kernel refuses.
+    /// The limits of one call. A datagram is never cut: the kernel refuses a datagram that is too
+    /// large.
     #[inline]
     pub(super) fn call_limits(self, budget: &MemlockBudget) -> CallLimits {
         match self {
@@ -62,8 +64,8 @@ impl Transport {
         }
     }
 
-    /// Whether neighbours go without copy: when together they reach the threshold, and are large
-    /// enough on average.
+    /// Returns `true` if neighbours go without copy: together they reach the threshold, and their
+    /// average size is large enough.
     #[inline]
     pub(super) fn goes_without_copy(
         self,
@@ -84,26 +86,26 @@ impl Transport {
         }
     }
 
-    /// Whether a call of no bytes means something. It always goes by copy, since with the flag it
-    /// would take an id.
+    /// Returns `true` if a call of no bytes means something. Such a call always goes by copy, since
+    /// with the flag it would take an id.
     #[inline]
     pub(super) fn sends_nothing(self) -> bool {
         self == Self::Datagram
     }
 
-    /// Whether a call that failed may have taken its id: where the layer that frees the packet is
-    /// the one that reports the failure. The note is on the error queue before the call returns.
+    /// Returns `true` if a failed call may have taken its id: where the layer that frees the packet
+    /// also reports the failure. The notification is on the error queue before the call returns.
     pub(super) fn failures_take_ids(self) -> bool {
         self == Self::Datagram
     }
 
-    /// Whether this error means that the datagram was dropped on this host: a queue was full, or a
-    /// filter refused it.
+    /// Returns `true` if this error means a datagram dropped on this host: a queue was full, or a
+    /// filter refused the packet.
     pub(super) fn is_drop(self, errno: i32) -> bool {
         self == Self::Datagram && matches!(errno, errno::ENOBUFS | errno::EPERM)
     }
 
-    /// Whether what was sent can be taken back by ending a connection.
+    /// Returns `true` if ending the connection takes back sent data.
     pub(super) fn has_end(self) -> bool {
         self == Self::Stream
     }
@@ -199,7 +201,7 @@ mod tests {
         assert_eq!(kernel.seen(), [call(1, LEN, true), call(1, LEN, false)]);
         let fate = Some(Fate::Released { accepted: LEN, copied: Some(true) });
         assert_eq!(sender.fate(ticket).unwrap(), fate);
-        // With notes to be read, the call is tried once more before that.
+        // With notifications to be read, the call is tried once more before the copy.
         kernel.will([Answer::Note(false), Answer::Fail(errno::ENOBUFS)]);
         sender.try_send(&BYTES[..LEN]).unwrap();
         sender.try_send(&BYTES[..LEN]).unwrap();

@@ -1,10 +1,10 @@
 //! Waiting without spinning.
 //!
-//! Three conditions make `poll(2)` return at once for ever: an unread note while waiting for room,
-//! an error condition after a reset that no call of ours clears, and room in the socket while
-//! waiting for a note. So waits are for edges. What one thread waits for another may read: the
-//! other half of the sender, the reaper, a thread that waits for a slot. So each has a bell, which
-//! whoever brings news rings.
+//! Three conditions make `poll(2)` return at once for ever: an unread notification while waiting
+//! for room, an error condition after a reset that no call of ours clears, and room in the socket
+//! while waiting for a notification. So waits are for edges. Another thread may read the awaited
+//! notification: the second half of the sender, the reaper, a thread that waits for a slot. So
+//! the thread that reads it wakes the waiting threads.
 
 use std::time::{Duration, Instant};
 
@@ -21,16 +21,16 @@ use crate::{
     sync::Arc,
 };
 
-/// One wait of one thread, over as many rounds as it takes.
+/// One wait of one thread, over any number of rounds.
 pub(super) struct Wait<'a, K: Kernel> {
     core: &'a Core<K>,
     deadline: Option<Instant>,
-    /// Whether this is about a buffer that may have been refused as a whole.
+    /// The wait is about a buffer that may have been refused as a whole.
     sending: bool,
     edges: Option<Arc<dyn Edges>>,
-    /// Whether the last round ended with an error condition of the socket.
+    /// The last round ended with an error condition of the socket.
     error: bool,
-    /// Whether it ended with nothing else.
+    /// The last round ended with nothing but an error condition.
     notes_only: bool,
 }
 
@@ -52,7 +52,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
             return Err(WaitError::Forked);
         }
         loop {
-            // The owner waits for the call of a visitor; other threads wait below.
+            // The owner waits for the call of a visitor; every other thread waits below.
             let goal = match (self.sending, self.leaves_notes()) {
                 (true, true) => Goal::Push,
                 (true, false) => Goal::Flush,
@@ -71,7 +71,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         }
     }
 
-    /// Waits once for what a refused buffer waits for.
+    /// Waits once for room for a refused buffer.
     fn round_to_send(&mut self) -> Result<(), WaitError> {
         let leaves_notes = self.take_spare() || self.leaves_notes();
         if !leaves_notes || self.core.config.max_hold.is_some() {
@@ -83,13 +83,14 @@ impl<'a, K: Kernel> Wait<'a, K> {
         self.round(0)
     }
 
-    /// Whether the notes are left to the calls to come, which read them many at once: there is room
-    /// for those, and by edges an unread note does not end a wait for it.
+    /// Returns `true` if the notifications are left to the calls to come, which read many at once:
+    /// there is room for those calls, and by edges an unread notification does not end a wait for
+    /// room.
     fn leaves_notes(&self) -> bool {
         self.sending && self.edges.is_some() && !self.notes_only
     }
 
-    /// Takes over what an earlier wait has left; whether it did.
+    /// Takes over the descriptors of an earlier wait. Returns `true` if there were any.
     fn take_spare(&mut self) -> bool {
         if self.edges.is_some() {
             return false;
@@ -110,8 +111,8 @@ impl<'a, K: Kernel> Wait<'a, K> {
             return Ok(false);
         }
         if self.take_spare() {
-            // What the socket had to tell since is kept. Only of the halves' own news there was no
-            // word, which a wait for room is not about.
+            // The descriptors have kept the socket's news since. Only wake-ups of the halves are
+            // missing, and a wait for room does not need them.
             return Ok(!self.sending);
         }
         match self.core.kernel.edges() {
@@ -134,7 +135,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         Some(edges)
     }
 
-    /// Waits once for what the sender is interested in; `messages` were read since the last round.
+    /// Waits once for the sender's interest; `messages` were read since the last round.
     pub(super) fn round(&mut self, messages: usize) -> Result<(), WaitError> {
         let mut interest = self.core.interest();
         interest.writable &= self.sending || !self.core.is_flushed();
@@ -152,7 +153,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         let news = self.edges.as_ref().map(|edges| edges.wait(Some(left)));
         let ready = match news {
             Some(Ok(ready)) => ready,
-            // There are none, or a filter for system calls has come to forbid them.
+            // There are no edges, or a filter for system calls has come to forbid them.
             _ => {
                 drop(self.stop_listening());
                 self.core.kernel.wait(interest, Some(left)).map_err(|error| os(&error))?
@@ -175,7 +176,7 @@ impl<K: Kernel> Drop for Wait<'_, K> {
 
 /// The calls that block.
 impl<K: Kernel> Core<K> {
-    /// Sends a buffer and waits until all of it is accepted.
+    /// Sends a buffer and waits until every byte is accepted.
     #[inline(always)]
     pub fn send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
         self.send_with(buf, |buf| self.offer_one(buf))
@@ -189,7 +190,7 @@ impl<K: Kernel> Core<K> {
         self.send_with((), |()| self.offer_all(bufs))
     }
 
-    /// Sends a buffer and waits until all of it is accepted, or the time is up.
+    /// Sends a buffer and waits until every byte is accepted, or the time is up.
     pub fn send_timeout<P: IntoPayload>(
         self: &Arc<Self>,
         buf: P,
@@ -217,7 +218,7 @@ impl<K: Kernel> Core<K> {
         }
     }
 
-    /// Goes on waiting and trying after a first attempt that did not end it.
+    /// Goes on waiting and trying after an incomplete first attempt.
     #[cold]
     fn wait_to_send<B>(
         &self,
@@ -225,7 +226,7 @@ impl<K: Kernel> Core<K> {
         deadline: Option<Instant>,
         mut attempt: impl FnMut(B) -> Result<Offered, SendError<B>>,
     ) -> Result<Ticket, SendError<B>> {
-        // A socket that other bytes have filled may hold this one up too.
+        // Bytes written past the sender may have filled the socket, and hold this send up too.
         self.watch_hold();
         let mut wait = Wait::to_send(self, deadline);
         let ticket = loop {
@@ -244,7 +245,7 @@ impl<K: Kernel> Core<K> {
         if let Err(WaitError::Os(error)) = flushed
             && !self.is_flushed()
         {
-            // The caller would not know that a part of it is still to come.
+            // The caller would not know that a part of the send is still to come.
             self.give_up(error);
         }
         match self.truncation(ticket) {
@@ -265,7 +266,7 @@ impl<K: Kernel> Core<K> {
         })
     }
 
-    /// Waits until everything is accepted, released, and let go of by whoever found that.
+    /// Waits until everything is accepted and released, and every released payload is dropped.
     pub fn drain(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
         Wait::new(self, deadline).until(|core| {
             let machine = core.enter();
@@ -277,7 +278,7 @@ impl<K: Kernel> Core<K> {
         })
     }
 
-    /// Drives the sender until its end is over.
+    /// Drives the sender until the end is over.
     pub(super) fn wait_over(&self, deadline: Instant) -> Result<(), WaitError> {
         Wait::new(self, Some(deadline)).until(|core| {
             let machine = core.enter();
@@ -285,7 +286,7 @@ impl<K: Kernel> Core<K> {
         })
     }
 
-    /// What is unsent cannot be sent, and nobody would know that a part of it is still to come.
+    /// Gives the unsent part up: no call can send it, and the caller would not know of it.
     fn give_up(&self, error: OsError) {
         let mut machine = self.await_call(self.enter());
         machine.cut_short(error);

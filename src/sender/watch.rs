@@ -1,4 +1,4 @@
-//! Visitors: what a thread does for a sender that it does not own, and the reaper's care.
+//! Visitors: the work of a thread for a sender of another owner, and the reaper's care.
 
 use std::{io, mem, time::Duration};
 
@@ -10,17 +10,17 @@ use super::{
 };
 use crate::{error::OsError, lock::lock, raw::Reclaim, sync::Arc, sys::errno};
 
-/// What one visit did.
+/// The result of one visit.
 #[derive(Debug)]
 pub struct Step {
-    /// What was read of the error queue.
+    /// The messages read from the error queue.
     pub read: Read,
     /// Why something is unsent, if so.
     pub(super) flushed: Result<(), Stop>,
 }
 
 impl Step {
-    /// The error of a call for what is unsent that says nothing about the connection.
+    /// The error of a call for the unsent part, if it says nothing about the connection.
     pub(super) fn refused(&self) -> Option<OsError> {
         match self.flushed {
             Err(Stop::Refused(error)) => Some(error),
@@ -30,7 +30,7 @@ impl Step {
 }
 
 impl<K: Kernel> Core<K> {
-    /// Reads the error queue, then sends what the socket now takes of the last send.
+    /// Reads the error queue, then sends as much of the unsent part as the socket takes.
     pub fn step(&self) -> io::Result<Step> {
         self.run(Goal::Visit).0
     }
@@ -50,7 +50,7 @@ impl<K: Kernel> Core<K> {
         (step, look_again)
     }
 
-    /// Reads the error queue for a caller that wants to know what came of it.
+    /// Reads the error queue for a caller that wants the result.
     pub fn reap(&self) -> io::Result<Reaped> {
         let read = self.step()?.read;
         if let Some(error) = read.refused {
@@ -70,7 +70,7 @@ impl<K: Kernel> Core<K> {
         }
     }
 
-    /// Sends what is unsent, for the owner. Returns `true` if nothing is left.
+    /// Sends the unsent part, for the owner. Returns `true` if nothing is left.
     pub fn flush_now(&self) -> Result<bool, OsError> {
         self.forget_refused();
         match self.run(Goal::Flush).0.map_err(|error| OsError::from(&error))?.flushed {
@@ -100,7 +100,7 @@ impl<K: Kernel> Core<K> {
         self.unwatch(&mut lock(&self.watch), Watch::Over);
     }
 
-    /// The kernel's side alone, unless another thread holds the core at this moment.
+    /// Returns only the kernel's side, unless another thread holds the core at this moment.
     pub fn into_kernel(self: Arc<Self>) -> Result<K, Arc<Self>> {
         self.retire();
         Arc::try_unwrap(self).map(|core| core.kernel)
@@ -119,7 +119,7 @@ impl<K: Kernel> Reclaim for Core<K> {
         // A failure shows in the sender's own calls.
         let (_, look_again) = self.run(Goal::Visit);
         // Both locks, in this order. An end that begins in between hands the sender over, and the
-        // reaper's hold on it must not be given up below.
+        // code below must not drop the reaper's reference then.
         let mut watch = lock(&self.watch);
         let mut machine = self.enter();
         if machine.is_ending() {

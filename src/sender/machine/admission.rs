@@ -1,4 +1,4 @@
-//! Whether a call may be made, and which way it goes.
+//! Admission: may a call be made, and which way does it go?
 
 use std::mem;
 
@@ -19,7 +19,7 @@ impl Machine {
         self.out == Out::No && self.sending.is_none() && self.error.is_none()
     }
 
-    /// Lets a lone buffer in that need not ask: by a grant, or because it is small. A call without
+    /// Lets a lone buffer in without a question: by a grant, or because it is small. A call without
     /// copy is charged for.
     #[inline(always)]
     pub(in crate::sender) fn granted(
@@ -44,13 +44,14 @@ impl Machine {
         self.in_flight.tracker.has_place()
     }
 
-    /// A call that was let in without copy, for a buffer of `len` bytes or a part of it, is not made.
+    /// Refunds a call without copy that was let in and is not made, for a buffer of `len` bytes or
+    /// a part of the buffer.
     #[cold]
     pub(in crate::sender) fn refund(&mut self, len: usize) {
         self.in_flight.done.budget.refund(1, len.min(self.limits.bytes));
     }
 
-    /// Lets a lone buffer in that has to ask.
+    /// Decides about a lone buffer that has to ask.
     pub(super) fn admit(&mut self, item: Item) -> Next {
         if self.error.is_some() || self.sending.is_some() {
             return Next::Act(Done(Outcome::Refused));
@@ -77,8 +78,8 @@ impl Machine {
         Next::Act(Done(Outcome::Go(way)))
     }
 
-    /// Which way a call of `bytes` may go; without copy it is charged for. `None`: it has to wait
-    /// for releases of this sender.
+    /// Returns the way of a call of `bytes`; without copy the call is charged for. `None`: the call
+    /// has to wait for releases of this sender.
     pub(super) fn admission(&mut self, bytes: usize) -> Result<Option<Way>, Question> {
         if !mem::replace(&mut self.known.has_looked, true) {
             let outstanding = self.in_flight.tracker.outstanding();
@@ -110,7 +111,8 @@ impl Machine {
                 return Ok(Some(Way::ZeroCopy));
             }
             if is_first {
-                // The budget is used up by others, so that no release of this sender would help.
+                // The rest of the budget belongs to other senders, so no release of this sender
+                // would help.
                 return Ok(Some(Way::Copy));
             }
             // A full window is looked at again after the error queue is read, and once more after
@@ -138,14 +140,15 @@ impl Machine {
         Question::Queue
     }
 
-    /// What calls like the one just let in may do without asking.
+    /// The grant for calls like the one just let in.
     fn grant(&self, item: Item, bytes: usize, way: Way) -> Grant {
         let InFlight { route, tracker, done, copy_reason, .. } = &self.in_flight;
         if item.quota.is_some() || !done.recycles() && way == Way::ZeroCopy {
             return Grant::default();
         }
         match way {
-            // Until these are used up the error queue is not read, so nothing must be to come.
+            // Until the grant is used up the error queue is not read, so no notification must be to
+            // come.
             Way::Copy if tracker.outstanding() > 0 => Grant::default(),
             Way::Copy if copy_reason.is_some() => Grant::new(usize::MAX, bytes, item.pool, way),
             Way::Copy => {
@@ -166,14 +169,14 @@ impl Machine {
         }
     }
 
-    /// Returns `true` if neighbours of so many bytes go without copy if they can.
+    /// Returns `true` if neighbours of so many bytes should go without copy.
     #[inline]
     pub(super) fn goes_without_copy(&self, elements: usize, bytes: usize) -> bool {
         self.transport.goes_without_copy(self.config.threshold_bytes, elements, bytes)
     }
 
-    /// Returns `true` if the quotas of their pools let buffers of these in. A sender that copies
-    /// has nothing in flight for long, and a poisoned one could wait for ever.
+    /// Returns `true` if the quotas of the pools let these buffers in. A copying sender has nothing
+    /// in flight for long, and a poisoned sender could wait for ever.
     #[inline]
     pub(in crate::sender) fn quotas_allow(
         &self,

@@ -1,4 +1,4 @@
-//! How long the calls in flight have been there.
+//! Ages of the calls in flight.
 
 use std::{
     collections::VecDeque,
@@ -10,11 +10,11 @@ use crate::id::NotificationId;
 
 /// When ids were issued, as marks.
 ///
-/// The clock is not read for every call: the first one in flight is marked, and every reading of
-/// the error queue, which a busy sender does after 32 calls, marks those before it.
+/// The clock is not read for every call: the first call in flight is marked, and every reading of
+/// the error queue, after 32 calls in a busy sender, marks the calls before.
 #[derive(Default)]
 pub(super) struct Ages {
-    /// The first mark by itself: a sender that is hardly used has no other.
+    /// The first mark by itself: a sender that is hardly used has no more.
     first: Option<Mark>,
     later: Lazy<VecDeque<Mark>>,
 }
@@ -23,7 +23,7 @@ pub(super) struct Ages {
 type Mark = (NotificationId, Instant);
 
 impl Ages {
-    /// Marks closer together than this are one, except for the last.
+    /// Marks closer together than this are merged, except for the last.
     const APART: Duration = Duration::from_millis(10);
     const MAX_LATER: usize = 127;
 
@@ -43,7 +43,7 @@ impl Ages {
         if !later.is_empty() && now.duration_since(before.1) < Self::APART {
             later.pop_back();
         } else if later.len() == Self::MAX_LATER {
-            // Those of the oldest ids stay exact.
+            // The marks of the oldest ids stay exact.
             let mut at = 0;
             later.retain(|_| {
                 at += 1;

@@ -1,4 +1,4 @@
-//! One system call that sends: how it goes, and how it can end.
+//! One system call that sends: its way, and its possible ends.
 
 use crate::{
     error::{OsError, SendError},
@@ -6,41 +6,41 @@ use crate::{
     sys::errno,
 };
 
-/// How a call sends.
+/// The way of a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(in crate::sender) enum Way {
     /// By copy: the kernel reads the memory during the call only.
     #[default]
     Copy,
-    /// Without copy: the kernel reads the memory until it releases the call.
+    /// Without copy: the kernel reads the memory until the release of the call.
     ZeroCopy,
 }
 
-/// Elements of the outbox that one call covers.
+/// The elements of the outbox in one call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::sender) struct Cut {
-    /// Index of the first element, and the one behind the last.
+    /// Index of the first element, and one past the last.
     pub(super) first: usize,
     pub(super) last: usize,
     pub(super) bytes: usize,
-    /// The way that the elements would go if nothing stands against it.
+    /// The way of the elements if nothing stands against it.
     pub(super) way: Way,
     /// More of the same send follows, so that a small header need not travel alone.
     pub(super) more: bool,
 }
 
-/// A call that failed, while it is not settled what that means.
+/// A failed call, until its meaning is settled.
 #[derive(Debug)]
 pub(super) struct Failed {
     pub(super) cut: Cut,
     pub(super) error: OsError,
     /// The call was without copy.
     pub(super) was_zero_copy: bool,
-    /// Its id, until it is known whether the kernel used it.
+    /// The id of the call, until it is known whether the kernel used the id.
     pub(super) id: Option<NotificationId>,
     /// The kernel used the id, and has released it.
     pub(super) took_id: bool,
-    /// The limit that the kernel ran into is counted.
+    /// The limit met by the kernel is counted.
     pub(super) is_counted: bool,
     /// The error queue was read after the failure.
     pub(super) has_read: bool,
@@ -51,7 +51,7 @@ impl Failed {
     pub(super) fn new(cut: Cut, id: Option<NotificationId>, sent: Result<usize, OsError>) -> Self {
         Self {
             cut,
-            // A call that takes nothing and says so finds no room.
+            // A call that takes nothing without an error found no room.
             error: sent.err().unwrap_or(OsError::from_raw(errno::EAGAIN)),
             was_zero_copy: id.is_some(),
             id,
@@ -62,7 +62,7 @@ impl Failed {
     }
 }
 
-/// How the next call of the outbox goes after one that failed.
+/// The way of the next call of the outbox after a failed call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) enum Retry {
     /// No call failed.
@@ -70,7 +70,7 @@ pub(super) enum Retry {
     No,
     /// Without copy, once more: releases made room.
     Once,
-    /// By copy, whatever the elements could do.
+    /// By copy, even for large elements.
     ByCopy,
 }
 
@@ -81,7 +81,7 @@ pub(in crate::sender) enum Blocked {
     Socket,
     /// The window, the memlock budget or a quota has no room.
     Window,
-    /// A call was refused for another reason.
+    /// A call was refused for a different reason.
     Refused,
 }
 
@@ -91,14 +91,14 @@ pub(in crate::sender) enum Stop {
     Blocked,
     /// The connection is over.
     Failed(OsError),
-    /// The next elements were refused; the connection is as it was.
+    /// The next elements were refused; the connection is unchanged.
     Refused(OsError),
     /// A datagram was accepted, and dropped below the socket.
     Dropped(OsError),
 }
 
 impl Stop {
-    /// As the error of a send of which nothing was accepted.
+    /// Converts to the error of a send without an accepted byte.
     pub(in crate::sender) fn into_send_error<B>(self, buf: B) -> SendError<B> {
         match self {
             Self::Blocked => SendError::WouldBlock(buf),

@@ -1,4 +1,4 @@
-//! The end of a sender: what is flushed, drained, aborted and proven.
+//! The end of a sender: flush, drain, abort and proof.
 
 use std::time::{Duration, Instant};
 
@@ -8,15 +8,15 @@ use super::{
 };
 use crate::error::OsError;
 
-/// How long an abort may take to bring the last notifications before what is left is Quarantined.
-/// A packet that waits in a queue below TCP keeps its ids for longer.
+/// Time for an abort to bring the last notifications before unreleased leases are Quarantined. A
+/// packet in a queue below TCP keeps its ids for longer.
 const GRACE: Duration = Duration::from_millis(10);
 
-/// Time between looks at the option memory of a connection that is over, and the most time between
-/// looks at an ending sender that has no news.
+/// Time between looks at the option memory of an ended connection, and the most time between looks
+/// at an ending sender without news.
 const LOOK_EVERY_UNPROVEN: Duration = Duration::from_secs(1);
 
-/// How far the end has come.
+/// Progress of the end.
 ///
 /// ```text
 ///   Flushing --all accepted, shutdown--> Draining --all released--> Over
@@ -31,20 +31,21 @@ enum Phase {
     Over,
 }
 
-/// The end of a sender, once it has begun.
+/// The end of a sender, once begun.
 ///
-/// After the descriptor is closed no proof of release can come, so it stays open until `Over`.
+/// After the descriptor is closed no proof of release can come, so the descriptor stays open until
+/// `Over`.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sender) struct Closing {
     phase: Phase,
-    /// Whether an end without progress is aborted.
+    /// An end without progress is aborted.
     pub(super) lingers: bool,
-    /// When a look last found more acknowledged than the look before it.
+    /// The last time that a look found more acknowledged than the look before.
     progress: Instant,
     acknowledged: Progress,
-    /// Whether the stream was shut down behind all that was to be sent.
+    /// The stream was shut down behind all sent bytes.
     orderly: bool,
-    /// Whether a second shutdown has asked if the connection is over.
+    /// A second shutdown has asked if the connection is over.
     is_confirmed: bool,
     pub(super) aborted: bool,
     /// Bytes unacknowledged before the abort.
@@ -53,7 +54,7 @@ pub(in crate::sender) struct Closing {
     pub(super) error: Option<OsError>,
 }
 
-/// What an end has to know of its sender.
+/// The sender's state as the end needs it.
 #[derive(Clone, Copy)]
 pub(super) struct View {
     /// Everything is accepted, and no call is out.
@@ -68,13 +69,13 @@ pub(super) struct View {
     pub(super) linger: Duration,
 }
 
-/// What brings an end nearer.
+/// The next thing to do for an end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Step {
     Ask(Question),
     /// The option memory reads 0: everything is released.
     Prove,
-    /// What is left cannot be proven for now.
+    /// The remaining ids cannot be proven released for now.
     Quarantine,
     /// Break the connection, for want of progress.
     Abort,
@@ -112,7 +113,7 @@ impl Closing {
         self.orderly && self.is_over()
     }
 
-    /// The next step, after the error queue is read and what could be sent is sent.
+    /// The next step, after the error queue is read and the unsent part was tried.
     pub(super) fn next(&mut self, view: View, known: &Known) -> Step {
         if self.phase == Phase::Flushing && view.is_flushed {
             if !view.has_failed {
@@ -146,9 +147,10 @@ impl Closing {
         }
     }
 
-    /// Everything is released. A connection that fails releases what never arrived, so an orderly
-    /// end with bytes unacknowledged asks whether the connection is over. One that ended in order
-    /// meanwhile cannot be shut down either; what a failed connection left unacknowledged stays so.
+    /// Everything is released. A failing connection releases even bytes that never arrived, so an
+    /// orderly end with unacknowledged bytes asks whether the connection is over. A connection that
+    /// ended in order meanwhile cannot be shut down either. The unacknowledged bytes of a failed
+    /// connection stay unacknowledged.
     fn finish(&mut self, known: &Known) -> Step {
         if self.orderly && !self.is_confirmed {
             let Some(unacked) = known.unacked else { return Step::Ask(Question::Unacked) };
@@ -179,7 +181,7 @@ impl Closing {
             return Step::Look(look_after(view.linger));
         }
         if unacked == Some(0) && view.is_flushed {
-            // The peer has everything; a reset would only spoil that.
+            // The peer has everything; a reset would only spoil the end.
             self.phase = Phase::Unproven { since: now, quarantined: false };
             return Step::Look(GRACE);
         }
@@ -191,8 +193,8 @@ impl Closing {
         Some(unacked?.saturating_sub(usize::from(self.orderly)))
     }
 
-    /// The stream was shut down, or that failed. A second shutdown fails if the connection is over,
-    /// and changes nothing if it is not.
+    /// The result of a shutdown of the stream. A second shutdown fails if the connection is over,
+    /// and otherwise changes nothing.
     pub(super) fn shut_down(&mut self, result: Result<(), OsError>) {
         self.orderly = result.is_ok();
         self.error = result.err();
@@ -201,12 +203,12 @@ impl Closing {
         }
     }
 
-    /// The connection was broken at `now`, or that failed. `why`: the reason to break it.
+    /// The result of an abort at `now`. `why`: the reason to break the connection.
     pub(super) fn abort(&mut self, succeeded: bool, why: OsError, now: Instant) {
         self.aborted = succeeded;
         self.orderly = false;
         if !succeeded {
-            // The ids stay out, and what is in flight becomes Quarantined.
+            // The ids stay out, and the sends in flight become Quarantined.
             self.error.get_or_insert(why);
         }
         self.phase = Phase::Unproven { since: now, quarantined: false };

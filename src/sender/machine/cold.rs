@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{id::Ticket, sync::Arc, sys::Foreign};
 
-/// Foreign messages of the error queue that are kept for the caller.
+/// Foreign messages of the error queue kept for the caller.
 const MAX_EVENTS: usize = 64;
 
 /// A value in a box that the first change makes.
@@ -28,7 +28,7 @@ impl<T: Default> Lazy<T> {
         self.0.as_deref()
     }
 
-    /// The value, to be changed if it ever was.
+    /// The value, to be changed, if it ever was.
     #[inline]
     pub(super) fn get_mut(&mut self) -> Option<&mut T> {
         self.0.as_deref_mut()
@@ -44,17 +44,17 @@ impl<T: Default> Lazy<T> {
 /// State that few senders have.
 #[derive(Default)]
 pub(in crate::sender) struct Cold {
-    /// Payloads for a caller that wants them back.
+    /// Payloads for a caller with [`HandBack::Return`](crate::HandBack::Return).
     pub(in crate::sender) returned: VecDeque<Returned>,
-    /// Tasks that wait for the fate of a send.
+    /// Tasks waiting for the fate of a send.
     pub(in crate::sender) wakers: Vec<(Ticket, Waker)>,
-    /// Tasks that wait for a slot in vain, to be woken once no lock is held.
+    /// Tasks waiting for a slot in vain, to be woken once no lock is held.
     pub(in crate::sender) hopeless: Vec<Waker>,
     pub(in crate::sender) events: VecDeque<Foreign>,
-    /// Threads that wait for changes of this sender, which another thread may be the one to read.
+    /// Threads waiting for changes of this sender, which another thread may read.
     pub(in crate::sender) sleepers: Vec<Arc<dyn Edges>>,
-    /// The descriptors of a wait that is over, for the next one. A busy sender would spend the
-    /// calls that make them on every buffer.
+    /// The descriptors of a finished wait, for the next wait. A busy sender would spend the calls
+    /// to make them on every buffer.
     pub(in crate::sender) spare_edges: Option<Arc<dyn Edges>>,
     pub(in crate::sender) hold: Hold,
     /// As in [`SenderStats`](crate::SenderStats).
@@ -66,7 +66,7 @@ pub(in crate::sender) struct Cold {
 }
 
 impl Cold {
-    /// Keeps a foreign message for the caller; the oldest one is dropped if there are too many.
+    /// Keeps a foreign message for the caller; drops the oldest one if there are too many.
     pub(super) fn keep_event(&mut self, event: Foreign) {
         if self.events.len() == MAX_EVENTS {
             self.events.pop_front();

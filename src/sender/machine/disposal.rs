@@ -6,8 +6,8 @@ use super::cold::Lazy;
 use crate::{buf::PinnedBuf, lease::Payload, panics::Panics, sync::per_thread};
 
 per_thread! {
-    /// Room for buffers. It belongs to the thread that reads the error queue, because the thread
-    /// that reads a notification drops what it released, as a rule. A list in each of ten thousand
+    /// Room for buffers. The room belongs to the thread that reads the error queue, because the
+    /// reader of a notification usually drops the released payloads. A list in each of ten thousand
     /// senders would never be in the cache.
     static ROOM: Cell<Vec<PinnedBuf>> = Cell::new(Vec::new());
 }
@@ -39,7 +39,7 @@ impl Disposal {
         }
     }
 
-    /// Drops all payloads, those behind one that panics too. Returns `true` if there were any.
+    /// Drops all payloads, even after a panic of one. Returns `true` if there were any.
     pub(in crate::sender) fn drop_all(&mut self, panics: &mut Panics) -> bool {
         let drops = !self.is_empty();
         while !self.bufs.is_empty() {
@@ -55,7 +55,7 @@ impl Disposal {
         drops
     }
 
-    /// Takes back the room of payloads that were dropped, unless there is room already.
+    /// Takes back the room of dropped payloads, unless there is room already.
     pub(super) fn put_back(&mut self, empty: Self) {
         if self.others.get().is_none() {
             self.others = empty.others;

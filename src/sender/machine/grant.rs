@@ -2,17 +2,17 @@
 
 use super::call::Way;
 
-/// Calls of lone buffers that may go without asking, all of them the same way.
+/// Calls of lone buffers that need not ask, all going the same way.
 ///
 /// A grant is the answer to one question of admission, extended to the calls behind it. A change of
-/// anything that the answer rests on revokes the grant. A release does not, because it only makes
+/// anything behind the answer revokes the grant. A release does not, because a release only makes
 /// more room.
 #[derive(Debug, Default)]
 pub(super) struct Grant {
     calls: usize,
     /// Largest call, in bytes.
     max_bytes: usize,
-    /// Number of the only pool whose buffers may go; 0 for memory outside pools.
+    /// Number of the only pool with granted buffers; 0 for memory outside pools.
     pool: u64,
     way: Way,
 }
@@ -23,8 +23,8 @@ impl Grant {
         Self { calls, max_bytes, pool, way }
     }
 
-    /// Uses the grant for a call of `bytes`. Returns which way it goes, or `None` if the call has
-    /// to ask.
+    /// Uses the grant for a call of `bytes`. Returns the call's way, or `None` if the call has to
+    /// ask.
     #[inline(always)]
     pub(super) fn take(&mut self, bytes: usize, pool: u64) -> Option<Way> {
         let covers = self.calls > 0 && bytes <= self.max_bytes && pool == self.pool;

@@ -10,22 +10,22 @@ use std::time::{Duration, Instant};
 /// Most time between looks.
 const MAX_LOOK: Duration = Duration::from_secs(1);
 
-/// Least time between looks at a sender with a limit, however small that is.
+/// Least time between looks at a sender with a limit, even a small one.
 pub(super) const MIN_LOOK: Duration = Duration::from_millis(1);
 
-/// The progress of the peer's acknowledgements, as looks at the socket show it.
+/// The progress of the peer's acknowledgements, according to looks at the socket.
 ///
-/// The number compared is the bytes accepted less the bytes unacknowledged. The unacknowledged
-/// bytes alone do not tell: they stay the same if the socket takes as much as the peer
-/// acknowledges. Bytes that the user writes past the sender shift the number once, and the next
-/// look is compared with the shifted one.
+/// The compared number is the bytes accepted less the bytes unacknowledged. Unacknowledged bytes
+/// alone do not tell: the number stands still if the socket takes as much as the peer acknowledges.
+/// Bytes that the user writes past the sender shift the number once, and the next look compares
+/// with the shifted number.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Progress {
     acknowledged: i64,
 }
 
 impl Progress {
-    /// Records a look. Returns `true` if the peer has acknowledged something since the last one.
+    /// Records a look. Returns `true` if the peer has acknowledged something since the last look.
     pub(super) fn look(&mut self, accepted: u64, unacked: Option<usize>) -> bool {
         let before = self.acknowledged;
         self.acknowledged = accepted as i64 - unacked.unwrap_or(0) as i64;
@@ -33,24 +33,24 @@ impl Progress {
     }
 }
 
-/// What the looks at a sender have found.
+/// The findings of the looks at a sender.
 #[derive(Default, Debug)]
 pub(in crate::sender) struct Hold {
     progress: Progress,
-    /// The time of the last acknowledgement, or of the beginning of what is held; `None` if nothing
-    /// is held.
+    /// The time of the last acknowledgement, or of the beginning of the hold; `None` if nothing is
+    /// held.
     since: Option<Instant>,
-    /// The same for what the peer has to acknowledge, which is less: an id in flight may be that of
-    /// a packet in a queue of this host, which the peer has acknowledged long since.
+    /// The same for bytes that the peer has to acknowledge. An id in flight may belong to a packet
+    /// in a queue of this host, long since acknowledged by the peer.
     awaited_since: Option<Instant>,
-    /// Bytes accepted by the last look, and whether they were more than by the one before it.
+    /// Bytes accepted by the last look, and `true` if they were more than by the look before.
     accepted: u64,
     was_busy: bool,
     /// How the connection was given up, if it was.
     pub(super) given_up: Option<GivenUp>,
 }
 
-/// How a connection was given up.
+/// The circumstances in which a connection was given up.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct GivenUp {
     /// Bytes unacknowledged before.
@@ -59,7 +59,7 @@ pub(super) struct GivenUp {
     pub(super) aborted: bool,
 }
 
-/// What a look at a sender has to know of it.
+/// The sender's state as a look needs it.
 #[derive(Clone, Copy)]
 pub(super) struct View {
     /// A part of a send is not accepted, and may yet be.
@@ -67,12 +67,12 @@ pub(super) struct View {
     /// Calls are in flight, and when the oldest was made at the latest.
     pub(super) is_in_flight: bool,
     pub(super) oldest: Option<Instant>,
-    /// Bytes accepted so far, and bytes unacknowledged where that can be told.
+    /// Bytes accepted so far, and bytes unacknowledged where the system can tell.
     pub(super) accepted: u64,
     pub(super) unacked: Option<usize>,
 }
 
-/// What is held.
+/// The hold on a sender at a look.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::sender) struct Held {
     /// The time since the peer last acknowledged something.
@@ -82,7 +82,7 @@ pub(in crate::sender) struct Held {
 }
 
 impl Hold {
-    /// Returns `true` if the kernel has refused the abort of a connection that is given up.
+    /// Returns `true` if the kernel has refused the abort of a given-up connection.
     pub(super) fn is_half_aborted(&self) -> bool {
         self.given_up.is_some_and(|given_up| !given_up.aborted)
     }
@@ -94,8 +94,8 @@ impl Hold {
         self.since.is_some() || self.was_busy || accepted != self.accepted
     }
 
-    /// Looks at what a stream holds, if it holds anything. No call is out, whose bytes would seem to
-    /// be acknowledged.
+    /// Looks at what a stream holds, if anything. No call is out, because its bytes would seem
+    /// acknowledged.
     pub(super) fn look(&mut self, view: View, now: Instant) -> Option<Held> {
         self.was_busy = view.accepted != self.accepted;
         self.accepted = view.accepted;
@@ -104,7 +104,8 @@ impl Hold {
             (self.since, self.awaited_since) = (None, None);
             return None;
         }
-        // What the last look did not find began since, and the peer has acknowledged nothing since.
+        // Anything held and not found by the last look began since, and the peer has acknowledged
+        // nothing since.
         let began = match self.since {
             None if !has_progress => view.oldest.unwrap_or(now),
             _ => now,

@@ -1,4 +1,4 @@
-//! The limit of the peer's silence, and the end of a connection that no call has told.
+//! The limit of the peer's silence, and the end of a connection that no call has reported.
 
 use std::time::{Duration, Instant};
 
@@ -41,8 +41,8 @@ impl Machine {
             }
         }
         if age > limit {
-            // No notification comes for an id whose notification another user of the socket has
-            // read.
+            // No notification comes for an id if another user of the socket has read its
+            // notification.
             let Some(optmem) = self.known.optmem else { return Some(Question::Optmem) };
             self.prove(optmem);
         }
@@ -50,8 +50,8 @@ impl Machine {
         None
     }
 
-    /// What the sender holds, if anything. Of datagrams, which are not acknowledged, the age of the
-    /// oldest call in flight. No call is out.
+    /// The hold of the sender, if anything is held. For datagrams, the age of the oldest call in
+    /// flight. No call is out.
     pub(in crate::sender) fn held(&mut self, now: Instant, unacked: Option<usize>) -> Option<Held> {
         let oldest = self.in_flight.oldest(now);
         if !self.transport.has_end() {
@@ -62,14 +62,14 @@ impl Machine {
             is_in_flight: self.in_flight.tracker.outstanding() > 0,
             oldest: oldest.and_then(|age| now.checked_sub(age)),
             accepted: self.in_flight.done.counts.accepted_bytes(),
-            // The socket goes on telling what it had when the connection ended.
+            // The socket goes on telling the number from the end of the connection.
             unacked: if self.is_dead() { Some(0) } else { unacked },
         };
         self.cold_mut().hold.look(view, now)
     }
 
     /// Returns `true` if the kernel sends nothing more. A sender that gave a send up in the middle
-    /// is over too, but its socket goes on with what it has accepted.
+    /// is over too, but its socket still sends accepted bytes.
     fn is_dead(&self) -> bool {
         let is_aborted = self.closing.as_ref().is_some_and(|closing| closing.aborted)
             || self.cold().and_then(|cold| cold.hold.given_up).is_some_and(|by| by.aborted);
@@ -84,7 +84,7 @@ impl Machine {
         let given_up = self.cold().and_then(|cold| cold.hold.given_up);
         let is_under_way = match (&self.closing, given_up) {
             (Some(closing), _) => closing.is_under_way(),
-            // An abort that failed is tried again.
+            // A failed abort is tried again.
             (None, Some(given_up)) => !given_up.aborted,
             (None, None) => !self.is_dead(),
         };
@@ -96,7 +96,7 @@ impl Machine {
         self.aborting()
     }
 
-    /// The connection of a sender whose end has not begun is broken, or that failed.
+    /// The result of an abort before the sender's end has begun.
     pub(super) fn gave_up(&mut self, aborted: bool) {
         let unacked = self.known.unacked.flatten();
         let hold = &mut self.cold_mut().hold;
@@ -104,7 +104,7 @@ impl Machine {
         hold.given_up = Some(GivenUp { unacked, aborted });
     }
 
-    /// Time until the next look at what is held, if that is limited and something may be held.
+    /// Time until the next look at the hold, if there is a limit and something may be held.
     pub(super) fn look_at_hold(&self) -> Option<Duration> {
         let limit = self.config.max_hold?;
         let accepted = self.in_flight.done.counts.accepted_bytes();
@@ -118,8 +118,9 @@ impl Machine {
         may_hold.then(|| hold::look_after(limit))
     }
 
-    /// Returns `true` if the end of the connection is worth being looked for. Once the sender's own
-    /// end has begun it is not: an orderly end is one too. A call that is out would tell as well.
+    /// Returns `true` if the end of the connection is worth looking for. Once the sender's own end
+    /// has begun it is not, because an orderly end ends the connection too. A call that is out
+    /// would also tell.
     pub(in crate::sender) fn may_notice_end(&self) -> bool {
         self.closing.is_none()
             && self.transport.has_end()
@@ -127,7 +128,7 @@ impl Machine {
             && self.connection_error().is_none()
     }
 
-    /// The state of the connection tells that it is over, or not.
+    /// The state of the connection: over, or not.
     pub(in crate::sender) fn connection_is(&mut self, over: bool) {
         self.known.is_over = Some(over);
         self.is_over |= over;

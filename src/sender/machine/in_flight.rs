@@ -1,4 +1,4 @@
-//! The calls that the kernel has and has not released: their leases, ids, ages and fates.
+//! The calls given to the kernel and not yet released: their leases, ids, ages and fates.
 
 use std::{
     mem,
@@ -27,19 +27,19 @@ use crate::{
     tracker::{CompletionTracker, Heir, LeaseKey, Released},
 };
 
-/// Leases, the ids that cover them, and what became of those released.
+/// Leases, the ids that cover them, and the fates of released leases.
 #[repr(C)]
 pub(in crate::sender) struct InFlight {
-    /// Whether zero copy is worth it.
+    /// The judgement of zero copy on this route.
     pub(in crate::sender) route: Route,
-    /// Why everything goes by copy for good, if it does.
+    /// Why everything goes by copy for good, if so.
     pub(in crate::sender) copy_reason: Option<CopyReason>,
     pub(super) ages: Ages,
     pub(in crate::sender) done: Done,
     pub(in crate::sender) tracker: CompletionTracker<Lease>,
 }
 
-/// What becomes of released leases.
+/// The further way of released leases.
 pub(in crate::sender) struct Done {
     pub(in crate::sender) ledger: Ledger,
     pub(in crate::sender) counts: Counts,
@@ -47,18 +47,18 @@ pub(in crate::sender) struct Done {
     /// Threads that are dropping payloads at the moment.
     pub(super) dropping: u32,
     pub(super) cold: Lazy<Cold>,
-    /// Whether anything has changed that a sleeping thread may wait for.
+    /// Something has changed that a sleeping thread may wait for.
     pub(super) news: bool,
     hand_back: HandBack,
     pub(super) quotas: Quotas,
     pub(super) budget: Arc<MemlockBudget>,
 }
 
-/// What every sender counts; as in [`SenderStats`](crate::SenderStats).
+/// The counters of every sender, as in [`SenderStats`](crate::SenderStats).
 #[derive(Default)]
 pub(in crate::sender) struct Counts {
-    // No bytes beside their calls: two neighbours that change together are added as a vector,
-    // which takes longer than two additions. Bench row: `send`, "user space".
+    // No byte counter stands beside its call counter: two neighbours that change together are added
+    // as a vector, which takes longer than two additions. Bench row: `send`, "user space".
     pub(in crate::sender) zero_copy_calls: u64,
     pub(in crate::sender) copied_calls: u64,
     pub(in crate::sender) zero_copy_bytes: u64,
@@ -70,7 +70,7 @@ pub(in crate::sender) struct Counts {
 }
 
 impl Counts {
-    /// Bytes that the socket has accepted, those of a call that is out included.
+    /// Bytes accepted by the socket, including the bytes of a call that is out.
     pub(super) fn accepted_bytes(&self) -> u64 {
         self.zero_copy_bytes + self.copied_bytes
     }
@@ -108,7 +108,7 @@ impl InFlight {
         self.tracker.insert(Lease::new(buf, sequence, 0))
     }
 
-    /// Makes room for a buffer to be entered, and counts it.
+    /// Makes room for a buffer to be entered, and counts the buffer.
     pub(in crate::sender) fn make_room(&mut self, buf: &impl Memory) {
         self.make_room_for_return();
         if with_quota(buf).is_some() {
@@ -116,7 +116,7 @@ impl InFlight {
         }
     }
 
-    /// Makes room for one more buffer that comes back, and for every lease that can, so that no
+    /// Makes room for one more returned buffer, and for every lease that can return, so that no
     /// notification is lost for want of memory.
     #[inline(always)]
     pub(in crate::sender) fn make_room_for_return(&mut self) {
@@ -125,8 +125,8 @@ impl InFlight {
         }
     }
 
-    /// Ends the sender's hold on a lease that the kernel has wholly accepted, or of which no more
-    /// will be sent.
+    /// Ends the sender's hold on a lease that the kernel has wholly accepted, or whose rest will
+    /// not be sent.
     #[inline(always)]
     pub(super) fn settle(&mut self, key: LeaseKey) {
         let mut lease = self.tracker.settle(key);
@@ -136,7 +136,7 @@ impl InFlight {
         }
     }
 
-    /// Gives back a lease of which the kernel accepted nothing.
+    /// Gives back a lease without an accepted byte.
     pub(super) fn withdraw(&mut self, key: LeaseKey) -> Payload {
         let lease = self.tracker.settle(key).expect("no id covers what was not accepted");
         let payload = lease.release().expect("only what was accepted is ever quarantined");
@@ -144,7 +144,7 @@ impl InFlight {
         payload
     }
 
-    /// The call of `id` is about to be made with no other outstanding.
+    /// The call of `id` is about to be made with no other id outstanding.
     #[cold]
     pub(super) fn begins_anew(&mut self, id: NotificationId, now: Instant) {
         self.ages.mark(id, NotificationId(id.0 + 1), now);
@@ -170,8 +170,8 @@ impl InFlight {
         self.done.counts.zero_copy_bytes -= bytes as u64;
     }
 
-    /// A notification released these ids, unless it is not about calls of this sender. Returns how
-    /// many ids it released.
+    /// A notification released these ids, unless it is about calls of another user. Returns the
+    /// number of released ids.
     pub(super) fn release(&mut self, lo: u32, hi: u32, copied: bool) -> Result<u64, Poison> {
         self.done.counts.notes += 1;
         if self.poisoned().is_some() {
@@ -205,7 +205,7 @@ impl InFlight {
         }
     }
 
-    /// Marks every lease that the kernel was given as unproven.
+    /// Marks every lease given to the kernel as unproven.
     pub(super) fn quarantine(&mut self) {
         for lease in self.tracker.iter_mut().filter(|lease| lease.offers > 0) {
             let hopeless = lease.quarantine();
@@ -215,8 +215,8 @@ impl InFlight {
         }
     }
 
-    /// Frees the memory of what is Quarantined where new pages can take the place of those that the
-    /// kernel may still read. Nothing must be left to send, and no call be out.
+    /// Frees Quarantined memory where new pages can take the place of the kernel's pages. Nothing
+    /// must be left to send, and no call be out.
     pub(in crate::sender) fn replace_pages(&mut self) {
         let Self { tracker, done, .. } = self;
         for payload in tracker.iter_mut().filter_map(Lease::replace_pages) {
@@ -225,7 +225,7 @@ impl InFlight {
         }
     }
 
-    /// Every id is released: the option memory says so. Returns how many ids that were.
+    /// Every id is released, according to the option memory. Returns the number of ids.
     pub(super) fn release_all(&mut self) -> u64 {
         let Self { tracker, done, .. } = self;
         let calls = tracker.outstanding();
@@ -236,14 +236,14 @@ impl InFlight {
         calls as u64
     }
 
-    /// How long the oldest call in flight has been there, at least.
+    /// The least age of the oldest call in flight.
     pub(in crate::sender) fn oldest(&mut self, now: Instant) -> Option<Duration> {
         let oldest = self.tracker.oldest()?;
         self.ages.mark(oldest, self.tracker.next_id(), now);
         Some(now.saturating_duration_since(self.ages.latest(oldest)?))
     }
 
-    /// Returns `true` if a task waits for a fate, or for a slot of what is in flight.
+    /// Returns `true` if a task waits for a fate, or for a slot in flight.
     pub(super) fn is_awaited(&mut self) -> bool {
         self.done.cold.get().is_some_and(|cold| !cold.wakers.is_empty())
             || self.tracker.iter_mut().any(|lease| lease.is_awaited())
@@ -286,15 +286,14 @@ impl Done {
             && self.cold.get().is_none_or(|cold| cold.hopeless.is_empty())
     }
 
-    /// Ends the waits of other threads: what they wait for may have come.
+    /// Ends the waits of sleeping threads: their event may have come.
     pub(super) fn wake_threads(&self) {
         let sleepers = self.cold.get().map_or(&[][..], |cold| &cold.sleepers);
-        // Cannot fail for descriptors of our own; if it did, every wait ends by itself.
+        // Cannot fail for descriptors of our own; even then every wait ends by itself.
         sleepers.iter().for_each(|sleeper| _ = sleeper.rouse());
     }
 
-    /// What takes leases that have lost their last hold, to a notification that says `copied` or
-    /// not.
+    /// A receiver of leases without a hold, for a notification that says `copied` or not.
     #[inline]
     fn on_released(&mut self, copied: bool) -> OnReleased<'_> {
         OnReleased { recycles: self.recycles(), done: self, copied }
@@ -306,7 +305,7 @@ impl Done {
         self.hand_back == HandBack::Recycle && self.quotas.is_empty()
     }
 
-    /// Counts what a notification released. Returns how many ids that were.
+    /// Counts the releases of a notification. Returns the number of ids.
     #[inline]
     fn released(&mut self, ids: IdRange, bytes: usize, copied: bool) -> u64 {
         let ids = ids.count();
@@ -322,7 +321,7 @@ impl Done {
     fn finish(&mut self, place: &mut Option<Lease>) {
         let Some(lease) = place.take() else { return };
         let sequence = lease.ticket;
-        // Without a payload only its former pages were waited for.
+        // A lease without a payload waited only for its former pages.
         let Some(payload) = lease.release() else { return };
         self.quotas.release(&payload);
         if let Some(payload) = self.hand_back(payload, sequence) {
@@ -330,7 +329,7 @@ impl Done {
         }
     }
 
-    /// Keeps a payload of a send that is over for a caller that wants it back. Else the payload is
+    /// Keeps a payload of a finished send for a caller that wants it back. Otherwise the payload is
     /// to be dropped.
     #[inline(always)]
     pub(in crate::sender) fn hand_back<P: IntoPayload>(
@@ -349,7 +348,8 @@ impl Done {
         }
     }
 
-    /// The kernel released so many calls of so many bytes in all, or never had them.
+    /// Ends the count of calls, of so many bytes in all: the kernel released them or never had
+    /// them.
     #[inline]
     pub(super) fn refund(&mut self, calls: usize, bytes: usize) {
         self.counts.in_flight_bytes -= bytes;
@@ -364,7 +364,7 @@ impl Done {
     }
 }
 
-/// Takes leases that the kernel has released.
+/// Takes leases released by the kernel.
 struct OnReleased<'a> {
     done: &'a mut Done,
     recycles: bool,

@@ -1,27 +1,27 @@
-//! What became of every send: tickets to fates.
+//! The fates of all sends: tickets to fates.
 
 use std::collections::BTreeMap;
 
 use super::{super::report::Fate, cold::Lazy};
 use crate::{error::OsError, id::Ticket};
 
-/// Sends that a ledger has room for at most.
+/// The most sends that a ledger has room for.
 const HISTORY: usize = 4096;
 
-/// How many it forgets when it has no room: one by one would cost each send more.
+/// Sends forgotten at once when there is no room: single steps would cost each send more.
 const FORGOTTEN_AT_ONCE: usize = 64;
 
-/// Sends that a ledger has room for which has opened its first ticket.
+/// Sends that a ledger has room for after its first ticket.
 const MIN_HISTORY: usize = 16;
 
-/// Leases of a send not yet released, twice, and 1 more if a part of it went by copy: of 64 sends
-/// in a cache line. A sender goes through its whole history, and ten thousand of them through all
-/// of theirs.
+/// Twice the number of unreleased leases of a send, and 1 more if a part of the send went by copy.
+/// One cache line has 64 sends. A sender goes through its whole history, and ten thousand senders
+/// through all of theirs.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 struct Open(u8);
 
 impl Open {
-    /// Of a send of which more is to be kept.
+    /// The value for a send with more to be kept.
     const APART: Self = Self(u8::MAX);
 
     #[inline(always)]
@@ -62,8 +62,8 @@ struct Truncation {
 
 /// Tickets to fates, for the sends of one sender.
 ///
-/// Keeps what has not resolved, what was cut short, and the last 4000 others at least; any older
-/// send was released, which its ticket alone can tell.
+/// Keeps unresolved sends, truncated sends, and at least the last 4000 sends. Any older send was
+/// released, which its ticket alone can tell.
 ///
 /// # Invariants
 ///
@@ -82,14 +82,13 @@ pub(crate) struct Ledger {
 
 #[derive(Default)]
 struct Exceptions {
-    /// Sends that have not resolved and are older than `first`, or are of more leases than a place
-    /// counts.
+    /// Unresolved sends that are older than `first`, or have more leases than a place counts.
     apart: BTreeMap<u64, Apart>,
     truncated: BTreeMap<u64, Truncation>,
 }
 
 impl Ledger {
-    /// Opens the next ticket, for a send of `leases` leases, of which a part went by copy if so.
+    /// Opens the next ticket, for a send of `leases` leases. `copied`: a part went by copy.
     #[inline(always)]
     pub(crate) fn open(&mut self, leases: u32, copied: bool) -> u64 {
         if self.next == self.end {
@@ -125,14 +124,14 @@ impl Ledger {
         self.recent = recent;
     }
 
-    /// Forgets the oldest, but for those that have not resolved, which are kept beside the history.
+    /// Forgets the oldest sends, except for unresolved sends, which are kept beside the history.
     fn forget(&mut self) {
         let start = self.place(self.first);
         let oldest = &self.recent[start..start + FORGOTTEN_AT_ONCE];
-        // As a rule all have resolved, which is seen of many at once.
+        // Usually all of them have resolved, and many are checked at once.
         if oldest.iter().fold(Open::default(), |all, open| Open(all.0 | open.0)).leases() > 0 {
             let late = (self.first..).zip(oldest).filter(|(_, open)| open.leases() > 0);
-            // Those that are apart are already.
+            // Sends in `apart` stay there.
             let late = late.filter(|(_, open)| **open != Open::APART).map(|(sequence, open)| {
                 (sequence, Apart { leases: open.leases().into(), copied: open.copied() })
             });
@@ -193,7 +192,7 @@ impl Ledger {
         self.exceptions.make().truncated.insert(sequence, Truncation { accepted, error });
     }
 
-    /// What cut a send short, if so.
+    /// The error that cut a send short, if any.
     pub(crate) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
         self.truncated(self.sequence(ticket)).map(|truncation| truncation.error)
     }
@@ -202,17 +201,17 @@ impl Ledger {
         self.exceptions.get()?.truncated.get(&sequence)
     }
 
-    /// What the history says of a send that was made, unless that is older.
+    /// The history's entry for a send, unless the send is older.
     fn kept(&self, sequence: u64) -> Option<Open> {
         (sequence >= self.first).then(|| self.recent[self.place(sequence)])
     }
 
-    /// Whether this is the last send that was made.
+    /// Returns `true` if the ticket is of the last send.
     pub(crate) fn is_last(&self, ticket: Ticket) -> bool {
         self.sequence(ticket) + 1 == self.next
     }
 
-    /// Whether a send was made and has leases.
+    /// Returns `true` if a send was made and has leases.
     pub(crate) fn is_open(&self, ticket: Ticket) -> bool {
         self.is_open_at(self.sequence(ticket))
     }
@@ -228,7 +227,7 @@ impl Ledger {
         ticket.sequence_up_to(self.next.wrapping_sub(1))
     }
 
-    /// The fate of a send, or `None` while it has leases or was never made.
+    /// The fate of a send, or `None` while the send has leases or was never made.
     pub(crate) fn fate(&self, ticket: Ticket) -> Option<Fate> {
         let sequence = self.sequence(ticket);
         if sequence >= self.next || self.is_open_at(sequence) {

@@ -18,8 +18,8 @@
 //! | `sending` | what is entered before a call, and what its answer changes |
 //! | `reading` | what the error queue and the option memory say |
 //! | `in_flight` | the calls that the kernel has: leases, ids, fates |
-//! | `ages` | how long they have been there |
-//! | `ledger` | what became of every send |
+//! | `ages` | the ages of the calls in flight |
+//! | `ledger` | the fate of every send |
 //! | `disposal` | released payloads, until no lock is held |
 //! | `closing` | flush, shut down, drain, abort |
 //! | `cold` | state that few senders have |
@@ -211,7 +211,7 @@ impl LoneCall {
     }
 }
 
-/// What one reading of the error queue brought.
+/// The result of one reading of the error queue.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Read {
     /// Messages, foreign ones included.
@@ -260,7 +260,7 @@ pub(super) struct Machine {
     /// the first again; only calls of the owner forget the second.
     blocked: Option<Blocked>,
     refused: Option<Blocked>,
-    /// The first error of a connection that is over.
+    /// The first error of a failed or ended connection.
     error: Option<OsError>,
     /// The connection was seen to be over, and no call has told why.
     is_over: bool,
@@ -517,7 +517,7 @@ impl Machine {
                     self.abort = Some(OsError::from_raw(errno::ETIMEDOUT));
                     match self.aborting() {
                         Some(question) => return Some(question),
-                        // The thread whose call is out does it.
+                        // The thread with the call does the abort.
                         None if view.is_calling => return None,
                         None => {}
                     }
@@ -604,7 +604,7 @@ impl Machine {
         self.closing.as_ref().is_some_and(|closing| closing.is_over())
     }
 
-    /// How the end went so far, with what the peer has not acknowledged now.
+    /// The report of the end so far; `unacked` is the peer's backlog now.
     pub(super) fn report(&self, unacked: Option<usize>) -> CloseReport {
         let error = self.connection_error().filter(|error| error.raw() != errno::ECANCELED);
         let closing = self.closing.as_ref().expect("asked after the end has begun");
@@ -627,7 +627,7 @@ impl Machine {
     }
 }
 
-/// What the sender tells of itself.
+/// The state and results that the sender tells.
 impl Machine {
     #[inline(always)]
     pub(super) fn is_calling(&self) -> bool {

@@ -1,4 +1,4 @@
-//! The unsent part of one send: its elements in order, and how they are cut into calls.
+//! The unsent part of one send: its elements in order, and their cuts into calls.
 
 use super::{
     super::transport::{CallLimits, MIN_ZERO_COPY_ELEMENT, Transport},
@@ -14,21 +14,21 @@ struct Run {
     way: Way,
 }
 
-/// The elements of the one send that the socket has not wholly accepted.
+/// The elements of one send that the socket has not wholly accepted.
 ///
-/// They lie in memory as a system call wants them, so that cutting a call moves nothing.
+/// The elements lie in memory in the form of the system call, so cutting a call moves nothing.
 #[derive(Default, Debug)]
 pub(in crate::sender) struct Outbox {
     keys: Vec<LeaseKey>,
-    /// What is left of each element.
+    /// The unsent part of each element.
     memory: Vec<IoVec>,
     runs: Vec<Run>,
-    /// The first element that is not wholly accepted; those before it are settled.
+    /// The first element that is not wholly accepted; the elements before it are settled.
     front: usize,
-    /// One past the last element of the call last cut, and what that element has beyond the call.
+    /// One past the last element of the last cut, and the bytes of that element beyond the cut.
     last: usize,
     withheld: usize,
-    /// Whether a part of the front was accepted.
+    /// A part of the front was accepted.
     is_cut: bool,
 }
 
@@ -66,7 +66,7 @@ impl Outbox {
         }
     }
 
-    /// Takes what is left of a send of one element, of which so many bytes are accepted.
+    /// Takes the unsent part of a send of one element, with so many bytes accepted.
     pub(super) fn put_lone(&mut self, key: LeaseKey, memory: IoVec, way: Way, accepted: usize) {
         debug_assert!(self.keys.is_empty());
         self.push(key, memory.part(accepted, memory.len()));
@@ -77,8 +77,8 @@ impl Outbox {
     /// Cuts the next call: neighbours that go the same way, up to these limits. Empty elements in
     /// front go with it. `None` if nothing is left.
     ///
-    /// The rest of an element of which a part went without copy goes alone, so that only the last
-    /// lease of a run ever has further ids, as the tracker requires.
+    /// The rest of an element sent in part without copy goes alone. So only the last lease of a run
+    /// ever has further ids, as the tracker requires.
     pub(super) fn cut(&mut self, limits: CallLimits) -> Option<Cut> {
         self.put_back();
         let count = self.keys.len();
@@ -122,7 +122,7 @@ impl Outbox {
         &self.keys[cut.first..cut.last]
     }
 
-    /// The leases of the elements of which the first `bytes` of a call cover a part.
+    /// The leases of the elements that share the first `bytes` of a call.
     pub(super) fn covered(&self, cut: Cut, bytes: usize) -> &[LeaseKey] {
         let mut start = 0;
         let reached = |memory: &&IoVec| {
@@ -133,8 +133,8 @@ impl Outbox {
         &self.keys(cut)[..self.memory(cut).iter().take_while(reached).count()]
     }
 
-    /// Takes the `bytes` that were accepted of the call last cut off the front, and gives each
-    /// element that is now wholly accepted to `on_accepted`. Returns `true` if nothing is left.
+    /// Takes the accepted `bytes` of the last cut off the front, and gives each wholly accepted
+    /// element to `on_accepted`. Returns `true` if nothing is left.
     pub(super) fn advance(
         &mut self,
         mut bytes: usize,

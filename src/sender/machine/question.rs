@@ -1,9 +1,9 @@
-//! The machine's questions to the kernel, and the answers it has.
+//! The machine's questions to the kernel, and the answers so far.
 
 use std::time::{Duration, Instant};
 
-/// A question about the socket, or a request to it. The driver answers under the lock, so that no
-/// other thread comes between a question and its answer.
+/// A question about the socket, or a request. The driver answers under the lock, so no other thread
+/// comes between a question and its answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(in crate::sender) enum Question {
     /// Read the error queue until it is empty, or for a good while.
@@ -27,14 +27,14 @@ pub(in crate::sender) enum Question {
 }
 
 /// The answers of one hold of the lock. They are forgotten with the hold, and when a call returns:
-/// what was read before the end of a call says nothing about that call.
+/// a fact from before the end of a call says nothing about the call.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Known {
     /// The error queue was read.
     pub(super) has_read: bool,
-    /// Reading it failed.
+    /// Reading the queue failed.
     pub(super) read_failed: bool,
-    /// It was read to its end, or that cannot be done.
+    /// The queue was read to its end, or its end cannot be reached.
     pub(super) is_at_end: bool,
     /// The error queue is to be read before anything else.
     pub(super) wants_read: bool,
@@ -45,12 +45,12 @@ pub(super) struct Known {
     /// Ids found released.
     pub(super) freed: u64,
     pub(super) time: Option<Instant>,
-    /// `Some(None)`: it cannot be told.
+    /// `Some(None)`: the kernel cannot tell.
     pub(super) optmem: Option<Option<u32>>,
-    /// `Some(None)`: it cannot be told.
+    /// `Some(None)`: the kernel cannot tell.
     pub(super) unacked: Option<Option<usize>>,
     pub(super) is_over: Option<bool>,
-    /// What is held was looked at.
+    /// A look at the hold was taken.
     pub(super) has_looked_at_hold: bool,
     /// When to look again though nothing happens.
     pub(super) look_again: Option<Duration>,

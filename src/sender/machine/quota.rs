@@ -1,12 +1,12 @@
-//! What a sender knows of the pools of its buffers: their quotas, and which of them know the sender.
+//! The pools of a sender's buffers: their quotas, and which pools know the sender.
 
 use super::cold::Lazy;
 use crate::{lease::Memory, raw::PoolHead};
 
 /// Leases on slots of each pool that has a quota.
 ///
-/// Only the senders know what they hold, so each keeps its own count. A pool of which nothing is
-/// held lets any number in, so that no quota can stop a sender.
+/// Each sender keeps its own count, because only senders know their leases. A pool without a lease
+/// here lets any number in, so no quota can stop a sender.
 #[derive(Default)]
 pub(super) struct Quotas(Lazy<Vec<Held>>);
 
@@ -43,8 +43,8 @@ impl Quotas {
         }
     }
 
-    /// Returns `true` if the quotas of their pools let buffers in; for each its pool's number and
-    /// quota.
+    /// Returns `true` if the quotas of the pools let buffers in. `bufs`: the pool's number and
+    /// quota of each buffer.
     pub(super) fn allow(&self, bufs: impl Iterator<Item = (u64, Option<usize>)> + Clone) -> bool {
         let held = self.0.get().map_or(&[][..], Vec::as_slice);
         held.iter().filter(|(_, held)| *held > 0).all(|(id, held)| {
@@ -55,25 +55,25 @@ impl Quotas {
     }
 }
 
-/// The pool that memory is in, if it has a quota.
+/// The pool of a piece of memory, if the pool has a quota.
 #[inline]
 pub(super) fn with_quota(memory: &impl Memory) -> Option<&PoolHead> {
     memory.pool().filter(|pool| pool.sender_quota().is_some())
 }
 
-/// Pools that a sender remembers having made itself known to.
+/// Pools that a sender remembers as registered.
 const MAX_KNOWN: usize = 8;
 
-/// The pools that a sender has made itself known to.
+/// The pools with which a sender is registered.
 #[derive(Default)]
 pub(in crate::sender) struct KnownPools {
-    /// The last one, and those before it. The numbers of pools begin with 1.
+    /// The last pool, and the pools before. The numbers of pools begin with 1.
     last: u64,
     earlier: Lazy<Vec<u64>>,
 }
 
 impl KnownPools {
-    /// Returns `true` if a pool does not know the sender yet, and enters it.
+    /// Returns `true` if a pool does not know the sender yet, and enters the pool.
     #[inline(always)]
     pub(in crate::sender) fn is_new(&mut self, pool: u64) -> bool {
         self.last != pool && self.is_new_after_the_last(pool)
@@ -87,8 +87,7 @@ impl KnownPools {
         let last = std::mem::replace(&mut self.last, pool);
         if last != 0 {
             let earlier = self.earlier.make();
-            // A pool that is forgotten here still knows the sender, and is told again by the next
-            // buffer.
+            // A pool forgotten here still knows the sender, and is told again by the next buffer.
             if earlier.len() == MAX_KNOWN - 1 {
                 earlier.remove(0);
             }

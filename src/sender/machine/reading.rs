@@ -1,4 +1,4 @@
-//! What the error queue and the option memory say of the calls in flight.
+//! Conclusions about the calls in flight from the error queue and the option memory.
 
 use std::time::Instant;
 
@@ -9,8 +9,8 @@ use crate::{
 };
 
 impl Machine {
-    /// The next question of a reading: the queue, then, if that released nothing for long, whether
-    /// something is still to come.
+    /// The next question of a reading: the queue, then, after a long time without releases, the
+    /// option memory.
     pub(super) fn reading(&mut self) -> Option<Question> {
         if !self.known.has_read {
             return Some(Question::Queue);
@@ -51,7 +51,7 @@ impl Machine {
         }
     }
 
-    /// So many messages of a batch were read; `truncated`: one of them was cut.
+    /// So many messages of a batch were read; `truncated`: the kernel cut one.
     pub(in crate::sender) fn batch(&mut self, messages: usize, truncated: bool) {
         self.read.messages += messages;
         if truncated {
@@ -74,7 +74,7 @@ impl Machine {
         }
         self.known.read_failed = true;
         if self.known.is_at_end {
-            // No notification that is still there can be trusted to be about the id it names.
+            // A remaining notification could be about a different call than its id says.
             self.poison(Poison::Unread);
         }
         Some(error)
@@ -97,9 +97,9 @@ impl Machine {
         self.in_flight.poison(poison);
     }
 
-    /// The option memory of the socket: reading 0, while no call is out, means that every id is
-    /// released. If notifications were still trusted, another user of the socket must have read
-    /// one of ours: that poisons.
+    /// The option memory of the socket. Reading 0, while no call is out, means that every id is
+    /// released. If notifications were still trusted, another user of the socket must have read a
+    /// notification of ours: the sender is poisoned.
     pub(super) fn prove(&mut self, optmem: Option<u32>) {
         if optmem == Some(0) && self.out == Out::No && self.in_flight.tracker.outstanding() > 0 {
             let ids = self.in_flight.release_all();

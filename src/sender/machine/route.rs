@@ -1,23 +1,24 @@
-//! Whether zero copy is worth it on this route: the judgement of [`Policy::Auto`](crate::Policy::Auto).
+//! The value of zero copy on this route: the judgement of [`Policy::Auto`](crate::Policy::Auto).
 //!
-//! Some routes end in a copy whatever the sender does (loopback, a virtual Ethernet pair, a card
-//! without scatter-gather, an open packet capture), and then zero copy costs half as much again as
-//! copying. The kernel says so in the note, but notes merge, and a merged note carries the flag of
-//! its first part only. So the flags of ordinary traffic are no more than a hint.
+//! Some routes end in a copy (loopback, a virtual Ethernet pair, a card without scatter-gather, an
+//! open packet capture). There zero copy costs half as much again as copying. The kernel's
+//! notification says so, but notifications merge, and a merged notification carries the flag of its
+//! first part only. So the flags of ordinary traffic are no more than a hint.
 //!
 //! # Evidence
 //!
-//! Evidence is the note of a *probe*: a zero-copy call made while no id is outstanding, after which
-//! every call goes by copy until its note is read. That note is about the probe and nothing else:
+//! Evidence is the notification of a *probe*: a zero-copy call made while no id is outstanding.
+//! After a probe every call goes by copy until the notification is read. So the notification is
+//! about the probe alone:
 //!
-//! - A note merges only with the unread note before it. There is none: an id whose note is unread
-//!   is outstanding.
-//! - TCP lets a call join the note of the call queued before it. There is none: that id would be
-//!   outstanding. And no call joins the probe, as none is made with the flag until its note is
-//!   read.
+//! - A notification merges only with the unread notification before it. There is none, because an
+//!   id with an unread notification is outstanding.
+//! - TCP lets a call join the notification of the call queued before it. There is none, because its
+//!   id would be outstanding. No call joins the probe, because no call has the flag until the
+//!   notification is read.
 //!
-//! Nothing waits for a probe: what is sent meanwhile is copied, which is what costs too little to
-//! matter. The other way, to look for notes that happen to name one id, finds none under load.
+//! Nothing waits for a probe: further sends are copied meanwhile, at a cost too small to matter.
+//! The alternative, to look for notifications that happen to name one id, finds none under load.
 //!
 //! # Modes
 //!
@@ -27,37 +28,38 @@
 //!                                ^-------three true in a row, far apart-------'
 //! ```
 //!
-//! `ZeroCopy` probes on suspicion only: when copied flags outweigh the others by four. `Copied`
-//! probes once per interval of bytes *and* time, which doubles with every failure and every leave,
-//! from 4 MiB and 20 ms to 4 GiB and 20 s; only a stay of 4 GiB in zero copy is forgiven. So a
-//! route that keeps changing makes the sender change about ten times for 4 GiB sent, at worst.
+//! `ZeroCopy` probes on suspicion only: when copied flags outweigh the rest by four. `Copied`
+//! probes once per interval of bytes *and* time. The interval doubles with every failure and every
+//! leave, from 4 MiB and 20 ms to 4 GiB and 20 s. Only a stay of 4 GiB in zero copy resets the
+//! interval. So a route that keeps changing makes the sender change about ten times for 4 GiB sent,
+//! at worst.
 
 use std::time::{Duration, Instant};
 
 use super::super::report::{RouteMode, RouteStats};
 use crate::id::{IdRange, NotificationId};
 
-/// Pieces of evidence in a row that make the sender leave zero copy.
+/// Pieces of evidence in a row after which the sender leaves zero copy.
 const LEAVE_AFTER: u32 = 3;
 
-/// Pieces of evidence in a row that make it return.
+/// Pieces of evidence in a row after which the sender returns.
 const RETURN_AFTER: u32 = 3;
 
-/// By how many notes the copied ones must outweigh the others before zero copy is suspected.
+/// Surplus of copied notifications that makes zero copy suspect.
 const SUSPECT_AFTER: u32 = 4;
 
-/// The first interval between probes on a copied route; the next ones double.
+/// The first interval between probes on a copied route; later intervals double.
 const INTERVAL_BYTES: u64 = 4 << 20;
 const INTERVAL_TIME: Duration = Duration::from_millis(20);
 
-/// In so many parts of an interval of bytes the time is looked at once when only that is missing:
-/// to ask for it costs as much as a small part of a call.
+/// The time is looked at once in this fraction of an interval of bytes, when only the time is
+/// missing: reading the clock costs as much as a small part of a call.
 const LOOKS: u64 = 16;
 
-/// How often an interval doubles.
+/// The most doublings of an interval.
 const MAX_LEVEL: u32 = 10;
 
-/// The judgement of one sender. Pure: knows bytes, ids and the time it is told.
+/// The judgement of one sender. Pure: knows only bytes, ids and the given time.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub(in crate::sender) struct Route {
@@ -70,7 +72,7 @@ pub(in crate::sender) struct Route {
     stats: RouteStats,
     /// A probe whose notification is not read, or not judged.
     probe: Option<Probe>,
-    /// By how many notes the copied ones outweigh the others, in zero copy.
+    /// Surplus of copied notifications, in zero copy.
     suspicion: u32,
     /// Calls that asked while ids were outstanding, since the last probe or leave.
     waited: u32,
@@ -78,17 +80,17 @@ pub(in crate::sender) struct Route {
     bytes: u64,
 }
 
-/// A zero-copy call made to find out what the route does.
+/// A zero-copy call made to try the route.
 #[derive(Clone, Copy, Debug)]
 struct Probe {
     id: NotificationId,
     /// The call has not returned: it may yet fail, and its notification would be no evidence.
     is_out: bool,
-    /// What a notification said that came before the call returned.
+    /// The evidence of a notification that came before the call returned.
     early: Option<Evidence>,
 }
 
-/// What the notification of a probe says: `true` if the kernel copied, `None` if it says nothing.
+/// The evidence of a probe's notification: `true` if the kernel copied, `None` if it says nothing.
 type Evidence = Option<bool>;
 
 impl Route {
@@ -102,27 +104,27 @@ impl Route {
         self.stats
     }
 
-    /// Whether sends go by copy because the kernel copies anyway.
+    /// Returns `true` if sends go by copy because the kernel copies anyway.
     #[inline]
     pub(in crate::sender) fn is_copied(&self) -> bool {
         self.stats.mode == RouteMode::Copied
     }
 
-    /// Whether a send needs to ask for each of its calls: `false` where all of them go by copy and
-    /// nothing of before is left to be read. `outstanding` ids are in flight or unread.
+    /// Returns `true` if a send needs to ask for each of its calls. `false` if all calls go by copy
+    /// and no earlier notification is left to be read. `outstanding` ids are in flight or unread.
     #[inline]
     pub(super) fn concerns(&self, outstanding: usize) -> bool {
         !self.is_copied() || outstanding > 0 || self.bytes >= self.interval_bytes()
     }
 
-    /// How many bytes go by copy before this asks again, with nothing outstanding.
+    /// Bytes that go by copy before the route is asked again, with nothing outstanding.
     pub(super) fn copied_bytes_to_come(&self) -> u64 {
         if self.is_copied() { self.interval_bytes().saturating_sub(self.bytes) } else { 0 }
     }
 
-    /// Whether the error queue should be read before a call asks to be let through: while calls
-    /// go by copy, nobody else may. The calls after which it is double, so that a note is read
-    /// after at most twice its time, and hardly a read is in vain.
+    /// Returns `true` if the error queue should be read before a call asks to be let through: while
+    /// calls go by copy, no other code may read it. The interval in calls doubles, so a
+    /// notification is read after at most twice its time, and hardly a read is in vain.
     #[inline]
     pub(super) fn wants_notes(&mut self, outstanding: usize) -> bool {
         if !self.is_exclusive() || outstanding == 0 {
@@ -138,8 +140,8 @@ impl Route {
         self.is_exclusive() && outstanding == 0 && self.concerns(outstanding)
     }
 
-    /// Whether a call may go without copy. If so, [`began`](Self::began) is to follow, with no
-    /// note in between, or the call is not made.
+    /// Returns `true` if a call may go without copy. The caller then calls [`began`](Self::began),
+    /// with no notification in between, or does not make the call.
     #[inline]
     pub(super) fn admits(&mut self, outstanding: usize, now: impl FnOnce() -> Instant) -> bool {
         if !self.is_exclusive() {
@@ -181,34 +183,34 @@ impl Route {
         }
     }
 
-    /// The call of `id` failed. Its note, should there be one, says nothing about the route. Tells
-    /// whether it was a probe.
+    /// The call of `id` failed. A notification for the call says nothing about the route. Returns
+    /// `true` if the call was a probe.
     pub(super) fn cancelled(&mut self, id: NotificationId) -> bool {
         self.probe.take_if(|probe| probe.id == id).is_some()
     }
 
-    /// The probe that was just cancelled went nowhere: it was none.
+    /// The probe just cancelled does not count.
     pub(super) fn retract_probe(&mut self) {
         self.stats.probes -= 1;
     }
 
-    /// The kernel accepted so many bytes, in whichever way.
+    /// The kernel accepted so many bytes, either way.
     #[inline]
     pub(super) fn accepted(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
     }
 
-    /// The kernel did not accept so many bytes that it was said to.
+    /// The kernel did not accept so many of the bytes told before.
     pub(super) fn not_accepted(&mut self, bytes: usize) {
-        // A change since has forgotten them.
+        // A change of the mode since has forgotten the bytes.
         self.bytes = self.bytes.saturating_sub(bytes as u64);
     }
 
-    /// A note released these ids, with the flag of the first.
+    /// A notification released these ids, with the flag of the first.
     pub(super) fn note(&mut self, ids: IdRange, copied: bool) {
         let of_probe = |probe: &&mut Probe| (ids.start..ids.end).contains(&probe.id);
         if let Some(probe) = self.probe.as_mut().filter(of_probe) {
-            // A probe's notification has no other ids; if it has, it is no evidence.
+            // A probe's notification has no further ids; with further ids it is no evidence.
             let evidence = (ids.count() == 1).then_some(copied);
             if probe.is_out {
                 probe.early = Some(evidence);
@@ -271,7 +273,7 @@ impl Route {
         self.waited = 0;
     }
 
-    /// Whether only probes go without copy now, each alone.
+    /// Returns `true` if only probes go without copy now, each alone.
     #[inline]
     pub(super) fn is_exclusive(&self) -> bool {
         // Nothing is suspected but in zero copy.
@@ -279,7 +281,7 @@ impl Route {
             || matches!(self.stats.mode, RouteMode::Trying | RouteMode::Copied)
     }
 
-    /// What lies between two probes on a copied route, in bytes.
+    /// Bytes between two probes on a copied route.
     #[inline]
     fn interval_bytes(&self) -> u64 {
         INTERVAL_BYTES << self.interval_level()
@@ -316,12 +318,12 @@ mod tests {
 
     const MIB: usize = 1 << 20;
 
-    /// A socket whose notes merge as the kernel's do, under a route.
+    /// A socket whose notifications merge as the kernel's do, under a route.
     struct Socket {
         route: Route,
         now: Instant,
         next: u64,
-        /// Groups of ids under one note, and whether all of each was copied: `(lo, hi, copied)`.
+        /// Groups of ids under one notification, and `true` if the whole group was copied: `(lo, hi, copied)`.
         unsent: VecDeque<(u64, u64, bool)>,
         error_queue: VecDeque<(u64, u64, bool)>,
         /// What became of each id.
@@ -423,7 +425,7 @@ mod tests {
             }
         }
 
-        /// A call whose note is there when the next one is made, as on loopback.
+        /// A call whose notification is there before the next call, as on loopback.
         fn paced_call(&mut self, copies: bool) -> bool {
             let zero_copy = self.call(MIB, copies, false);
             self.release(false);
@@ -520,7 +522,7 @@ mod tests {
         let mut socket = Socket::new();
         socket.paced_calls(2, NOT_COPIED);
         socket.read();
-        // Merged notes whose first part happens to be copied, on a route that does not copy.
+        // Merged notifications whose first part happens to be copied, on a route that does not copy.
         for _ in 0..SUSPECT_AFTER {
             assert!(socket.call(MIB, COPIED, false));
             assert!(socket.call(MIB, NOT_COPIED, true));
@@ -560,7 +562,7 @@ mod tests {
             let id = NotificationId(socket.next);
             socket.route.began(id);
             assert!(socket.route.cancelled(id));
-            // UDP: it had been used after all, and its note is there.
+            // UDP: the id had been used after all, and its notification is there.
             socket.route.note(IdRange { start: id, end: NotificationId(id.0 + 1) }, false);
         }
         assert_eq!(socket.mode(), RouteMode::Trying);
@@ -598,8 +600,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is queued, merged, held back or out of order: the note of a probe names it
-        /// alone, nobody else's note is taken for it, and it has no company.
+        /// Under any queueing, merging, delay and order, the notification of a probe names the
+        /// probe alone, and no other notification is taken for it.
         #[test]
         fn a_probe_is_always_alone(
             steps in vec((0..10_u8, any::<bool>(), any::<bool>()), 1..2000),

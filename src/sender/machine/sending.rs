@@ -109,7 +109,7 @@ impl Machine {
         self.in_flight.done.ledger.retract(call.ticket);
     }
 
-    /// A call by copy for a lone buffer failed. Returns what that means for the buffer.
+    /// A call by copy for a lone buffer failed. Returns the consequence for the buffer.
     #[cold]
     pub(in crate::sender) fn copy_failed(&mut self, call: LoneCall, error: OsError) -> Stop {
         self.take_back_copy(call, call.bytes);
@@ -336,7 +336,7 @@ impl Machine {
     }
 }
 
-/// What every call changes.
+/// The effects of every call.
 impl Machine {
     #[inline(always)]
     fn begin_call(&mut self) {
@@ -521,7 +521,7 @@ impl Machine {
         self.stopped = Some(Stop::Blocked);
     }
 
-    /// What the error of a call means.
+    /// The meaning of a call's error.
     fn classify(&mut self, error: OsError) -> Stop {
         // The next call is to say that the socket has room again.
         self.grant.revoke();
@@ -538,7 +538,7 @@ impl Machine {
     }
 }
 
-/// What the tracker keeps of a call.
+/// The tracker's record of a call.
 #[inline]
 fn call_bytes(bytes: usize) -> u32 {
     debug_assert!(u32::try_from(bytes).is_ok(), "calls are cut below 4 GiB");

@@ -1,9 +1,9 @@
-//! How much one sender may have in flight.
+//! Limits on the calls and bytes that one sender may have in flight.
 
 /// The window of one sender, in bytes and in calls in flight.
 ///
-/// It shrinks by half when the kernel refuses memory (`ENOBUFS`), and grows back by an eighth of the
-/// configured size for every window's worth of calls that went well.
+/// The window shrinks by half when the kernel refuses memory (`ENOBUFS`), and grows back by an
+/// eighth of the configured size for every window's worth of successful calls.
 #[derive(Debug)]
 pub(super) struct Window {
     max_bytes: usize,
@@ -26,7 +26,7 @@ impl Window {
         self.bytes
     }
 
-    /// How many calls, of how many bytes in all, fit beside those in flight as long as no call
+    /// The number and the bytes of calls that fit beside the calls in flight as long as no call
     /// changes the window's size.
     pub(super) fn room(&self, calls: usize, in_flight_bytes: usize) -> (usize, usize) {
         if !self.is_whole() {
