@@ -61,9 +61,12 @@ struct History {
     pool: Pool,
     budget: Arc<MemlockBudget>,
     owners: Vec<Owner>,
-    /// Option memory is scarce. Unread notifications take some of it, so all are read before each
-    /// send.
+    /// Option memory or the user's locked memory is scarce. Unread notifications take some of the
+    /// former, and what a sender does about a refusal hangs on whether a read has freed something.
+    /// So all are read before each send.
     is_tight: bool,
+    /// Calls may wait. How much happens meanwhile hangs on how often a sender looks.
+    may_wait: bool,
     /// The fates and hand-backs of senders.
     ends: String,
 }
@@ -97,7 +100,7 @@ impl History {
         let limit_pages = choices.pick(&[None, None, Some(64), Some(16)]);
         let quota = choices.pick(&[None, None, Some(2)]);
         let budget = choices.pick(&[None, None, Some(32 << 10), Some(256 << 10)]);
-        let is_tight = choices.once_in(2);
+        let is_tight = choices.once_in(2) || limit_pages.is_some();
         let user = User { limit_pages, charged_pages: 0, others_pages: 0 };
         let builder =
             Pool::builder().class(CAPACITY, SLOTS + 1).backing(Backing::Require(Pages::Base));
@@ -116,6 +119,7 @@ impl History {
             budget: Arc::new(MemlockBudget::new(budget)),
             owners: Vec::new(),
             is_tight,
+            may_wait: seed.is_multiple_of(4),
             ends: String::new(),
         }
     }
@@ -141,7 +145,7 @@ impl History {
             }
             48..54 => self.fetch(at),
             54..56 => _ = self.owners[at].core.flush_now(),
-            56 => self.drain(at),
+            56 if self.may_wait => self.drain(at),
             57..61 => self.disturb(at),
             61 if self.choices.once_in(2) => self.end(at),
             _ => self.open(),
@@ -228,7 +232,7 @@ impl History {
             payloads.push(payload);
             texts.push(text);
         }
-        let waits = self.choices.once_in(16);
+        let waits = self.choices.once_in(16) && self.may_wait;
         let Self { world, owners, .. } = self;
         let Owner { number, core, tickets, .. } = &mut owners[at];
         world.lock().socket(*number).expected.push(&texts);
@@ -298,7 +302,7 @@ impl History {
     }
 
     fn end(&mut self, at: usize) {
-        let closes = self.choices.once_in(2);
+        let closes = self.choices.once_in(2) && self.may_wait;
         self.fetch(at);
         self.tell(at);
         let Owner { number, core, .. } = self.owners.swap_remove(at);
@@ -318,6 +322,10 @@ impl History {
             let fate = core.fate(*ticket).told();
             _ = writeln!(self.ends, "{number} fate of {}: {fate:?}", ticket.sequence());
         }
+        // A part that went by copy is handed back at its call, the others when the queue is read. So
+        // their order hangs on the reads.
+        let mut returned = returned.clone();
+        returned.sort_unstable();
         returned.iter().for_each(|line| _ = writeln!(self.ends, "{number} {line}"));
     }
 

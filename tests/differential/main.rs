@@ -2,7 +2,7 @@
 //!
 //! The network is the simulation's (`tests/simulation`). The trace has the send calls in order, with
 //! their flags, ids, bytes and results, what the owners were told, and behind each history the fates
-//! and hand-backs of each sender. Reads of the error queue, of the clock and of option memory are
+//! and sorted hand-backs of each sender. Reads of the error queue, of the clock and of option memory are
 //! free: nothing is drawn in them, and each event of the network has a generator of its own.
 //!
 //! `benches/differential.sh` runs an earlier revision and today's and compares. `PINBUF_TRACE` names
@@ -12,6 +12,10 @@
 //! and the notification of a probe that failed is no evidence. Two more came before the sender was
 //! rebuilt: a sender looks for the end of an idle connection (hidden by the seam), and a close says
 //! more of a lost end (only the abort is traced).
+//!
+//! Not every difference is a fault: a sender that reads its queue at another moment learns of a release,
+//! a copied call or a refusal at another moment, and may send the next call the other way. Every fourth
+//! history has calls that wait, during which more or less may happen. Each difference is to be explained.
 
 #![allow(dead_code, reason = "the simulation uses more of its network")]
 
