@@ -1,5 +1,6 @@
 //! The lock of every part, and its substitute in models.
 
+pub(crate) mod left;
 #[allow(unsafe_code)]
 pub(crate) mod mutex;
 

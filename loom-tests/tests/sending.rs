@@ -48,6 +48,69 @@ fn a_note_that_comes_before_the_call_returns_finds_its_lease() {
     });
 }
 
+/// A sender whose next call goes by a grant, so that its end is left to the next entry of the lock.
+fn granted(kernel: &FakeKernel, pool: &pinbuf::Pool) -> Arc<Core<FakeKernel>> {
+    let sender = kernel.sender();
+    sender.try_send(filled(pool, 1)).unwrap();
+    assert!(kernel.deliver());
+    sender.step().unwrap();
+    sender
+}
+
+/// The caller leaves the end of its call, and a visitor comes meanwhile: one of the two settles it.
+#[test]
+fn a_call_that_is_left_is_settled_once() {
+    model(|| {
+        let (pool, kernel) = (page_pool(1), FakeKernel::default());
+        let sender = granted(&kernel, &pool);
+        let visitor = reaping(&sender);
+        let ticket = sender.try_send(filled(&pool, 2)).unwrap();
+        visitor.join().unwrap();
+        assert_eq!(sender.fate(ticket).unwrap(), None, "nothing is delivered yet");
+        assert!(!sender.is_drained());
+        assert!(kernel.deliver());
+        sender.step().unwrap();
+        assert!(sender.is_drained() && sender.capabilities().zero_copy);
+        assert_home(&pool);
+    });
+}
+
+/// A call whose end could have been left, and that took nothing, is its caller's to tell of.
+#[test]
+fn a_left_call_that_fails_gives_its_buffer_back() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::new([Answer::Take(PAGE), Answer::Fail(EAGAIN)]);
+        let sender = granted(&kernel, &pool);
+        let visitor = reaping(&sender);
+        let Err(SendError::WouldBlock(buf)) = sender.try_send(filled(&pool, 2)) else {
+            panic!("the second answer is EAGAIN");
+        };
+        drop(buf);
+        visitor.join().unwrap();
+        assert!(sender.is_drained());
+        assert_home(&pool);
+    });
+}
+
+/// The same, with a notification that is there before the call returns.
+#[test]
+fn a_notification_before_the_end_of_a_left_call_finds_its_lease() {
+    model(|| {
+        let pool = page_pool(1);
+        let kernel = FakeKernel::new([Answer::Take(PAGE), Answer::TakeAndNote(PAGE)]);
+        let sender = granted(&kernel, &pool);
+        let visitor = reaping(&sender);
+        let ticket = sender.try_send(filled(&pool, 2)).unwrap();
+        visitor.join().unwrap();
+        sender.step().unwrap();
+        let fate = sender.fate(ticket).unwrap();
+        assert!(matches!(fate, Some(Fate::Released { accepted: PAGE, .. })), "{fate:?}");
+        assert!(sender.is_drained() && sender.capabilities().zero_copy);
+        assert_home(&pool);
+    });
+}
+
 #[test]
 fn a_buffer_is_not_reused_before_its_note() {
     model(|| {

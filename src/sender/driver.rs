@@ -13,12 +13,12 @@ use crate::{
     error::{CopyReason, OsError, SendError},
     id::{NotificationId, SenderId, Ticket},
     lease::{IntoPayload, Memory, Payload},
-    lock::{Condition, Mutex, MutexGuard, lock},
+    lock::{Condition, Mutex, MutexGuard, left::LeftCall, lock},
     panics::Panics,
     raw::{PoolHead, Reclaim},
     reaper,
     sync::{Arc, Weak, unique_id},
-    sys::{errno, process::Process, socket::SendFlags},
+    sys::{barrier, errno, process::Process, socket::SendFlags},
 };
 
 /// Batches of notifications read in one go, so that a busy peer cannot keep a thread for ever.
@@ -37,6 +37,10 @@ pub struct Core<K: Kernel> {
     pub(super) id: SenderId,
     pub(super) kernel: K,
     machine: Mutex<Machine>,
+    /// The end of a call that is left.
+    left: LeftCall,
+    /// Ends of calls may be left.
+    leaves: bool,
     /// For threads that wait until the call of another thread is over.
     call_over: Condition,
     pub(super) config: Config,
@@ -89,6 +93,8 @@ impl<K: Kernel> Core<K> {
             id,
             kernel,
             machine: Mutex::new(machine),
+            left: LeftCall::default(),
+            leaves: barrier::is_available(),
             call_over: Condition::new(),
             config,
             limits_silence: config.max_hold.is_some() && transport.has_end(),
@@ -108,7 +114,31 @@ impl<K: Kernel> Core<K> {
     #[inline(always)]
     pub(super) fn enter(&self) -> MutexGuard<'_, Machine> {
         let mut machine = lock(&self.machine);
+        self.entered(&mut machine);
+        machine
+    }
+
+    /// This thread has just taken the lock: a call whose end was left is settled.
+    #[inline(always)]
+    fn entered(&self, machine: &mut Machine) {
+        if machine.is_left() {
+            if self.left.is_done() || self.left.meet() {
+                machine.settle_left();
+            } else {
+                machine.meet_call();
+            }
+        }
         machine.entered();
+    }
+
+    /// Takes the lock after a call of a lone buffer that this thread has to tell of. The call may be
+    /// settled already: a thread has seen its end while this one saw that it was met.
+    #[inline(always)]
+    fn enter_to_tell(&self) -> MutexGuard<'_, Machine> {
+        let mut machine = lock(&self.machine);
+        machine.tell();
+        machine.entered();
+        self.tell_call_over(&machine);
         machine
     }
 
@@ -116,10 +146,17 @@ impl<K: Kernel> Core<K> {
     #[inline(always)]
     fn enter_after_call(&self) -> MutexGuard<'_, Machine> {
         let machine = self.enter();
+        self.tell_call_over(&machine);
+        machine
+    }
+
+    /// Wakes the threads that wait until the call of this thread is over. They look once this thread
+    /// has released the lock.
+    #[inline(always)]
+    fn tell_call_over(&self, machine: &Machine) {
         if machine.awaiting > 0 {
             self.call_over.notify_all();
         }
-        machine
     }
 
     /// Waits until no call is out.
@@ -131,7 +168,7 @@ impl<K: Kernel> Core<K> {
             machine.awaiting += 1;
             machine = self.call_over.wait(machine);
             machine.awaiting -= 1;
-            machine.entered();
+            self.entered(&mut machine);
         }
         machine
     }
@@ -293,7 +330,7 @@ impl<K: Kernel> Core<K> {
             },
         };
         match way {
-            Way::Copy => self.offer_copied(machine, buf),
+            Way::Copy => self.offer_copied(machine, buf, granted.is_none()),
             Way::ZeroCopy => self.offer_zero_copy(machine, buf, granted.is_none()),
         }
     }
@@ -339,10 +376,18 @@ impl<K: Kernel> Core<K> {
         }
         machine.wants_watch |= buf.is_awaited() || self.config.max_hold.is_some();
         let call = machine.begin_zero_copy(buf, || self.kernel.now());
+        let leaves = self.leaves_end(&mut machine, Way::ZeroCopy, asked);
         drop(machine);
         let flags = SendFlags { zerocopy: true, more: false };
-        let sent = self.kernel.send(&[call.part()], flags).map_err(|error| os(&error));
-        let mut machine = self.enter_after_call();
+        let sent = self.kernel.send(&[call.part()], flags);
+        if leaves && call.took_all(&sent) && self.left.leave() {
+            return Ok(Offered { ticket: call.ticket, whole: true });
+        }
+        let mut machine = self.enter_to_tell();
+        if !machine.is_calling() {
+            return Ok(Offered { ticket: call.ticket, whole: true });
+        }
+        let sent = sent.map_err(|error| os(&error));
         let whole = machine.zero_copy_returned(call, sent);
         if whole && !machine.verifies() {
             self.tidy(machine);
@@ -351,14 +396,27 @@ impl<K: Kernel> Core<K> {
         self.settle_lone(machine, call.ticket)
     }
 
+    /// Leaves the end of a call that is about to be made, if that can be. A call that had to ask is
+    /// told of: it may call for more.
+    #[inline(always)]
+    fn leaves_end(&self, machine: &mut Machine, way: Way, asked: bool) -> bool {
+        let leaves = self.leaves && !asked && machine.leave_end(way);
+        if leaves {
+            self.left.arm();
+        }
+        leaves
+    }
+
     /// Sends a buffer by copy. What the socket does not take of it becomes a lease.
     #[inline]
     fn offer_copied<P: IntoPayload>(
         &self,
         mut machine: MutexGuard<'_, Machine>,
         buf: P,
+        asked: bool,
     ) -> Result<Offered, SendError<P>> {
         let call = machine.begin_copy(buf.io_vec());
+        let leaves = self.leaves_end(&mut machine, Way::Copy, asked);
         drop(machine);
         // Nothing to send is no call on a stream, and no copy anywhere.
         let sent = if call.bytes > 0 || self.kernel.transport().sends_nothing() {
@@ -367,7 +425,13 @@ impl<K: Kernel> Core<K> {
         } else {
             Ok(0)
         };
-        let mut machine = self.enter_after_call();
+        if leaves && call.took_all(&sent) && self.left.leave() {
+            return Ok(Offered { ticket: call.ticket, whole: true });
+        }
+        let mut machine = self.enter_to_tell();
+        if !machine.is_calling() {
+            return Ok(Offered { ticket: call.ticket, whole: true });
+        }
         match sent {
             Ok(accepted) if accepted == call.memory.len() => {
                 machine.wants_watch |= self.limits_silence;

@@ -44,7 +44,7 @@ mod sending;
 mod window;
 
 use std::{
-    mem,
+    io, mem,
     ops::AddAssign,
     task::Waker,
     time::{Duration, Instant},
@@ -69,7 +69,7 @@ use self::{
 };
 use super::{
     budget::MemlockBudget,
-    config::Config,
+    config::{Config, HandBack},
     report::{Capabilities, CloseReport, Fate, SenderStats},
     transport::{CallLimits, Transport},
 };
@@ -81,6 +81,7 @@ use crate::{
         errno,
         socket::{IoVec, SendFlags},
     },
+    tracker::ALONE,
 };
 
 /// Option memory that the kernel takes for one call until its notification is read, in bytes: on
@@ -93,6 +94,9 @@ const MAX_UNREAD_CALLS: usize = 32;
 /// The age of the oldest call in flight at which an empty error queue raises the question whether a
 /// notification was lost.
 pub(super) const OVERDUE: Duration = Duration::from_secs(1);
+
+/// Calls that are told of after one was met.
+const TELLS: u16 = 1024;
 
 /// What a run of the driver is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,6 +163,8 @@ use Next::{Act as Do, Ask};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Out {
     No,
+    /// A call of a lone buffer whose end is left to the next thread that takes the lock.
+    Left(Way),
     /// The thread that made the call tells the machine of its end.
     Told,
 }
@@ -209,6 +215,12 @@ impl LoneCall {
     pub(super) fn part(&self) -> IoVec {
         self.memory.part(0, self.bytes)
     }
+
+    /// Returns `true` if the answer is that all of the buffer was accepted.
+    #[inline(always)]
+    pub(super) fn took_all(&self, sent: &io::Result<usize>) -> bool {
+        matches!(sent, Ok(accepted) if *accepted == self.memory.len())
+    }
 }
 
 /// The result of one reading of the error queue.
@@ -243,6 +255,10 @@ pub(super) struct Machine {
     out: Out,
     /// A visitor came while a call was out: what it came for is the caller's to do.
     again: bool,
+    /// Ends of calls may be left.
+    leaves: bool,
+    /// So many calls more are told of, because other threads use the sender too.
+    tells: u16,
     /// The kernel was seen to honour the flag, or is about to be asked.
     verified: bool,
     verifies: bool,
@@ -304,6 +320,8 @@ impl Machine {
         Self {
             out: Out::No,
             again: false,
+            leaves: config.max_hold.is_none() && config.hand_back == HandBack::Recycle,
+            tells: 0,
             verified: false,
             verifies: false,
             owners: 1,
@@ -341,6 +359,53 @@ impl Machine {
     #[inline(always)]
     pub(super) fn entered(&mut self) {
         self.known = Known::default();
+    }
+
+    /// Returns `true` if the end of the call that is out is left.
+    #[inline(always)]
+    pub(super) fn is_left(&self) -> bool {
+        matches!(self.out, Out::Left(_))
+    }
+
+    /// The call whose end was left is over.
+    #[inline(always)]
+    pub(super) fn settle_left(&mut self) {
+        if mem::replace(&mut self.out, Out::No) == Out::Left(Way::ZeroCopy) {
+            self.unread += 1;
+            let released = self.in_flight.tracker.settle(ALONE);
+            debug_assert!(released.is_none(), "its notification is read after its end is settled");
+            // Nothing to drop, which the compiler cannot know.
+            mem::forget(released);
+        }
+    }
+
+    /// The thread whose call is out tells of its end itself.
+    pub(super) fn tell(&mut self) {
+        if self.is_left() {
+            self.out = Out::Told;
+        }
+    }
+
+    /// The call whose end was to be left is not over. Its caller will tell of its end, and of those
+    /// of its next calls: a thread that meets calls pays for a barrier.
+    pub(super) fn meet_call(&mut self) {
+        self.out = Out::Told;
+        self.tells = TELLS;
+    }
+
+    /// Lets the end of the call that is about to be made be left, if that can be. It was let in by a
+    /// grant, or is small.
+    #[inline(always)]
+    pub(super) fn leave_end(&mut self, way: Way) -> bool {
+        if self.tells > 0 {
+            self.tells -= 1;
+            return false;
+        }
+        let leaves = self.leaves && !self.wants_watch;
+        if leaves {
+            self.out = Out::Left(way);
+        }
+        leaves
     }
 
     /// A run of the driver begins.
