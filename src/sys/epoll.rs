@@ -30,7 +30,7 @@ impl EdgeWait {
 
     /// Ends the wait of another thread, or its next one, with nothing ready.
     pub(crate) fn rouse(&self) -> io::Result<()> {
-        self.bell.ring(&self.epoll)
+        self.bell.ring()
     }
 
     /// Waits for news, or until the time is up; without `timeout`, for ever. The time counts in
@@ -69,7 +69,7 @@ impl Watcher {
 
     /// Ends the wait of another thread, or its next one.
     pub(crate) fn rouse(&self) -> io::Result<()> {
-        self.bell.ring(&self.epoll)
+        self.bell.ring()
     }
 
     /// Reports `token` whenever the socket has news: a note, an error, a hangup, room to write.
@@ -103,8 +103,11 @@ impl Watcher {
     }
 }
 
-/// How one thread rouses another: a descriptor that is always ready, so that arming it anew is
-/// news.
+/// A counter by which one thread ends the wait of another. Every write to it is news, also while
+/// the counter is above 0, so no thread has to read it.
+///
+/// A wake-up by `epoll_ctl` would need no counter, but a filter for system calls may refuse that
+/// call in the middle. A filter that refuses writes is not known.
 #[derive(Debug)]
 struct Bell(OwnedFd);
 
@@ -112,20 +115,21 @@ impl Bell {
     /// Its token; sockets have others.
     const TOKEN: u64 = 0;
 
-    /// Adds a bell to a set that is still empty.
     fn hang(epoll: &OwnedFd) -> io::Result<Self> {
         // SAFETY: eventfd(2) takes no pointers.
-        let bell = check(unsafe { libc::eventfd(1, libc::EFD_CLOEXEC) })?;
-        // SAFETY: from_raw_fd needs an open fd that nobody else owns: it was just made.
+        let bell = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        // SAFETY: from_raw_fd needs an open fd without another owner: it was just made.
         let bell = unsafe { OwnedFd::from_raw_fd(bell) };
         add(epoll, bell.as_fd(), libc::EPOLLIN, Self::TOKEN)?;
-        // That it was added is news too; nobody has rung yet.
-        wait(epoll, &mut [NO_EVENT; 1], Some(Duration::ZERO))?;
         Ok(Self(bell))
     }
 
-    fn ring(&self, epoll: &OwnedFd) -> io::Result<()> {
-        control(epoll, libc::EPOLL_CTL_MOD, self.0.as_fd(), libc::EPOLLIN, Self::TOKEN)
+    fn ring(&self) -> io::Result<()> {
+        let one = 1_u64;
+        // SAFETY: write(2) reads the 8 bytes of `one`, which outlives the call. The fd is owned.
+        let written =
+            unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+        if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
