@@ -74,22 +74,28 @@ struct Reaper {
 }
 
 /// Has `sender` driven whenever its socket has news, from now on; its present state counts as
-/// news. `None` when no thread or descriptor can be had.
+/// news. `None` if no thread or descriptor can be had, or the thread cannot be woken.
 pub(crate) fn watch(fd: BorrowedFd<'_>, sender: Weak<dyn Reclaim>) -> Option<Token> {
     let reaper = Reaper::get();
     let watcher = reaper.watcher()?;
     let mut state = lock(&reaper.state);
     let token = state.enter(Sender::Watched(sender));
+    state.arm(token, Duration::ZERO);
     if watcher.add(fd, token.0).is_err() {
-        state.senders.remove(&token);
+        state.forget(token);
         return None;
     }
-    state.look_at_once(token, Some(watcher));
+    if watcher.rouse().is_err() {
+        state.forget(token);
+        let _ = watcher.remove(fd);
+        return None;
+    }
     Some(token)
 }
 
 /// Takes over a sender that has no owner, and drives it until it calls [`unwatch`]. Without a
-/// thread it is kept all the same; whether there is one is told beside the token.
+/// thread the sender is kept all the same. Returns `true` beside the token if the thread drives the
+/// sender, by timers alone if no descriptor watches it.
 pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, bool) {
     let reaper = Reaper::get();
     reaper.watcher();
@@ -98,12 +104,14 @@ pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, boo
     // asleep.
     let watcher = reaper.watcher.get();
     let token = state.enter(Sender::Owned(sender));
-    if watcher.is_none_or(|watcher| watcher.add(fd, token.0).is_err()) {
+    state.arm(token, Duration::ZERO);
+    let is_watched = watcher.is_some_and(|watcher| watcher.add(fd, token.0).is_ok());
+    let is_served = watcher.is_some_and(|watcher| watcher.rouse().is_ok());
+    if !is_watched || !is_served {
         state.unserved.push(token);
         state.wake_idle_waiters();
     }
-    state.look_at_once(token, watcher);
-    (token, watcher.is_some())
+    (token, is_served)
 }
 
 /// Ends a [`watch`], or lets go of an [adopted](adopt) sender at its end.
@@ -130,6 +138,9 @@ pub(crate) fn unwatch(fd: BorrowedFd<'_>, token: Token) {
 }
 
 /// Drives the senders that wait for a thread. Cheap when there are none.
+///
+/// Their timers stay as they are: the reaper's thread may be about to sleep until the next one, and
+/// is not woken for an earlier one.
 pub(crate) fn serve() {
     if cfg!(loom) {
         // Models have no reaper: its state outlives an execution.
@@ -138,7 +149,7 @@ pub(crate) fn serve() {
     let reaper = Reaper::get();
     // Cloned, not taken: a thread in `wait_idle` sleeps without a limit when the list is empty.
     let unserved = lock(&reaper.state).unserved.clone();
-    unserved.into_iter().for_each(|token| reaper.attend(token));
+    unserved.into_iter().for_each(|token| _ = reaper.drive(token));
 }
 
 /// What the reaper has in its care now.
@@ -195,14 +206,10 @@ impl State {
         token
     }
 
-    /// Has a sender looked at in any case: its timers begin with that, and a socket that has
-    /// neither notes nor room is no news.
-    fn look_at_once(&mut self, token: Token, watcher: Option<&Watcher>) {
-        self.arm(token, Duration::ZERO);
-        if let Some(watcher) = watcher {
-            // Fails only for want of memory; then the next news of anybody does it.
-            let _ = watcher.rouse();
-        }
+    /// Takes back an entry that cannot be watched.
+    fn forget(&mut self, token: Token) {
+        self.disarm(token);
+        self.senders.remove(&token);
     }
 
     /// Wakes every thread in [`wait_idle`]: the last owned sender has ended, or one has to be served.
@@ -210,7 +217,8 @@ impl State {
         self.idle_waiters.iter().for_each(|waiter| waiter.unpark());
     }
 
-    /// Has a sender driven after this time, and not when it would have been.
+    /// Has a sender driven after this time, and not when it would have been. A new entry begins with
+    /// a time of 0, because a socket that has neither notes nor room is no news.
     fn arm(&mut self, token: Token, after: Duration) {
         self.disarm(token);
         if self.senders.contains_key(&token) {
@@ -255,8 +263,9 @@ impl Reaper {
         let mut tokens = Vec::new();
         loop {
             if watcher.wait(&mut tokens, self.next_timer()).is_err() {
-                // Cannot happen with a descriptor of our own; must not spin if it does.
+                // A filter for system calls refuses the wait: no news comes, so all are due.
                 sleep(Duration::from_millis(10));
+                tokens.extend(lock(&self.state).senders.keys().map(|token| token.0));
             }
             tokens.iter().for_each(|token| self.attend(Token(*token)));
             let now = Instant::now();
@@ -279,32 +288,35 @@ impl Reaper {
         state.timers.first().filter(|(at, _)| *at <= now).map(|(_, token)| *token)
     }
 
-    /// Drives one sender, with no lock of the reaper held: that recycles buffers, wakes tasks, and
-    /// may come back to [`unwatch`]. Its timer begins anew.
+    /// Drives one sender, and begins its timer anew.
     fn attend(&self, token: Token) {
-        let mut state = lock(&self.state);
-        state.disarm(token);
-        let sender = match state.senders.get(&token) {
-            Some(Sender::Watched(sender)) => sender.upgrade(),
-            Some(Sender::Owned(sender)) => Some(Arc::clone(sender)),
-            None => None,
-        };
-        drop(state);
-        let Some(sender) = sender else { return };
-        // What it drops can panic, which must not end the thread that others count on; and the last
-        // thing to be dropped may be the sender.
-        let next = panic::catch_unwind(AssertUnwindSafe(move || sender.attend()));
-        if let Some(next) = next.unwrap_or(Some(RETRY_AFTER)) {
+        lock(&self.state).disarm(token);
+        if let Some(next) = self.drive(token) {
             let mut state = lock(&self.state);
             let unwatched = state.unserved.contains(&token);
             state.arm(token, if unwatched { next.min(RETRY_AFTER) } else { next });
         }
     }
+
+    /// Drives one sender, with no lock of the reaper held: that recycles buffers, wakes tasks, and
+    /// may come back to [`unwatch`]. Returns the time until the next look, if one is needed.
+    fn drive(&self, token: Token) -> Option<Duration> {
+        let state = lock(&self.state);
+        let sender = match state.senders.get(&token)? {
+            Sender::Watched(sender) => sender.upgrade()?,
+            Sender::Owned(sender) => Arc::clone(sender),
+        };
+        drop(state);
+        // What it drops can panic, which must not end the thread that others count on; and the last
+        // thing to be dropped may be the sender.
+        let next = panic::catch_unwind(AssertUnwindSafe(move || sender.attend()));
+        next.unwrap_or(Some(RETRY_AFTER))
+    }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::{net::UdpSocket, os::fd::AsFd};
+    use std::{net::UdpSocket, os::fd::AsFd, thread};
 
     use super::*;
     use crate::sync::{AtomicUsize, Ordering};
@@ -347,6 +359,50 @@ mod tests {
         unwatch(socket.as_fd(), token);
         // None while the reaper is about to begin the one anew.
         assert!(timers <= 1, "{timers} timers");
+    }
+
+    /// Tells whether the sender has a timer while the thread of the test drives it.
+    struct Served {
+        thread: thread::ThreadId,
+        token: OnceLock<Token>,
+        with_timer: AtomicUsize,
+    }
+
+    impl Reclaim for Served {
+        fn drive(&self) {}
+
+        fn attend(&self) -> Option<Duration> {
+            if thread::current().id() == self.thread {
+                let state = lock(&Reaper::get().state);
+                let has_timer = state.due.contains_key(self.token.get().unwrap());
+                self.with_timer.fetch_add(usize::from(has_timer), Ordering::Relaxed);
+            }
+            Some(Duration::from_secs(3600))
+        }
+
+        fn watch(self: Arc<Self>) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_sender_that_is_served_keeps_its_timer() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let served = Arc::new(Served {
+            thread: thread::current().id(),
+            token: OnceLock::new(),
+            with_timer: AtomicUsize::new(0),
+        });
+        let (token, _) = adopt(socket.as_fd(), Arc::<Served>::clone(&served));
+        served.token.set(token).unwrap();
+        lock(&Reaper::get().state).unserved.push(token);
+        for _ in 0..100 {
+            serve();
+        }
+        let with_timer = served.with_timer.load(Ordering::Relaxed);
+        unwatch(socket.as_fd(), token);
+        // None only while the reaper's thread drives the sender too.
+        assert!(with_timer > 50, "{with_timer}");
     }
 
     #[test]
