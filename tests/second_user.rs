@@ -135,6 +135,7 @@ fn a_poisoned_sender_recycles_nothing_early() {
         poison(&sender).is_some()
     });
     assert_eq!(sender.wait(first, soon()), Err(WaitError::Poisoned), "at once");
+    assert!(!sender.interest().released, "no notification proves anything");
     assert_eq!(sender.drain(soon()), Err(WaitError::Poisoned));
     let [free, owned, in_flight, quarantined] = census(&pool);
     // What went by copy after the poison is free.

@@ -392,6 +392,22 @@ fn a_refused_call_makes_the_next_one_no_older() {
     assert!(oldest <= Instant::now() - before, "{oldest:?} is the age of the refused call");
 }
 
+/// A send of more buffers than its place in the history counts.
+#[test]
+fn a_send_of_many_buffers_tells_that_it_was_copied() {
+    let _turn = turn();
+    let (near, far) = pair();
+    let peer = reader(far, Duration::ZERO);
+    let mut sender = zero_copy().adopt(near).unwrap();
+    let mut bufs: Vec<_> = (0..200).map(|seed| pattern(4096, seed).into()).collect();
+    let ticket = sender.send_vectored(&mut bufs).unwrap();
+    let fate = Fate::Released { accepted: 200 * 4096, copied: Some(true) };
+    assert_eq!(sender.wait(ticket, soon()), Ok(fate), "loopback copies");
+    assert_eq!(sender.stats().copied_calls, 0);
+    assert!(sender.close(soon().unwrap()).drained);
+    assert_arrived(&peer.join().unwrap(), 4096, 200);
+}
+
 #[test]
 fn a_send_is_no_older_than_itself() {
     let _turn = turn();
@@ -416,8 +432,10 @@ fn every_32_calls_read_the_notifications_of_those_before() {
         let (near, far) = pair();
         let peer = reader(far, Duration::ZERO);
         let mut sender = zero_copy().adopt(near).unwrap();
+        let mut sent = Vec::new();
         for seed in 0..80 {
-            let mut bufs = vec![pattern(16 << 10, seed).into()];
+            sent.push(pattern(16 << 10, seed));
+            let mut bufs = vec![Payload::Shared(Arc::clone(&sent[seed]))];
             match vectored {
                 true => sender.send_vectored(&mut bufs).map(|_| ()).unwrap(),
                 false => sender.send(bufs.remove(0)).map(|_| ()).unwrap(),
@@ -425,6 +443,8 @@ fn every_32_calls_read_the_notifications_of_those_before() {
             eventually("it is acknowledged", || unacked(&sender) == 0);
             let stats = sender.stats();
             assert!(stats.in_flight_calls <= 32, "{stats:?}");
+            let held = sent.iter().filter(|payload| Arc::strong_count(payload) > 1).count();
+            assert_eq!(held, stats.in_flight_calls, "what is released is dropped");
         }
         assert_eq!(sender.stats().zero_copy_calls, 80);
         assert!(sender.close(soon().unwrap()).drained);

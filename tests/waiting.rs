@@ -132,6 +132,19 @@ fn is_woken<R>(pool: &Pool, then: impl FnOnce() -> R) {
 }
 
 #[test]
+fn a_task_that_asks_again_leaves_one_waker() {
+    let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    let ticket = sender.try_send(pattern(LEN, 0)).unwrap();
+    let bell = Arc::new(Bell::default());
+    for _ in 0..10 {
+        let waker = Waker::from(Arc::clone(&bell));
+        assert!(sender.poll_fate(&mut Context::from_waker(&waker), ticket).is_pending());
+    }
+    assert_eq!(Arc::strong_count(&bell), 2);
+}
+
+#[test]
 fn a_task_is_woken_by_a_send_that_begins_after_its_wait() {
     alone(|| {
         for (buffers, len) in [(Buffers::default(), LEN), (TIGHT, 1 << 20)] {

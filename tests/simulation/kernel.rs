@@ -187,17 +187,18 @@ impl Kernel for SimKernel {
     }
 
     fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<Token> {
-        let watched = self.with(|socket, nature| {
+        let (watched, sends) = self.with(|socket, nature| {
             assert!(socket.care.is_none(), "watched twice");
             if nature.choices.permille(nature.weather.errors) {
-                return None;
+                return (None, socket.sends);
             }
             socket.care = Some(Care::Watched(sender));
             // Looked at once in any case.
             socket.due = Some(nature.now);
-            Some(Token::default())
+            (Some(Token::default()), socket.sends)
         });
-        self.world.lock().is_unwatched |= watched.is_none();
+        // A thread that waits for a slot is told; the owner of a send is not.
+        self.world.lock().is_unwatched |= watched.is_none() && sends;
         watched
     }
 
@@ -270,7 +271,10 @@ impl Edges for SimEdges {
     }
 
     fn rouse(&self) -> io::Result<()> {
-        self.with(|socket| socket.is_rung = true);
+        self.with(|socket| {
+            assert!(socket.waits, "woken, but no thread waits");
+            socket.is_rung = true;
+        });
         Ok(())
     }
 }

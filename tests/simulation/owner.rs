@@ -1,6 +1,7 @@
 //! The owner of one sender: what it may ask for, and what it must be told.
 
 use std::{
+    cell::Cell,
     collections::VecDeque,
     mem::{self, Discriminant},
     sync::{Arc, Weak},
@@ -10,7 +11,7 @@ use std::{
 
 use pinbuf::{
     __internals::{Config, Core, Interest, Transport},
-    Fate, HandBack, Payload, SendError, Ticket, WaitError,
+    Fate, HandBack, OsError, Payload, SendError, Ticket, WaitError,
 };
 
 use crate::{
@@ -19,7 +20,7 @@ use crate::{
     memory::Text,
     mischief::{self, Bell},
     socket::{Linger, Socket, Wire},
-    stream::{EMFILE, ENOMEM, EPERM},
+    stream::{EMFILE, ENOMEM, ENOTCONN, EPERM},
     world::Shared,
 };
 
@@ -69,6 +70,8 @@ pub(crate) struct Owner {
     /// Whether a send was lost to a panic of user code.
     lost: bool,
     aborted: bool,
+    /// The error of the connection, when it was last asked for.
+    error: Cell<Option<OsError>>,
 }
 
 /// Whether these are the bytes; nobody can tell of mapped memory.
@@ -112,6 +115,7 @@ impl Owner {
             users_linger: world.lock().socket(number).0.linger,
             lost: false,
             aborted: false,
+            error: Cell::new(None),
         }
     }
 
@@ -119,6 +123,14 @@ impl Owner {
     fn call<R>(&self, body: impl FnOnce(&Arc<Core<SimKernel>>) -> R) -> Option<R> {
         self.world.lock().begin_call();
         mischief::guarded(|| body(&self.core))
+    }
+
+    /// As [`call`](Self::call), for a call that waits.
+    fn waiting_call<R>(&self, body: impl FnOnce(&Arc<Core<SimKernel>>) -> R) -> Option<R> {
+        self.with_socket(|socket| socket.waits = true);
+        let result = self.call(body);
+        self.with_socket(|socket| socket.waits = false);
+        result
     }
 
     fn with_socket<R>(&self, body: impl FnOnce(&mut Socket) -> R) -> R {
@@ -149,7 +161,8 @@ impl Owner {
         let from = self.with_socket(|socket| {
             socket.expected.push(texts);
             socket.failures.clear();
-            socket.was_full = false;
+            (socket.was_full, socket.sends) = (false, true);
+            socket.waits = patience != Patience::None;
             match &socket.wire {
                 Wire::Stream(_) => {
                     socket.expected.accepted() + (socket.expected.pending() - len) as u64
@@ -173,6 +186,7 @@ impl Owner {
                 false => core.try_send_vectored(&mut back),
             })
         };
+        self.with_socket(|socket| (socket.sends, socket.waits) = (false, false));
         let Some(result) = result else {
             self.recover(from, texts, &back);
             return back;
@@ -184,6 +198,7 @@ impl Owner {
         });
         assert!(has_cause || !self.core.is_poisoned(), "poisoned without cause");
         self.check_window();
+        self.check_error();
         self.check_interest(&result);
         let is_over = self.with_socket(|socket| socket.is_over());
         let ticket = match result {
@@ -243,6 +258,14 @@ impl Owner {
         let stats = self.core.stats();
         let fits = stats.in_flight_calls <= calls && stats.in_flight_bytes <= bytes;
         assert!(fits || stats.in_flight_calls == 1, "{stats:?} is beyond the window");
+    }
+
+    /// The first error of a connection stays, unless only the end of an idle one was seen so far.
+    fn check_error(&self) {
+        let error = self.core.connection_error();
+        let before = self.error.replace(error);
+        let stays = before.is_none_or(|before| before.raw() == ENOTCONN || error == Some(before));
+        assert!(stays, "{before:?} became {error:?}");
     }
 
     /// Room is of interest only if the socket had none for this send.
@@ -311,7 +334,12 @@ impl Owner {
                 assert_eq!(accepted as u64, taken - from, "what the kernel took of it");
                 assert!(accepted < len && self.core.connection_error().is_some());
             }
-            Fate::Quarantined => assert!(self.core.is_poisoned()),
+            Fate::Quarantined => {
+                let taken = self.with_socket(|socket| socket.expected.accepted());
+                let is_stream = self.transport == Transport::Stream;
+                let sends = is_stream && taken < to && self.core.connection_error().is_none();
+                assert!(self.core.is_poisoned() && !sends, "a part of it is still to be sent");
+            }
             _ => panic!("{fate:?}"),
         }
         if fate != Fate::Quarantined {
@@ -331,7 +359,7 @@ impl Owner {
         let at = which % self.sent.len();
         let ticket = self.sent[at].ticket;
         let deadline = limit.map(|limit| self.world.lock().instant() + limit);
-        match self.call(|core| core.wait(ticket, deadline)) {
+        match self.waiting_call(|core| core.wait(ticket, deadline)) {
             Some(Ok(fate)) => self.judge(at, fate),
             Some(Err(error)) => self.accept_error(error, limit),
             None => {}
@@ -340,7 +368,7 @@ impl Owner {
 
     pub(crate) fn drain(&mut self, limit: Option<Duration>) {
         let deadline = limit.map(|limit| self.world.lock().instant() + limit);
-        match self.call(|core| core.drain(deadline)) {
+        match self.waiting_call(|core| core.drain(deadline)) {
             Some(Ok(())) => self.check_drained(),
             Some(Err(error)) => self.accept_error(error, limit),
             None => {}
@@ -471,6 +499,7 @@ impl Owner {
 
     /// Whatever else can be asked.
     pub(crate) fn look(&self) {
+        self.check_error();
         self.call(|core| (core.stats(), core.capabilities(), core.oldest(), core.interest()));
     }
 
@@ -492,7 +521,9 @@ impl Owner {
         let healthy = self.core.connection_error().is_none()
             && !self.core.is_poisoned()
             && !self.with_socket(|socket| socket.is_doomed());
-        self.with_socket(|socket| (socket.core, socket.ends) = (Weak::new(), true));
+        self.with_socket(|socket| {
+            (socket.core, socket.ends, socket.waits) = (Weak::new(), true, true);
+        });
         let Self { world, core, .. } = self;
         world.lock().begin_call();
         let closed_before = world.lock().closed;

@@ -154,6 +154,9 @@ pub(crate) struct Socket {
     /// How long the peer may acknowledge nothing, and whether the owner ends the sender itself.
     pub(crate) max_hold: Option<Duration>,
     pub(crate) ends: bool,
+    /// Whether the owner's call sends, and whether it may wait.
+    pub(crate) sends: bool,
+    pub(crate) waits: bool,
     /// Whether a call found no room, since the owner's last send began.
     pub(crate) was_full: bool,
     /// Error numbers of the calls that failed, since somebody asked.
@@ -186,6 +189,8 @@ impl Socket {
             is_rung: false,
             max_hold: None,
             ends: false,
+            sends: false,
+            waits: false,
             was_full: false,
             failures: Vec::new(),
             deaf: false,
