@@ -82,6 +82,8 @@ fn a_stream_ends_behind_the_rest_whoever_sends_it() {
     model(|| {
         let kernel = FakeKernel::new([
             Answer::TakeAndNote(100),
+            // To the send, the waiting thread and the thread that leaves.
+            Answer::Fail(EAGAIN),
             Answer::Fail(EAGAIN),
             Answer::Fail(EAGAIN),
             Answer::TakeAndNote(PAGE),

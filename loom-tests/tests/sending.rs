@@ -14,8 +14,11 @@ use loom_tests::{
 };
 use pinbuf::{
     __internals::{Core, MemlockBudget},
-    Fate, SendError,
+    Fate, Pool, SendError,
 };
+
+/// Too few to be sent without copy.
+static BYTES: [u8; 64] = [1; 64];
 
 /// Drives a sender on a thread of its own, once.
 fn reaping(sender: &Arc<Core<FakeKernel>>) -> thread::JoinHandle<()> {
@@ -49,7 +52,7 @@ fn a_note_that_comes_before_the_call_returns_finds_its_lease() {
 }
 
 /// A sender whose next call goes by a grant, so that its end is left to the next entry of the lock.
-fn granted(kernel: &FakeKernel, pool: &pinbuf::Pool) -> Arc<Core<FakeKernel>> {
+fn granted(kernel: &FakeKernel, pool: &Pool) -> Arc<Core<FakeKernel>> {
     let sender = kernel.sender();
     sender.try_send(filled(pool, 1)).unwrap();
     assert!(kernel.deliver());
@@ -310,20 +313,19 @@ fn a_drain_is_woken_by_a_proof_that_another_thread_found() {
     });
 }
 
-/// Another thread comes by that has nothing to drop, but looks for whom to wake, as a task awaits
-/// the send. Nobody is told when it is through.
+/// A visitor reads the note, and a task awaits the send too.
 #[test]
-fn a_drain_waits_for_nobody_who_drops_nothing() {
+fn a_drain_is_woken_when_a_visitor_has_dropped_the_buffer() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, ticket) = kernel.with_one_in_flight();
         let mut cx = Context::from_waker(Waker::noop());
         assert!(sender.poll_fate(&mut cx, ticket).is_pending());
-        let passer_by = reaping(&sender);
+        let visitor = reaping(&sender);
         assert!(kernel.deliver());
         sender.drain(None).unwrap();
         assert_home(&pool);
-        passer_by.join().unwrap();
+        visitor.join().unwrap();
     });
 }
 
@@ -362,6 +364,61 @@ fn room_is_used_though_another_thread_found_none() {
         waiter.join().unwrap();
         network.join().unwrap();
         assert_eq!(kernel.accepted(), PAGE);
+    });
+}
+
+/// A sender with a send of which a part is unsent, and room for it.
+fn with_unsent(kernel: &FakeKernel) -> (Pool, Arc<Core<FakeKernel>>) {
+    let (pool, sender) = (page_pool(1), kernel.sender());
+    sender.try_send(filled(&pool, 1)).unwrap();
+    (pool, sender)
+}
+
+#[test]
+fn a_flush_ends_after_the_call_of_a_visitor() {
+    model(|| {
+        let kernel = FakeKernel::new([Answer::Take(100), Answer::Fail(EAGAIN)]);
+        let (_pool, sender) = with_unsent(&kernel);
+        let owner = {
+            let (kernel, sender) = (kernel.clone(), Arc::clone(&sender));
+            thread::spawn(move || {
+                assert!(sender.flush_now().unwrap(), "there is room");
+                assert_eq!(kernel.accepted(), PAGE);
+            })
+        };
+        sender.step().unwrap();
+        owner.join().unwrap();
+    });
+}
+
+#[test]
+fn an_abort_comes_after_the_call_of_a_visitor() {
+    model(|| {
+        let kernel = FakeKernel::new([Answer::Take(100), Answer::Fail(EAGAIN)]);
+        let (pool, sender) = with_unsent(&kernel);
+        let visitor = reaping(&sender);
+        assert!(sender.break_off().aborted);
+        visitor.join().unwrap();
+        assert_home(&pool);
+    });
+}
+
+/// The kernel reads the memory of such a call only while the call lasts, and posts no notification.
+#[test]
+fn a_drain_ends_after_a_call_by_copy() {
+    model(|| {
+        let kernel = FakeKernel::new([Answer::Take(10)]);
+        let sender = kernel.sender();
+        let drain = {
+            let (kernel, sender) = (kernel.clone(), Arc::clone(&sender));
+            thread::spawn(move || {
+                let has_begun = kernel.accepted() > 0;
+                sender.drain(None).unwrap();
+                assert!(!has_begun || kernel.accepted() == BYTES.len());
+            })
+        };
+        sender.try_send(&BYTES[..]).unwrap();
+        drain.join().unwrap();
     });
 }
 

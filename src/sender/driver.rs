@@ -266,9 +266,9 @@ impl<K: Kernel> Core<K> {
     ) -> MutexGuard<'a, Machine> {
         let Some((mut disposal, woken)) = machine.take_disposal() else { return machine };
         drop(machine);
-        let drops = disposal.drop_all(panics);
+        disposal.drop_all(panics);
         let mut machine = self.enter();
-        machine.disposed(disposal, drops);
+        machine.disposed(disposal);
         if woken.is_empty() {
             return machine;
         }

@@ -39,9 +39,8 @@ impl Disposal {
         }
     }
 
-    /// Drops all payloads, even after a panic of one. Returns `true` if there were any.
-    pub(in crate::sender) fn drop_all(&mut self, panics: &mut Panics) -> bool {
-        let drops = !self.is_empty();
+    /// Drops all payloads, even after a panic of one.
+    pub(in crate::sender) fn drop_all(&mut self, panics: &mut Panics) {
         while !self.bufs.is_empty() {
             panics.catch(|| PinnedBuf::recycle_all(&mut self.bufs));
         }
@@ -52,7 +51,6 @@ impl Disposal {
         if let Some(others) = self.others.get_mut() {
             panics.catch_each(others.drain(..), drop);
         }
-        drops
     }
 
     /// Takes back the room of dropped payloads, unless there is room already.

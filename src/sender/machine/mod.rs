@@ -516,16 +516,15 @@ impl Machine {
             }
             return None;
         }
-        // A thread that drops nothing wakes no thread when it is through, so none waits for it.
-        done.dropping += u32::from(!done.disposal.is_empty());
+        done.dropping += 1;
         Some((mem::take(&mut done.disposal), woken))
     }
 
-    /// The payloads of [`take_disposal`](Self::take_disposal) are dropped; `drops`: there were some.
-    pub(super) fn disposed(&mut self, disposal: Disposal, drops: bool) {
+    /// The payloads of [`take_disposal`](Self::take_disposal) are dropped.
+    pub(super) fn disposed(&mut self, disposal: Disposal) {
         let done = &mut self.in_flight.done;
         done.disposal.put_back(disposal);
-        done.dropping -= u32::from(drops);
+        done.dropping -= 1;
         done.wake_threads();
     }
 
