@@ -422,6 +422,25 @@ fn a_drain_ends_after_a_call_by_copy() {
     });
 }
 
+/// The owner reads the note, and begins another call when the drain has been woken and has looked.
+#[test]
+fn a_drain_is_woken_by_the_end_of_a_call_that_it_has_not_seen_begin() {
+    model(|| {
+        let kernel = FakeKernel::default();
+        let (_pool, sender, _) = kernel.with_one_in_flight();
+        let owner = {
+            let sender = Arc::clone(&sender);
+            kernel.delivering(move |_| {
+                sender.step().unwrap();
+                thread::yield_now();
+                sender.try_send(&BYTES[..]).unwrap();
+            })
+        };
+        sender.drain(None).unwrap();
+        owner.join().unwrap();
+    });
+}
+
 #[test]
 fn a_fate_is_told_to_whoever_awaits_it() {
     model(|| {

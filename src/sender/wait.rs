@@ -269,10 +269,11 @@ impl<K: Kernel> Core<K> {
     /// Waits until everything is accepted and released, and every released payload is dropped.
     pub fn drain(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
         Wait::new(self, deadline).until(|core| {
-            let machine = core.enter();
+            let mut machine = core.enter();
             if machine.is_drained() {
                 machine.is_disposed().then_some(Ok(()))
             } else {
+                machine.note_call();
                 machine.in_flight.poisoned().map(|_| Err(WaitError::Poisoned))
             }
         })

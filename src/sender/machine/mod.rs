@@ -698,6 +698,11 @@ impl Machine {
         self.out != Out::No
     }
 
+    /// A thread is about to wait for the end of the call that is out, if there is one.
+    pub(super) fn note_call(&mut self) {
+        self.again |= self.is_calling();
+    }
+
     /// Returns `true` if a part of a send is not accepted.
     pub(super) fn is_unsent(&self) -> bool {
         self.sending.is_some()
