@@ -78,6 +78,26 @@ fn a_call_that_is_left_is_settled_once() {
     });
 }
 
+/// As `option_memory_proves_nothing_while_a_call_is_under_way`, for a call whose end is left: the
+/// thread that settles it has to see what the call did.
+#[test]
+fn option_memory_proves_nothing_of_a_left_call() {
+    model(|| {
+        let (pool, kernel) = (page_pool(1), FakeKernel::default());
+        let sender = granted(&kernel, &pool);
+        let doubter = {
+            let (kernel, sender) = (kernel.clone(), Arc::clone(&sender));
+            thread::spawn(move || doubt(&kernel, &sender))
+        };
+        let ticket = sender.try_send(filled(&pool, 2)).unwrap();
+        doubter.join().unwrap();
+        assert_eq!(sender.fate(ticket).unwrap(), None, "nothing is delivered yet");
+        assert!(kernel.deliver());
+        sender.step().unwrap();
+        assert_home(&pool);
+    });
+}
+
 /// A call whose end could have been left, and that took nothing, is its caller's to tell of.
 #[test]
 fn a_left_call_that_fails_gives_its_buffer_back() {
