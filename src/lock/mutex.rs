@@ -25,7 +25,7 @@ const LOOKS: u32 = if cfg!(loom) { 0 } else { 100 };
 /// The sleep between two looks where the system has no barrier.
 const NAP: Duration = Duration::from_millis(1);
 
-/// A lock that keeps working after a thread panicked while holding it.
+/// A lock that keeps working after the panic of a holder.
 ///
 /// No lock of this crate guards an invariant that user code could break half-way, because no lock
 /// is held while user code runs. So there is no poison, and no check for panics on the fast path.
@@ -38,8 +38,8 @@ const NAP: Duration = Duration::from_millis(1);
 ///
 /// # Releasing with a plain store
 ///
-/// An exchange in place of the store would cost 5 to 10 ns. Without it the holder could miss a
-/// thread that goes to sleep at the same moment. An asymmetric barrier prevents that:
+/// An exchange in place of the store would cost 5 to 10 ns. A store alone could miss a thread
+/// going to sleep at the same moment. An asymmetric barrier prevents the miss:
 ///
 /// 1. The holder stores `FREE`, passes the light barrier, and loads `sleepers`.
 /// 2. A waiting thread counts itself in `sleepers`, passes the heavy barrier, and tries the lock.
@@ -54,7 +54,7 @@ const NAP: Duration = Duration::from_millis(1);
 ///
 /// 1. The thread that changed the state from `FREE` holds the lock until it stores `FREE`, and is
 ///    the only one to access the value.
-/// 2. `sleepers` changes only while `queue` is locked. A thread waits on `freed` only while it is
+/// 2. `sleepers` changes only while `queue` is locked. A thread waits on `freed` only while
 ///    counted.
 #[repr(C)]
 pub struct Mutex<T> {

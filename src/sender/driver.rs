@@ -118,7 +118,7 @@ impl<K: Kernel> Core<K> {
         machine
     }
 
-    /// This thread has just taken the lock: a call whose end was left is settled.
+    /// This thread has just taken the lock: settles a call with a left end.
     #[inline(always)]
     fn entered(&self, machine: &mut Machine) {
         if machine.is_left() {

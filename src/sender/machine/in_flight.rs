@@ -125,8 +125,8 @@ impl InFlight {
         }
     }
 
-    /// Ends the sender's hold on a lease that the kernel has wholly accepted, or whose rest will
-    /// not be sent.
+    /// Ends the sender's hold on a lease: the kernel has accepted all bytes, or the sender has given
+    /// the rest up.
     #[inline(always)]
     pub(super) fn settle(&mut self, key: LeaseKey) {
         let mut lease = self.tracker.settle(key);

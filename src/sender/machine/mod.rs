@@ -163,7 +163,7 @@ use Next::{Act as Do, Ask};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Out {
     No,
-    /// A call of a lone buffer whose end is left to the next thread that takes the lock.
+    /// A call of a lone buffer. The next thread that takes the lock settles its end.
     Left(Way),
     /// The thread that made the call tells the machine of its end.
     Told,
@@ -367,7 +367,7 @@ impl Machine {
         matches!(self.out, Out::Left(_))
     }
 
-    /// The call whose end was left is over.
+    /// A call with a left end is over.
     #[inline(always)]
     pub(super) fn settle_left(&mut self) {
         if mem::replace(&mut self.out, Out::No) == Out::Left(Way::ZeroCopy) {
@@ -379,15 +379,15 @@ impl Machine {
         }
     }
 
-    /// The thread whose call is out tells of its end itself.
+    /// The caller of the call that is out will tell of its end.
     pub(super) fn tell(&mut self) {
         if self.is_left() {
             self.out = Out::Told;
         }
     }
 
-    /// The call whose end was to be left is not over. Its caller will tell of its end, and of those
-    /// of its next calls: a thread that meets calls pays for a barrier.
+    /// The call is not over. Its caller will tell of its end, and of the ends of the next calls: a
+    /// thread that meets calls pays for a barrier.
     pub(super) fn meet_call(&mut self) {
         self.out = Out::Told;
         self.tells = TELLS;

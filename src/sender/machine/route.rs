@@ -70,7 +70,7 @@ pub(in crate::sender) struct Route {
     /// Doublings of the interval.
     level: u32,
     stats: RouteStats,
-    /// A probe whose notification is not read, or not judged.
+    /// A probe without a judgement yet.
     probe: Option<Probe>,
     /// Surplus of copied notifications, in zero copy.
     suspicion: u32,
