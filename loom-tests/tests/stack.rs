@@ -1,4 +1,9 @@
 //! A magazine by itself, without a pool: a stack of one thread that another thread empties.
+//!
+//! Under loom alone. Elsewhere the contents have no size, so that all numbers share an address, and a
+//! magazine that was taken stays unbound for a while.
+
+#![cfg(loom)]
 
 use std::sync::Arc;
 
