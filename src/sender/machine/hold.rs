@@ -116,12 +116,8 @@ impl Hold {
         let age_of = |since| now.saturating_duration_since(since);
         let age = age_of(*self.since.get_or_insert(began));
         // An unsent part alone waits for this host: for room in the window.
-        let silence = if view.unacked != Some(0) {
-            Some(age_of(*self.awaited_since.get_or_insert(began)))
-        } else {
-            self.awaited_since = None;
-            None
-        };
+        let silence =
+            (view.unacked != Some(0)).then(|| age_of(*self.awaited_since.get_or_insert(began)));
         Some(Held { age, silence })
     }
 }
