@@ -26,12 +26,12 @@ for patch in "$here"/mutants/*.patch; do
     said=$(sed -n '/panicked at/{n;p;q}' "$copy/log" | cut -c1-60)
   elif (cd "$copy/tree" && timeout 300 cargo test --quiet --release --test simulation -- --nocapture) >"$copy/log" 2>&1; then
     result='NOT CAUGHT'; missed=1
-  elif ! grep -q '^failed after' "$copy/log"; then
+  elif ! grep -q 'failed after' "$copy/log"; then
     result='NO VERDICT'; missed=1  # Out of time, or out of memory.
   else
     result=caught
-    steps=$(sed -n 's/^failed after \([0-9]*\) steps.*/\1/p' "$copy/log" | head -n 1)
-    seed=$(sed -n 's/^failed after .* of seed \([0-9]*\)\..*/\1/p' "$copy/log" | head -n 1)
+    steps=$(sed -n 's/.*failed after \([0-9]*\) steps.*/\1/p' "$copy/log" | head -n 1)
+    seed=$(sed -n 's/.*failed after .* of seed \([0-9]*\)\..*/\1/p' "$copy/log" | head -n 1)
     said=$(sed -n '/panicked at/{n;p;q}' "$copy/log" | cut -c1-60)
   fi
   printf '%-31s %-15s %12s %8s  %s\n' "$name" "$result" "$steps" "$seed" "$said"
