@@ -38,6 +38,8 @@ struct Case {
     is_split: bool,
     /// The peer reads so many bytes, then nothing any more.
     stops_after: u64,
+    /// Calls without copy that may be in flight.
+    window_calls: usize,
 }
 
 impl Case {
@@ -59,6 +61,7 @@ impl Case {
                             header_bytes,
                             is_split,
                             stops_after,
+                            window_calls: Config::default().max_in_flight_sends,
                         });
                     }
                 }
@@ -100,6 +103,7 @@ impl Case {
         let config = Config {
             threshold_bytes: self.threshold_bytes,
             linger: Duration::from_nanos(self.linger),
+            max_in_flight_sends: self.window_calls,
             ..Config::default()
         };
         let budget = Arc::new(MemlockBudget::new(None));
@@ -187,5 +191,27 @@ fn a_lost_end_of_the_stream_is_no_cause_for_a_reset() {
         }
         assert!(turns_held > 0);
         assert_eq!(world.lock().last_cut, None);
+    }
+}
+
+/// The peer has everything that the socket has taken, and a packet in a queue below TCP fills the
+/// window.
+#[test]
+fn an_unsent_part_that_stays_unsent_is_cut_off_at_linger() {
+    let mut cases = Case::all();
+    cases.retain(|case| case.threshold_bytes == 1 && case.header_bytes == 0);
+    let case = Case { linger: LINGER / 10, window_calls: 1, ..cases[0] };
+    for seed in 0..10 {
+        let weather = Weather { held: 1000, ..Weather::default() };
+        let stream = Stream::new(case.send_room, 4 << 20);
+        let (world, number) = case.drop_sender(seed, stream, weather);
+        let mut unsent = 0;
+        while world.lock().closed == 0 {
+            assert!(world.advance(FOR_EVER), "the end never comes");
+            if let Some(socket) = &world.lock().sockets[number] {
+                unsent = socket.expected.pending();
+            }
+        }
+        assert!(unsent > 0, "it waits for the packet");
     }
 }
