@@ -102,12 +102,14 @@ impl<T> Mutex<T> {
 
     #[cold]
     fn wait(&self) {
-        for _ in 0..LOOKS {
+        let mut looks = LOOKS;
+        while looks > 0 {
             // Relaxed: a hint.
             if self.state.load(Ordering::Relaxed) == FREE && self.try_take() {
                 return;
             }
             hint::spin_loop();
+            looks -= 1;
         }
         let mut queue = plain::lock(&self.queue);
         // Relaxed: the barrier orders it; partner of the load in `release`.
