@@ -21,29 +21,31 @@ pub use wait::Alloc;
 /// A fixed stock of equal buffers, or of a few sizes, in memory that can be sent without copying.
 ///
 /// All memory is mapped, populated and accounted for when the pool is built: afterwards an
-/// allocation takes a free slot or says that there is none, and no page fault or out-of-memory
+/// allocation takes a free slot or reports that all are taken. No page fault or out-of-memory
 /// follows.
 ///
-/// Clones are handles of the same pool. Dropping the last one while buffers are out, or in flight,
-/// is fine: the memory is unmapped when the last of them comes home.
+/// Clones are handles of the same pool. Dropping the last handle before buffers are dropped, or
+/// released, is fine: the memory is unmapped after the last buffer.
 ///
 /// # Fork
 ///
-/// The memory is kept out of forked children (`MADV_DONTFORK`), so that what the parent has in
-/// flight stays intact. In a child the pool answers [`AllocError::Forked`], its buffers and itself
-/// can be dropped without effect, and to read or write one of its buffers ends in a segmentation
-/// fault. A child can build pools of its own. One that a signal handler made must not return from
-/// it, but call `exec` or `_exit`: what was interrupted may be an allocation.
+/// The memory is kept out of forked children (`MADV_DONTFORK`), so that the parent's buffers in
+/// flight stay intact. In a child the pool answers [`AllocError::Forked`]. Pool and buffers can be
+/// dropped there without effect, and reading or writing a buffer ends in a segmentation fault. A
+/// child can build new pools. A child forked by a signal handler must not return from the handler,
+/// but call `exec` or `_exit`, because the handler may have interrupted an allocation.
 ///
 /// # Performance
 ///
 /// An allocation and the drop of its buffer take some two nanoseconds together, without an atomic
-/// read-modify-write: each thread has a magazine of free slots of each class it uses. Threads do
-/// not slow one another down; a thread that finds nothing else takes what stands in the magazines
-/// of others. Pools of fewer than 64 slots of a class, and those with
-/// [`zero_on_recycle`](PoolBuilder::zero_on_recycle), go without, at some ten nanoseconds and one
-/// cache line that all threads contend for, as does everything on a system without `membarrier(2)`.
-/// A thread that uses pools takes up to 32 KiB of memory, however many there are.
+/// read-modify-write: each thread has a magazine of free slots for each class in use. Threads do
+/// not slow each other down. A thread that finds no slot elsewhere takes the slots in the magazines
+/// of all threads.
+///
+/// There are no magazines in classes of fewer than 64 slots, in pools with
+/// [`zero_on_recycle`](PoolBuilder::zero_on_recycle), and on systems without `membarrier(2)`. There
+/// a pair takes some ten nanoseconds, and all threads contend for a cache line. The magazines take
+/// up to 32 KiB of memory per thread, for any number of pools.
 ///
 /// # Examples
 ///
@@ -90,9 +92,8 @@ impl Pool {
 
     /// Takes a buffer of at least `capacity` bytes, if one is free now.
     ///
-    /// It comes from the smallest size class that fits; an empty class borrows from a larger one
-    /// only with [`PoolBuilder::fallback`]. While somebody waits for a slot of a class, it is
-    /// empty.
+    /// The buffer comes from the smallest sufficient size class. An empty class borrows from a
+    /// larger class only with [`PoolBuilder::fallback`]. A class with a waiter is empty.
     ///
     /// # Errors
     ///
@@ -114,14 +115,14 @@ impl Pool {
         self.raw().alloc(class).map(PinnedBuf::new)
     }
 
-    /// Takes up to `count` buffers of at least `capacity` bytes, as many as are free now, adds them
-    /// to `bufs` and returns their number.
+    /// Takes up to `count` buffers of at least `capacity` bytes, as many as are free now. Adds the
+    /// buffers to `bufs` and returns their number.
     ///
     /// [`PinnedBuf::recycle_all`] is the counterpart.
     ///
     /// # Errors
     ///
-    /// As [`try_alloc`](Self::try_alloc), when not one is free.
+    /// As [`try_alloc`](Self::try_alloc), if no buffer is free.
     ///
     /// # Performance
     ///
@@ -155,8 +156,8 @@ impl Pool {
         }
     }
 
-    /// A handle for one thread that takes buffers of at least `capacity` bytes from a magazine of
-    /// its own.
+    /// A handle for one thread, with a magazine of its own for buffers of at least `capacity`
+    /// bytes.
     ///
     /// # Errors
     ///
@@ -178,15 +179,15 @@ impl Pool {
 
     /// Takes a buffer of at least `capacity` bytes, waiting until one is free.
     ///
-    /// Waiters are served in order. Before it sleeps, and while it does, the library reads the
-    /// notes of all senders that hold buffers of this pool, so that waiting on the thread that
-    /// would otherwise do so comes to an end.
+    /// Waiters are served in order. Before and during the sleep, the library reads the
+    /// notifications of all senders with buffers of this pool. So even a wait on the thread of
+    /// these senders comes to an end.
     ///
     /// # Errors
     ///
     /// [`TooLarge`](AllocError::TooLarge): no class fits.
-    /// [`Exhausted`](AllocError::Exhausted): every slot of the class is Quarantined, so that there
-    /// is nothing to wait for.
+    /// [`Exhausted`](AllocError::Exhausted): every slot of the class is Quarantined, so that no
+    /// slot may ever become free.
     ///
     /// ```
     /// use std::{thread, time::Duration};
@@ -218,7 +219,7 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`TimedOut`](AllocError::TimedOut), and those of [`alloc`](Self::alloc).
+    /// [`TimedOut`](AllocError::TimedOut), and the errors of [`alloc`](Self::alloc).
     ///
     /// ```
     /// use std::time::Duration;
@@ -246,7 +247,7 @@ impl Pool {
 
     /// As [`alloc`](Self::alloc), as a future for any runtime.
     ///
-    /// Nothing happens before the first poll. See [`Alloc`] for what dropping it does.
+    /// Nothing happens before the first poll. See [`Alloc`] for the effect of a drop.
     ///
     /// ```
     /// # fn block_on<F: Future>(future: F) -> F::Output {
@@ -268,7 +269,7 @@ impl Pool {
         Alloc::new(self.raw(), self.handle.class(capacity))
     }
 
-    /// What backs the pool's memory, and what ended each better kind of pages.
+    /// The pages behind the pool's memory, and the reason against each better kind.
     ///
     /// ```
     /// let pool = pinbuf::Pool::new(64 * 1024, 64)?;
@@ -281,14 +282,14 @@ impl Pool {
         std::slice::from_ref(self.raw().region().report())
     }
 
-    /// How many slots are in which state, now.
+    /// The number of slots in each state, now.
     ///
-    /// The counts are read one after another: while slots move they need not add up.
+    /// The counts are read in a row. While slots move, the sum may be wrong.
     ///
     /// # Performance
     ///
-    /// Reads one word per slot, about a microsecond per thousand; alloc and recycle pay nothing for
-    /// it.
+    /// Reads one word per slot, about a microsecond per thousand; alloc and recycle pay
+    /// nothing.
     ///
     /// ```
     /// let pool = pinbuf::Pool::new(4096, 4)?;
@@ -301,10 +302,10 @@ impl Pool {
         PoolStats::read(self.raw())
     }
 
-    /// Checks that every slot is accounted for, and names those that are not.
+    /// Checks that every slot is accounted for, and names the rest.
     ///
-    /// Call it while no other thread allocates or drops buffers of the pool and nothing is being
-    /// released: a slot caught between two states is named too.
+    /// Call this while no thread allocates or drops buffers of the pool and no send is being
+    /// released: a slot between two states is named too.
     ///
     /// ```
     /// let pool = pinbuf::Pool::new(4096, 4)?;
@@ -356,7 +357,7 @@ impl PoolBuilder {
         self
     }
 
-    /// Which pages to take. Default: [`Backing::Auto`].
+    /// The kind of pages. Default: [`Backing::Auto`].
     pub fn backing(mut self, backing: Backing) -> Self {
         self.options.backing = backing;
         self
@@ -369,16 +370,16 @@ impl PoolBuilder {
         self
     }
 
-    /// Locks the memory into RAM (`mlock`), so that it is never swapped out. Default: no.
+    /// Locks the memory into RAM (`mlock`), out of reach for swapping. Default: no.
     ///
-    /// It counts against RLIMIT_MEMLOCK, as bytes in flight do.
+    /// The memory counts against RLIMIT_MEMLOCK, like bytes in flight.
     pub fn mlock(mut self, mlock: bool) -> Self {
         self.options.mlock = mlock;
         self
     }
 
-    /// Takes all memory from this NUMA node, which should be that of the network card. Default:
-    /// from wherever the kernel does. Linux only.
+    /// Takes all memory from this NUMA node, best the node of the network card. Default: the
+    /// kernel's choice. Linux only.
     ///
     /// A node without enough memory is an error, of hugetlb pages only the end of that rung; see
     /// [`RegionReport::numa_node`].
@@ -387,13 +388,12 @@ impl PoolBuilder {
         self
     }
 
-    /// Whether all memory is there when the pool is built. Default: yes.
+    /// `true`: all memory is there when the pool is built. Default: `true`.
     ///
-    /// Without it a pool of any size is built at once and takes memory as its slots are written for
-    /// the first time. What that gives up: each first write faults, a lack of memory ends the
-    /// process (or another one) instead of being an error here, hugetlb pages are not used, and
-    /// that there are transparent huge pages is a wish. [`mlock`](Self::mlock) locks pages as they
-    /// come.
+    /// With `false` a pool of any size is built at once, and takes memory with the first write to
+    /// each slot. The price: each first write faults, a lack of memory ends a process instead of
+    /// being an error here, hugetlb pages are not used, and transparent huge pages are a wish.
+    /// [`mlock`](Self::mlock) locks pages as they come.
     ///
     /// ```
     /// use pinbuf::{Backing, Pages, Pool};
@@ -411,10 +411,10 @@ impl PoolBuilder {
         self
     }
 
-    /// Whether an empty class borrows from larger ones, the next larger first. Default: no.
+    /// `true`: an empty class borrows from larger classes, the next larger first. Default: `false`.
     ///
-    /// Every call looks so once. Who then waits, waits for a slot of the class that fits best, and
-    /// does not take a larger one that comes home meanwhile.
+    /// Every call looks once. A call that then waits, waits for a slot of the best class, and does
+    /// not take a larger slot meanwhile.
     ///
     /// ```
     /// let pool = pinbuf::Pool::builder().class(4096, 1).class(65536, 1).fallback(true).build()?;
@@ -428,20 +428,20 @@ impl PoolBuilder {
         self
     }
 
-    /// How many slots each sender may have in flight, so that one with a slow peer does not take
-    /// them all. Default: no limit.
+    /// The limit of slots in flight for each sender, so that a sender with a slow peer does not
+    /// take all slots. Default: no limit.
     ///
-    /// A send beyond it is refused with [`WouldBlock`](crate::SendError::WouldBlock) until enough
-    /// is released. Not refused are a single send that has more slots than that, while the sender
-    /// has none of the pool in flight, and a sender that copies everything. A frozen buffer counts
-    /// once for every send of it.
+    /// A send beyond the limit is refused with [`WouldBlock`](crate::SendError::WouldBlock) until
+    /// enough is released. Two sends are not refused: a single send with more slots than the limit,
+    /// while the sender has no slot of the pool in flight, and a send of a sender that copies
+    /// everything. A frozen buffer counts once for every send.
     pub fn sender_quota(mut self, slots: usize) -> Self {
         self.options.sender_quota = Some(slots);
         self
     }
 
-    /// Overwrites a slot with zeros when it is recycled, so that no later user and no stray read
-    /// finds what was in it. Default: no.
+    /// Overwrites a recycled slot with zeros, so that no later user and no stray read finds the old
+    /// bytes. Default: no.
     ///
     /// # Performance
     ///
@@ -455,7 +455,7 @@ impl PoolBuilder {
     ///
     /// # Errors
     ///
-    /// [`BuildError`] tells which setting, or which lack, and what to do about it.
+    /// [`BuildError`] names the setting or the lack, and the remedy.
     ///
     /// # Performance
     ///
