@@ -164,13 +164,14 @@ pub struct CloseReport {
     /// Payloads without proof of release: their packets wait in a queue below TCP. The payloads
     /// stay untouched in the reaper's care until the proof comes.
     pub quarantined: usize,
-    /// The reason why the end was not in order, if no abort was the cause. Either `error` or
-    /// `aborted` is set wherever `drained` is `false`.
+    /// The reason why the end was not in order, if no abort was the cause. At least one of
+    /// `error` and `aborted` is set wherever `drained` is `false`.
     ///
     /// | error | meaning |
     /// |---|---|
     /// | `ENOTCONN` | the connection was over before the end was: reset by the peer, or given up |
     /// | `ETIMEDOUT`, `ECANCELED` | `close` came to its deadline, or `abort` was called, on a socket without an abort, such as a datagram socket |
+    /// | `ETIMEDOUT`, with `aborted` | the peer was silent for longer than [`max_hold`](crate::SenderBuilder::max_hold) |
     /// | `EPERM` | the sender belongs to a parent process |
     /// | another | the error of the failed system call |
     pub error: Option<OsError>,
