@@ -1,5 +1,5 @@
-//! Claims of the documents: the files, tests, models and mutants that SAFETY.md names are there, and
-//! no test judges by a clock, as CONTRIBUTING.md has it.
+//! Claims of the documents: the files, tests, models and mutants that SAFETY.md names are there, links
+//! between pages lead to a heading, and no test judges by a clock, as CONTRIBUTING.md has it.
 
 use std::{
     collections::HashSet,
@@ -79,6 +79,86 @@ fn a_name_of_nothing_is_noticed() {
     let page = page.replace("that_is_not", &["that", "is", "nowhere"].join("_"));
     let names = names.map(|name| name.replace("that_is_not", "that_is_nowhere"));
     assert_eq!(missing(&page, &there()), names);
+}
+
+/// The pages of the repository.
+fn pages() -> Vec<PathBuf> {
+    let top = fs::read_dir(root()).unwrap().map(|entry| entry.unwrap().path());
+    let dirs = [".ci", "benches", "docs", "examples", "fuzz", "loom-tests", "src", "tests"];
+    let below = dirs.iter().flat_map(|dir| files(&root().join(dir)));
+    let is_page = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "md");
+    top.filter(|path| path.is_file()).chain(below).filter(is_page).collect()
+}
+
+/// The lines of a page outside of code blocks.
+fn prose(page: &str) -> impl Iterator<Item = &str> {
+    let mut in_code = false;
+    page.lines().filter(move |line| {
+        let is_fence = line.trim_start().starts_with("```");
+        in_code ^= is_fence;
+        !in_code && !is_fence
+    })
+}
+
+/// Targets of links and pictures.
+fn links(page: &str) -> Vec<&str> {
+    let ends = [("](", ')'), ("src=\"", '"'), ("srcset=\"", '"')];
+    let in_line = |line| {
+        ends.iter().flat_map(move |&(begin, end)| {
+            str::split(line, begin).skip(1).filter_map(move |rest| rest.split(end).next())
+        })
+    };
+    prose(page).flat_map(in_line).collect()
+}
+
+/// Fragments by which the headings of a page are found: those that GitHub gives.
+fn fragments(page: &str) -> HashSet<String> {
+    let heading = |line: &str| {
+        let text = line.trim_start_matches('#');
+        (text.len() < line.len() && text.starts_with(' ')).then(|| text.trim().to_lowercase())
+    };
+    let kept = |letter: char| match letter {
+        ' ' => Some('-'),
+        _ => (letter.is_alphanumeric() || "-_".contains(letter)).then_some(letter),
+    };
+    prose(page).filter_map(heading).map(|text| text.chars().filter_map(kept).collect()).collect()
+}
+
+/// Links of a page that lead to no file, or to no heading of it.
+fn broken(page: &str, path: &Path) -> Vec<String> {
+    let leads_nowhere = |link: &&str| {
+        let (file, fragment) = link.split_once('#').map_or((*link, None), |(f, h)| (f, Some(h)));
+        let target = path.parent().unwrap().join(file);
+        let target = if file.is_empty() { path } else { &target };
+        match fragment {
+            None => !target.exists(),
+            Some(_) if target == path => !fragments(page).contains(fragment.unwrap()),
+            Some(fragment) => !fs::read_to_string(target)
+                .is_ok_and(|target| fragments(&target).contains(fragment)),
+        }
+    };
+    let is_relative = |link: &&str| !link.contains("://");
+    links(page).into_iter().filter(is_relative).filter(leads_nowhere).map(str::to_owned).collect()
+}
+
+#[test]
+fn every_link_between_pages_leads_to_a_heading() {
+    let mut found = Vec::new();
+    for path in pages() {
+        let name = path.strip_prefix(root()).unwrap().display();
+        let page = fs::read_to_string(&path).unwrap();
+        found.extend(broken(&page, &path).iter().map(|link| format!("{name}: {link}")));
+    }
+    assert_eq!(found, [""; 0]);
+}
+
+#[test]
+fn a_broken_link_is_noticed() {
+    let page = "# `ENOBUFS`, or: what now?\n[a](#enobufs-or-what-now) [b](#none) [c](none.md)\n\
+                [d](README.md#is-it-for-you) [e](README.md#none) [f](https://example.com/none)\n\
+                <img src=\"none.svg\">\n```\n[g](none.md)\n```\n";
+    let expected = ["#none", "none.md", "README.md#none", "none.svg"];
+    assert_eq!(broken(page, &root().join("PAGE.md")), expected);
 }
 
 /// Where a test reads how long something took or what CPU time it cost, by line.
