@@ -85,7 +85,7 @@ pub(crate) fn watch(fd: BorrowedFd<'_>, sender: Weak<dyn Reclaim>) -> Option<Tok
         state.forget(token);
         return None;
     }
-    if watcher.rouse().is_err() {
+    if watcher.wake().is_err() {
         state.forget(token);
         let _ = watcher.remove(fd);
         return None;
@@ -106,7 +106,7 @@ pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, boo
     let token = state.enter(Sender::Owned(sender));
     state.arm(token, Duration::ZERO);
     let is_watched = watcher.is_some_and(|watcher| watcher.add(fd, token.0).is_ok());
-    let is_served = watcher.is_some_and(|watcher| watcher.rouse().is_ok());
+    let is_served = watcher.is_some_and(|watcher| watcher.wake().is_ok());
     if !is_watched || !is_served {
         state.unserved.push(token);
         state.wake_idle_waiters();

@@ -203,7 +203,7 @@ impl FakeKernel {
             self.post(state, taken.id, false);
             Some(state.sleepers.clone())
         });
-        sleepers.inspect(|sleepers| sleepers.iter().for_each(rouse)).is_some()
+        sleepers.inspect(|sleepers| sleepers.iter().for_each(wake)).is_some()
     }
 
     fn post(&self, state: &mut State, id: u32, copied: bool) {
@@ -232,7 +232,7 @@ impl FakeKernel {
             state.full = false;
             state.sleepers.clone()
         });
-        sleepers.iter().for_each(rouse);
+        sleepers.iter().for_each(wake);
     }
 
     /// Reads the notes, as somebody else may who shares the socket.
@@ -431,7 +431,7 @@ fn edges() -> Option<Arc<dyn Edges>> {
             Ok(Ready { error: true, ..Ready::default() })
         }
 
-        fn rouse(&self) -> io::Result<()> {
+        fn wake(&self) -> io::Result<()> {
             self.0.notify();
             Ok(())
         }
@@ -446,8 +446,8 @@ fn edges() -> Option<Arc<dyn Edges>> {
     None
 }
 
-fn rouse(sleeper: &Arc<dyn Edges>) {
-    sleeper.rouse().unwrap();
+fn wake(sleeper: &Arc<dyn Edges>) {
+    sleeper.wake().unwrap();
 }
 
 static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();

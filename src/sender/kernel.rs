@@ -43,7 +43,7 @@ pub trait Edges: Send + Sync {
     /// Waits for news, for `timeout` at most.
     fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready>;
     /// Ends the current or next wait of another thread, with nothing ready.
-    fn rouse(&self) -> io::Result<()>;
+    fn wake(&self) -> io::Result<()>;
 }
 
 impl Edges for EdgeWait {
@@ -51,8 +51,8 @@ impl Edges for EdgeWait {
         Self::wait(self, timeout)
     }
 
-    fn rouse(&self) -> io::Result<()> {
-        Self::rouse(self)
+    fn wake(&self) -> io::Result<()> {
+        Self::wake(self)
     }
 }
 

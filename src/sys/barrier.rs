@@ -1,9 +1,9 @@
-//! The two halves of an asymmetric barrier: nothing on the one side, a system call on the other.
+//! An asymmetric barrier: a compiler fence on the frequent side, a system call on the rare side.
 //!
-//! Two threads that each store to one place and then load from the other's have to keep the load
-//! behind the store, or neither sees the other. A full barrier on both sides costs the frequent one
-//! some ten nanoseconds. `membarrier(2)` makes every running thread of the process pass a full
-//! barrier, so that the frequent side need only keep the compiler from reordering.
+//! Two threads store to one place each, then load from the place of the peer. Each load must stay
+//! behind the store, or both threads miss the store of the peer. A full barrier on both sides costs
+//! the frequent side some ten nanoseconds. `membarrier(2)` makes every running thread of the
+//! process pass a full barrier, so the frequent side only keeps the compiler from reordering.
 
 pub(crate) use imp::{heavy, is_available, try_heavy};
 
@@ -17,7 +17,7 @@ mod imp {
     const PRIVATE_EXPEDITED: libc::c_int = 1 << 3;
     const REGISTER_PRIVATE_EXPEDITED: libc::c_int = 1 << 4;
 
-    /// Whether this process can have the heavy half.
+    /// Returns `true` if this process can issue the heavy half.
     pub(crate) fn is_available() -> bool {
         static REGISTERED: PerProcess<bool> = PerProcess::new();
         *REGISTERED.get(|| {
@@ -27,25 +27,24 @@ mod imp {
         })
     }
 
-    /// The heavy half: every thread's accesses before its present point are seen by the caller, or
-    /// it sees the caller's from there on.
+    /// The heavy half. For every thread, either the caller sees all accesses before the thread's
+    /// present point, or the thread sees the caller's accesses from there on.
     pub(crate) fn heavy() {
-        // It worked when the process registered. A filter for system calls that was put up since
-        // can forbid it; then no barrier is to be had, and what it is needed for, that stores leave
-        // the processors' store buffers, is waited for: that takes them less than a microsecond.
+        // The call worked when the process registered. A later system-call filter can forbid it,
+        // and then no barrier is available. Waiting replaces the barrier: stores must only leave
+        // the processors' store buffers, and take less than a microsecond to do so.
         if membarrier(PRIVATE_EXPEDITED).is_err() {
             sleep(Duration::from_millis(10));
         }
     }
 
-    /// The heavy half for callers that can do without. Returns `true` if it was passed.
+    /// The heavy half for callers with an alternative. Returns `true` if the barrier was passed.
     pub(crate) fn try_heavy() -> bool {
         is_available() && membarrier(PRIVATE_EXPEDITED).is_ok()
     }
 
     fn membarrier(command: libc::c_int) -> io::Result<()> {
-        // SAFETY: membarrier(2) takes no pointers; without flags the third argument is not looked
-        // at.
+        // SAFETY: membarrier(2) takes no pointers; without flags the third argument is ignored.
         match unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) } {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
@@ -53,8 +52,8 @@ mod imp {
     }
 }
 
-/// Models and interpreters have no such call. A real fence on both sides stands for it, which shows
-/// that the protocol is right, not that the asymmetry is.
+/// Models and interpreters have no such call. A real fence on both sides stands for the call: the
+/// models show the protocol to be right, not its asymmetry.
 #[cfg(any(loom, miri))]
 mod imp {
     use crate::sync::{Ordering, fence};
@@ -64,7 +63,7 @@ mod imp {
     }
 
     pub(crate) fn heavy() {
-        // SeqCst: partner of the one in `sync::light_barrier`.
+        // SeqCst: partner of the fence in `sync::light_barrier`.
         fence(Ordering::SeqCst);
     }
 
@@ -81,7 +80,7 @@ mod imp {
     }
 
     pub(crate) fn heavy() {
-        unreachable!("it is not available");
+        unreachable!("the barrier is not available");
     }
 
     pub(crate) fn try_heavy() -> bool {
@@ -92,7 +91,7 @@ mod imp {
 #[cfg(all(test, target_os = "linux", not(any(loom, miri))))]
 mod tests {
     #[test]
-    fn the_barrier_is_there_on_every_kernel_that_is_supported() {
+    fn every_supported_kernel_has_the_barrier() {
         assert!(super::is_available());
         super::heavy();
     }

@@ -1,4 +1,4 @@
-//! Waiting by edges: news of a socket wakes once, not for as long as it is true.
+//! Waiting by edges: an event of a socket wakes once, not for as long as the state lasts.
 
 use std::{
     io,
@@ -8,37 +8,37 @@ use std::{
 
 use super::socket::{Ready, check, timeout_ms};
 
-/// Waits on one socket by edges, where [`poll`](super::socket::poll) would end at once each time:
-/// after a reset the socket hangs up for good, and its last notes are still to come.
+/// Waits on one socket by edges. [`poll`](super::socket::poll) would return at once each time:
+/// after a reset the socket hangs up for good, and its last notifications are still to come.
 ///
-/// The first wait reports the present state. Each later one reports what is new: a note that
-/// arrived, also onto a queue that was not empty.
+/// The first wait reports the present state. Each later wait reports new events: a notification
+/// that arrived, even onto a queue with unread ones.
 #[derive(Debug)]
 pub(crate) struct EdgeWait {
     epoll: OwnedFd,
-    bell: Bell,
+    counter: WakeCounter,
 }
 
 impl EdgeWait {
-    /// Starts to watch `fd` for errors and hangups, and for room to write if wanted.
+    /// Starts to watch `fd` for errors and hangups, and for room to write if `writable`.
     pub(crate) fn new(fd: BorrowedFd<'_>, writable: bool) -> io::Result<Self> {
         let epoll = create()?;
-        let bell = Bell::hang(&epoll)?;
-        add(&epoll, fd, if writable { libc::EPOLLOUT } else { 0 }, Bell::TOKEN + 1)?;
-        Ok(Self { epoll, bell })
+        let counter = WakeCounter::add_to(&epoll)?;
+        add(&epoll, fd, if writable { libc::EPOLLOUT } else { 0 }, WakeCounter::TOKEN + 1)?;
+        Ok(Self { epoll, counter })
     }
 
     /// Ends the wait of another thread, or its next one, with nothing ready.
-    pub(crate) fn rouse(&self) -> io::Result<()> {
-        self.bell.ring()
+    pub(crate) fn wake(&self) -> io::Result<()> {
+        self.counter.wake()
     }
 
-    /// Waits for news, or until the time is up; without `timeout`, for ever. The time counts in
-    /// whole milliseconds, rounded up.
+    /// Waits for an event or the timeout; without `timeout`, for ever. Times are rounded up to
+    /// whole milliseconds.
     pub(crate) fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready> {
         let mut events = [NO_EVENT; 2];
         let events = wait(&self.epoll, &mut events, timeout)?;
-        let Some(event) = events.iter().find(|event| event.u64 != Bell::TOKEN) else {
+        let Some(event) = events.iter().find(|event| event.u64 != WakeCounter::TOKEN) else {
             return Ok(Ready::default());
         };
         let bits = event.events as i32;
@@ -50,83 +50,84 @@ impl EdgeWait {
     }
 }
 
-/// Waits on many sockets by edges: the ear of a thread that serves them all.
+/// Waits on many sockets by edges, for a thread that serves all of them.
 ///
-/// Sockets can be added and removed by other threads while one waits.
+/// Other threads can add and remove sockets during a wait.
 #[derive(Debug)]
 pub(crate) struct Watcher {
     epoll: OwnedFd,
-    bell: Bell,
+    counter: WakeCounter,
 }
 
 impl Watcher {
-    /// Watches nothing yet. Takes two file descriptors, closed on exec.
+    /// Creates a watcher without sockets. Takes two file descriptors, closed on exec.
     pub(crate) fn new() -> io::Result<Self> {
         let epoll = create()?;
-        let bell = Bell::hang(&epoll)?;
-        Ok(Self { epoll, bell })
+        let counter = WakeCounter::add_to(&epoll)?;
+        Ok(Self { epoll, counter })
     }
 
-    /// Ends the wait of another thread, or its next one.
-    pub(crate) fn rouse(&self) -> io::Result<()> {
-        self.bell.ring()
+    /// Ends the wait of another thread, or its next wait.
+    pub(crate) fn wake(&self) -> io::Result<()> {
+        self.counter.wake()
     }
 
-    /// Reports `token` whenever the socket has news: a note, an error, a hangup, room to write.
-    /// The present state counts as news, so nothing that came before is missed.
+    /// Reports `token` at each event of the socket: a notification, an error, a hangup, room to
+    /// write. The present state counts as an event, so nothing earlier is missed.
     pub(crate) fn add(&self, fd: BorrowedFd<'_>, token: u64) -> io::Result<()> {
         add(&self.epoll, fd, libc::EPOLLOUT, token)
     }
 
-    /// Stops watching the socket; `ENOENT` when it was not watched. Closing is not enough while
-    /// another handle of the socket is open.
+    /// Stops watching the socket; `ENOENT` if the socket was not watched. Closing a descriptor is
+    /// not enough while another handle of the socket is open.
     pub(crate) fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         // A null event is allowed since Linux 2.6.9, see the section BUGS of epoll_ctl(2).
         let none = std::ptr::null_mut();
-        // SAFETY: epoll_ctl(2) reads no event for EPOLL_CTL_DEL. Both fds are open: one is owned,
-        // one borrowed.
+        // SAFETY: epoll_ctl(2) reads no event for EPOLL_CTL_DEL. Both fds are open: the first is
+        // owned, the second borrowed.
         check(unsafe {
             libc::epoll_ctl(self.epoll.as_raw_fd(), libc::EPOLL_CTL_DEL, fd.as_raw_fd(), none)
         })?;
         Ok(())
     }
 
-    /// Waits for news and puts the tokens of up to 64 sockets into `tokens`, which is emptied
-    /// first; none when the time was up, a signal came, or another thread roused this one. Token 0
-    /// is not for sockets. Counts whole milliseconds, rounded up.
+    /// Clears `tokens`, waits for events, and puts the tokens of up to 64 sockets there. There are
+    /// none after a timeout, a signal, or a [`wake`](Self::wake). Token 0 is not for sockets. Times
+    /// are rounded up to whole milliseconds.
     pub(crate) fn wait(&self, tokens: &mut Vec<u64>, timeout: Option<Duration>) -> io::Result<()> {
         tokens.clear();
         let mut events = [NO_EVENT; 64];
         let news = wait(&self.epoll, &mut events, timeout)?.iter().map(|event| event.u64);
-        tokens.extend(news.filter(|token| *token != Bell::TOKEN));
+        tokens.extend(news.filter(|token| *token != WakeCounter::TOKEN));
         Ok(())
     }
 }
 
-/// A counter by which one thread ends the wait of another. Every write to it is news, also while
-/// the counter is above 0, so no thread has to read it.
+/// A counter through which a thread ends the wait of another. Every write is an edge, even while
+/// the counter is above 0, so no thread has to read the counter.
 ///
-/// A wake-up by `epoll_ctl` would need no counter, but a filter for system calls may refuse that
-/// call in the middle. A filter that refuses writes is not known.
+/// A wake-up by `epoll_ctl` would need no counter, but a system-call filter may come to refuse
+/// `epoll_ctl`. No filter is known to refuse writes.
 #[derive(Debug)]
-struct Bell(OwnedFd);
+struct WakeCounter(OwnedFd);
 
-impl Bell {
-    /// Its token; sockets have others.
+impl WakeCounter {
+    /// The token of the counter; no socket has this token.
     const TOKEN: u64 = 0;
 
-    fn hang(epoll: &OwnedFd) -> io::Result<Self> {
+    fn add_to(epoll: &OwnedFd) -> io::Result<Self> {
         // SAFETY: eventfd(2) takes no pointers.
-        let bell = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-        // SAFETY: from_raw_fd needs an open fd without another owner: it was just made.
-        let bell = unsafe { OwnedFd::from_raw_fd(bell) };
-        add(epoll, bell.as_fd(), libc::EPOLLIN, Self::TOKEN)?;
-        Ok(Self(bell))
+        let counter = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+        // SAFETY: from_raw_fd needs an open, unowned fd: the call above made this one.
+        let counter = unsafe { OwnedFd::from_raw_fd(counter) };
+        add(epoll, counter.as_fd(), libc::EPOLLIN, Self::TOKEN)?;
+        Ok(Self(counter))
     }
 
-    fn ring(&self) -> io::Result<()> {
+    fn wake(&self) -> io::Result<()> {
         let one = 1_u64;
-        // SAFETY: write(2) reads the 8 bytes of `one`, which outlives the call. The fd is owned.
+        // SAFETY: write(2) reads the 8 bytes of `one`, which lives through the call. The fd is
+        // owned.
         let written =
             unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
@@ -138,7 +139,7 @@ const NO_EVENT: libc::epoll_event = libc::epoll_event { events: 0, u64: 0 };
 fn create() -> io::Result<OwnedFd> {
     // SAFETY: epoll_create1(2) takes no pointers.
     let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
-    // SAFETY: from_raw_fd needs an open fd that nobody else owns: it was just made.
+    // SAFETY: from_raw_fd needs an open, unowned fd: the call above made this one.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -154,7 +155,7 @@ fn control(
     token: u64,
 ) -> io::Result<()> {
     let mut event = libc::epoll_event { events: (interest | libc::EPOLLET) as u32, u64: token };
-    // SAFETY: epoll_ctl(2) reads one event, which outlives the call. Both fds are open while
+    // SAFETY: epoll_ctl(2) reads one event, which lives through the call. Both fds are open while
     // borrowed.
     check(unsafe {
         libc::epoll_ctl(epoll.as_raw_fd(), operation, fd.as_raw_fd(), &raw mut event)
@@ -162,15 +163,15 @@ fn control(
     Ok(())
 }
 
-/// The events that came; none when the time was up or a signal came.
+/// The events; none after a timeout or a signal.
 fn wait<'a>(
     epoll: &OwnedFd,
     events: &'a mut [libc::epoll_event],
     timeout: Option<Duration>,
 ) -> io::Result<&'a [libc::epoll_event]> {
     let room = events.len() as libc::c_int;
-    // SAFETY: epoll_wait(2) writes at most `maxevents` events, for which there is room, and they
-    // outlive the call. The fd is open while borrowed.
+    // SAFETY: epoll_wait(2) writes at most `maxevents` events: `events` has room for `room` events
+    // and lives through the call. The fd is open while borrowed.
     let result = check(unsafe {
         libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), room, timeout_ms(timeout))
     });
@@ -192,20 +193,28 @@ mod tests {
 
     const SHORT: Option<Duration> = Some(Duration::from_millis(20));
 
-    fn await_note(sender: &TcpStream) {
+    fn await_notification(sender: &TcpStream) {
         assert!(socket::poll(sender.as_fd(), false, Some(SOON)).unwrap().error);
     }
 
     #[test]
-    fn an_edge_comes_for_each_note_and_for_nothing_else() {
+    fn each_notification_is_an_edge_and_nothing_else_is() {
         let (sender, _peer) = testing::zerocopy_pair();
         let edges = EdgeWait::new(sender.as_fd(), false).unwrap();
         assert_eq!(edges.wait(SHORT).unwrap(), Ready::default(), "nothing yet");
         for _ in 0..3 {
             testing::send(&sender, 100, true).unwrap();
-            let note = Ready { error: true, ..Ready::default() };
-            assert_eq!(edges.wait(Some(SOON)).unwrap(), note, "also with one unread");
-            assert_eq!(edges.wait(SHORT).unwrap(), Ready::default(), "unread, but no news");
+            let notification = Ready { error: true, ..Ready::default() };
+            assert_eq!(
+                edges.wait(Some(SOON)).unwrap(),
+                notification,
+                "an unread notification does not hide the next"
+            );
+            assert_eq!(
+                edges.wait(SHORT).unwrap(),
+                Ready::default(),
+                "an unread notification is no new edge"
+            );
         }
     }
 
@@ -213,7 +222,7 @@ mod tests {
     fn an_edge_wait_starts_with_the_present_state() {
         let (sender, _peer) = testing::zerocopy_pair();
         testing::send(&sender, 100, true).unwrap();
-        await_note(&sender);
+        await_notification(&sender);
         let edges = EdgeWait::new(sender.as_fd(), true).unwrap();
         let both = Ready { writable: true, error: true, hangup: false };
         assert_eq!(edges.wait(SHORT).unwrap(), both);
@@ -224,7 +233,7 @@ mod tests {
         let (sender, _peer) = testing::zerocopy_pair();
         let edges = EdgeWait::new(sender.as_fd(), false).unwrap();
         for _ in 0..2 {
-            edges.rouse().unwrap();
+            edges.wake().unwrap();
             let end = Instant::now() + SOON;
             assert_eq!(edges.wait(Some(SOON)).unwrap(), Ready::default());
             assert!(Instant::now() < end, "not roused");
@@ -253,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_watcher_names_the_sockets_with_news() {
+    fn a_watcher_names_the_sockets_with_events() {
         let watcher = Watcher::new().unwrap();
         let (first, _peer) = testing::zerocopy_pair();
         let (second, _peer2) = testing::zerocopy_pair();
@@ -262,7 +271,7 @@ mod tests {
         watcher.add(second.as_fd(), u64::MAX).unwrap();
         watcher.wait(&mut tokens, Some(SOON)).unwrap();
         tokens.sort_unstable();
-        assert_eq!(tokens, [1, u64::MAX], "both have room to write");
+        assert_eq!(tokens, [1, u64::MAX], "both sockets have room to write");
         watcher.wait(&mut tokens, SHORT).unwrap();
         assert_eq!(tokens, [0; 0]);
         testing::send(&second, 100, true).unwrap();
@@ -271,10 +280,10 @@ mod tests {
     }
 
     #[test]
-    fn a_note_that_came_before_the_watcher_is_news() {
+    fn a_notification_before_the_watcher_is_an_event() {
         let (sender, _peer) = testing::stalled_pair();
         testing::send(&sender, 100, true).unwrap();
-        await_note(&sender);
+        await_notification(&sender);
         while testing::send(&sender, 64 << 10, true).is_ok() {}
         assert!(!socket::poll(sender.as_fd(), true, Some(Duration::ZERO)).unwrap().writable);
         let watcher = Watcher::new().unwrap();

@@ -1,15 +1,15 @@
-//! The error numbers that callers tell apart.
+//! The error numbers that decide what a caller does.
 
 pub(crate) use libc::{
     EAGAIN, ECANCELED, EFAULT, EMSGSIZE, ENOBUFS, ENOTCONN, EOPNOTSUPP, EPERM, ETIMEDOUT,
 };
 
-/// Returns `true` if a call that failed so may succeed when it is made again.
+/// Returns `true` if a repetition of the failed call may succeed.
 pub(crate) fn may_pass(errno: i32) -> bool {
     matches!(errno, libc::ENOMEM | ENOBUFS | EAGAIN | libc::EINTR)
 }
 
-/// Whether a failed send means that the connection is over.
+/// Returns `true` if an error of a send means the end of the connection.
 pub(crate) fn ends_connection(errno: i32) -> bool {
     matches!(
         errno,

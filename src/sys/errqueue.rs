@@ -1,7 +1,7 @@
 //! The error queue of a socket: decoding its messages and reading them.
 //!
-//! Decoding is a pure function over bytes; reading is one `recvmmsg`. They are kept apart so that
-//! every form a message can take is tested without a kernel.
+//! Decoding is a pure function over bytes; reading is one `recvmmsg`. The two are apart so that
+//! tests cover every form of message without a kernel.
 
 use std::{
     cell::Cell,
@@ -14,7 +14,7 @@ use std::{
 use super::{Batch, Foreign, Record, Timestamps};
 use crate::error::OsError;
 
-/// `linux/socket.h`; libc lacks all of these.
+/// `linux/socket.h`; libc lacks all constants here.
 const SOL_VSOCK: libc::c_int = 287;
 /// `linux/vm_sockets.h`
 const VSOCK_RECVERR: libc::c_int = 1;
@@ -29,9 +29,9 @@ const SO_EE_CODE_ZEROCOPY_COPIED: u8 = 1;
 
 /// Calls `on_record` for each record in the control data of one message of the error queue.
 ///
-/// Level and type of every control message are checked; unknown ones are passed over, whatever
-/// their order. Time stamps belong to the record behind them, which is the order the kernel
-/// writes. The walk ends at a header that cannot be right: what lies behind it has no known place.
+/// The walk checks level and type of every control message, and skips unknown messages in any
+/// order. Time stamps belong to the record behind them, as the kernel writes them. The walk ends at
+/// an impossible header: the place of the next message is then unknown.
 pub(crate) fn decode(control: &[u8], on_record: &mut dyn FnMut(Record)) {
     let mut timestamps = None;
     let mut rest = control;
@@ -61,8 +61,8 @@ struct ControlMessage<'a> {
 }
 
 impl<'a> ControlMessage<'a> {
-    /// `cmsg_len` (a word), `cmsg_level` and `cmsg_type`; a whole number of words, so the data
-    /// follow without padding. A test compares this with libc's `CMSG_LEN`.
+    /// `cmsg_len` (a word), `cmsg_level` and `cmsg_type`. The size is a whole number of words, so
+    /// the data follow without padding. A test compares the size with libc's `CMSG_LEN`.
     const HEADER: usize = size_of::<usize>() + 2 * size_of::<i32>();
 
     /// Takes one control message off the front of `bytes`, with the padding behind it.
@@ -76,14 +76,14 @@ impl<'a> ControlMessage<'a> {
             kind: i32::from_ne_bytes(*kind),
             data: bytes.get(Self::HEADER..len)?,
         };
-        // No overflow: `len` is at most the length of a slice. The padding of the last message
-        // may be missing.
+        // No overflow: `len` is at most the length of a slice. The padding of the last message may
+        // be missing.
         let padded = len.next_multiple_of(size_of::<usize>());
         Some((message, bytes.get(padded..).unwrap_or_default()))
     }
 }
 
-/// Reads a `struct sock_extended_err`; the offender's address behind it is of no interest.
+/// Reads a `struct sock_extended_err`, without the offender's address behind it.
 fn parse_record(data: &[u8], timestamps: Option<Timestamps>) -> Option<Record> {
     let &[e0, e1, e2, e3, origin, kind, code, _pad, i0, i1, i2, i3, d0, d1, d2, d3] =
         data.first_chunk()?;
@@ -99,8 +99,8 @@ fn parse_record(data: &[u8], timestamps: Option<Timestamps>) -> Option<Record> {
     })
 }
 
-/// Reads a `struct scm_timestamping`, whose three stamps are software, unused and hardware, each a
-/// pair of seconds and nanoseconds. The size tells numbers of 64 bits from those of 32.
+/// Reads a `struct scm_timestamping`: stamps of software, unused and hardware, each a pair of
+/// seconds and nanoseconds. The size tells numbers of 64 bits from numbers of 32.
 fn parse_timestamps(data: &[u8]) -> Option<Timestamps> {
     let width = match data.len() {
         48 => 8,
@@ -127,23 +127,23 @@ fn parse_signed(bytes: &[u8]) -> Option<i64> {
 const MESSAGES: usize = 32;
 
 /// Room for the control data of one message, in bytes. With every option of the kernel enabled
-/// about 416 are used, and a note that does not fit is lost.
+/// about 416 are used. A notification without enough room is lost.
 const CONTROL_BYTES: usize = 512;
 
-/// Room for one read of an error queue, 18 KiB. It belongs to a thread, not to a socket.
+/// Room for one read of an error queue, 18 KiB. A scratch belongs to a thread, not to a socket.
 pub(crate) struct Scratch {
     headers: [libc::mmsghdr; MESSAGES],
     control: [Control; MESSAGES],
 }
 
-/// Aligned as a `struct cmsghdr` wants to be.
+/// The alignment of a `struct cmsghdr`.
 #[repr(align(8))]
 struct Control([u8; CONTROL_BYTES]);
 
 impl Scratch {
     fn new() -> Box<Self> {
-        // SAFETY: mem::zeroed needs a type for which all zero bytes are a value: `mmsghdr` has
-        // only integers and raw pointers.
+        // SAFETY: mem::zeroed needs a type with an all-zero value: `mmsghdr` has only integers and
+        // raw pointers.
         let headers = unsafe { mem::zeroed() };
         Box::new(Self { headers, control: [const { Control([0; CONTROL_BYTES]) }; MESSAGES] })
     }
@@ -151,7 +151,7 @@ impl Scratch {
 
 /// Lends the calling thread's scratch to `body`.
 ///
-/// A nested call, and a call while the thread's locals are being destroyed, get one of their own.
+/// A nested call gets a fresh scratch, and so does a call while the thread's locals are destroyed.
 pub(crate) fn with_scratch<R>(body: impl FnOnce(&mut Scratch) -> R) -> R {
     thread_local! {
         static SCRATCH: Cell<Option<Box<Scratch>>> = const { Cell::new(None) };
@@ -159,15 +159,15 @@ pub(crate) fn with_scratch<R>(body: impl FnOnce(&mut Scratch) -> R) -> R {
     let kept = SCRATCH.try_with(Cell::take).ok().flatten();
     let mut scratch = kept.unwrap_or_else(Scratch::new);
     let result = body(&mut scratch);
-    // An error means that the thread is ending, and the scratch with it.
+    // Fails only at the thread's end, where the scratch ends too.
     let _ = SCRATCH.try_with(|cell| cell.set(Some(scratch)));
     result
 }
 
 /// Reads up to 32 messages of the error queue in one system call, without blocking.
 ///
-/// An empty queue is no error. Neither is a pending error of the socket, which stays where it is.
-/// `on_record` must not panic: the rest of the batch would be lost.
+/// An empty queue is no error. A pending error of the socket is none either, and stays pending.
+/// `on_record` must not panic: the remaining messages of the batch would be lost.
 pub(crate) fn recv(
     fd: BorrowedFd<'_>,
     scratch: &mut Scratch,
@@ -176,7 +176,7 @@ pub(crate) fn recv(
     recv_within(CONTROL_BYTES, fd, scratch, on_record)
 }
 
-/// [`recv`] with less room for control data, so that a test can have it cut.
+/// [`recv`] with less room for control data, so that a test can truncate them.
 fn recv_within(
     room: usize,
     fd: BorrowedFd<'_>,
@@ -185,17 +185,17 @@ fn recv_within(
 ) -> io::Result<Batch> {
     let Scratch { headers, control } = scratch;
     for (header, control) in headers.iter_mut().zip(control.iter_mut()) {
-        // The kernel overwrote these with what it used last time.
+        // The kernel overwrote these fields with the lengths used by the last call.
         header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
         header.msg_hdr.msg_controllen = room.min(CONTROL_BYTES) as _;
         header.msg_hdr.msg_flags = 0;
     }
     let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
     let received = super::socket::retry(|| {
-        // SAFETY: recvmmsg(2) needs `vlen` headers, each of whose name, iov and control pointers is
-        // writable for its length: `headers` has MESSAGES of them, name and iov are null with
-        // length 0, control is at most CONTROL_BYTES of `control`, borrowed mutably over the call
-        // and not touched in between. A null timeout is allowed. The fd is open while borrowed.
+        // SAFETY: recvmmsg(2) needs `vlen` headers with name, iov and control pointers that are
+        // writable for their length. `headers` has MESSAGES of them. Name and iov are null with
+        // length 0. Control is at most CONTROL_BYTES of `control`, borrowed mutably and untouched
+        // during the call. A null timeout is allowed. The fd is open while borrowed.
         let received = unsafe {
             libc::recvmmsg(
                 fd.as_raw_fd(),
@@ -218,7 +218,7 @@ fn recv_within(
         let used: usize = header.msg_hdr.msg_controllen as _;
         decode(&control.0[..used.min(CONTROL_BYTES)], on_record);
     }
-    // recvmmsg(2) ends early only when there is nothing more to read.
+    // recvmmsg(2) ends early only when the queue is empty.
     Ok(Batch { messages, truncated, drained: messages < MESSAGES })
 }
 
@@ -277,7 +277,7 @@ mod tests {
         bytes
     }
 
-    fn note((level, kind): (i32, i32), lo: u32, hi: u32, code: u8) -> Message {
+    fn notification((level, kind): (i32, i32), lo: u32, hi: u32, code: u8) -> Message {
         (level, kind, extended_error(0, [5, 0, code], lo, hi, 16))
     }
 
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn the_header_is_laid_out_as_libc_says() {
-        // SAFETY: CMSG_LEN is arithmetic; it is unsafe for the sake of C's other macros.
+        // SAFETY: CMSG_LEN is arithmetic; only C's other macros make it unsafe.
         let data_offset = unsafe { libc::CMSG_LEN(0) };
         // SAFETY: as above.
         let space_of_one = unsafe { libc::CMSG_SPACE(1) };
@@ -300,35 +300,35 @@ mod tests {
     }
 
     #[test]
-    fn a_note_of_every_family_is_decoded() {
+    fn notifications_of_every_family_are_decoded() {
         for family in [IP, IPV6, VSOCK] {
-            let bytes = encode(&[note(family, 3, 9, 0)]);
+            let bytes = encode(&[notification(family, 3, 9, 0)]);
             assert_eq!(decoded(&bytes), [released(3, 9, false)], "{family:?}");
         }
     }
 
     #[test]
-    fn a_range_that_wraps_is_passed_on_as_it_is() {
-        let bytes = encode(&[note(IP, u32::MAX, 1, 0)]);
+    fn a_wrapped_range_is_decoded_unchanged() {
+        let bytes = encode(&[notification(IP, u32::MAX, 1, 0)]);
         assert_eq!(decoded(&bytes), [released(u32::MAX, 1, false)]);
     }
 
     #[test]
-    fn copied_is_one_bit_of_the_code() {
+    fn the_copied_flag_is_one_bit_of_the_code() {
         for (code, copied) in [(0, false), (1, true), (2, false), (3, true)] {
-            assert_eq!(decoded(&encode(&[note(IP, 0, 0, code)])), [released(0, 0, copied)]);
+            assert_eq!(decoded(&encode(&[notification(IP, 0, 0, code)])), [released(0, 0, copied)]);
         }
     }
 
     #[test]
-    fn level_and_type_both_count() {
+    fn a_message_needs_the_right_level_and_type() {
         for family in [(0, 25), (41, 11), (287, 11), (1, 11), (0, 1), (0, 10), (41, 24), (6, 11)] {
-            assert_eq!(decoded(&encode(&[note(family, 0, 0, 0)])), [], "{family:?}");
+            assert_eq!(decoded(&encode(&[notification(family, 0, 0, 0)])), [], "{family:?}");
         }
     }
 
     #[test]
-    fn other_origins_and_notes_with_an_error_are_foreign() {
+    fn other_origins_and_errors_are_foreign() {
         for (errno, origin) in [(42, 4), (111, 2), (113, 3), (90, 1), (0, 0), (0, 6), (12, 5)] {
             let data = extended_error(errno, [origin, 3, 1], 1400, 77, 28);
             let expected = Record::Foreign(Foreign {
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn time_stamps_go_with_the_foreign_record_behind_them() {
+    fn time_stamps_belong_to_the_foreign_record_behind_them() {
         let stamps = [5, 6, 8, 8, 1 << 33, 999_999_999];
         let narrow = stamps.iter().flat_map(|n| (*n as i32).to_ne_bytes()).collect();
         let software = Some(Duration::new(5, 6));
@@ -364,7 +364,7 @@ mod tests {
                 .iter()
                 .map(|record| match record {
                     Record::Foreign(foreign) => foreign.timestamps,
-                    Record::Released { .. } => panic!("not a note: {record:?}"),
+                    Record::Released { .. } => panic!("not a foreign record: {record:?}"),
                 })
                 .collect();
             assert_eq!(found, [Some(Timestamps { software, hardware }), None]);
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stamp_that_is_no_time_is_left_out() {
+    fn an_impossible_time_stamp_is_left_out() {
         for stamps in [[-1, 0, 0, 0, 0, 0], [1, -1, 0, 0, 0, 0], [1, 1_000_000_000, 0, 0, 0, 0]] {
             let none = Timestamps { software: None, hardware: None };
             assert_eq!(parse_timestamps(&numbers_64(stamps)), Some(none), "{stamps:?}");
@@ -383,32 +383,39 @@ mod tests {
     }
 
     #[test]
-    fn a_note_behind_stamps_and_other_messages_is_found() {
+    fn a_notification_behind_other_messages_is_found() {
         let bytes = encode(&[
             (STAMPS.0, STAMPS.1, numbers_64([1; 6])),
             (1, 35, vec![0; 16]),
             (0, 8, vec![0; 12]),
             (0, 2, vec![0; 1]),
-            note(IP, 4, 5, 1),
+            notification(IP, 4, 5, 1),
             (99, 99, vec![0; 3]),
-            note(IPV6, 6, 6, 0),
+            notification(IPV6, 6, 6, 0),
         ]);
         assert_eq!(decoded(&bytes), [released(4, 5, true), released(6, 6, false)]);
     }
 
     #[test]
-    fn a_record_without_an_address_counts_and_a_shorter_one_does_not() {
-        let mut message = note(IP, 1, 2, 0);
+    fn a_record_needs_no_address_and_all_its_fields() {
+        let mut message = notification(IP, 1, 2, 0);
         message.2.truncate(16);
         assert_eq!(decoded(&encode(&[message.clone()])), [released(1, 2, false)]);
         message.2.truncate(15);
-        assert_eq!(decoded(&encode(&[message, note(IP, 7, 7, 0)])), [released(7, 7, false)]);
+        assert_eq!(
+            decoded(&encode(&[message, notification(IP, 7, 7, 0)])),
+            [released(7, 7, false)]
+        );
     }
 
     #[test]
-    fn a_length_that_cannot_be_right_ends_the_walk() {
+    fn an_impossible_length_ends_the_walk() {
         for len in [0, 1, ControlMessage::HEADER - 1, 10_000, usize::MAX - 7, usize::MAX] {
-            let mut bytes = encode(&[note(IP, 1, 1, 0), note(IP, 2, 2, 0), note(IP, 3, 3, 0)]);
+            let mut bytes = encode(&[
+                notification(IP, 1, 1, 0),
+                notification(IP, 2, 2, 0),
+                notification(IP, 3, 3, 0),
+            ]);
             let second = bytes.len() / 3;
             bytes[second..][..size_of::<usize>()].copy_from_slice(&len.to_ne_bytes());
             assert_eq!(decoded(&bytes), [released(1, 1, false)], "{len}");
@@ -439,12 +446,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn arbitrary_bytes_are_survived(bytes in vec(any::<u8>(), 0..600), skew in 0..8_usize) {
+        fn arbitrary_bytes_cause_no_panic(bytes in vec(any::<u8>(), 0..600), skew in 0..8_usize) {
             decoded(bytes.get(skew..).unwrap_or_default());
         }
 
         #[test]
-        fn damaged_messages_are_survived(
+        fn damaged_messages_cause_no_panic(
             messages in vec(any_message(), 0..6),
             damage in vec((any::<Index>(), any::<u8>()), 0..6),
         ) {
@@ -459,13 +466,13 @@ mod tests {
         }
 
         #[test]
-        fn each_message_is_decoded_as_if_alone(messages in vec(any_message(), 0..6)) {
+        fn messages_are_decoded_independently(messages in vec(any_message(), 0..6)) {
             let without_stamps = |records: Vec<Record>| -> Vec<Record> {
                 records.into_iter().map(|record| match record {
                     Record::Foreign(foreign) => {
                         Record::Foreign(Foreign { timestamps: None, ..foreign })
                     }
-                    note => note,
+                    other => other,
                 }).collect()
             };
             let alone = messages.iter().flat_map(|m| decoded(&encode(std::slice::from_ref(m))));
@@ -473,7 +480,7 @@ mod tests {
         }
 
         #[test]
-        fn cut_bytes_yield_the_first_of_the_records(
+        fn truncated_bytes_yield_the_first_records(
             messages in vec(any_message(), 0..6),
             cut in any::<Index>(),
         ) {
@@ -491,14 +498,14 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_read_is_not_an_empty_queue() {
+    fn a_read_error_is_not_an_empty_queue() {
         let no_socket = std::fs::File::open("/dev/null").unwrap();
         let read = with_scratch(|scratch| recv(no_socket.as_fd(), scratch, &mut |_| panic!()));
         assert_eq!(read.unwrap_err().raw_os_error(), Some(libc::ENOTSOCK));
     }
 
     #[test]
-    fn the_notes_of_ipv4_ipv6_and_mapped_peers_are_read() {
+    fn notifications_of_ipv4_ipv6_and_mapped_peers_are_read() {
         for (bind, host) in
             [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "::ffff:127.0.0.1")]
         {
@@ -513,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn stamps_share_the_queue_and_are_told_apart() {
+    fn time_stamps_in_the_queue_are_told_apart() {
         const SO_TIMESTAMPING: i32 = 37;
         let stamps: u32 = libc::SOF_TIMESTAMPING_TX_SCHED
             | libc::SOF_TIMESTAMPING_TX_SOFTWARE
@@ -529,7 +536,7 @@ mod tests {
         for record in records {
             if let Record::Foreign(foreign) = record {
                 assert_eq!((foreign.origin, foreign.error.raw()), (4, libc::ENOMSG));
-                assert_eq!(foreign.data, 8191, "the stamp is about the last byte");
+                assert_eq!(foreign.data, 8191, "the stamp belongs to the last byte");
                 let stamps = foreign.timestamps.unwrap();
                 assert!(stamps.software.unwrap() > Duration::from_secs(1_000_000_000));
                 assert_eq!(stamps.hardware, None);
@@ -541,8 +548,8 @@ mod tests {
     fn an_icmp_error_is_foreign() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        // SOL_IP, so not with `set_option`; connected sockets are told without it as well, but
-        // not on their error queue.
+        // SOL_IP, so not with `set_option`. Connected sockets report the error without the option
+        // as well, but not on their error queue.
         let on = 1_i32;
         // SAFETY: setsockopt(2) reads 4 bytes of `on`, which has that many. The fd is open.
         let result = unsafe {
@@ -563,17 +570,16 @@ mod tests {
     }
 
     #[test]
-    fn a_full_batch_is_not_drained_and_the_next_one_is() {
+    fn a_full_batch_leaves_the_queue_undrained() {
         let (sender, _peer) = testing::zerocopy_pair();
         let stamps = libc::SOF_TIMESTAMPING_TX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
         socket::set_option(sender.as_fd(), 37, &stamps).unwrap();
-        // Stamps that exceed the socket's room for what it receives are lost, and each takes some
-        // kilobytes.
+        // The kernel drops stamps beyond the socket's receive room, and each takes some kilobytes.
         socket::set_option(sender.as_fd(), libc::SO_RCVBUF, &200_000).unwrap();
-        // A stamp and a note each: stamps in between keep notes from merging.
+        // A stamp and a notification each: stamps in between keep notifications from merging.
         for _ in 0..MESSAGES {
             testing::send(&sender, 100, true).unwrap();
-            // Its note comes with its acknowledgement, and so before the next stamp.
+            // The notification comes with the acknowledgement, and so before the next stamp.
             while socket::unsent(sender.as_fd()).unwrap() > 0 {
                 crate::sync::yield_now();
             }
@@ -596,22 +602,22 @@ mod tests {
     }
 
     #[test]
-    fn control_data_that_was_cut_is_reported() {
+    fn truncated_control_data_is_reported() {
         let (sender, _peer) = testing::zerocopy_pair();
-        for (room, truncated, note) in [(0, true, 0), (40, true, 1), (48, false, 1)] {
+        for (room, truncated, expected) in [(0, true, 0), (40, true, 1), (48, false, 1)] {
             testing::send(&sender, 100, true).unwrap();
             socket::poll(sender.as_fd(), false, Some(testing::SOON)).unwrap();
-            let mut notes = 0;
+            let mut count = 0;
             let batch = with_scratch(|scratch| {
-                recv_within(room, sender.as_fd(), scratch, &mut |_| notes += 1).unwrap()
+                recv_within(room, sender.as_fd(), scratch, &mut |_| count += 1).unwrap()
             });
             assert_eq!(batch, Batch { messages: 1, truncated, drained: true }, "{room}");
-            assert_eq!(notes, note, "{room}");
+            assert_eq!(count, expected, "{room}");
         }
     }
 
     #[test]
-    fn a_cut_message_is_reported_though_a_whole_one_follows() {
+    fn a_truncated_message_before_a_whole_one_is_reported() {
         let (sender, _peer) = testing::zerocopy_pair();
         let stamps = libc::SOF_TIMESTAMPING_TX_SOFTWARE | libc::SOF_TIMESTAMPING_SOFTWARE;
         socket::set_option(sender.as_fd(), 37, &stamps).unwrap();
@@ -621,7 +627,7 @@ mod tests {
             crate::sync::yield_now();
         }
         let mut records = Vec::new();
-        // Room for a notification. A stamp takes more than twice that.
+        // Room for a notification. A stamp takes more than twice as much.
         let batch = with_scratch(|scratch| {
             recv_within(48, sender.as_fd(), scratch, &mut |record| records.push(record)).unwrap()
         });
@@ -630,11 +636,11 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_read_left_in_the_scratch_is_not_decoded() {
+    fn stale_bytes_in_the_scratch_are_not_decoded() {
         let (sender, _peer) = testing::zerocopy_pair();
         testing::send(&sender, 100, true).unwrap();
         socket::poll(sender.as_fd(), false, Some(testing::SOON)).unwrap();
-        let one = encode(&[note(IP, 77, 77, 0)]);
+        let one = encode(&[notification(IP, 77, 77, 0)]);
         let old = one.repeat(CONTROL_BYTES / one.len());
         let mut records = Vec::new();
         with_scratch(|scratch| {
@@ -647,7 +653,7 @@ mod tests {
     }
 
     #[test]
-    fn scratch_can_be_borrowed_twice() {
+    fn nested_calls_each_have_a_scratch() {
         let (sender, _peer) = testing::zerocopy_pair();
         let mut seen = Vec::new();
         for id in 0..2 {

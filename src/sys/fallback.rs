@@ -1,5 +1,5 @@
-//! What only Linux has, answered for every other Unix: there is no zero copy, so nothing is ever
-//! in flight and no error queue has to be read.
+//! The Linux-only functions for every other Unix: no zero copy, nothing ever in flight, no error
+//! queue.
 
 use std::{io, os::fd::BorrowedFd};
 
@@ -30,20 +30,21 @@ pub(crate) fn unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
     use std::os::fd::AsRawFd;
 
     let mut bytes: libc::c_int = 0;
-    // SAFETY: tcp(4): FIONWRITE writes one int through the pointer; `bytes` is one and outlives
-    // the call. The fd is open while borrowed.
+    // SAFETY: tcp(4): FIONWRITE writes one int through the pointer; `bytes` is an int that lives
+    // through the call. The fd is open while borrowed.
     super::option::check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONWRITE, &raw mut bytes) })?;
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
 
-/// This system does not tell.
+/// Unknown on this system.
 #[cfg(not(any(target_vendor = "apple", target_os = "freebsd", target_os = "netbsd")))]
 pub(crate) fn unsent(_fd: BorrowedFd<'_>) -> io::Result<usize> {
     unsupported()
 }
 
-/// There is no portable way to break a connection but closing it after
-/// [`reset_on_close`](super::socket::reset_on_close), which is enough here: no id waits for it.
+/// Refuses: the only portable way to break a connection is a close after
+/// [`reset_on_close`](super::socket::reset_on_close). A close is enough here, as no id waits for
+/// its release.
 pub(crate) fn abort(_fd: BorrowedFd<'_>) -> io::Result<()> {
     unsupported()
 }
@@ -82,7 +83,7 @@ pub(crate) mod epoll {
 
     use crate::sys::socket::Ready;
 
-    /// Waits on one socket by edges. There is none of these.
+    /// Waits on one socket by edges. No value exists.
     #[derive(Debug)]
     pub(crate) struct EdgeWait(Infallible);
 
@@ -98,12 +99,12 @@ pub(crate) mod epoll {
         }
 
         /// Never called.
-        pub(crate) fn rouse(&self) -> io::Result<()> {
+        pub(crate) fn wake(&self) -> io::Result<()> {
             match self.0 {}
         }
     }
 
-    /// Waits on many sockets by edges. There is none of these.
+    /// Waits on many sockets by edges. No value exists.
     #[derive(Debug)]
     pub(crate) struct Watcher(Infallible);
 
@@ -114,11 +115,11 @@ pub(crate) mod epoll {
         }
 
         /// Never called.
-        pub(crate) fn rouse(&self) -> io::Result<()> {
+        pub(crate) fn wake(&self) -> io::Result<()> {
             match self.0 {}
         }
 
-        /// See the Linux one.
+        /// Never called.
         pub(crate) fn add(&self, _fd: BorrowedFd<'_>, _token: u64) -> io::Result<()> {
             match self.0 {}
         }
@@ -169,7 +170,7 @@ pub(crate) mod limits {
     }
 }
 
-/// Interfaces and routes: not asked for here, where no way avoids the copy.
+/// Interfaces and routes: never asked for here, where no route avoids the copy.
 pub(crate) mod netlink {
     use std::{io, net::IpAddr};
 

@@ -1,4 +1,4 @@
-//! What the kernel tells about interfaces and routes.
+//! Facts about interfaces and routes, as the kernel tells them.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ pub(crate) struct Link {
 pub(crate) struct RouteReply {
     /// `RTN_UNICAST` and so on.
     pub(crate) kind: u8,
-    /// Index of the interface that the packets leave by.
+    /// Index of the interface for the packets.
     pub(crate) interface: u32,
     pub(crate) source: Option<IpAddr>,
     pub(crate) gateway: Option<IpAddr>,

@@ -1,26 +1,27 @@
-//! The limits that zero-copy sends are charged to.
+//! The limits for the memory of zero-copy sends.
 
 use std::{fs, io, os::unix::fs::MetadataExt};
 
 use super::socket::check;
 
-/// Bytes of option memory one socket may hold (`net.core.optmem_max` of the caller's network
-/// namespace). Each zero-copy send takes 832 until its note is read.
+/// Bytes of option memory per socket (`net.core.optmem_max` of the caller's network namespace).
+/// Each zero-copy send takes 832 bytes until its notification is read.
 pub(crate) fn optmem_max() -> io::Result<u32> {
     let text = fs::read_to_string("/proc/sys/net/core/optmem_max")?;
     text.trim().parse().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
-/// Bytes that all processes of this user may have locked or in flight (`RLIMIT_MEMLOCK`), or
-/// `None` when the kernel does not look: the limit is infinite, or the calling thread has
-/// `CAP_IPC_LOCK` in the initial user namespace, the only one where it counts.
+/// Bytes that all processes of this user together may have locked or in flight (`RLIMIT_MEMLOCK`).
+///
+/// `None` if the kernel does not check: the limit is infinite, or the calling thread has
+/// `CAP_IPC_LOCK` in the initial user namespace, the only place where the capability counts.
 pub(crate) fn memlock_bytes() -> Option<u64> {
     let [soft, _] = memlock_limits();
     let exempt = || in_initial_namespace("user") == Some(true) && may_lock() == Some(true);
     soft.filter(|_| !exempt())
 }
 
-/// `RLIMIT_MEMLOCK` as it is set, soft and hard, in bytes; `None` for infinite.
+/// `RLIMIT_MEMLOCK`, soft and hard, in bytes; `None` for infinite.
 pub(crate) fn memlock_limits() -> [Option<u64>; 2] {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit(2) writes one `rlimit`, which outlives the call.
@@ -30,20 +31,21 @@ pub(crate) fn memlock_limits() -> [Option<u64>; 2] {
         .map(|bytes| (bytes != libc::RLIM_INFINITY).then_some(bytes as _))
 }
 
-/// Whether the calling thread has `CAP_IPC_LOCK` in its user namespace; `None` without `/proc`.
+/// Returns `true` if the calling thread has `CAP_IPC_LOCK` in its user namespace; `None` without
+/// `/proc`.
 pub(crate) fn may_lock() -> Option<bool> {
     fs::read_to_string("/proc/thread-self/status").ok().map(|status| has_ipc_lock(&status))
 }
 
-/// Whether the caller is in the initial namespace of this kind (`user`, `pid`, `net`), if that can
-/// be told: by its inode, whose number is fixed. The uid map is no proof: a child namespace can
-/// have the full identity map too.
+/// Returns `true` if the caller is in the initial namespace of this kind (`user`, `pid`, `net`).
+/// `None` if unknown. The proof is the fixed inode number of the namespace. The uid map proves
+/// nothing: a child namespace can have the full identity map too.
 pub(crate) fn in_initial_namespace(kind: &str) -> Option<bool> {
     // `enum init_ns_ino` of `linux/nsfs.h`.
     let (initial, since_ever) = match kind {
         "user" => (0xEFFF_FFFD, true),
         "pid" => (0xEFFF_FFFC, true),
-        // Before Linux 6.18 it had whatever number was free.
+        // Before Linux 6.18 the number was not fixed.
         "net" => (0xEFFF_FFF9, false),
         _ => return None,
     };
@@ -51,7 +53,7 @@ pub(crate) fn in_initial_namespace(kind: &str) -> Option<bool> {
     (since_ever || inode == initial).then_some(inode == initial)
 }
 
-/// Whether the text of `/proc/PID/status` says that `CAP_IPC_LOCK` is effective.
+/// Returns `true` if the text of `/proc/PID/status` says that `CAP_IPC_LOCK` is effective.
 fn has_ipc_lock(status: &str) -> bool {
     const CAP_IPC_LOCK: u32 = 14;
     status
@@ -69,7 +71,7 @@ mod tests {
     use crate::sys::testing;
 
     #[test]
-    fn optmem_max_is_that_of_the_kernel() {
+    fn optmem_max_is_the_kernels_value() {
         assert!(optmem_max().unwrap() >= 832, "room for one send at least");
     }
 
@@ -86,11 +88,11 @@ mod tests {
         assert!(!has_ipc_lock("CapPrm:\tffffffffffffffff\n"));
     }
 
-    /// Lowers the limit of its process, so it runs in processes of its own: as the user who runs
-    /// the tests, and with all capabilities in a user namespace, where they do not count.
+    /// The test lowers the limit of its process, so it runs in child processes: as the user of the
+    /// tests, and with all capabilities in a user namespace, where they do not count.
     #[test]
-    fn memlock_bytes_says_whether_the_kernel_looks() {
-        const NAME: &str = "sys::limits::tests::memlock_bytes_says_whether_the_kernel_looks";
+    fn memlock_bytes_is_none_if_the_kernel_does_not_check() {
+        const NAME: &str = "sys::limits::tests::memlock_bytes_is_none_if_the_kernel_does_not_check";
         const CHILD: &str = "PINBUF_TEST_MEMLOCK_CHILD";
         if std::env::var_os(CHILD).is_some() {
             compare_with_the_kernel();
@@ -104,7 +106,7 @@ mod tests {
         let namespace = ["--user", "--map-root-user"];
         if !Command::new("unshare").args(namespace).arg("true").status().is_ok_and(|s| s.success())
         {
-            testing::skipped(NAME, "no user namespace can be had");
+            testing::skipped(NAME, "this user may not make a user namespace");
             return;
         }
         let in_namespace = Command::new("unshare")
@@ -123,7 +125,7 @@ mod tests {
         // SAFETY: setrlimit(2) reads one `rlimit`, which outlives the call.
         check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }).unwrap();
         let (sender, _peer) = testing::zerocopy_pair();
-        // A send that exceeds the limit by itself cannot succeed where the kernel looks.
+        // A send above the limit fails exactly where the kernel checks.
         let looks = match testing::send(&sender, 2 * LIMIT as usize, true) {
             Ok(_) => false,
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => true,

@@ -1,7 +1,7 @@
 //! Anonymous memory: mapped, populated at once, aligned, kept out of forked children.
 //!
-//! Populated means that every page is there when a constructor returns, so that a lack of memory
-//! is an error of the constructor and not a signal at the first touch.
+//! A populated mapping has all its pages when the constructor returns. So a lack of memory is an
+//! error of the constructor, and no signal at the first touch.
 
 use std::{io, ptr::NonNull};
 
@@ -11,12 +11,12 @@ pub(crate) use imp::Mapping;
 pub(crate) fn page_bytes() -> usize {
     // SAFETY: sysconf(3) takes any name and touches no memory of ours.
     let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    // POSIX requires _SC_PAGESIZE; 4096 keeps arithmetic valid where it is not there.
+    // POSIX requires _SC_PAGESIZE; 4096 keeps the arithmetic valid on systems without it.
     usize::try_from(bytes).ok().filter(|bytes| bytes.is_power_of_two()).unwrap_or(4096)
 }
 
-/// Size of a transparent huge page in bytes, which is also the usual size of a hugetlb page;
-/// 2 MiB where the kernel does not say.
+/// Size of a transparent huge page in bytes, and usually of a hugetlb page; 2 MiB if the kernel
+/// does not say.
 pub(crate) fn huge_page_bytes() -> usize {
     std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
         .ok()
@@ -25,15 +25,15 @@ pub(crate) fn huge_page_bytes() -> usize {
         .unwrap_or(2 << 20)
 }
 
-/// Whether transparent huge pages are switched off for everybody.
+/// Returns `true` if transparent huge pages are switched off system-wide.
 #[cfg(all(target_os = "linux", not(any(loom, miri))))]
 fn thp_is_off() -> bool {
     std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled")
         .is_ok_and(|modes| modes.contains("[never]"))
 }
 
-/// What the kernel may be asked to do for a range of memory, as far as not every kernel can. Not
-/// every libc has these; the values are the same on every architecture.
+/// The advice of `madvise(2)` that only some kernels take. Not every libc has the values, which are
+/// the same on every architecture.
 #[repr(i32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Advice {
@@ -41,28 +41,28 @@ pub(crate) enum Advice {
     WipeOnFork = 18,
     /// `MADV_POPULATE_WRITE`, since Linux 5.14.
     PopulateWrite = 23,
-    /// `MADV_COLLAPSE`, since Linux 6.1, where the kernel has transparent huge pages.
+    /// `MADV_COLLAPSE`, since Linux 6.1, on kernels with transparent huge pages.
     Collapse = 25,
 }
 
-/// Whether the kernel knows an advice.
+/// Returns `true` if the kernel knows an advice.
 pub(crate) fn knows(advice: Advice) -> bool {
     cfg!(target_os = "linux") && knows_number(advice as libc::c_int)
 }
 
-/// Asks about no memory at all: the kernel looks at the advice before it looks at the range.
+/// Asks with an empty range: the kernel checks the advice before the range.
 fn knows_number(advice: libc::c_int) -> bool {
     // SAFETY: madvise(2): a range of length 0 contains no memory.
     unsafe { libc::madvise(std::ptr::null_mut(), 0, advice) == 0 }
 }
 
-/// When the pages of a mapping come, and from where.
+/// Time and place of the pages of a mapping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Supply {
-    /// At once, so that a lack is an error of the constructor; else each at its first touch, where
-    /// a lack ends the process, and without a claim on memory before.
+    /// All pages at once, so that a lack is an error of the constructor. Otherwise each page at its
+    /// first touch, where a lack ends the process, and without a reservation.
     pub(crate) populate: bool,
-    /// From this NUMA node only.
+    /// Pages from this NUMA node only.
     pub(crate) numa_node: Option<usize>,
 }
 
@@ -82,17 +82,17 @@ pub(crate) struct WipedOnFork<T> {
 
 #[cfg(all(target_os = "linux", not(any(loom, miri))))]
 impl<T> WipedOnFork<T> {
-    /// Maps memory for so many values, zeroed.
+    /// Maps zeroed memory for `count` values.
     ///
     /// # Safety
     ///
-    /// Zeros are a `T` that needs no drop, and one that a child may find in the place of any other.
+    /// Zeros are a valid `T` without drop glue. In a child they may replace any value.
     pub(crate) unsafe fn new(count: usize) -> io::Result<Self> {
         let len = (count * size_of::<T>()).next_multiple_of(page_bytes());
         let map = memmap2::MmapRaw::from(memmap2::MmapOptions::new().len(len).map_anon()?);
         let advice = Advice::WipeOnFork as libc::c_int;
         // SAFETY: madvise(2), MADV_WIPEONFORK: the range is a live private anonymous mapping of
-        // ours; it changes what a child finds there, and nothing here.
+        // ours. The advice changes the contents in a child, and nothing here.
         if unsafe { libc::madvise(map.as_mut_ptr().cast(), len, advice) } != 0 {
             return Err(io::Error::last_os_error());
         }
@@ -100,14 +100,14 @@ impl<T> WipedOnFork<T> {
         Ok(Self { start, _map: map })
     }
 
-    /// The first of them.
+    /// The first value.
     #[inline]
     pub(crate) fn start(&self) -> NonNull<T> {
         self.start
     }
 }
 
-/// Values on the heap, where nothing forks or nothing needs to be wiped.
+/// Values on the heap, for targets without forks.
 #[cfg(not(all(target_os = "linux", not(any(loom, miri)))))]
 #[derive(Debug)]
 pub(crate) struct WipedOnFork<T>(Box<[T]>);
@@ -134,7 +134,7 @@ mod imp {
     /// Writable zeroed memory, unmapped on drop.
     #[derive(Debug)]
     pub(crate) struct Mapping {
-        /// May start before and end after the memory that was asked for, to align it.
+        /// May start before and end after the requested memory, to align it.
         map: MmapRaw,
         offset: usize,
         len: usize,
@@ -145,8 +145,8 @@ mod imp {
         pub(crate) fn base(len: usize, supply: Supply) -> io::Result<Self> {
             let mapping = Self { map: Self::room(len, supply)?, offset: 0, len };
             mapping.prepare(supply)?;
-            // Where huge pages come unasked (`always`), the first touch would take one, populated
-            // or not. It fails where the kernel has none.
+            // With transparent huge pages set to `always`, the first touch would take one,
+            // populated or not. The advice fails on kernels without huge pages.
             #[cfg(target_os = "linux")]
             let _ = mapping.advise(memmap2::Advice::NoHugePage);
             if supply.populate {
@@ -164,7 +164,7 @@ mod imp {
             Ok(options.len(len).map_anon()?.into())
         }
 
-        /// What comes before the first page.
+        /// The advice that must come before the first page.
         fn prepare(&self, supply: Supply) -> io::Result<()> {
             self.dont_fork()?;
             supply.numa_node.map_or(Ok(()), |node| self.bind(node))
@@ -179,12 +179,12 @@ mod imp {
             self.len
         }
 
-        /// Writes to every page. Never used on hugetlb memory, where a lack shows as SIGBUS.
+        /// Writes to every page. Never used on hugetlb memory, where a lack is a SIGBUS.
         fn touch(&self) {
             for at in (0..self.len).step_by(page_bytes()) {
                 let byte = self.start().as_ptr().wrapping_add(at);
-                // SAFETY: `at < len`, so the byte lies inside the mapping, which is writable,
-                // zeroed (0 changes nothing) and known to nobody else yet.
+                // SAFETY: `at < len`, so the byte lies inside the mapping. The mapping is writable,
+                // zeroed (0 changes nothing) and not shared yet.
                 unsafe { byte.write_volatile(0) };
             }
         }
@@ -198,16 +198,16 @@ mod imp {
     impl Mapping {
         /// Huge pages from the reserve; `len` is a multiple of `page_bytes`, a power of two.
         ///
-        /// Without MADV_POPULATE_WRITE (Linux 5.14) there is no way to populate that cannot end in
-        /// SIGBUS, so this fails there.
+        /// Fails without MADV_POPULATE_WRITE (Linux 5.14): every other way to populate can end in
+        /// SIGBUS.
         pub(crate) fn huge_tlb(
             len: usize,
             page_bytes: usize,
             numa_node: Option<usize>,
         ) -> io::Result<Self> {
             let bits = page_bytes.trailing_zeros() as u8;
-            // memmap2 unmaps the length it was asked for, and the kernel refuses to unmap a part
-            // of a huge page.
+            // memmap2 unmaps the requested length, and the kernel refuses to unmap a part of a huge
+            // page.
             debug_assert_eq!(len % page_bytes, 0);
             let map = MmapRaw::from(MmapOptions::new().len(len).huge(Some(bits)).map_anon()?);
             let mapping = Self { map, offset: 0, len };
@@ -219,11 +219,11 @@ mod imp {
         /// Ordinary memory collapsed into huge pages of `page_bytes`, a power of two; `len` is a
         /// multiple of it.
         ///
-        /// Where the kernel cannot confirm the collapse (before Linux 6.1, MADV_COLLAPSE is EINVAL)
-        /// this fails. Without populating there is nothing to collapse yet: the kernel takes huge
-        /// pages at the first touch as far as it has some.
+        /// Fails if the kernel cannot confirm the collapse (before Linux 6.1, MADV_COLLAPSE is
+        /// EINVAL). Without populating there is nothing to collapse yet: the kernel takes huge
+        /// pages at the first touch, as far as there are some.
         pub(crate) fn thp(len: usize, page_bytes: usize, supply: Supply) -> io::Result<Self> {
-            // A mapping starts at a base page, so this is enough to find an aligned start inside.
+            // A mapping starts at a base page, so this slack always contains an aligned start.
             let slack = page_bytes - super::page_bytes();
             let room = len.checked_add(slack).ok_or(io::ErrorKind::OutOfMemory)?;
             let map = Self::room(room, supply)?;
@@ -240,7 +240,7 @@ mod imp {
             Ok(mapping)
         }
 
-        /// Locks the memory into RAM; what is not there yet, when it comes.
+        /// Locks the memory into RAM. Pages that come later are locked on arrival.
         pub(crate) fn lock(&self, supply: Supply) -> io::Result<()> {
             let start = self.start().as_ptr().cast_const().cast();
             let flags = if supply.populate { 0 } else { libc::MLOCK_ONFAULT };
@@ -248,8 +248,8 @@ mod imp {
             check(unsafe { libc::mlock2(start, self.len, flags as _) })
         }
 
-        /// Has all pages to come taken from one NUMA node. EINVAL: there is no such node, or it has
-        /// no memory. ENOSYS: the kernel knows no nodes.
+        /// Binds all later pages to one NUMA node. EINVAL: no such node, or a node without memory.
+        /// ENOSYS: a kernel without NUMA.
         fn bind(&self, node: usize) -> io::Result<()> {
             const WORD: usize = libc::c_ulong::BITS as usize;
             let mut nodes = [0 as libc::c_ulong; 1024 / WORD];
@@ -258,8 +258,8 @@ mod imp {
             *word = 1 << (node % WORD);
             let start = self.start().as_ptr();
             let most = nodes.len() * WORD + 1;
-            // SAFETY: mbind(2): the range is one live mapping of ours, of which it changes where
-            // pages come from; it reads `most - 1` bits from the mask, which has that many.
+            // SAFETY: mbind(2): the range is one live mapping of ours, and only the origin of its
+            // pages changes. The call reads `most - 1` bits of the mask, which is long enough.
             let result = unsafe {
                 libc::syscall(
                     libc::SYS_mbind,
@@ -279,8 +279,9 @@ mod imp {
             self.advise(memmap2::Advice::DontDump)
         }
 
-        /// A child would otherwise share the pages copy on write: its exit, or its write, then
-        /// decides whose page the kernel still reads, and one write of ours splits a huge page.
+        /// A child would share the pages copy on write. The owner of the page under the kernel's
+        /// read would then depend on the child's exit or write, and a write of ours would split a
+        /// huge page.
         fn dont_fork(&self) -> io::Result<()> {
             self.advise(memmap2::Advice::DontFork)
         }
@@ -296,9 +297,9 @@ mod imp {
             }
         }
 
-        /// MADV_COLLAPSE succeeds only if every huge page of the range is one afterwards.
+        /// MADV_COLLAPSE succeeds only if every huge page of the range exists afterwards.
         fn collapse(&self) -> io::Result<()> {
-            // libc has it for glibc only; the value is the same on every architecture.
+            // libc has the constant for glibc only; the value is the same on every architecture.
             const MADV_COLLAPSE: libc::c_int = 25;
             let start = self.start().as_ptr().cast();
             // SAFETY: madvise(2), MADV_COLLAPSE: keeps the contents; the range is page-aligned
@@ -306,23 +307,25 @@ mod imp {
             check(unsafe { libc::madvise(start, self.len, MADV_COLLAPSE) })
         }
 
-        /// Lets go of the pages of a part of the mapping, which reads as zeros from then on.
-        /// Whoever holds a page, as the kernel does for a send in flight, keeps it as it is. The
+        /// Discards the pages of a part of the mapping. The part then reads as zeros. A page with
+        /// another reference, such as a send in flight, keeps its contents for that reference. The
         /// mapping stays, with its advice and its lock.
         ///
         /// # Safety
         ///
-        /// The part lies in the mapping, is of whole pages, and nobody else uses the contents.
+        /// The part lies in the mapping, consists of whole pages, and has no other user of its
+        /// contents.
         pub(crate) unsafe fn discard(&self, start: NonNull<u8>, len: usize) -> io::Result<()> {
-            // libc has it for glibc only; the value is the same on every architecture.
+            // libc has the constant for glibc only; the value is the same on every architecture.
             const MADV_DONTNEED_LOCKED: libc::c_int = 24;
             let discard = |advice| {
                 // SAFETY: madvise(2), MADV_DONTNEED: the range is page-aligned and lies inside a
-                // live private mapping of ours; its contents are lost, which is up to the caller.
+                // live private mapping of ours. Its contents are lost, as the caller's contract
+                // allows.
                 check(unsafe { libc::madvise(start.as_ptr().cast(), len, advice) })
             };
             match discard(libc::MADV_DONTNEED) {
-                // Locked memory, which older kernels than 5.18 refuse in any way.
+                // Locked memory. Kernels before 5.18 refuse the second advice too.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                     discard(MADV_DONTNEED_LOCKED)
                 }
@@ -330,7 +333,7 @@ mod imp {
             }
         }
 
-        /// Puts pages where there are none, without changing any contents.
+        /// Adds the missing pages without changing any contents.
         pub(crate) fn repopulate(&self, start: NonNull<u8>, len: usize) -> io::Result<()> {
             let offset = start.as_ptr().addr() - self.map.as_ptr().addr();
             self.map.advise_range(memmap2::Advice::PopulateWrite, offset, len)
@@ -359,7 +362,7 @@ mod imp {
             Err(io::ErrorKind::Unsupported.into())
         }
 
-        /// Locks the memory into RAM (`mlock`), where all of it comes at once then.
+        /// Locks the memory into RAM (`mlock`), which also populates all of it.
         pub(crate) fn lock(&self, _supply: Supply) -> io::Result<()> {
             // SAFETY: mlock(2) reads and writes no memory; the range is one live mapping of ours.
             check(unsafe { libc::mlock(self.start().as_ptr().cast_const().cast(), self.len) })
@@ -389,7 +392,7 @@ mod imp {
     }
 }
 
-/// Heap memory for models and interpreters, which know no mappings.
+/// Heap memory for models and interpreters, which have no mappings.
 #[cfg(any(loom, miri))]
 mod imp {
     use super::{NonNull, Supply, io, page_bytes};
@@ -440,7 +443,7 @@ mod imp {
         }
 
         pub(crate) unsafe fn discard(&self, start: NonNull<u8>, len: usize) -> io::Result<()> {
-            // SAFETY: the part lies in the allocation, and nobody uses its contents.
+            // SAFETY: the part lies in the allocation, and its contents have no other user.
             unsafe { start.write_bytes(0, len) };
             Ok(())
         }
@@ -470,16 +473,16 @@ mod tests {
 
     #[cfg(all(target_os = "linux", not(any(loom, miri))))]
     #[test]
-    fn an_advice_is_known_exactly_if_it_can_be_given() {
+    fn an_advice_is_known_exactly_if_the_kernel_takes_it() {
         const UNKNOWN: libc::c_int = 9999;
         for advice in [18, 23, 25, UNKNOWN] {
             let mapping = Mapping::base(page_bytes(), Supply::default()).unwrap();
-            // SAFETY: madvise(2): none of these loses contents; the range is a mapping of ours.
+            // SAFETY: madvise(2): none of the three loses contents; the range is a mapping of ours.
             let given =
                 unsafe { libc::madvise(mapping.start().as_ptr().cast(), mapping.len(), advice) };
             let refused =
                 given != 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL);
-            // A page is too small to be collapsed, which is EINVAL too.
+            // A page is too small to be collapsed, and the error is EINVAL too.
             if advice != Advice::Collapse as libc::c_int {
                 assert_eq!(knows_number(advice), !refused, "{advice}");
             }

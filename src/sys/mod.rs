@@ -1,7 +1,7 @@
 //! The system calls: the only module that names libc.
 //!
-//! Every function has the same signature on every Unix. What only Linux has is answered by
-//! `fallback.rs` elsewhere, where all sends go by copy and nothing is ever in flight.
+//! Every function has the same signature on every Unix. Elsewhere `fallback.rs` stands for the
+//! Linux-only functions: all sends go by copy and nothing is ever in flight.
 
 pub(crate) mod barrier;
 pub(crate) mod errno;

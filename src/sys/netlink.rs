@@ -1,7 +1,7 @@
-//! What the kernel says of interfaces and routes (rtnetlink, ethtool); no privilege is needed.
+//! Facts about interfaces and routes from the kernel (rtnetlink, ethtool); no privilege is needed.
 //!
-//! `/sys/class/net` would be simpler, but it shows the network namespace in which `/sys` was
-//! mounted, which need not be the caller's, and does not tell the kind of an interface.
+//! `/sys/class/net` would be simpler, but shows the network namespace of the mount of `/sys`, which
+//! may differ from the caller's, and hides the kind of an interface.
 
 use std::{
     io,
@@ -11,8 +11,8 @@ use std::{
 
 use super::{Link, RouteReply, socket::check};
 
-/// `linux/netlink.h`, `linux/rtnetlink.h`, `linux/if_link.h`, `linux/ethtool.h`: not every libc
-/// has all of these.
+/// `linux/netlink.h`, `linux/rtnetlink.h`, `linux/if_link.h`, `linux/ethtool.h`: not every libc has
+/// all constants.
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 1;
@@ -42,9 +42,9 @@ pub(crate) fn links() -> io::Result<Vec<Link>> {
     Ok(links)
 }
 
-/// The route that a packet to `peer` takes; `scope` is the interface of a link-local peer, else 0.
+/// The route of a packet to `peer`; `scope` is the interface of a link-local peer, else 0.
 ///
-/// `ENETUNREACH`, `EHOSTUNREACH`, `EACCES` and others where there is none.
+/// Without a route: `ENETUNREACH`, `EHOSTUNREACH`, `EACCES` and others.
 pub(crate) fn route(peer: IpAddr, scope: u32) -> io::Result<RouteReply> {
     let mut found = None;
     exchange(RTM_GETROUTE, 0, &route_request(peer, scope), &mut |kind, body| {
@@ -53,7 +53,7 @@ pub(crate) fn route(peer: IpAddr, scope: u32) -> io::Result<RouteReply> {
     found.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// Whether the interface takes packets made of many pieces of memory.
+/// Returns `true` if the interface takes packets made of many pieces of memory.
 pub(crate) fn scatter_gather(interface: &str) -> io::Result<bool> {
     /// `struct ethtool_value`
     #[repr(C)]
@@ -62,10 +62,10 @@ pub(crate) fn scatter_gather(interface: &str) -> io::Result<bool> {
         data: u32,
     }
     let mut value = Value { command: ETHTOOL_GSG, data: 0 };
-    // SAFETY: mem::zeroed needs a type for which all zero bytes are a value: `ifreq` has only
-    // integers and raw pointers.
+    // SAFETY: mem::zeroed needs a type with an all-zero value: `ifreq` has only integers and raw
+    // pointers.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays 0. A name that is too long is no interface's.
+    // The last byte stays 0. No interface has a longer name.
     if interface.len() >= request.ifr_name.len() {
         return Err(io::Error::from_raw_os_error(libc::ENODEV));
     }
@@ -74,8 +74,8 @@ pub(crate) fn scatter_gather(interface: &str) -> io::Result<bool> {
     }
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
     let socket = socket()?;
-    // SAFETY: SIOCETHTOOL of netdevice(7) and `linux/ethtool.h` reads one `ifreq`, and ETHTOOL_GSG
-    // reads and writes the `ethtool_value` it names; both outlive the call. The fd is open.
+    // SAFETY: SIOCETHTOOL of netdevice(7) and `linux/ethtool.h` reads one `ifreq`. ETHTOOL_GSG
+    // reads and writes the `ethtool_value` named there. Both live through the call. The fd is open.
     check(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) })?;
     Ok(value.data != 0)
 }
@@ -84,7 +84,7 @@ fn socket() -> io::Result<OwnedFd> {
     let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
     // SAFETY: socket(2) takes no pointers.
     let fd = check(unsafe { libc::socket(libc::AF_NETLINK, kind, libc::NETLINK_ROUTE) })?;
-    // SAFETY: from_raw_fd needs an open fd that nobody else owns: it was just made.
+    // SAFETY: from_raw_fd needs an open, unowned fd: the call above made this one.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -100,7 +100,7 @@ fn exchange(
 ) -> io::Result<()> {
     let socket = socket()?;
     let request = message(kind, NLM_F_REQUEST | flags, body);
-    // SAFETY: send(2) reads `len` bytes of the buffer, which has that many and outlives the call.
+    // SAFETY: send(2) reads `len` bytes of the buffer, which is as long and lives through the call.
     // The fd is open.
     let sent = unsafe {
         libc::send(socket.as_raw_fd(), request.as_ptr().cast(), request.len(), libc::MSG_DONTWAIT)
@@ -108,16 +108,16 @@ fn exchange(
     if sent < 0 {
         return Err(io::Error::last_os_error());
     }
-    // The kernel makes its datagrams no larger than this.
+    // The kernel makes its datagrams no larger than 32 KiB.
     let mut room = vec![0; 32 << 10];
     loop {
         let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
         let len = super::socket::retry(|| {
-            // SAFETY: recv(2) writes at most `len` bytes to the buffer, which has that many and
-            // outlives the call. The fd is open.
+            // SAFETY: recv(2) writes at most `len` bytes to the buffer, which is as long and lives
+            // through the call. The fd is open.
             unsafe { libc::recv(socket.as_raw_fd(), room.as_mut_ptr().cast(), room.len(), flags) }
         })?;
-        // With MSG_TRUNC the length is that of the datagram, not of what there was room for.
+        // With MSG_TRUNC the length is the datagram's, even beyond the room.
         let datagram = room.get(..len).ok_or(io::Error::from_raw_os_error(libc::EMSGSIZE))?;
         if replies(datagram, on_message)? {
             return Ok(());
@@ -165,8 +165,8 @@ const HEADER: usize = 16;
 const LINK_HEADER: usize = 16;
 const ROUTE_HEADER: usize = 12;
 
-/// Calls `on_message` for each message of a datagram; tells whether that was the last datagram.
-/// Ends at a length that cannot be right.
+/// Calls `on_message` for each message of a datagram. Returns `true` if the datagram was the last
+/// one. Ends at an impossible length.
 fn replies(datagram: &[u8], on_message: &mut dyn FnMut(u16, &[u8])) -> io::Result<bool> {
     /// More messages of this reply follow (`NLM_F_MULTI`).
     const MULTI: u16 = 2;
@@ -292,8 +292,8 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_passed_over_and_read_within_its_bounds() {
-        // A length of 0 would never advance; one beyond the end has no known place.
+    fn garbage_is_skipped_and_read_within_its_bounds() {
+        // A length of 0 would never advance; a length beyond the end has no known next message.
         for bytes in [&[0; 64][..], &[255; 64], &[4, 0, 9, 0, 255, 255, 1, 0]] {
             assert_eq!(find(bytes, 1), None, "{bytes:?}");
             assert_eq!(parse_link(bytes), None);
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dump_goes_on_until_it_is_done() {
+    fn a_dump_continues_until_its_last_message() {
         let multi = message(RTM_NEWLINK, 2, &[1; 5]);
         let mut seen = 0;
         assert!(!replies(&multi, &mut |_, _| seen += 1).unwrap());
@@ -340,13 +340,14 @@ mod tests {
     #[test]
     fn loopback_is_among_the_links() {
         let links = links().unwrap();
-        let lo = links.iter().find(|link| link.loopback).expect("every namespace has one");
+        let lo =
+            links.iter().find(|link| link.loopback).expect("every namespace has a loopback device");
         assert_eq!((lo.index, lo.name.as_str(), lo.kind.as_deref()), (1, "lo", None));
         assert!(lo.mtu > 0 && links.iter().filter(|link| link.loopback).count() == 1);
     }
 
     #[test]
-    fn loopback_takes_pieces_and_nobody_has_no_interface() {
+    fn scatter_gather_is_told_for_existing_interfaces() {
         assert!(scatter_gather("lo").unwrap());
         for name in ["no-such-device", "lo\0and more than there is room for", ""] {
             let error = scatter_gather(name).unwrap_err();
@@ -355,22 +356,22 @@ mod tests {
     }
 
     #[test]
-    fn a_route_to_oneself_is_loopback() {
+    fn a_route_to_the_own_host_is_loopback() {
         for (peer, source) in [(IpAddr::from([127, 0, 0, 9]), Ipv4Addr::LOCALHOST.into()), {
             let one = IpAddr::from(Ipv6Addr::LOCALHOST);
             (one, one)
         }] {
             let RouteReply { interface, source: found, kind, gateway } = route(peer, 0).unwrap();
             const LOCAL: u8 = 2;
-            // The source of 127.0.0.9 is itself on some kernels.
+            // Some kernels report 127.0.0.9 as its own source.
             assert!(found == Some(source) || found == Some(peer), "{found:?}");
             assert_eq!((interface, kind, gateway), (1, LOCAL, None));
         }
     }
 
     #[test]
-    fn no_route_is_an_error() {
-        // An address of a unicast scope cannot be reached through an interface there is not.
+    fn a_missing_route_is_an_error() {
+        // No packet reaches a link-local address through a missing interface.
         assert!(route(Ipv6Addr::new(0xFE80, 0, 0, 0, 0, 0, 0, 1).into(), u32::MAX).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Which process this is: a forked child inherits everything, and must leave it alone.
+//! The identity of a process: a forked child inherits everything, and must leave it alone.
 
 #![cfg_attr(
     loom,
@@ -17,19 +17,20 @@ use crate::sync::{
     unmodelled::{StaticPtr, StaticU64},
 };
 
-/// The process that made something.
+/// The process that made an object.
 ///
-/// The kernel wipes a page when a process forks (`MADV_WIPEONFORK`). It holds the number of the
-/// process, so that the question whether this is still the same one costs two loads. A handler of
-/// `pthread_atfork` would do too, but for children made by `clone(2)` directly.
+/// The kernel wipes a page when a process forks (`MADV_WIPEONFORK`). The page holds the number of
+/// the process, so a check for a fork costs two loads. A handler of `pthread_atfork` would miss
+/// children made by `clone(2)` directly.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Process(u64);
 
-/// Where the number stands: `NOWHERE`, then for good a page that is wiped on fork, or `STAND_IN`.
+/// Points to `NOWHERE` at first, then for good to the wiped-on-fork page, or to `STAND_IN` without
+/// such a page.
 static COOKIE: StaticPtr<StaticU64> = StaticPtr::new((&raw const NOWHERE).cast_mut());
-/// Stands in for the page until one has been looked for. Stays 0.
+/// Stands in for the page before the first look for one. Stays 0.
 static NOWHERE: StaticU64 = StaticU64::new(0);
-/// Stands in for the page where none can be had.
+/// Stands in for the page if the kernel gives none.
 static STAND_IN: StaticU64 = StaticU64::new(0);
 
 impl Process {
@@ -39,8 +40,8 @@ impl Process {
         if ptr::eq(cookie(), &NOWHERE) {
             prepare();
         }
-        // Relaxed, all three: only the numbers matter. A child has its parent's last number, so
-        // those of a process and its ancestors differ.
+        // Relaxed, all three: only the numbers matter. A child has its parent's last number, so the
+        // numbers of a process and its ancestors differ.
         match cookie().load(Ordering::Relaxed) {
             0 => {
                 let own = LAST.fetch_add(1, Ordering::Relaxed) + 1;
@@ -51,11 +52,11 @@ impl Process {
         }
     }
 
-    /// Whether this is that process, and not one forked from it.
+    /// Returns `true` in the process of this value, `false` in a forked child.
     #[inline(always)]
     pub(crate) fn is_this(self) -> bool {
         // Models and interpreters do not fork.
-        // Relaxed: the wiping came before everything that this process did.
+        // Relaxed: the wipe came before everything in this process.
         cfg!(any(loom, miri)) || cookie().load(Ordering::Relaxed) == self.0
     }
 }
@@ -64,13 +65,13 @@ impl Process {
 fn cookie() -> &'static StaticU64 {
     // Acquire: partner of the Release in `prepare`.
     let cookie = COOKIE.load(Ordering::Acquire);
-    // SAFETY: it points to a static, or to the start of a page of numbers that is never unmapped;
-    // both are accessed as this type only.
+    // SAFETY: the pointer leads to a static, or to the start of a page of numbers that is never
+    // unmapped. Both are accessed as this type only.
     unsafe { &*cookie }
 }
 
-/// Finds a place for the number. Several threads may do so at once, and the first one is heeded:
-/// under a lock, a child forked meanwhile would wait for a thread that it does not have.
+/// Finds a place for the number. Several threads may search at once, and the first result counts.
+/// No lock: a child forked meanwhile would wait for a thread that exists in its parent only.
 fn prepare() {
     let page = wiped_on_fork();
     let place = match &page {
@@ -81,15 +82,15 @@ fn prepare() {
         }
     };
     let nowhere = (&raw const NOWHERE).cast_mut();
-    // Release: partner of the Acquire in `cookie`, which needs it for nothing but form: a fresh
-    // page is all zeros to everybody. Relaxed (failure): `cookie` looks again.
+    // Release: partner of the Acquire in `cookie`, and needed for form only: every thread sees a
+    // fresh page as zeros. Relaxed (failure): `cookie` loads again.
     if COOKIE.compare_exchange(nowhere, place, Ordering::Release, Ordering::Relaxed).is_ok() {
         // Never unmapped.
         std::mem::forget(page);
     }
 }
 
-/// A page that a forked child finds wiped.
+/// A page that a forked child finds full of zeros.
 fn wiped_on_fork() -> Option<WipedOnFork<StaticU64>> {
     if cfg!(all(target_os = "linux", not(any(loom, miri)))) {
         // SAFETY: zeros are an atomic number.
@@ -102,20 +103,20 @@ fn wiped_on_fork() -> Option<WipedOnFork<StaticU64>> {
 #[cfg(not(any(loom, miri)))]
 fn wipe_stand_in_on_fork() {
     extern "C" fn wipe() {
-        // Relaxed: the child has one thread, this one.
+        // Relaxed: the child has only this thread.
         STAND_IN.store(0, Ordering::Relaxed);
     }
-    // SAFETY: pthread_atfork(3) keeps the address of the handler, which is a function, and calls it
-    // in a child, where an atomic store is allowed. It fails only for want of memory; then forks
-    // pass unnoticed.
+    // SAFETY: pthread_atfork(3) keeps the address of the handler, a function, and calls it in a
+    // child. An atomic store is allowed there. The call fails only for lack of memory, and then
+    // forks are not detected.
     unsafe { libc::pthread_atfork(None, None, Some(wipe)) };
 }
 
 #[cfg(any(loom, miri))]
 fn wipe_stand_in_on_fork() {}
 
-/// A value of which each process has its own: a forked child begins anew, and leaves what its
-/// parent had, which another thread may have been in the middle of, untouched.
+/// A value per process. A forked child starts with a new value and leaves its parent's untouched,
+/// since a thread of the parent may have been in the middle of a change.
 pub(crate) struct PerProcess<T: 'static> {
     current: StaticPtr<(Process, T)>,
 }
@@ -125,12 +126,13 @@ impl<T: Send + Sync> PerProcess<T> {
         Self { current: StaticPtr::new(ptr::null_mut()) }
     }
 
-    /// The value of this process, made by `make` if there is none yet. When two threads are the
-    /// first, what one of them made is dropped.
+    /// The value of this process, made by `make` at the first call. If two threads are the first,
+    /// one of the two values is dropped.
     pub(crate) fn get(&self, make: impl FnOnce() -> T) -> &'static T {
         // Acquire: partner of the Release below, for the value behind the pointer.
         let seen = self.current.load(Ordering::Acquire);
-        // SAFETY: it is null, or of a box that was leaked below and is only ever shared.
+        // SAFETY: the pointer is null, or leads to a box that was leaked below and is only ever
+        // shared.
         match unsafe { seen.as_ref() } {
             Some((process, value)) if process.is_this() => value,
             _ => {
@@ -141,13 +143,13 @@ impl<T: Send + Sync> PerProcess<T> {
                 let current = match set {
                     Ok(_) => made,
                     Err(other) => {
-                        // SAFETY: it was made above, and nobody else has seen it.
+                        // SAFETY: the box was made above, and no other thread has seen it.
                         drop(unsafe { Box::from_raw(made) });
                         other
                     }
                 };
-                // SAFETY: of a box that is leaked here or was by the thread that set it, and is
-                // only ever shared.
+                // SAFETY: the pointer leads to a box that was leaked, here or by the thread that
+                // set it, and is only ever shared.
                 let (_, value) = unsafe { &*current };
                 value
             }
@@ -159,10 +161,10 @@ impl<T: Send + Sync> PerProcess<T> {
 mod tests {
     use super::*;
 
-    /// Runs `body` in a forked child and says what it answered.
+    /// Runs `body` in a forked child and returns its answer.
     fn in_child(body: impl FnOnce() -> bool) -> bool {
-        // SAFETY: fork(2); the child calls `body`, which allocates at most, as glibc's and musl's
-        // malloc allow, and then leaves by _exit(2).
+        // SAFETY: fork(2); the child calls `body`, which at most allocates, as glibc's and musl's
+        // malloc allow, and then exits by _exit(2).
         match unsafe { libc::fork() } {
             -1 => panic!("{}", std::io::Error::last_os_error()),
             0 => {
@@ -200,12 +202,12 @@ mod tests {
     fn each_process_has_its_own_value() {
         static VALUES: PerProcess<StaticU64> = PerProcess::new();
         let value = VALUES.get(|| StaticU64::new(1));
-        assert!(ptr::eq(value, VALUES.get(|| unreachable!("there is one"))));
+        assert!(ptr::eq(value, VALUES.get(|| unreachable!("the value exists"))));
         assert!(in_child(|| {
             let childs = VALUES.get(|| StaticU64::new(2));
             childs.store(3, Ordering::Relaxed);
             !ptr::eq(childs, value) && value.load(Ordering::Relaxed) == 1
         }));
-        assert_eq!(VALUES.get(|| unreachable!("there is one")).load(Ordering::Relaxed), 1);
+        assert_eq!(VALUES.get(|| unreachable!("the value exists")).load(Ordering::Relaxed), 1);
     }
 }

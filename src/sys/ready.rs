@@ -1,6 +1,6 @@
 //! The outcome of waiting on a socket.
 
-/// The events of a socket; none if the time was up or a signal came.
+/// The events of a socket; none after a timeout or a signal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Ready {
     /// The socket takes bytes; only asked for on request.

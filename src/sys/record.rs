@@ -1,4 +1,4 @@
-//! What the messages of a socket's error queue say.
+//! The messages of a socket's error queue.
 
 use std::time::Duration;
 
@@ -13,32 +13,33 @@ pub enum Record {
         lo: u32,
         /// The last id, inclusive.
         hi: u32,
-        /// Whether the kernel copied after all. A merged note has the flag of its first id only.
+        /// The kernel copied the bytes after all. A merged notification has the flag of its first
+        /// id only.
         copied: bool,
     },
     /// Not about zero-copy sends.
     Foreign(Foreign),
 }
 
-/// What one read of the error queue found.
+/// The outcome of one read of the error queue.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Batch {
-    /// Messages taken off the queue, whatever they were.
+    /// Messages taken off the queue, of any kind.
     pub messages: usize,
-    /// The control data of a message did not fit (`MSG_CTRUNC`): a note may be lost.
+    /// The control data of a message did not fit (`MSG_CTRUNC`): a notification may be lost.
     pub truncated: bool,
-    /// The queue was seen empty: another read would find only what arrived since.
+    /// The queue was seen empty: another read would find only later messages.
     pub drained: bool,
 }
 
 /// A message of a socket's error queue that is not about zero-copy sends.
 ///
 /// The error queue is shared: time stamps of sent packets (`SO_TIMESTAMPING`) and ICMP errors
-/// (`IP_RECVERR`) arrive on it too. A sender that reads the queue would swallow them, so it hands
-/// them on. The fields are those of the kernel's `struct sock_extended_err`, see `ip(7)`.
+/// (`IP_RECVERR`) arrive there too. A sender reads the whole queue, and so hands these messages on.
+/// The fields are the members of the kernel's `struct sock_extended_err`, see `ip(7)`.
 ///
 /// ```
-/// /// Says when the network card sent the byte of the stream that the stamp is about.
+/// /// Returns the time at which the network card sent the stamped byte of the stream.
 /// fn sent_at(event: &pinbuf::Foreign) -> Option<(u32, std::time::Duration)> {
 ///     const SO_EE_ORIGIN_TIMESTAMPING: u8 = 4;
 ///     let stamps = event.timestamps.filter(|_| event.origin == SO_EE_ORIGIN_TIMESTAMPING)?;
@@ -48,8 +49,8 @@ pub struct Batch {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Foreign {
-    /// Who wrote the message (`ee_origin`): 1 this host, 2 ICMP, 3 ICMPv6, 4 time stamps, 5 zero
-    /// copy (here only if it carries an error, which no kernel is known to do).
+    /// The origin of the message (`ee_origin`): 1 this host, 2 ICMP, 3 ICMPv6, 4 time stamps, 5
+    /// zero copy (here only with an error, which no kernel is known to report).
     pub origin: u8,
     /// The error (`ee_errno`); `ENOMSG` for a time stamp.
     pub error: OsError,
@@ -59,9 +60,9 @@ pub struct Foreign {
     pub code: u8,
     /// More about the message (`ee_info`): the path MTU for `EMSGSIZE`, the kind of time stamp.
     pub info: u32,
-    /// More about the message (`ee_data`): which byte of the stream a time stamp is about.
+    /// More about the message (`ee_data`): for a time stamp, the stamped byte of the stream.
     pub data: u32,
-    /// The time stamps that came with the message.
+    /// The time stamps of the message.
     pub timestamps: Option<Timestamps>,
 }
 

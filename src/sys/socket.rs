@@ -1,4 +1,4 @@
-//! System calls on one socket: what it is, its options, sending, ending it, waiting for it.
+//! System calls on one socket: its kind, its options, sending, ending, waiting.
 
 use std::{
     ffi::c_int,
@@ -12,22 +12,22 @@ pub(crate) use super::fallback::{abort, enable_zerocopy, optmem, unsent};
 pub(super) use super::option::{check, get_option, option, set_option};
 pub use super::ready::Ready;
 
-/// What a socket is, as far as a sender treats it differently.
+/// The kind of a socket, as far as a sender treats kinds differently.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     /// TCP over IPv4 or IPv6, not listening.
     Tcp,
-    /// Listening, of whatever family.
+    /// Listening, of any family.
     Listener,
     /// UDP over IPv4 or IPv6.
     Udp,
-    /// Keeps message boundaries and is not UDP: Unix, UDP-Lite, raw, seqpacket.
+    /// Datagrams other than UDP: Unix, UDP-Lite, raw, seqpacket.
     OtherDatagram,
-    /// A byte stream that is not TCP: Unix, vsock, MPTCP, SCTP.
+    /// A byte stream other than TCP: Unix, vsock, MPTCP, SCTP.
     OtherStream,
 }
 
-/// Says what kind of socket this is; `ENOTSOCK` when it is none.
+/// Returns the kind of a socket; `ENOTSOCK` for any other descriptor.
 pub(crate) fn kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {
     let stream = option(fd, libc::SO_TYPE)? == libc::SOCK_STREAM;
     if option(fd, libc::SO_ACCEPTCONN)? != 0 {
@@ -42,8 +42,8 @@ pub(crate) fn kind(fd: BorrowedFd<'_>) -> io::Result<Kind> {
     }
 }
 
-/// Whether a stream socket is TCP, and another one UDP. MPTCP answers `SO_PROTOCOL` with a number
-/// of its own.
+/// Returns `true` for TCP among stream sockets, and for UDP among datagram sockets. MPTCP answers
+/// `SO_PROTOCOL` with a number of its own.
 #[cfg(target_os = "linux")]
 fn is_internet(fd: BorrowedFd<'_>, stream: bool) -> io::Result<bool> {
     let domain = option(fd, libc::SO_DOMAIN)?;
@@ -52,15 +52,15 @@ fn is_internet(fd: BorrowedFd<'_>, stream: bool) -> io::Result<bool> {
         && option(fd, libc::SO_PROTOCOL)? == protocol)
 }
 
-/// Whether a stream socket is TCP, and another one UDP, taking all that is over IP for them: not
-/// every Unix tells the protocol, and without zero copy nothing rests on it.
+/// Returns `true` for a socket over IP: not every Unix tells the protocol, and without zero copy
+/// nothing depends on it.
 #[cfg(not(target_os = "linux"))]
 fn is_internet(fd: BorrowedFd<'_>, _stream: bool) -> io::Result<bool> {
     let family = address_family(fd, libc::getsockname)?;
     Ok(matches!(family, libc::AF_INET | libc::AF_INET6))
 }
 
-/// Whether the socket has a peer. A connection that was reset has none any more.
+/// Returns `true` if the socket has a peer. After a reset a connection has none.
 pub(crate) fn is_connected(fd: BorrowedFd<'_>) -> io::Result<bool> {
     match address_family(fd, libc::getpeername) {
         Ok(_) => Ok(true),
@@ -76,18 +76,18 @@ pub(crate) fn is_connected(fd: BorrowedFd<'_>) -> io::Result<bool> {
 type AddressOf = unsafe extern "C" fn(c_int, *mut libc::sockaddr, *mut libc::socklen_t) -> c_int;
 
 fn address_family(fd: BorrowedFd<'_>, address_of: AddressOf) -> io::Result<c_int> {
-    // SAFETY: mem::zeroed needs a type for which all zero bytes are a value: `sockaddr_storage`
-    // has only integers.
+    // SAFETY: mem::zeroed needs a type with an all-zero value: `sockaddr_storage` has only
+    // integers.
     let mut address: libc::sockaddr_storage = unsafe { mem::zeroed() };
     let mut len = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: getsockname(2) and getpeername(2) write at most `len` bytes to the address, which
-    // has that many, and then `len`; both outlive the call. The fd is open while borrowed.
+    // SAFETY: getsockname(2) and getpeername(2) write at most `len` bytes to the address, which is
+    // as long, and then `len`. Both live through the call. The fd is open while borrowed.
     check(unsafe { address_of(fd.as_raw_fd(), (&raw mut address).cast(), &raw mut len) })?;
     Ok(c_int::from(address.ss_family))
 }
 
-/// Makes the socket ready for [`send`]: keeps it from raising SIGPIPE where no flag of the call
-/// does that.
+/// Prepares the socket for [`send`]: no SIGPIPE, on systems where a flag of the call cannot prevent
+/// it.
 pub(crate) fn prepare(fd: BorrowedFd<'_>) -> io::Result<()> {
     #[cfg(target_vendor = "apple")]
     set_option(fd, libc::SO_NOSIGPIPE, &1)?;
@@ -95,7 +95,7 @@ pub(crate) fn prepare(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets `SO_ZEROCOPY` and reads it back: a kernel that ignored it would copy without a word.
+/// Sets `SO_ZEROCOPY` and reads it back: a kernel that ignored the option would copy silently.
 #[cfg(target_os = "linux")]
 pub(crate) fn enable_zerocopy(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, libc::SO_ZEROCOPY, &1)?;
@@ -105,10 +105,10 @@ pub(crate) fn enable_zerocopy(fd: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// Bytes of option memory the socket holds.
+/// Bytes of option memory held by the socket.
 ///
-/// Every zero-copy send holds some 832 until it is released and its note is read, so 0 proves that
-/// none is left; other users of option memory can only make it larger.
+/// Every zero-copy send holds some 832 bytes until it is released and its notification is read. So
+/// 0 proves that no send is left; other users of option memory can only make the sum larger.
 #[cfg(target_os = "linux")]
 pub(crate) fn optmem(fd: BorrowedFd<'_>) -> io::Result<u32> {
     const OPTMEM: usize = libc::SK_MEMINFO_OPTMEM as usize;
@@ -120,12 +120,12 @@ pub(crate) fn optmem(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(info[OPTMEM])
 }
 
-/// Bytes the socket accepted and the peer has not acknowledged yet (`SIOCOUTQ`).
+/// Bytes accepted by the socket and not acknowledged yet by the peer (`SIOCOUTQ`).
 #[cfg(target_os = "linux")]
 pub(crate) fn unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut bytes: c_int = 0;
     // SAFETY: tcp(7): SIOCOUTQ, which is TIOCOUTQ, writes one int through the pointer; `bytes` is
-    // one and outlives the call. The fd is open while borrowed.
+    // an int that lives through the call. The fd is open while borrowed.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
     Ok(usize::try_from(bytes).unwrap_or(0))
 }
@@ -133,8 +133,8 @@ pub(crate) fn unsent(fd: BorrowedFd<'_>) -> io::Result<usize> {
 /// Returns `true` if the connection of a stream socket is over: reset, timed out, or ended in order
 /// from both sides. Reads neither the socket nor its error.
 ///
-/// A TCP socket has the state `CLOSE` then (`TCP_INFO`). Other kinds have no such state that can be
-/// asked for (that of MPTCP would be the state of one of its subflows), but they hang up.
+/// A TCP socket then has the state `CLOSE` (`TCP_INFO`). Other kinds offer no such state (MPTCP
+/// would report the state of one of its subflows), but hang up.
 #[cfg(target_os = "linux")]
 pub(crate) fn is_over(fd: BorrowedFd<'_>, kind: Kind) -> io::Result<bool> {
     /// From `include/net/tcp_states.h`.
@@ -153,8 +153,8 @@ pub(crate) fn is_over(fd: BorrowedFd<'_>, kind: Kind) -> io::Result<bool> {
 #[derive(Clone, Copy, Debug)]
 pub struct IoVec(libc::iovec);
 
-// SAFETY: Send needs that moving the value to another thread is sound: it is an address and a
-// length, and nothing but the kernel ever reads through it, under the contract of `send`.
+// SAFETY: Send needs a value that may move to another thread: an address and a length. Only the
+// kernel ever reads through the address, under the contract of `send`.
 unsafe impl Send for IoVec {}
 
 impl IoVec {
@@ -164,7 +164,7 @@ impl IoVec {
     }
 
     /// Length in bytes.
-    #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
+    #[allow(clippy::len_without_is_empty, reason = "no caller needs it")]
     #[inline]
     pub fn len(&self) -> usize {
         self.0.iov_len
@@ -175,7 +175,7 @@ impl IoVec {
         self.0.iov_base.cast_const().cast()
     }
 
-    /// The `len` bytes from `offset` on, cut to what there is.
+    /// The `len` bytes from `offset` on, limited to the range.
     #[inline]
     pub(crate) fn part(&self, offset: usize, len: usize) -> Self {
         let offset = offset.min(self.len());
@@ -184,7 +184,7 @@ impl IoVec {
     }
 }
 
-/// How [`send`] sends.
+/// The flags of [`send`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SendFlags {
     /// `MSG_ZEROCOPY`; nothing without [`enable_zerocopy`], and off Linux.
@@ -193,17 +193,18 @@ pub struct SendFlags {
     pub more: bool,
 }
 
-/// Sends the ranges in order and says how many bytes the kernel accepted, which may be fewer.
+/// Sends the ranges in order and returns the number of accepted bytes, possibly fewer than given.
 ///
-/// Never blocks, whatever the socket's mode (`WouldBlock`), never raises SIGPIPE on a socket that
-/// was [prepared](prepare), and retries when interrupted. More than 1024 ranges are `EMSGSIZE`,
-/// unreadable ones `EFAULT` or a short count.
+/// Never blocks, in either mode of the socket (`WouldBlock`). Never raises SIGPIPE on a socket that
+/// was [prepared](prepare). Retries when interrupted. More than 1024 ranges are `EMSGSIZE`,
+/// unreadable ranges `EFAULT` or a short count.
 ///
 /// # Safety
 ///
-/// The kernel reads the ranges: during the call, and with `zerocopy` until the socket released
-/// the id the call took. Until then each range must stay readable memory that nobody writes, or
-/// memory whose torn contents on the wire the caller answers for, or be no memory at all.
+/// The kernel reads the ranges during the call, and with `zerocopy` until the socket has released
+/// the id of the call. Until then each range must be one of three: readable memory that stays
+/// unwritten; memory whose torn contents on the wire are the caller's responsibility; no memory at
+/// all.
 #[inline(always)]
 pub(crate) unsafe fn send(
     fd: BorrowedFd<'_>,
@@ -221,91 +222,90 @@ pub(crate) unsafe fn send(
         bits |= if flags.zerocopy { libc::MSG_ZEROCOPY } else { 0 };
         bits |= if flags.more { libc::MSG_MORE } else { 0 };
     }
-    // The kernel has less to do for the shorter call, by a twentieth of a send of 4 KiB.
+    // The kernel has less to do for `send` than for `sendmsg`, by a twentieth of a send of 4 KiB.
     if let [range] = ranges {
         return retry(|| {
-            // SAFETY: send(2) reads `len` bytes of memory, and checks it first (EFAULT); that
-            // nobody else minds is the caller's contract. The fd is open while borrowed.
+            // SAFETY: send(2) reads `len` bytes of memory, and checks the memory first (EFAULT).
+            // The caller's contract excludes writers. The fd is open while borrowed.
             unsafe { libc::send(fd.as_raw_fd(), range.0.iov_base, range.len(), bits) }
         });
     }
-    // SAFETY: mem::zeroed needs a type for which all zero bytes are a value: `msghdr` has only
-    // integers and raw pointers.
+    // SAFETY: mem::zeroed needs a type with an all-zero value: `msghdr` has only integers and raw
+    // pointers.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
-    // `sendmsg` does not write to it. An IoVec is an iovec (repr(transparent)).
+    // `sendmsg` does not write there. An IoVec is an iovec (repr(transparent)).
     message.msg_iov = ranges.as_ptr().cast_mut().cast();
     message.msg_iovlen = ranges.len() as _;
     retry(|| {
         // SAFETY: sendmsg(2) reads the header and its `msg_iovlen` iovecs: `message` and `ranges`
-        // outlive the call; name and control are null with length 0. It reads the memory they
-        // name, and checks it first (EFAULT); that nobody else minds is the caller's contract.
-        // The fd is open while borrowed.
+        // live through the call; name and control are null with length 0. The call reads the memory
+        // of the iovecs, and checks it first (EFAULT). The caller's contract excludes writers. The
+        // fd is open while borrowed.
         unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, bits) }
     })
 }
 
-/// [`send`] of memory that nobody ever writes, so that nothing has to wait for its release.
+/// [`send`] of memory without writers, so that no caller has to wait for its release.
 pub(crate) fn send_static(
     fd: BorrowedFd<'_>,
     bytes: &'static [u8],
     flags: SendFlags,
 ) -> io::Result<usize> {
-    // SAFETY: `send` needs the range to stay readable and unwritten until its id is released: it
-    // is an immutable static, without interior mutability (`u8`).
+    // SAFETY: `send` needs a range that stays readable and unwritten until the release of its id.
+    // The range is an immutable static, without interior mutability (`u8`).
     unsafe { send(fd, &[IoVec::new(bytes.as_ptr(), bytes.len())], flags) }
 }
 
-/// Ends the stream in this direction, behind what was accepted; in-flight sends stay in flight.
+/// Ends the stream in this direction, behind the accepted bytes; in-flight sends stay in flight.
 pub(crate) fn shutdown_write(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: shutdown(2) takes no pointers. The fd is open while borrowed.
     check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_WR) })?;
     Ok(())
 }
 
-/// Breaks a TCP connection for every handle of it: the peer sees a reset, unsent and unread data
-/// are lost, and every id is released at once except those of packets queued below TCP.
+/// Breaks a TCP connection for every handle of it. The peer sees a reset, unsent and unread data
+/// are lost, and every id is released at once, except those of packets queued below TCP.
 ///
-/// `EBUSY` on kernels that refuse while another thread blocks on the socket. Releases nothing on
-/// a datagram socket.
+/// `EBUSY` on kernels that refuse while another thread blocks on the socket. Releases nothing on a
+/// datagram socket.
 #[cfg(target_os = "linux")]
 pub(crate) fn abort(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: mem::zeroed needs a type for which all zero bytes are a value: `sockaddr` has only
-    // integers.
+    // SAFETY: mem::zeroed needs a type with an all-zero value: `sockaddr` has only integers.
     let mut address: libc::sockaddr = unsafe { mem::zeroed() };
     address.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
     let len = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: connect(2) reads `len` bytes of the address, which has that many and outlives the
+    // SAFETY: connect(2) reads `len` bytes of the address, which is as long and lives through the
     // call. The fd is open while borrowed.
     check(unsafe { libc::connect(fd.as_raw_fd(), &raw const address, len) })?;
     Ok(())
 }
 
-/// Makes closing the last handle of a TCP socket a reset (`SO_LINGER` on, 0 seconds), so that a
-/// stream that lost its rest cannot end as if it were whole.
+/// Turns the close of the last handle of a TCP socket into a reset (`SO_LINGER` on, 0 seconds): a
+/// truncated stream must not end as if it were whole.
 pub(crate) fn reset_on_close(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, libc::SO_LINGER, &libc::linger { l_onoff: 1, l_linger: 0 })
 }
 
-/// Makes closing return at once and go on in the background (`SO_LINGER` off): with a linger time
-/// the close would block, even on a non-blocking socket.
+/// Makes a close return at once and continue in the background (`SO_LINGER` off). With a linger
+/// time the close would block, even on a non-blocking socket.
 pub(crate) fn linger_off(fd: BorrowedFd<'_>) -> io::Result<()> {
     set_option(fd, libc::SO_LINGER, &libc::linger { l_onoff: 0, l_linger: 0 })
 }
 
-/// Ends reading: wakes whoever blocks in a read of the socket. The peer does not notice.
+/// Ends reading and wakes every thread blocked in a read of the socket. The peer sees nothing.
 pub(crate) fn shutdown_read(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: shutdown(2) takes no pointers. The fd is open while borrowed.
     check(unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RD) })?;
     Ok(())
 }
 
-/// Returns `true` if the socket has no peer any more.
+/// Returns `true` if the socket no longer has a peer.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn is_over(fd: BorrowedFd<'_>, _kind: Kind) -> io::Result<bool> {
     is_connected(fd).map(|is_connected| !is_connected)
 }
 
-/// Waits until the socket is writable (if wanted), has an error or hung up, or the time is up;
+/// Waits until the socket is writable (if wanted), has an error or hung up, or the timeout passes;
 /// without `timeout`, for ever.
 ///
 /// Level-triggered: an unread error queue or a hangup ends every later call at once.
@@ -334,17 +334,16 @@ pub(crate) fn poll(
 fn poll_one(entry: &mut libc::pollfd, timeout: Option<Duration>) -> c_int {
     let timeout = timeout.map(timespec);
     let spec = timeout.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: ppoll(2) reads and writes `nfds` entries, one here, and reads the timeout unless it
-    // is null; both outlive the call. A null mask leaves the signals as they are.
+    // SAFETY: ppoll(2) reads and writes `nfds` entries, one here, and reads the timeout unless
+    // null. Both live through the call. A null mask leaves the signals unchanged.
     unsafe { libc::ppoll(entry, 1, spec, std::ptr::null()) }
 }
 
 #[cfg(target_os = "linux")]
 fn timespec(time: Duration) -> libc::timespec {
-    // SAFETY: mem::zeroed needs a type for which all zero bytes are a value: `timespec` has only
-    // integers.
+    // SAFETY: mem::zeroed needs a type with an all-zero value: `timespec` has only integers.
     let mut spec: libc::timespec = unsafe { mem::zeroed() };
-    // Where seconds are of 32 bits, 68 years are as good as more.
+    // With seconds of 32 bits, 68 years are as good as more.
     spec.tv_sec = time.as_secs().min(i32::MAX as u64) as _;
     spec.tv_nsec = time.subsec_nanos() as usize as _;
     spec
@@ -352,11 +351,11 @@ fn timespec(time: Duration) -> libc::timespec {
 
 #[cfg(not(target_os = "linux"))]
 fn poll_one(entry: &mut libc::pollfd, timeout: Option<Duration>) -> c_int {
-    // SAFETY: poll(2) reads and writes `nfds` entries, one here, which outlives the call.
+    // SAFETY: poll(2) reads and writes `nfds` entries, one here, which lives through the call.
     unsafe { libc::poll(entry, 1, timeout_ms(timeout)) }
 }
 
-/// A time in whole milliseconds, rounded up so that waiting is never shorter; -1 for ever.
+/// A time in whole milliseconds, rounded up so that no wait is shorter; -1 for ever.
 pub(super) fn timeout_ms(timeout: Option<Duration>) -> c_int {
     timeout.map_or(-1, |timeout| {
         let ms = timeout.as_nanos().div_ceil(1_000_000);
@@ -364,7 +363,7 @@ pub(super) fn timeout_ms(timeout: Option<Duration>) -> c_int {
     })
 }
 
-/// Makes a system call until no signal interrupts it.
+/// Repeats a system call until no signal interrupts it.
 #[inline]
 pub(super) fn retry(mut call: impl FnMut() -> isize) -> io::Result<usize> {
     loop {
@@ -414,7 +413,7 @@ mod tests {
     }
 
     #[test]
-    fn kinds_are_told_apart() {
+    fn each_kind_of_socket_is_recognised() {
         let (tcp, _peer) = testing::zerocopy_pair();
         let listener = testing::listen("127.0.0.1:0");
         let (tcp6, _peer6) = testing::connect(testing::listen("[::1]:0"), "::1");
@@ -450,13 +449,13 @@ mod tests {
             testing::skipped("mptcp_is_not_tcp", "the kernel has no MPTCP");
             return;
         }
-        // SAFETY: from_raw_fd needs an open fd that nobody else owns: it was just made.
+        // SAFETY: from_raw_fd needs an open, unowned fd: the call above made this one.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         assert_eq!(kind(socket.as_fd()).unwrap(), Kind::OtherStream);
     }
 
     #[test]
-    fn connected_means_having_a_peer() {
+    fn a_connected_socket_has_a_peer() {
         let (sender, _peer) = testing::zerocopy_pair();
         assert!(is_connected(sender.as_fd()).unwrap());
         abort(sender.as_fd()).unwrap();
@@ -474,21 +473,25 @@ mod tests {
     }
 
     #[test]
-    fn without_the_option_a_zero_copy_send_is_a_plain_one() {
+    fn a_zero_copy_send_needs_the_socket_option() {
         let (sender, _peer) = testing::connect(testing::listen("127.0.0.1:0"), "127.0.0.1");
         assert_eq!(testing::send(&sender, 100, true).unwrap(), 100);
-        assert_eq!(poll(sender.as_fd(), false, SHORT).unwrap(), Ready::default(), "no note");
+        assert_eq!(
+            poll(sender.as_fd(), false, SHORT).unwrap(),
+            Ready::default(),
+            "no notification"
+        );
     }
 
     #[test]
-    fn optmem_is_held_until_the_note_is_read() {
+    fn optmem_is_held_until_the_notification_is_read() {
         let (sender, _peer) = testing::zerocopy_pair();
         assert_eq!(optmem(sender.as_fd()).unwrap(), 0);
         testing::send(&sender, 100, false).unwrap();
-        assert_eq!(optmem(sender.as_fd()).unwrap(), 0, "a copied send holds none");
+        assert_eq!(optmem(sender.as_fd()).unwrap(), 0, "a copied send holds no option memory");
         testing::send(&sender, 100, true).unwrap();
         assert!(poll(sender.as_fd(), false, Some(SOON)).unwrap().error);
-        assert!(optmem(sender.as_fd()).unwrap() > 0, "the note is unread");
+        assert!(optmem(sender.as_fd()).unwrap() > 0, "the notification is unread");
         records_until(&sender, |records| !records.is_empty());
         assert_eq!(optmem(sender.as_fd()).unwrap(), 0);
     }
@@ -525,7 +528,7 @@ mod tests {
     }
 
     #[test]
-    fn more_holds_back_a_small_segment() {
+    fn msg_more_holds_back_a_small_segment() {
         let (sender, mut peer) = testing::zerocopy_pair();
         sender.set_nodelay(true).unwrap();
         let range = IoVec::new(testing::BYTES.as_ptr(), 10);
@@ -547,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_that_is_none_is_refused() {
+    fn unmapped_memory_is_refused() {
         let (sender, _peer) = testing::zerocopy_pair();
         for zerocopy in [false, true] {
             let range = IoVec::new(std::ptr::without_provenance(4096), 100);
@@ -560,15 +563,15 @@ mod tests {
     }
 
     #[test]
-    fn a_send_to_a_lost_peer_fails_without_a_signal() {
+    fn a_send_to_a_lost_peer_raises_no_signal() {
         static SIGNALS: AtomicU32 = AtomicU32::new(0);
         extern "C" fn count(_signal: c_int) {
-            // Ordering::Relaxed: the same thread reads it.
+            // Ordering::Relaxed: the same thread reads the counter.
             SIGNALS.fetch_add(1, Ordering::Relaxed);
         }
         let handler: extern "C" fn(c_int) = count;
-        // SAFETY: signal(2) needs a handler that is safe in a signal: it adds to an atomic. The
-        // runtime ignores SIGPIPE before; no test needs that back.
+        // SAFETY: signal(2) needs a handler that is safe in a signal: `count` adds to an atomic.
+        // The runtime ignored SIGPIPE before; no test needs that state back.
         unsafe { libc::signal(libc::SIGPIPE, handler as libc::sighandler_t) };
         let (sender, peer) = testing::zerocopy_pair();
         prepare(sender.as_fd()).unwrap();
@@ -587,7 +590,7 @@ mod tests {
     }
 
     #[test]
-    fn shutdown_ends_the_stream_behind_what_was_sent() {
+    fn shutdown_ends_the_stream_behind_the_sent_bytes() {
         let (sender, mut peer) = testing::zerocopy_pair();
         testing::send(&sender, 1000, true).unwrap();
         shutdown_write(sender.as_fd()).unwrap();
@@ -598,7 +601,7 @@ mod tests {
     }
 
     #[test]
-    fn abort_releases_what_a_stalled_peer_holds() {
+    fn abort_releases_the_sends_to_a_stalled_peer() {
         let (sender, mut peer) = testing::stalled_pair();
         let sends = fill(&sender, true);
         let ids = |records: &[Record]| -> u32 {
@@ -617,7 +620,7 @@ mod tests {
     }
 
     #[test]
-    fn reset_on_close_is_a_reset_and_linger_off_is_none() {
+    fn only_reset_on_close_makes_a_close_a_reset() {
         for (reset, ended) in [(true, Err(io::ErrorKind::ConnectionReset)), (false, Ok(100))] {
             let (sender, mut peer) = testing::zerocopy_pair();
             reset_on_close(sender.as_fd()).unwrap();
@@ -632,15 +635,15 @@ mod tests {
     }
 
     #[test]
-    fn poll_says_what_the_socket_is_ready_for() {
+    fn poll_tells_the_state_of_the_socket() {
         let (sender, peer) = testing::zerocopy_pair();
         let at_once = Some(Duration::ZERO);
         let writable = Ready { writable: true, ..Ready::default() };
         assert_eq!(poll(sender.as_fd(), true, None).unwrap(), writable);
         assert_eq!(poll(sender.as_fd(), false, at_once).unwrap(), Ready::default());
         testing::send(&sender, 100, true).unwrap();
-        let note = Ready { error: true, ..Ready::default() };
-        assert_eq!(poll(sender.as_fd(), false, Some(SOON)).unwrap(), note);
+        let notification = Ready { error: true, ..Ready::default() };
+        assert_eq!(poll(sender.as_fd(), false, Some(SOON)).unwrap(), notification);
         reset_on_close(peer.as_fd()).unwrap();
         drop(peer);
         let end = Instant::now() + SOON;
@@ -650,11 +653,11 @@ mod tests {
     }
 
     #[test]
-    fn poll_keeps_to_its_time_below_a_millisecond() {
+    fn poll_times_out_below_a_millisecond() {
         let spec = timespec(Duration::from_micros(3_000_200));
         assert_eq!((spec.tv_sec, spec.tv_nsec), (3, 200_000));
         let (mut sender, _peer) = testing::zerocopy_pair();
-        sender.write_all(b"plain writes leave no note").unwrap();
+        sender.write_all(b"plain writes cause no notification").unwrap();
         let timeout = Duration::from_micros(200);
         let end = Instant::now() + timeout;
         assert_eq!(poll(sender.as_fd(), false, Some(timeout)).unwrap(), Ready::default());

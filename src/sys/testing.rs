@@ -12,10 +12,10 @@ use super::{
     socket::{self, IoVec, SendFlags},
 };
 
-/// Long enough for everything that must happen, on any machine.
+/// Long enough for every event that must happen, on any machine.
 pub(super) const SOON: Duration = Duration::from_secs(60);
 
-/// Bytes to send: static, so they outlive every id.
+/// Bytes to send: static, so that they outlive every id.
 pub(super) static BYTES: [u8; 1 << 20] = [7; 1 << 20];
 
 /// A connection with zero copy enabled: the sending end and its peer.
@@ -25,7 +25,7 @@ pub(super) fn zerocopy_pair() -> (TcpStream, TcpStream) {
     (sender, peer)
 }
 
-/// A connection whose peer reads nothing and has little room, so that notes stay out.
+/// A connection whose peer reads nothing and has little room, so no notification comes.
 pub(super) fn stalled_pair() -> (TcpStream, TcpStream) {
     let listener = listen("127.0.0.1:0");
     socket::set_option(listener.as_fd(), libc::SO_RCVBUF, &20_000).unwrap();
@@ -49,8 +49,8 @@ pub(super) fn connect(listener: TcpListener, host: &str) -> (TcpStream, TcpStrea
 
 pub(super) fn send(fd: impl AsFd, len: usize, zerocopy: bool) -> io::Result<usize> {
     let range = IoVec::new(BYTES.as_ptr(), len.min(BYTES.len()));
-    // SAFETY: `send` needs the range to be readable and unwritten until it is released: `BYTES`
-    // is an immutable static.
+    // SAFETY: `send` needs a range that stays readable and unwritten until its release: `BYTES` is
+    // an immutable static.
     unsafe { socket::send(fd.as_fd(), &[range], SendFlags { zerocopy, more: false }) }
 }
 
@@ -69,8 +69,7 @@ pub(super) fn records_until(fd: impl AsFd, done: impl Fn(&[Record]) -> bool) -> 
     records
 }
 
-/// Says that a test could not run here. Goes past the capture of the test harness, which would
-/// show it for failed tests only.
+/// Reports a skipped test, past the capture of the test harness, which shows only failed tests.
 pub(super) fn skipped(test: &str, why: &str) {
     let _ = writeln!(io::stderr(), "skipped: {test}: {why}");
 }

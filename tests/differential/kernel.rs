@@ -160,7 +160,7 @@ impl Edges for SimEdges {
         }
     }
 
-    fn rouse(&self) -> io::Result<()> {
+    fn wake(&self) -> io::Result<()> {
         if let Some(socket) = &mut self.world.lock().sockets[self.number] {
             socket.is_rung = true;
         }

@@ -270,7 +270,7 @@ impl Edges for SimEdges {
         Ok(Ready::default())
     }
 
-    fn rouse(&self) -> io::Result<()> {
+    fn wake(&self) -> io::Result<()> {
         self.with(|socket| {
             assert!(socket.waits, "woken, but no thread waits");
             socket.is_rung = true;

@@ -290,7 +290,7 @@ impl Done {
     pub(super) fn wake_threads(&self) {
         let sleepers = self.cold.get().map_or(&[][..], |cold| &cold.sleepers);
         // Cannot fail for descriptors of our own; even then every wait ends by itself.
-        sleepers.iter().for_each(|sleeper| _ = sleeper.rouse());
+        sleepers.iter().for_each(|sleeper| _ = sleeper.wake());
     }
 
     /// A receiver of leases without a hold, for a notification that says `copied` or not.
