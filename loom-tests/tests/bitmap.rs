@@ -1,10 +1,10 @@
 //! The dirty bitmap of `examples/migration_sender`, the code of which is here as it is: what a
 //! writer marks and a harvest takes.
 
-#![allow(dead_code, reason = "a part of the example is used here")]
+#![allow(dead_code, unreachable_pub, reason = "a part of the example is used here")]
 #![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]
 
-#[path = "../../examples/migration_sender/bitmap.rs"]
+#[path = "../../examples/migration_sender/src/bitmap.rs"]
 mod bitmap;
 
 /// As the example has them, but for chunks that are as small as can be: one word of marks.

@@ -129,7 +129,7 @@ loops=()
 trap '[ ${#loops[@]} = 0 ] || kill "${loops[@]}" 2>/dev/null' EXIT
 for machine in "$@"; do
   # Nothing is judged by how long it takes to build.
-  on "$machine" root 'cargo test --workspace --no-run && cargo build --release --example migration_sender' \
+  on "$machine" root 'cargo test --workspace --no-run && cargo build --release -p migration_sender' \
     >"$place/logs/$machine-build.log" 2>&1 || { echo "cannot build on $machine"; exit 1; }
   for ((i = 0; i < busy; i++)); do
     timeout "$((minutes * 2 * rounds * ${#users[@]}))m" sh -c 'while :; do :; done' &
@@ -137,7 +137,7 @@ for machine in "$@"; do
   done
   for user in "${users[@]}"; do
     for ((round = 1; round <= rounds; round++)); do
-      try "$machine" "$user" "$round" main 'cargo run --release --example migration_sender'
+      try "$machine" "$user" "$round" main 'cargo run --release -p migration_sender'
       try "$machine" "$user" "$round" tests 'cargo test --workspace --no-fail-fast'
     done
   done

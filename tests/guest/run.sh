@@ -65,7 +65,7 @@ boot() {
 
 devices='ip link set eth0 up; ip link set eth1 up; export PINBUF_TEST_DEVICES="eth0 eth1"'
 if [ "${WAYS-}" = bench ]; then
-  bench=$(cargo bench --no-run --message-format=json --bench migration |
+  bench=$(cargo bench --no-run --message-format=json -p migration_sender --bench migration |
     sed -n 's/.*"kind":\["bench"\].*"executable":"\([^"]*\)".*/\1/p') || exit 1
   strip -o "$logs/bin/bench" "$bench" || exit 1
   parts+=(--program "$logs/bin/bench:bench")
@@ -78,10 +78,10 @@ fi
 
 # Emulated instructions are dear.
 export CARGO_PROFILE_DEV_OPT_LEVEL=1
-# Tests that read the source, run the example or simulate a kernel are not about kernels.
+# Tests that read the source or simulate a kernel are not about kernels.
 tests=$(cargo test --no-run --message-format=json --tests |
   sed -n 's/.*"kind":\["test"\].*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\1 \2/p' |
-  grep -vE '^(import_map|claims|simulation|migration|migration_units|doctor) ') || exit 1
+  grep -vE '^(import_map|claims|simulation) ') || exit 1
 while read -r test binary; do
   strip -o "$logs/bin/$test" "$binary" || exit 1
   parts+=(--program "$logs/bin/$test:$test")

@@ -53,6 +53,4 @@ case $kind in
 esac
 
 [ $# -gt 0 ] || set -- --lib --tests
-# Tests run the example as a program, and look for it where this puts it.
-cargo build --quiet "${build[@]}" --example migration_sender || exit 1
-exec cargo test "${build[@]}" --all-features --no-fail-fast "$@" -- "${leave_out[@]}"
+exec cargo test "${build[@]}" --workspace --exclude loom-tests --all-features --no-fail-fast "$@" -- "${leave_out[@]}"

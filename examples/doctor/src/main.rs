@@ -1,0 +1,17 @@
+//! The program: see the library beside it.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+/// Says whether zero copy will work here, and what to change.
+#[derive(Parser)]
+#[command(name = "pinbuf-doctor", version)]
+struct Cli {
+    #[command(flatten)]
+    args: pinbuf_doctor::Args,
+}
+
+fn main() -> ExitCode {
+    Cli::parse().args.run()
+}

@@ -1,0 +1,73 @@
+//! The source's side of opening a channel.
+
+use std::{
+    io::ErrorKind,
+    net::{Shutdown, SocketAddr, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{
+    failure::{Code, Failure},
+    protocol::{Header, ProtocolError, read_message},
+};
+
+/// Connects to the first target that answers.
+pub fn connect(targets: &[SocketAddr], patience: Duration) -> Result<TcpStream, Failure> {
+    let mut failure = Failure::new(Code::Io, "the address has no IP addresses");
+    for target in targets {
+        match TcpStream::connect_timeout(target, patience) {
+            Ok(stream) => {
+                // Small frames must not wait; a socket without the option is only slower.
+                let _ = stream.set_nodelay(true);
+                let _ = stream.set_read_timeout(Some(patience));
+                return Ok(stream);
+            }
+            Err(error) => {
+                failure = Failure::io(
+                    format_args!(
+                        "cannot connect to {target}; is `migration_sender receive` running there?"
+                    ),
+                    &error,
+                );
+            }
+        }
+    }
+    Err(failure)
+}
+
+/// Waits for the destination's consent on one channel.
+pub fn welcome(mut stream: &TcpStream, session: u64) -> Result<(), Failure> {
+    match Header::read(&mut stream) {
+        Ok(Header::Welcome { session: theirs }) if theirs == session => Ok(()),
+        Ok(Header::Goodbye { code, bytes }) => {
+            Err(their_failure(code, &read_message(&mut stream, bytes).unwrap_or_default()))
+        }
+        Ok(header) => {
+            Err(Failure::new(Code::Io, ProtocolError::Unexpected(header.name()).to_string()))
+        }
+        Err(error) if error.kind() == ErrorKind::InvalidData => {
+            Err(Failure::io("from the destination", &error))
+        }
+        Err(error) if error.kind() == ErrorKind::Interrupted => Err(Failure::interrupted()),
+        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err(Failure::new(Code::Io, "the destination does not answer: is it stopped?"))
+        }
+        Err(error) => Err(Failure::peer_gone(format!(
+            "the destination closed the connection before the migration began: {error}"
+        ))),
+    }
+}
+
+/// The failure that the destination's `Goodbye` reports.
+pub fn their_failure(code: u8, message: &str) -> Failure {
+    Failure::new(Code::from_wire(code), format!("the destination gave up: {message}"))
+}
+
+/// Ends all connections in both directions, which wakes whoever is blocked in one.
+pub fn hang_up(streams: &[Arc<TcpStream>]) {
+    for stream in streams {
+        // One that is closed already is as good.
+        let _ = stream.shutdown(Shutdown::Both);
+    }
+}

@@ -1,0 +1,7 @@
+//! The program: see the library beside it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    migration_sender::run()
+}

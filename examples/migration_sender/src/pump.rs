@@ -1,0 +1,410 @@
+//! The thread of one channel at the source: turns the dirty pages of a round into packets.
+//!
+//! A pump never waits for a release: what it has sent stays with the channel until the kernel has
+//! let go of it, and pages that change meanwhile are sent again in a later round.
+
+use std::{
+    io::{self, ErrorKind},
+    net::TcpStream,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, Sender},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    bitmap::{DirtyBitmap, page_run},
+    channel::{Channel, SendFailure},
+    failure::{Code, Failure},
+    memory::GuestMemory,
+    protocol::{CHUNK, Header, Layout, MAX_PACKET, MAX_RUNS, PAGE, Run, goodbye, read_message},
+    report::ZeroCopyReport,
+};
+
+/// How often an idle channel says that it is alive.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// How long closing a channel may take after all went well.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the reason for giving up may take to the destination.
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What [`Shared::round`] says after the last round.
+pub const VERIFYING: u32 = u32::MAX;
+
+/// What the coordinator tells a pump.
+#[derive(Debug)]
+pub enum Command {
+    /// Send this channel's share of the pages, then the round's end mark.
+    Round { round: u32, last: Option<Arc<[u8]>> },
+    /// Send this last word.
+    Last(Header),
+}
+
+/// What the coordinator hears from pumps and from the destination.
+#[derive(Debug)]
+pub enum Event {
+    /// A pump has sent its share of a round.
+    Sent(Share),
+    /// The destination said this, with the message of a `Goodbye`.
+    Heard(Header, String),
+    /// A channel is of no more use.
+    Failed(Failure),
+}
+
+/// What a pump has sent of a round.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Share {
+    /// Pages sent with their bytes, and these.
+    pub normal: u64,
+    pub normal_bytes: u64,
+    /// Zero pages.
+    pub duplicate: u64,
+    /// Time that went into finding the pages.
+    pub scan: Duration,
+}
+
+/// What all threads of the source share.
+#[derive(Debug)]
+pub struct Shared {
+    pub memory: Arc<GuestMemory>,
+    pub bitmap: Arc<DirtyBitmap>,
+    pub layout: Layout,
+    /// Bytes per second of one channel.
+    pub rate_limit: Option<u64>,
+    /// Set once when the migration is given up; the pumps see it between two packets.
+    pub abandoned: OnceLock<Failure>,
+    // The counters are Relaxed: they are shown and compared, nothing is published with them.
+    /// The round that is being sent, or [`VERIFYING`]; for messages.
+    pub round: AtomicU32,
+    /// Bytes accepted on all channels.
+    pub sent: AtomicU64,
+    /// Frames heard from the destination.
+    pub heard: AtomicU64,
+}
+
+impl Shared {
+    /// What is going on, for messages.
+    pub fn phase(&self) -> String {
+        match self.round.load(Ordering::Relaxed) {
+            VERIFYING => "while both ends were verifying".into(),
+            round => format!("during round {round}"),
+        }
+    }
+
+    fn gone(&self, channel: usize, why: impl std::fmt::Display) -> Failure {
+        let phase = self.phase();
+        Failure::peer_gone(format!(
+            "the destination closed the connection {phase} (channel {channel}): was it killed? \
+             ({why})"
+        ))
+    }
+
+    fn explain(&self, channel: usize, failure: SendFailure) -> Failure {
+        match failure {
+            SendFailure::Connection(error) => self.gone(channel, error),
+            SendFailure::Memory => Failure::new(
+                Code::Io,
+                "the kernel cannot read the guest memory: was the --memory-in file truncated while \
+                 it was being migrated?",
+            ),
+            SendFailure::Pool(error) => Failure::new(Code::Io, format!("the buffer pool: {error}")),
+        }
+    }
+}
+
+/// Listens to the destination's side of channel 0 until its `Goodbye` or the end.
+pub fn listen(mut stream: &TcpStream, shared: &Shared, events: &Sender<Event>) {
+    loop {
+        let heard = Header::read(&mut stream).and_then(|header| match header {
+            Header::Goodbye { bytes, .. } => Ok((header, read_message(&mut stream, bytes)?)),
+            _ => Ok((header, String::new())),
+        });
+        shared.heard.fetch_add(1, Ordering::Relaxed);
+        let (event, more) = match heard {
+            Ok((Header::KeepAlive, _)) => continue,
+            Ok((header, message)) => {
+                (Event::Heard(header, message), !matches!(header, Header::Goodbye { .. }))
+            }
+            Err(error) => {
+                let failure = match error.kind() {
+                    ErrorKind::InvalidData => Failure::io("from the destination", &error),
+                    ErrorKind::UnexpectedEof => shared.gone(0, "end of stream"),
+                    _ => shared.gone(0, error),
+                };
+                (Event::Failed(failure), false)
+            }
+        };
+        // An error means that the coordinator has given up: then nobody wants to know.
+        if events.send(event).is_err() || !more {
+            return;
+        }
+    }
+}
+
+/// The thread of one channel.
+#[derive(Debug)]
+pub struct Pump {
+    number: usize,
+    channel: Channel,
+    shared: Arc<Shared>,
+    events: Sender<Event>,
+    pages: RunList,
+    zeros: RunList,
+    counted: u64,
+    /// When the rate limit allows the next packet.
+    due: Instant,
+}
+
+enum Halt {
+    Send(SendFailure),
+    Image(io::Error),
+    Abandoned,
+}
+
+impl From<SendFailure> for Halt {
+    fn from(failure: SendFailure) -> Self {
+        Self::Send(failure)
+    }
+}
+
+impl Pump {
+    pub fn new(
+        number: usize,
+        channel: Channel,
+        shared: Arc<Shared>,
+        events: Sender<Event>,
+    ) -> Self {
+        // A slow channel sends small packets: the destination hears from it often enough.
+        let most = match shared.rate_limit {
+            Some(rate) => ((rate / 4) as usize / PAGE * PAGE).clamp(PAGE, MAX_PACKET),
+            None => MAX_PACKET,
+        };
+        Self {
+            number,
+            channel,
+            shared,
+            events,
+            pages: RunList::new(most),
+            zeros: RunList::new(MAX_RUNS * CHUNK),
+            counted: 0,
+            due: Instant::now(),
+        }
+    }
+
+    /// Obeys until the coordinator hangs up, then closes the channel in order.
+    pub fn run(mut self, commands: &Receiver<Command>) -> ZeroCopyReport {
+        let outcome = self.obey(commands);
+        // Channel 0 takes the reason for giving up to the destination; the others just end.
+        let deadline = match (&outcome, self.number) {
+            (Ok(()), _) => Some(Instant::now() + CLOSE_PATIENCE),
+            (Err(_), 0) => Some(Instant::now() + GOODBYE_PATIENCE),
+            (Err(_), _) => None,
+        };
+        let failure = match outcome {
+            Ok(()) => None,
+            Err(Halt::Send(failure)) => Some(self.shared.explain(self.number, failure)),
+            Err(Halt::Image(error)) => Some(Failure::io("reading the memory image", &error)),
+            Err(Halt::Abandoned) => {
+                if let (0, Some(why)) = (self.number, self.shared.abandoned.get()) {
+                    // The destination may be the one that failed; then this fails too.
+                    let _ = self.channel.send_bytes(&goodbye(why.code as u8, &why.message));
+                }
+                None
+            }
+        };
+        if let Some(failure) = failure {
+            let _ = self.events.send(Event::Failed(failure));
+        }
+        self.channel.close(deadline)
+    }
+
+    fn obey(&mut self, commands: &Receiver<Command>) -> Result<(), Halt> {
+        let mut over = false;
+        loop {
+            match commands.recv_timeout(KEEP_ALIVE) {
+                Ok(Command::Round { round, last }) => {
+                    // The other channels have nothing to say after the last round.
+                    over = last.is_some() && self.number != 0;
+                    let share = self.round(round, last)?;
+                    let _ = self.events.send(Event::Sent(share));
+                }
+                Ok(Command::Last(header)) => {
+                    over = true;
+                    self.channel.send(header)?;
+                }
+                Err(RecvTimeoutError::Timeout) if over => {}
+                Err(RecvTimeoutError::Timeout) => self.channel.send(Header::KeepAlive)?,
+                Err(RecvTimeoutError::Disconnected) => return self.go_on(),
+            }
+            self.count();
+        }
+    }
+
+    fn round(&mut self, round: u32, last: Option<Arc<[u8]>>) -> Result<Share, Halt> {
+        let shared = Arc::clone(&self.shared);
+        let memory = &shared.memory;
+        let mut share = Share::default();
+        let mut harvest = shared.bitmap.harvest(self.number, shared.layout.channels);
+        loop {
+            let begun = Instant::now();
+            let chunk = harvest.next();
+            share.scan += begun.elapsed();
+            let Some(chunk) = chunk else { break };
+            memory.check_backing().map_err(Halt::Image)?;
+            let run = |page| page_run(page, memory.len());
+            let zero = |run: Run, most: usize| memory.is_zero(run.offset, run.len.min(most));
+            // First what all pages begin with, so that the waits for memory overlap.
+            let suspects = chunk.filter(|page| zero(run(page), 8));
+            let zeros = suspects.filter(|page| zero(run(page), PAGE));
+            for run in zeros.pages().map(run) {
+                share.duplicate += 1;
+                if !self.zeros.add(run) {
+                    self.send_zeros(round)?;
+                    self.zeros.add(run);
+                }
+            }
+            for run in chunk.without(zeros).pages().map(run) {
+                share.normal += 1;
+                share.normal_bytes += run.len as u64;
+                if !self.pages.add(run) {
+                    self.send_pages(round)?;
+                    self.pages.add(run);
+                }
+            }
+        }
+        self.send_pages(round)?;
+        self.send_zeros(round)?;
+        let is_last = last.is_some();
+        if let (0, Some(device)) = (self.number, last) {
+            self.channel.send(Header::DeviceState { bytes: device.len() as u64 })?;
+            self.channel.send_bytes(&device)?;
+        }
+        self.channel.send(Header::RoundEnd { round, last: is_last })?;
+        Ok(share)
+    }
+
+    fn send_pages(&mut self, round: u32) -> Result<(), Halt> {
+        if self.pages.runs.is_empty() {
+            return Ok(());
+        }
+        self.go_on()?;
+        let RunList { runs, bytes, .. } = &self.pages;
+        let header = Header::Pages { round, runs: runs.len() as u32, bytes: *bytes as u64 };
+        self.channel.send_runs(header, runs, Some(&self.shared.memory))?;
+        let bytes = *bytes as u64;
+        self.pages.clear();
+        self.count();
+        self.pace(bytes)
+    }
+
+    fn send_zeros(&mut self, round: u32) -> Result<(), Halt> {
+        if self.zeros.runs.is_empty() {
+            return Ok(());
+        }
+        self.go_on()?;
+        let RunList { runs, bytes, .. } = &self.zeros;
+        let header = Header::Zeros { round, runs: runs.len() as u32, bytes: *bytes as u64 };
+        self.channel.send_runs(header, runs, None)?;
+        self.zeros.clear();
+        self.count();
+        Ok(())
+    }
+
+    fn go_on(&self) -> Result<(), Halt> {
+        if self.shared.abandoned.get().is_some() { Err(Halt::Abandoned) } else { Ok(()) }
+    }
+
+    fn count(&mut self) {
+        let sent = self.channel.sent();
+        self.shared.sent.fetch_add(sent - self.counted, Ordering::Relaxed);
+        self.counted = sent;
+    }
+
+    /// Sleeps as the rate limit asks after sending `bytes`.
+    fn pace(&mut self, bytes: u64) -> Result<(), Halt> {
+        const NAP: Duration = Duration::from_millis(50);
+        let Some(rate) = self.shared.rate_limit else { return Ok(()) };
+        let now = Instant::now();
+        // What was not used for longer than a nap is lost: no bursts.
+        self.due = self.due.max(now.checked_sub(NAP).unwrap_or(now));
+        self.due += Duration::from_secs_f64(bytes as f64 / rate as f64);
+        while let Some(rest) = self.due.checked_duration_since(Instant::now()) {
+            self.go_on()?;
+            thread::sleep(rest.min(NAP));
+        }
+        Ok(())
+    }
+}
+
+/// Runs for one packet, coalesced.
+#[derive(Debug)]
+struct RunList {
+    runs: Vec<Run>,
+    bytes: usize,
+    most_bytes: usize,
+}
+
+impl RunList {
+    fn new(most_bytes: usize) -> Self {
+        Self { runs: Vec::with_capacity(MAX_RUNS), bytes: 0, most_bytes }
+    }
+
+    /// Adds a page; false when it does not fit any more.
+    fn add(&mut self, page: Run) -> bool {
+        if self.bytes + page.len > self.most_bytes {
+            return false;
+        }
+        let full = self.runs.len() == MAX_RUNS;
+        match self.runs.last_mut() {
+            Some(run) if run.end() == page.offset && !page.offset.is_multiple_of(CHUNK) => {
+                run.len += page.len;
+            }
+            _ if full => return false,
+            _ => self.runs.push(page),
+        }
+        self.bytes += page.len;
+        true
+    }
+
+    fn clear(&mut self) {
+        self.runs.clear();
+        self.bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(number: usize) -> Run {
+        Run { offset: number * PAGE, len: PAGE }
+    }
+
+    #[test]
+    fn neighbours_become_one_run_but_not_across_chunks() {
+        let mut list = RunList::new(MAX_PACKET);
+        let chunk = CHUNK / PAGE;
+        for number in [1, 2, 4, chunk - 1, chunk] {
+            assert!(list.add(page(number)));
+        }
+        let starts: Vec<_> = list.runs.iter().map(|r| (r.offset / PAGE, r.pages())).collect();
+        assert_eq!(starts, [(1, 2), (4, 1), (chunk - 1, 1), (chunk, 1)]);
+        assert_eq!(list.bytes, 5 * PAGE);
+    }
+
+    #[test]
+    fn a_packet_is_bounded_in_bytes_and_in_runs() {
+        let mut list = RunList::new(2 * PAGE);
+        assert!(list.add(page(0)) && list.add(page(1)) && !list.add(page(2)));
+        list.clear();
+        assert!(list.add(page(2)));
+        let mut list = RunList::new(usize::MAX);
+        let fitting = (0..).take_while(|n| list.add(page(2 * n))).count();
+        assert_eq!(fitting, MAX_RUNS);
+        assert!(list.add(page(2 * MAX_RUNS - 1)), "a neighbour needs no entry");
+    }
+}

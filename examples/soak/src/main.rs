@@ -1,0 +1,92 @@
+//! Loads the library with all that it can do, at random, for as long as asked, and looks for what
+//! should not be.
+//!
+//! `cargo run --release -p soak -- --minutes 30`; `--help` has the rest. A run is a row of
+//! rounds. In each, threads open connections to peers of every manner, send all kinds of payloads
+//! from pools of every kind, and end the senders in every way. The peers compare every byte. After
+//! a round every slot must be home, and memory, descriptors and threads back to where they were.
+//!
+//! | file           | what it holds                                                   |
+//! |----------------|-----------------------------------------------------------------|
+//! | `cli.rs`       | the command line                                                |
+//! | `round.rs`     | one round, and what must be true after it                       |
+//! | `worker.rs`    | a thread that plays one session after the other                 |
+//! | `place.rs`     | where a worker's sockets are: this host, or a lossy namespace   |
+//! | `stream.rs`    | a session over TCP                                              |
+//! | `datagrams.rs` | a session over UDP                                              |
+//! | `settings.rs`  | random settings of senders and pools                            |
+//! | `payload.rs`   | random payloads                                                 |
+//! | `contents.rs`  | bytes that tell where they come from                            |
+//! | `journal.rs`   | what a peer is to receive                                       |
+//! | `peer.rs`      | peers: steady, slow, stalling, resetting                        |
+//! | `child.rs`     | a forked child that misuses what it inherits                    |
+//! | `footprint.rs` | memory, descriptors, threads                                    |
+//! | `tally.rs`     | counters, faults, the line a minute                             |
+//! | `random.rs`    | choices that a seed repeats                                     |
+//! | `signals.rs`   | Ctrl-C                                                          |
+
+#![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]
+
+#[cfg(target_os = "linux")]
+mod child;
+#[cfg(target_os = "linux")]
+mod cli;
+#[cfg(target_os = "linux")]
+mod contents;
+#[cfg(target_os = "linux")]
+mod datagrams;
+#[cfg(target_os = "linux")]
+mod footprint;
+#[cfg(target_os = "linux")]
+mod journal;
+#[cfg(target_os = "linux")]
+mod payload;
+#[cfg(target_os = "linux")]
+mod peer;
+#[cfg(target_os = "linux")]
+mod place;
+#[cfg(target_os = "linux")]
+mod random;
+#[cfg(target_os = "linux")]
+mod round;
+#[cfg(target_os = "linux")]
+mod settings;
+#[cfg(target_os = "linux")]
+mod signals;
+#[cfg(target_os = "linux")]
+mod stream;
+#[cfg(target_os = "linux")]
+mod tally;
+#[cfg(target_os = "linux")]
+mod worker;
+
+use std::process::ExitCode;
+
+#[cfg(target_os = "linux")]
+fn main() -> ExitCode {
+    use std::time::Instant;
+
+    use clap::Parser;
+
+    let cli = cli::Cli::parse();
+    signals::install();
+    let seed = cli.seed.unwrap_or_else(random::fresh_seed);
+    let tally = tally::Tally::new(seed);
+    let mut random = random::Random::new(seed);
+    settings::limit_memlock(&mut random);
+    let end = Instant::now() + cli.minutes;
+    let mut baseline = footprint::Baseline::new();
+    let mut number = 0;
+    while Instant::now() < end && !signals::interrupted() && tally.faults() == 0 {
+        number += 1;
+        round::play(number, random.branch(), &tally, &mut baseline, end);
+    }
+    tally.summary(number);
+    if tally.faults() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn main() -> ExitCode {
+    eprintln!("soak needs Linux: elsewhere everything goes by copy, and nothing stays in flight");
+    ExitCode::FAILURE
+}
