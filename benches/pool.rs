@@ -26,7 +26,7 @@ use dpdk::Dpdk;
 use floor::{BareStack, MagazineAndDepot, Nothing, Wide};
 use harness::{AtMost, Bench, Case};
 use ours::Pinbuf;
-use pinbuf::Pages;
+use pinbuf::pool::Pages;
 use rivals::{
     LockfreeObjectPool, MIMALLOC, Opool, OpoolLocal, PinbufLocal, SYSTEM, ShardedSlab, Zeropool,
     array_queue, mutex, seg_queue,

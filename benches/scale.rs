@@ -19,7 +19,11 @@ use std::{
 };
 
 use harness::{AtMost, Bench, Counting, allocated, per_op, thread_cpu};
-use pinbuf::{__internals::MemlockBudget, Backing, Pages, Policy, Pool, Sender};
+use pinbuf::{
+    __internals::MemlockBudget,
+    Policy, Pool, Sender,
+    pool::{Backing, Pages},
+};
 use sink::Line;
 
 #[global_allocator]

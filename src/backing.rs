@@ -5,7 +5,7 @@ use std::fmt;
 /// A kind of pages behind a pool's memory.
 ///
 /// ```
-/// use pinbuf::{Backing, Pages, Pool};
+/// use pinbuf::{pool::{Backing, Pages}, Pool};
 ///
 /// let huge = Pages::HugeTlb { page_bytes: 2 << 20 };
 /// let builder = Pool::builder().class(64 * 1024, 32).backing(Backing::Require(huge));
@@ -46,7 +46,7 @@ impl fmt::Display for Pages {
 /// they make no difference. What a pool got is told by [`Pool::regions`](crate::Pool::regions).
 ///
 /// ```
-/// use pinbuf::{Backing, Pages, Pool};
+/// use pinbuf::{pool::{Backing, Pages}, Pool};
 ///
 /// let pool = Pool::builder().class(4096, 16).backing(Backing::Require(Pages::Base)).build()?;
 /// assert_eq!(pool.regions()[0].pages, Pages::Base);

@@ -1,4 +1,25 @@
-//! Error types. The library reports and counts; it never logs or prints.
+//! The error types.
+//!
+//! | from | error |
+//! |---|---|
+//! | [`Pool::new`](crate::Pool::new), [`PoolBuilder::build`](crate::pool::PoolBuilder::build) | [`BuildError`] |
+//! | [`Pool::alloc`](crate::Pool::alloc) and its like | [`AllocError`] |
+//! | [`MappedSlice::new`](crate::MappedSlice::new) | [`RangeError`] |
+//! | [`Sender::new`](crate::Sender::new), [`SenderBuilder::adopt`](crate::sender::SenderBuilder::adopt) | [`AdoptError`], with the socket |
+//! | [`Sender::send`](crate::Sender::send) and its like | [`SendError`], with the buffer if nothing of it was accepted |
+//! | [`Sender::wait`](crate::Sender::wait), [`drain`](crate::Sender::drain) and the questions for a fate | [`WaitError`] |
+//! | the system | [`OsError`]: an error number that can be copied |
+//!
+//! The library reports and counts; it never logs or prints.
+//!
+//! ```
+//! use pinbuf::{AllocError, Pool};
+//!
+//! let pool = Pool::new(4096, 1)?;
+//! let _buf = pool.try_alloc(4096)?;
+//! assert_eq!(pool.try_alloc(4096).unwrap_err(), AllocError::Exhausted);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::{error::Error, fmt, io, ops::Range};
 
@@ -10,7 +31,7 @@ use crate::{backing::Pages, id::Ticket};
 /// sends. Converts into [`io::Error`].
 ///
 /// ```
-/// let error = pinbuf::OsError::from_raw(104);
+/// let error = pinbuf::error::OsError::from_raw(104);
 /// assert_eq!(std::io::Error::from(error).raw_os_error(), Some(104));
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -118,7 +139,7 @@ impl Error for AllocError {}
 /// Why a kind of pages was not used for a pool.
 ///
 /// ```
-/// use pinbuf::{Pages, Pool, Refusal};
+/// use pinbuf::{pool::{Pages, Refusal}, Pool};
 ///
 /// // Far smaller than a huge page.
 /// let pool = Pool::new(4096, 1)?;
@@ -420,7 +441,7 @@ impl<B> SendError<B> {
     }
 
     /// The same error around another form of the buffer.
-    pub fn map<C>(self, form: impl FnOnce(B) -> C) -> SendError<C> {
+    pub(crate) fn map<C>(self, form: impl FnOnce(B) -> C) -> SendError<C> {
         match self {
             Self::WouldBlock(buf) => SendError::WouldBlock(form(buf)),
             Self::TimedOut(buf) => SendError::TimedOut(form(buf)),

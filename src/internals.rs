@@ -5,6 +5,7 @@ use std::{ptr::NonNull, task::Waker};
 
 use crate::{
     buf::PinnedBuf,
+    error::SendError,
     pool::Pool,
     raw::{BoundMagazines, Magazine},
     shared::SharedBuf,
@@ -13,6 +14,7 @@ use crate::{
 };
 
 pub use crate::{
+    id::{IdRange, NotificationId},
     lock::mutex::Mutex,
     raw::{PoolHead, RawPool, Reclaim, Replaced, SlotRef, SlotState, StateWord},
     reaper::Token,
@@ -33,6 +35,11 @@ pub use crate::{
 /// Calls `on_record` for each record in the control data of one message of the error queue.
 pub fn decode(control: &[u8], on_record: &mut dyn FnMut(Record)) {
     errqueue::decode(control, on_record);
+}
+
+/// The same error around another form of the buffer.
+pub fn map_buf<B, C>(error: SendError<B>, form: impl FnOnce(B) -> C) -> SendError<C> {
+    error.map(form)
 }
 
 /// Tells a model about a change of what a lock guards.

@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![deny(unsafe_code)]
+// Parts of the models' interface have no other user.
+#![cfg_attr(not(feature = "__internals"), allow(dead_code, unreachable_pub, unused_imports))]
 // Under std the shim of sync.rs is these types; under loom, using one means to have gone past it.
 #![cfg_attr(loom, deny(clippy::disallowed_methods, clippy::disallowed_types))]
 
@@ -9,18 +11,18 @@ compile_error!("pinbuf needs a Unix: its sockets and mappings have no counterpar
 mod backing;
 #[allow(unsafe_code)]
 mod buf;
-mod error;
+pub mod error;
 mod id;
 mod lease;
 mod lock;
 #[allow(unsafe_code)]
 mod mapped;
 mod panics;
-mod pool;
+pub mod pool;
 pub mod probe;
 mod raw;
-mod reaper;
-mod sender;
+pub mod reaper;
+pub mod sender;
 #[allow(unsafe_code)]
 mod shared;
 mod sync;
@@ -28,29 +30,20 @@ mod sync;
 mod sys;
 mod tracker;
 
-pub use backing::{Backing, Pages};
-pub use buf::PinnedBuf;
-pub use error::{
-    AdoptError, AllocError, BuildError, CopyReason, OsError, Poison, RangeError, Refusal,
-    SendError, WaitError,
+#[doc(inline)]
+pub use self::{
+    buf::PinnedBuf,
+    error::{AdoptError, AllocError, BuildError, SendError, WaitError},
+    id::Ticket,
+    lease::Payload,
+    mapped::MappedSlice,
+    pool::Pool,
+    sender::{Fate, Policy, Sender},
+    shared::SharedBuf,
 };
-pub use id::{IdRange, NotificationId, Ticket};
-pub use lease::{IntoPayload, Payload};
-pub use mapped::MappedSlice;
-pub use pool::{
-    Alloc, Audit, ClassStats, LocalPool, Offender, Pool, PoolBuilder, PoolStats, Problem,
-};
-pub use probe::Environment;
-pub use raw::{RegionReport, SlotState};
-pub use reaper::{ReaperStats, reaper_stats, wait_idle};
-pub use sender::{
-    Calibration, Capabilities, CloseReport, Crossover, Fate, HandBack, Interest, Policy, ReapHalf,
-    Reaped, ResumeIds, Returned, RouteMode, RouteStats, SendCost, SendHalf, Sender, SenderBuilder,
-    SenderStats, calibrate_threshold,
-};
-pub use shared::SharedBuf;
-pub use sys::{Foreign, Timestamps};
 
+/// What the models and the simulation need beyond the public interface.
+#[cfg(feature = "__internals")]
 #[doc(hidden)]
 #[allow(unsafe_code)]
 #[path = "internals.rs"]

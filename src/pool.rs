@@ -1,12 +1,34 @@
-//! The public face of the pool.
+//! The pool: buffers of equal size, or of a few sizes, in memory that can be sent without copying.
+//!
+//! | to | use |
+//! |---|---|
+//! | take a buffer | [`Pool::alloc`], [`Pool::try_alloc`], [`Pool::alloc_timeout`] |
+//! | wait for a buffer in a future | [`Pool::alloc_async`], [`Alloc`] |
+//! | take many buffers at a lower cost | [`Pool::try_alloc_many`], [`Pool::local`], [`LocalPool`] |
+//! | choose sizes, pages and limits | [`PoolBuilder`], [`Backing`], [`Pages`] |
+//! | learn what pages the pool got, and why not better ones | [`RegionReport`], [`Refusal`] |
+//! | count slots | [`PoolStats`], [`ClassStats`] |
+//! | account for every slot | [`Audit`], [`SlotState`] |
+//!
+//! ```
+//! use pinbuf::{pool::{Backing, Pages}, Pool};
+//!
+//! let pool = Pool::builder()
+//!     .class(4096, 64)
+//!     .class(1 << 20, 16)
+//!     .backing(Backing::Prefer(Pages::Thp))
+//!     .build()?;
+//! let buf = pool.alloc(100_000)?;
+//! assert_eq!(buf.capacity(), 1 << 20);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::time::{Duration, Instant};
 
 use crate::{
-    backing::Backing,
     buf::PinnedBuf,
     error::{AllocError, BuildError},
-    raw::{Options, PoolHandle, RawPool, RegionReport},
+    raw::{Options, PoolHandle, RawPool},
     sync::Arc,
 };
 
@@ -17,6 +39,12 @@ mod wait;
 pub use local::LocalPool;
 pub use stats::{Audit, ClassStats, Offender, PoolStats, Problem};
 pub use wait::Alloc;
+
+pub use crate::{
+    backing::{Backing, Pages},
+    error::Refusal,
+    raw::{RegionReport, SlotState},
+};
 
 /// A fixed stock of equal buffers, or of a few sizes, in memory that can be sent without copying.
 ///
@@ -332,7 +360,7 @@ impl std::fmt::Debug for Pool {
 /// Builds a [`Pool`].
 ///
 /// ```
-/// use pinbuf::{Backing, Pages, Pool};
+/// use pinbuf::{pool::{Backing, Pages}, Pool};
 ///
 /// let pool = Pool::builder()
 ///     .class(4096, 64)
@@ -396,7 +424,7 @@ impl PoolBuilder {
     /// [`mlock`](Self::mlock) locks pages as they come.
     ///
     /// ```
-    /// use pinbuf::{Backing, Pages, Pool};
+    /// use pinbuf::{pool::{Backing, Pages}, Pool};
     ///
     /// let pool = Pool::builder()
     ///     .class(1 << 20, 4096)

@@ -1,9 +1,32 @@
-//! The reaper: one thread per process that drives senders whose buffers somebody waits for, and
-//! sees senders to their end that nobody owns any more.
+//! The reaper: the thread of the library that drives dropped senders to their end.
 //!
-//! There is none until it is needed, and a forked child has its own. It knows no sender, only
-//! [`Reclaim`]: that is why it lies below them. It waits by edges, so a socket whose error
-//! condition stays costs nothing.
+//! The reaper also drives the senders with buffers of a pool in which a thread or task waits for a
+//! slot, and senders with a limit of silence
+//! ([`max_hold`](crate::sender::SenderBuilder::max_hold)). The thread starts when the first sender
+//! needs it, and lives as long as the process. A forked child has a reaper of its own.
+//!
+//! | to | use |
+//! |---|---|
+//! | have all dropped senders finish before the program exits | [`wait_idle`] |
+//! | count what the reaper has in its care | [`stats`] |
+//!
+//! ```
+//! # use std::{io::{copy, sink}, net::{TcpListener, TcpStream}, thread, time::{Duration, Instant}};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let listener = TcpListener::bind("127.0.0.1:0")?;
+//! # let socket = TcpStream::connect(listener.local_addr()?)?;
+//! # let peer = thread::spawn(move || copy(&mut listener.accept().unwrap().0, &mut sink()));
+//! let mut sender = pinbuf::Sender::new(socket)?;
+//! sender.send(&[7; 1 << 20][..])?;
+//! drop(sender); // The reaper sends on and ends the stream.
+//! assert!(pinbuf::reaper::wait_idle(Instant::now() + Duration::from_secs(30)));
+//! # assert_eq!(peer.join().unwrap()?, 1 << 20);
+//! # Ok(())
+//! # }
+//! ```
+
+// The reaper knows no sender, only `Reclaim`, and so lies below the senders. It waits by edges: a
+// socket whose error condition stays costs nothing.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -155,10 +178,10 @@ pub(crate) fn serve() {
 /// What the reaper has in its care now.
 ///
 /// ```
-/// let stats = pinbuf::reaper_stats();
+/// let stats = pinbuf::reaper::stats();
 /// assert_eq!(stats.owned, 0);
 /// ```
-pub fn reaper_stats() -> ReaperStats {
+pub fn stats() -> ReaperStats {
     let state = lock(&Reaper::get().state);
     ReaperStats {
         watched: state.senders.len() - state.owned,
@@ -176,7 +199,7 @@ pub fn reaper_stats() -> ReaperStats {
 /// ```
 /// use std::time::{Duration, Instant};
 ///
-/// assert!(pinbuf::wait_idle(Instant::now() + Duration::from_secs(5)));
+/// assert!(pinbuf::reaper::wait_idle(Instant::now() + Duration::from_secs(5)));
 /// ```
 pub fn wait_idle(deadline: Instant) -> bool {
     /// Time between two rounds over senders that no descriptor watches.

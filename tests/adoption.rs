@@ -15,7 +15,7 @@ use common::{
     STALLED, enable_zerocopy, eventually, optmem, pair, pair_at, pattern, read_error_queue, reader,
     send_static, soon,
 };
-use pinbuf::{AdoptError, CopyReason, Fate, Policy, Sender};
+use pinbuf::{AdoptError, Fate, Policy, Sender, sender::CopyReason};
 
 #[test]
 fn a_listener_is_refused() {

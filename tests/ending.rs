@@ -19,7 +19,10 @@ use common::{
     assert_same, census, duplicate, eventually, filled, pair, pair_at, pattern, pool, reader,
     reset, soon, tcp_state,
 };
-use pinbuf::{CloseReport, Fate, HandBack, MappedSlice, Payload, Policy, Pool, Sender};
+use pinbuf::{
+    Fate, MappedSlice, Payload, Policy, Pool, Sender,
+    sender::{CloseReport, HandBack},
+};
 
 const LEN: usize = 64 << 10;
 
@@ -159,7 +162,7 @@ fn the_rest_of_a_dropped_sender_reaches_a_peer_that_reads() {
         assert_eq!(end, Ok(()), "{} bytes", got.len());
         assert_same(&got, &pattern(4 << 20, 1));
     }
-    assert!(pinbuf::wait_idle(after(60_000)), "{:?}", pinbuf::reaper_stats());
+    assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
 }
 
 #[test]
@@ -171,7 +174,7 @@ fn a_part_sent_by_copy_ends_in_a_reset_if_the_peer_stalls() {
     sender.try_send(pattern(4 << 20, 1)).unwrap();
     assert!(!sender.flush().unwrap());
     drop(sender);
-    assert!(pinbuf::wait_idle(after(60_000)), "{:?}", pinbuf::reaper_stats());
+    assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
     let (got, end) = end_of(far, Duration::from_secs(30));
     assert_eq!(end, Err(io::ErrorKind::ConnectionReset), "{} bytes", got.len());
     assert_same(&got, &pattern(4 << 20, 1)[..got.len()]);
@@ -191,7 +194,7 @@ fn a_part_sent_without_copy_never_ends_in_order() {
             assert!(!report.drained, "{report:?}");
         } else {
             drop(sender);
-            assert!(pinbuf::wait_idle(after(60_000)), "{:?}", pinbuf::reaper_stats());
+            assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
         }
         let scribbled = scribble(&pool);
         let (got, end) = end_of(far, Duration::from_millis(300));

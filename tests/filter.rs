@@ -23,8 +23,10 @@ use common::{
     must_succeed, pair_at, pattern, plays, pool, reader, skip, soon, test_of, unacked,
 };
 use pinbuf::{
-    AdoptError, AllocError, CopyReason, Fate, OsError, Poison, Policy, Pool, Reaped, Sender,
-    WaitError, wait_idle,
+    AdoptError, AllocError, Fate, Policy, Pool, Sender, WaitError,
+    error::OsError,
+    reaper::wait_idle,
+    sender::{CopyReason, Poison, Reaped},
 };
 
 const LEN: usize = 64 << 10;

@@ -32,7 +32,11 @@ use common::{
     source::{Loop, Rule, Source},
     unacked,
 };
-use pinbuf::{Backing, CloseReport, Pages, PinnedBuf, Policy, Pool, Sender};
+use pinbuf::{
+    PinnedBuf, Policy, Pool, Sender,
+    pool::{Backing, Pages},
+    sender::CloseReport,
+};
 
 // The library's side.
 
@@ -165,7 +169,7 @@ fn losing(side: Side) -> Result<(), String> {
         eventually("every slot is free", || scribbler.taken() == MESSAGES);
         let peer = peer.unwrap_or_else(|| Peer::of(far, Duration::ZERO, patience));
         let stream = peer.stream();
-        assert!(pinbuf::wait_idle(Instant::now() + Duration::from_secs(30)));
+        assert!(pinbuf::reaper::wait_idle(Instant::now() + Duration::from_secs(30)));
         scribbler.stop();
         assert_all_home(&pool);
         assert_eq!(pool.stats().replaced_bytes, 0);
@@ -234,7 +238,7 @@ fn queued(road: &Road, pool: &Pool, end: End) -> (Sender<TcpStream>, Peer) {
 fn let_go(road: &Road, what: &str, pool: &Pool, scribbler: Scribbler, peer: Peer) {
     let before = peer.received();
     road.unblock();
-    assert!(pinbuf::wait_idle(Instant::now() + Duration::from_secs(30)));
+    assert!(pinbuf::reaper::wait_idle(Instant::now() + Duration::from_secs(30)));
     eventually("every slot is free", || scribbler.taken() == SLOTS);
     let stream = peer.stream();
     scribbler.stop();
@@ -266,7 +270,7 @@ fn a_slot_whose_packets_wait_in_a_queue_is_usable_at_once_and_the_queue_keeps_it
                 let closed = end.bring_about(sender);
                 eventually("every slot is free", || scribbler.taken() == SLOTS);
                 let held = pool.stats().replaced_bytes;
-                let owned = pinbuf::reaper_stats().owned;
+                let owned = pinbuf::reaper::stats().owned;
                 let what = format!("queue, {pages}, {end:?}");
                 report(&format!("{what}: all usable, {held} bytes replaced"));
                 // The queue still has packets: their ids are not released, and the reaper waits.

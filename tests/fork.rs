@@ -25,8 +25,10 @@ use common::{
     pattern, pool, reader, reserve::Reserve, soon,
 };
 use pinbuf::{
-    AllocError, Backing, Fate, Interest, Pages, Policy, Pool, SendError, Sender, SenderStats,
-    WaitError, reaper_stats, wait_idle,
+    AllocError, Fate, Policy, Pool, SendError, Sender, WaitError,
+    pool::{Backing, Pages},
+    reaper::wait_idle,
+    sender::{Interest, SenderStats},
 };
 
 const LEN: usize = 64 << 10;
@@ -241,12 +243,12 @@ fn a_child_has_a_library_of_its_own() {
         sender.send(buf).map(drop).unwrap();
     });
     drop(sender);
-    let owned = reaper_stats().owned;
+    let owned = pinbuf::reaper::stats().owned;
     assert!(owned > 0);
 
     let Some(child) = fork() else {
         leave(|| {
-            assert_eq!(reaper_stats().owned, 0);
+            assert_eq!(pinbuf::reaper::stats().owned, 0);
             assert_eq!(pool.try_alloc(1).unwrap_err(), AllocError::Forked);
             let pool = Pool::new(LEN, 4).unwrap();
             let (near, far) = pair();

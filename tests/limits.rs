@@ -14,7 +14,7 @@ use common::{
     enable_zerocopy, eventually, filled, limit_memlock, must_succeed, network_namespace, pair_at,
     pattern, plays, pool, raise_loopback, reader, send_static, skip, soon, turn,
 };
-use pinbuf::{Fate, SendError, Sender, SenderStats};
+use pinbuf::{Fate, SendError, Sender, sender::SenderStats};
 
 /// Sends `count` messages of `len` bytes through a sender, to a peer that starts to read once the
 /// socket is full or the pool is empty.

@@ -20,7 +20,10 @@ use common::{
     Buffers, STALLED, TCP_CLOSE, after, assert_same, duplicate, eventually, pair, pair_at, pattern,
     set_option, skip, soon, tcp_state, unacked, zero_copy,
 };
-use pinbuf::{CloseReport, Policy, Sender, SenderBuilder};
+use pinbuf::{
+    Policy, Sender,
+    sender::{CloseReport, SenderBuilder},
+};
 
 /// From linux/tcp.h: the end of the stream is sent and not acknowledged.
 const TCP_FIN_WAIT1: u8 = 4;
@@ -308,7 +311,7 @@ fn no_end_waits_for_the_users_linger_time() {
         }
     }
     // Nor does the thread that ends those that were dropped.
-    assert!(pinbuf::wait_idle(after(60_000)), "{:?}", pinbuf::reaper_stats());
+    assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
 }
 
 #[test]

@@ -24,7 +24,7 @@ use common::{
     soon,
     source::Reused,
 };
-use pinbuf::{Fate, Policy, Sender, SenderStats};
+use pinbuf::{Fate, Policy, Sender, sender::SenderStats};
 
 /// What the road does to packets. Without delay the kernel has read a buffer before anybody can
 /// write it again.
@@ -192,7 +192,7 @@ fn a_reset_in_the_middle_settles_every_send_and_frees_every_slot() {
             assert!(tickets.len() < MESSAGES, "nobody was reset");
             assert_eq!(wrong(&stream, LEN), (0, 0));
             drop(sender);
-            assert!(pinbuf::wait_idle(soon().unwrap()));
+            assert!(pinbuf::reaper::wait_idle(soon().unwrap()));
             all_come_home(&pool);
         }
         Ok(())

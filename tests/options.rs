@@ -14,8 +14,9 @@ use common::{
     STALLED, assert_all_home, assert_same, filled, pair_at, pattern, pool, reader, skip, soon,
 };
 use pinbuf::{
-    AllocError, Backing, BuildError, HandBack, Interest, Pages, Payload, Policy, Pool, PoolBuilder,
-    Refusal, SendError, Sender,
+    AllocError, BuildError, Payload, Policy, Pool, SendError, Sender,
+    pool::{Backing, Pages, PoolBuilder, Refusal},
+    sender::{HandBack, Interest},
 };
 
 const LEN: usize = 64 << 10;

@@ -23,7 +23,8 @@ use std::{
 use alive::Alive;
 use pinbuf::{
     __internals::{Lease, Reclaim, raw},
-    AllocError, Backing, BuildError, LocalPool, Pages, PinnedBuf, Pool, Refusal,
+    AllocError, BuildError, PinnedBuf, Pool,
+    pool::{Backing, LocalPool, Pages, Refusal},
 };
 
 fn base(capacity: usize, count: usize) -> Pool {
@@ -663,7 +664,7 @@ mod closing {
 mod building {
     use super::*;
 
-    fn error(builder: pinbuf::PoolBuilder) -> BuildError {
+    fn error(builder: pinbuf::pool::PoolBuilder) -> BuildError {
         builder.build().unwrap_err()
     }
 

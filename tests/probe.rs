@@ -10,9 +10,9 @@ fn a_probe_leaves_no_descriptor_and_no_thread_behind() {
     let all = || (count("/proc/self/fd"), count("/proc/self/task"));
     let before = all();
     for _ in 0..3 {
-        let environment = pinbuf::Environment::probe();
+        let environment = pinbuf::probe::Environment::probe();
         assert_eq!(environment.checks().len(), 12);
-        let _ = pinbuf::Environment::route_to(([127, 0, 0, 1], 1).into());
+        let _ = pinbuf::probe::Environment::route_to(([127, 0, 0, 1], 1).into());
     }
     assert_eq!(all(), before);
 }

@@ -16,7 +16,7 @@ use common::{
     road::wrong,
     take_error,
 };
-use pinbuf::{Policy, Sender, reaper_stats, wait_idle};
+use pinbuf::{Policy, Sender, reaper::wait_idle};
 
 const LEN: usize = 64 << 10;
 
@@ -53,7 +53,7 @@ fn a_limit_on_the_hold_is_kept_for_a_send_behind_a_released_one() {
         // The peer's socket takes the first send at once, and nothing more of the second.
         sender.send(pattern(4096, 0)).unwrap();
         sender.drain(Some(after(10_000))).unwrap();
-        eventually("the reaper has let go", || reaper_stats().watched == 0);
+        eventually("the reaper has let go", || pinbuf::reaper::stats().watched == 0);
         sender.send(pattern(LEN, 1)).unwrap();
         eventually("the peer sees a reset", || take_error(&far) == libc::ECONNRESET);
     });
@@ -70,9 +70,9 @@ fn a_sender_is_watched_while_a_waiter_waits_and_no_longer() {
             let mut waiting = std::pin::pin!(pool.alloc_async(1));
             let mut cx = Context::from_waker(Waker::noop());
             assert!(waiting.as_mut().poll(&mut cx).is_pending());
-            assert_eq!(reaper_stats().watched, 1);
+            assert_eq!(pinbuf::reaper::stats().watched, 1);
         }
-        eventually("the sender is watched no longer", || reaper_stats().watched == 0);
+        eventually("the sender is watched no longer", || pinbuf::reaper::stats().watched == 0);
         assert_eq!(pool.stats().in_flight(), 1);
         sender.abort();
     });
@@ -114,7 +114,7 @@ fn without_a_thread_every_call_serves_those_that_were_dropped() {
         // No descriptor is left for the reaper's own.
         let hoard = hoard_descriptors(0);
         drop(sender);
-        assert_eq!(reaper_stats().unserved, 1);
+        assert_eq!(pinbuf::reaper::stats().unserved, 1);
         assert!(pool.stats().in_flight() > 0);
         far.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut got = vec![0; 8 * LEN];
@@ -123,7 +123,7 @@ fn without_a_thread_every_call_serves_those_that_were_dropped() {
         // Taking all slots at once needs what is in flight; nobody else looks after it.
         let all: Vec<_> = (0..8).map(|_| pool.alloc(LEN).unwrap()).collect();
         drop(all);
-        assert!(wait_idle(after(60_000)), "{:?}", reaper_stats());
+        assert!(wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
         drop(hoard);
         assert_eq!(reapers(), []);
         assert_all_home(&pool);

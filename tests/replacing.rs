@@ -10,7 +10,8 @@ use common::{
 };
 use pinbuf::{
     __internals::{Lease, Replaced},
-    Backing, Pages, PinnedBuf, Pool, PoolBuilder,
+    PinnedBuf, Pool,
+    pool::{Backing, Pages, PoolBuilder},
 };
 
 const LEN: usize = 64 << 10;

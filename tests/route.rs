@@ -5,7 +5,10 @@ mod common;
 use std::{io::Read, net::TcpStream, thread, time::Duration};
 
 use common::{STALLED, eventually, filled, has_error, pair, pair_at, pool, soon, turn};
-use pinbuf::{CopyReason, Fate, Payload, Policy, RouteMode, Sender};
+use pinbuf::{
+    Fate, Payload, Policy, Sender,
+    sender::{CopyReason, RouteMode},
+};
 
 const LEN: usize = 64 << 10;
 

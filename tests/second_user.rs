@@ -16,7 +16,10 @@ use common::{
     STALLED, assert_all_home, assert_arrived, assert_same, block_on, census, duplicate, eventually,
     filled, optmem, pair, pair_at, pattern, pool, read_error_queue, reader, send_static, soon,
 };
-use pinbuf::{AllocError, CopyReason, Fate, Poison, Pool, Sender, Ticket, WaitError};
+use pinbuf::{
+    AllocError, Fate, Pool, Sender, Ticket, WaitError,
+    sender::{CopyReason, Poison},
+};
 
 static FOREIGN: [u8; 20_000] = [0xEE; 20_000];
 const LEN: usize = 64 << 10;

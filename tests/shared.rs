@@ -7,7 +7,7 @@ use std::{thread, time::Duration};
 use common::{
     STALLED, assert_all_home, assert_same, census, filled, pair_at, pattern, pool, reader, soon,
 };
-use pinbuf::{Fate, HandBack, Payload, Policy, SendError, Sender};
+use pinbuf::{Fate, Payload, Policy, SendError, Sender, sender::HandBack};
 
 const LEN: usize = 64 << 10;
 

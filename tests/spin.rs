@@ -22,7 +22,11 @@ use common::{
     process::{alone, hoard_descriptors},
     raise_loopback, reader, reset, skip, soon, take_error, times_since,
 };
-use pinbuf::{Fate, Policy, Reaped, SendError, Sender, SenderBuilder, WaitError, wait_idle};
+use pinbuf::{
+    Fate, Policy, SendError, Sender, WaitError,
+    reaper::wait_idle,
+    sender::{Reaped, SenderBuilder},
+};
 
 /// How often this thread waited in `body`.
 fn waits(body: impl FnOnce()) -> usize {

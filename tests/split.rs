@@ -14,7 +14,7 @@ use common::{
     Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, eventually, filled, pair,
     pair_at, pattern, pool, reader, soon,
 };
-use pinbuf::{Fate, HandBack, Policy, Sender};
+use pinbuf::{Fate, Policy, Sender, sender::HandBack};
 
 const LEN: usize = 64 << 10;
 
@@ -89,7 +89,7 @@ fn halves_dropped_in_either_order_leave_to_the_reaper() {
         eventually("the reaper brings every slot home", || pool.stats().free() == 8);
         assert_all_home(&pool);
     }
-    assert!(pinbuf::wait_idle(after(60_000)), "{:?}", pinbuf::reaper_stats());
+    assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
 }
 
 /// A peer that reads little at a time, so that the sender is held up all the while.

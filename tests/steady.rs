@@ -16,7 +16,10 @@ use std::{
 
 use common::{pool, zero_copy};
 use libc::{c_int, c_long, c_uint, c_void};
-use pinbuf::{IntoPayload, PinnedBuf, Policy, Pool, Sender, SenderBuilder};
+use pinbuf::{
+    PinnedBuf, Policy, Pool, Sender,
+    sender::{IntoPayload, SenderBuilder},
+};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };

@@ -16,7 +16,10 @@ use common::{
     closed_window, duplicate, eventually, filled, mapped_pair, option, pair, pair_at, pattern,
     pool, reader, reset, set_option, soon, take_error, turn, unacked, zero_copy,
 };
-use pinbuf::{Fate, HandBack, IntoPayload, Payload, Policy, SendError, Sender, Ticket, WaitError};
+use pinbuf::{
+    Fate, Payload, Policy, SendError, Sender, Ticket, WaitError,
+    sender::{HandBack, IntoPayload},
+};
 
 fn assert_released<S: std::os::fd::AsFd + Send + Sync + 'static>(
     sender: &mut Sender<S>,
@@ -44,7 +47,7 @@ fn send_until_full<S: std::os::fd::AsFd + Send + Sync + 'static, P: IntoPayload>
                 closed_window(sender);
                 (refused, is_closed) = (Some(buf), true);
             }
-            Err(other) => panic!("{}", other.map(|_| ())),
+            Err(other) => panic!("{other}"),
         }
     }
 }

@@ -13,7 +13,7 @@ use common::{
     network_namespace, option, optmem, pattern, plays, pool, raise_loopback, set_option, skip,
     soon, take_error, zero_copy,
 };
-use pinbuf::{Fate, Payload, Policy, RouteMode, SendError, Sender};
+use pinbuf::{Fate, Payload, Policy, SendError, Sender, sender::RouteMode};
 
 const SOL_UDP: i32 = 17;
 const UDP_SEGMENT: i32 = 103;

@@ -22,7 +22,7 @@ use common::{
     Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, block_on, census,
     closed_window, eventually, filled, pair, pair_at, pattern, pool, process::alone, reader, soon,
 };
-use pinbuf::{AllocError, Fate, Policy, Pool, SendError, Sender, Ticket, WaitError, reaper_stats};
+use pinbuf::{AllocError, Fate, Policy, Pool, SendError, Sender, Ticket, WaitError};
 
 const LEN: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(150);
@@ -159,7 +159,7 @@ fn a_task_is_woken_by_a_send_that_begins_after_its_wait() {
             }
             let [buf, _kept] = [1, 2].map(|seed| filled(pool.try_alloc(len).unwrap(), len, seed));
             is_woken(&pool, || {
-                eventually("the reaper has let go", || reaper_stats().watched == 0);
+                eventually("the reaper has let go", || pinbuf::reaper::stats().watched == 0);
                 sender.try_send(buf).unwrap();
                 far.map(|far| reader(far, Duration::ZERO))
             });

@@ -1,6 +1,9 @@
 //! pinbuf's pool as a contestant.
 
-use pinbuf::{Backing, Pages, PinnedBuf, Pool};
+use pinbuf::{
+    PinnedBuf, Pool,
+    pool::{Backing, Pages},
+};
 
 use super::{
     COUNT, SIZE,

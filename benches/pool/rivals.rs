@@ -27,7 +27,7 @@ fn for_ever<T>(pool: T) -> &'static T {
 }
 
 /// A thread's own handle.
-pub(crate) struct PinbufLocal(pinbuf::LocalPool<'static>);
+pub(crate) struct PinbufLocal(pinbuf::pool::LocalPool<'static>);
 
 impl PinbufLocal {
     pub(crate) fn new() -> Self {

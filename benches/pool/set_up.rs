@@ -2,7 +2,10 @@
 
 use std::{io, ptr, time::Duration};
 
-use pinbuf::{Backing, Pages, Pool};
+use pinbuf::{
+    Pool,
+    pool::{Backing, Pages},
+};
 
 use super::{SIZE, harness::thread_cpu};
 

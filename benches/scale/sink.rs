@@ -13,10 +13,10 @@ use std::{
 
 use pinbuf::{
     __internals::{
-        Batch, Config, Core, Edges, Interest, IoVec, Kernel, MemlockBudget, Ready, Reclaim, Record,
-        SendFlags, Token,
+        Batch, Config, Core, Edges, Interest, IoVec, Kernel, MemlockBudget, NotificationId, Ready,
+        Reclaim, Record, SendFlags, Token,
     },
-    NotificationId, PinnedBuf, Pool,
+    PinnedBuf, Pool,
 };
 
 use super::{MILLION, SIZE};

@@ -1,6 +1,9 @@
 //! Memory to send from.
 
-use pinbuf::{Backing, Pages, PinnedBuf, Pool};
+use pinbuf::{
+    PinnedBuf, Pool,
+    pool::{Backing, Pages},
+};
 
 /// The kind of pages that everybody sends from; no other will do.
 pub(crate) fn backing(huge: bool) -> Backing {

@@ -55,7 +55,7 @@ pub(crate) trait Tracker {
 
 impl Tracker for CompletionTracker<Lease> {
     fn new(window: usize) -> Self {
-        Self::new(window, pinbuf::NotificationId(0))
+        Self::new(window, pinbuf::__internals::NotificationId(0))
     }
 
     #[inline(always)]

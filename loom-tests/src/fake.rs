@@ -13,10 +13,10 @@ use std::{
 
 use pinbuf::{
     __internals::{
-        Batch, Config, Core, Edges, Interest, IoVec, Kernel, MemlockBudget, Ready, Reclaim, Record,
-        SendFlags, Token, Transport,
+        Batch, Config, Core, Edges, Interest, IoVec, Kernel, MemlockBudget, NotificationId, Ready,
+        Reclaim, Record, SendFlags, Token, Transport,
     },
-    NotificationId, PinnedBuf, Pool, Ticket,
+    PinnedBuf, Pool, Ticket,
 };
 
 use crate::{AtomicU32, Condvar, Mutex, thread};
@@ -459,7 +459,7 @@ pub const PAGE: usize = 4096;
 pub fn page_pool(count: usize) -> Pool {
     Pool::builder()
         .class(PAGE, count)
-        .backing(pinbuf::Backing::Require(pinbuf::Pages::Base))
+        .backing(pinbuf::pool::Backing::Require(pinbuf::pool::Pages::Base))
         .build()
         .unwrap()
 }

@@ -36,7 +36,8 @@ use std::{
 
 use pinbuf::{
     __internals::{Reclaim, raw},
-    Backing, Pages, Pool,
+    Pool,
+    pool::{Backing, Pages},
 };
 
 /// Explores `body` and prints how many executions that took.

@@ -9,7 +9,8 @@ use std::{
 use loom_tests::{Mutex, block_on, model, pool, thread};
 use pinbuf::{
     __internals::{Lease, Reclaim, raw},
-    Alloc, AllocError, PinnedBuf,
+    AllocError, PinnedBuf,
+    pool::Alloc,
 };
 
 fn poll_once(waiter: &mut Alloc<'_>) -> bool {

@@ -19,7 +19,7 @@ use crate::{
 /// # Performance
 ///
 /// Takes a page of memory. There are no magazines in a pool of fewer than 64 slots, with
-/// [`zero_on_recycle`](crate::PoolBuilder::zero_on_recycle), and on a system without
+/// [`zero_on_recycle`](crate::pool::PoolBuilder::zero_on_recycle), and on a system without
 /// `membarrier(2)`. Then the handle is as good as the pool itself.
 ///
 /// # Examples

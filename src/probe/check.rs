@@ -32,7 +32,7 @@ impl fmt::Display for Status {
 /// Its `Display` is for people: a line with the status, and one with the advice if there is any.
 ///
 /// ```
-/// use pinbuf::{Environment, probe::Status};
+/// use pinbuf::probe::{Environment, Status};
 ///
 /// for check in Environment::probe().checks() {
 ///     if check.status >= Status::Warn {

@@ -84,7 +84,7 @@ impl Interface {
     ///
     /// ```
     /// # if cfg!(target_os = "linux") {
-    /// let environment = pinbuf::Environment::probe();
+    /// let environment = pinbuf::probe::Environment::probe();
     /// let interfaces = environment.interfaces.unwrap_or_default();
     /// let lo = interfaces.iter().find(|interface| interface.name == "lo").unwrap();
     /// assert_eq!(lo.copies(), Some(true));

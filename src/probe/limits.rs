@@ -33,7 +33,7 @@ impl Memlock {
     ///
     /// ```
     /// # if cfg!(target_os = "linux") {
-    /// let environment = pinbuf::Environment::probe();
+    /// let environment = pinbuf::probe::Environment::probe();
     /// if environment.memlock.sends(64 << 10).is_some_and(|sends| sends < 100) {
     ///     eprintln!("raise `ulimit -l`");
     /// }

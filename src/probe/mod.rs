@@ -1,12 +1,27 @@
-//! What will work here: the kernel, the limits, the memory and the network that zero copy depends
-//! on.
+//! A look at the environment: the kernel, the limits, the memory and the network that zero copy
+//! depends on.
 //!
-//! [`Environment::probe`] looks at all of it and tries what can be tried; its
-//! [`checks`](Environment::checks) say what was found and what to change, its fields are for
-//! programs that decide by them. [`Environment::route_to`] looks at the way to one peer.
+//! - [`Environment::probe`] looks at this machine and tries what can be tried. The fields of the
+//!   result are for programs that decide by them.
+//! - [`Environment::checks`] lists the findings for people: each with the remedy, if there is one.
+//! - [`Environment::route_to`] looks at the way to one peer.
+//! - [`calibrate_threshold`] measures from which size on zero copy pays, for
+//!   [`SenderBuilder::threshold_bytes`](crate::sender::SenderBuilder::threshold_bytes).
 //!
-//! Nothing here is needed to use the library: a sender finds out by itself what works.
+//! Programs work without this module: a [`Sender`](crate::Sender) finds out by itself what works, and
+//! [`Sender::capabilities`](crate::Sender::capabilities) tells.
+//!
+//! ```
+//! use pinbuf::probe::{Environment, Status};
+//!
+//! for check in Environment::probe().checks() {
+//!     if check.status > Status::Pass {
+//!         println!("{check}");
+//!     }
+//! }
+//! ```
 
+mod calibrate;
 mod check;
 mod interface;
 mod isolation;
@@ -23,6 +38,7 @@ use std::{
     path::Path,
 };
 
+pub use calibrate::{Calibration, Crossover, SendCost, calibrate_threshold};
 pub use check::{Check, Status};
 pub use interface::{Interface, InterfaceKind, Tap};
 pub use isolation::Isolation;
@@ -40,7 +56,7 @@ use crate::{error::OsError, sys};
 /// is for people, a line or two for each [`Check`].
 ///
 /// ```
-/// use pinbuf::{Environment, probe::Status};
+/// use pinbuf::probe::{Environment, Status};
 ///
 /// let environment = Environment::probe();
 /// println!("{environment}");
@@ -94,7 +110,7 @@ impl Environment {
     /// memory or thread is left behind.
     ///
     /// ```
-    /// let environment = pinbuf::Environment::probe();
+    /// let environment = pinbuf::probe::Environment::probe();
     /// # if cfg!(target_os = "linux") {
     /// assert!(environment.kernel.is_some());
     /// # }
@@ -132,7 +148,7 @@ impl Environment {
     ///
     /// ```
     /// # if cfg!(target_os = "linux") {
-    /// use pinbuf::{Environment, probe::InterfaceKind};
+    /// use pinbuf::probe::{Environment, InterfaceKind};
     ///
     /// let route = Environment::route_to("127.0.0.1:4444".parse()?)?;
     /// assert_eq!(route.interface.kind, InterfaceKind::Loopback);
@@ -147,7 +163,7 @@ impl Environment {
     /// One check for each thing that zero copy depends on, always the same ones in the same order.
     ///
     /// ```
-    /// let checks = pinbuf::Environment::probe().checks();
+    /// let checks = pinbuf::probe::Environment::probe().checks();
     /// assert_eq!(checks[0].name, "kernel");
     /// ```
     #[must_use]

@@ -13,7 +13,7 @@ use crate::{
 
 /// The reserve of huge pages of one size (`/sys/kernel/mm/hugepages`).
 ///
-/// What pools take with [`Pages::HugeTlb`](crate::Pages::HugeTlb).
+/// What pools take with [`Pages::HugeTlb`](crate::pool::Pages::HugeTlb).
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct HugePages {
@@ -51,7 +51,7 @@ impl HugePages {
     /// Pages that can be had without asking the kernel to make more: free and not reserved.
     ///
     /// ```
-    /// let environment = pinbuf::Environment::probe();
+    /// let environment = pinbuf::probe::Environment::probe();
     /// for pages in &environment.huge_pages {
     ///     assert!(pages.available() <= pages.total);
     /// }

@@ -38,7 +38,7 @@ pub struct Route {
 /// Why there is no [`Route`].
 ///
 /// ```
-/// use pinbuf::{Environment, probe::RouteError};
+/// use pinbuf::probe::{Environment, RouteError};
 ///
 /// let error = Environment::route_to("224.0.0.1:9".parse().unwrap()).unwrap_err();
 /// # if cfg!(target_os = "linux") {
@@ -127,7 +127,7 @@ impl Route {
     ///
     /// ```
     /// # if cfg!(target_os = "linux") {
-    /// let route = pinbuf::Environment::route_to("127.0.0.1:80".parse().unwrap()).unwrap();
+    /// let route = pinbuf::probe::Environment::route_to("127.0.0.1:80".parse().unwrap()).unwrap();
     /// assert_eq!(route.copies(), Some(true));
     /// # }
     /// ```

@@ -61,7 +61,7 @@ impl SenderBuilder {
     /// Smaller sends are cheaper to copy. The right size depends on where the data is: copying data
     /// from the CPU's caches costs half as much. Data written long ago gains from some 12 KiB on,
     /// data just written from some 50 KiB on. The default suits data written long ago. Set 64 KiB
-    /// for data just produced; [`calibrate_threshold`](crate::calibrate_threshold) measures both
+    /// for data just produced; [`calibrate_threshold`](crate::probe::calibrate_threshold) measures both
     /// sizes on your machine. Figures: `benches/README.md`.
     pub fn threshold_bytes(mut self, bytes: usize) -> Self {
         self.config.threshold_bytes = bytes;

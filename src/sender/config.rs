@@ -14,14 +14,14 @@ pub enum Policy {
     ///
     /// The first large call of a sender finds out. Until the notification of the call is read, one
     /// round trip later, further calls go by copy.
-    /// [`SenderStats::route`](crate::SenderStats::route) tells the result.
+    /// [`SenderStats::route`](crate::sender::SenderStats::route) tells the result.
     #[default]
     Auto,
     /// Without copy whenever sends are large enough and the kernel accepts the flag, also on a
     /// route where the kernel copies after all.
     Prefer,
     /// As `Prefer`, but a socket without zero copy is refused. A kernel short of memory (`ENOBUFS`)
-    /// still makes single calls go by copy; [`SenderStats`](crate::SenderStats) counts them.
+    /// still makes single calls go by copy; [`SenderStats`](crate::sender::SenderStats) counts them.
     Require,
     /// Never: everything goes by copy, and is released at once.
     Never,
@@ -42,19 +42,19 @@ pub enum HandBack {
 /// Settings of a core.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// [`SenderBuilder::threshold_bytes`](crate::SenderBuilder::threshold_bytes)
+    /// [`SenderBuilder::threshold_bytes`](crate::sender::SenderBuilder::threshold_bytes)
     pub threshold_bytes: usize,
-    /// [`SenderBuilder::max_in_flight_bytes`](crate::SenderBuilder::max_in_flight_bytes)
+    /// [`SenderBuilder::max_in_flight_bytes`](crate::sender::SenderBuilder::max_in_flight_bytes)
     pub max_in_flight_bytes: usize,
-    /// [`SenderBuilder::max_in_flight_sends`](crate::SenderBuilder::max_in_flight_sends)
+    /// [`SenderBuilder::max_in_flight_sends`](crate::sender::SenderBuilder::max_in_flight_sends)
     pub max_in_flight_sends: usize,
-    /// [`SenderBuilder::hand_back`](crate::SenderBuilder::hand_back)
+    /// [`SenderBuilder::hand_back`](crate::sender::SenderBuilder::hand_back)
     pub hand_back: HandBack,
     /// [`Policy::Auto`](crate::Policy::Auto)
     pub observe_route: bool,
-    /// [`SenderBuilder::linger`](crate::SenderBuilder::linger)
+    /// [`SenderBuilder::linger`](crate::sender::SenderBuilder::linger)
     pub linger: Duration,
-    /// [`SenderBuilder::max_hold`](crate::SenderBuilder::max_hold)
+    /// [`SenderBuilder::max_hold`](crate::sender::SenderBuilder::max_hold)
     pub max_hold: Option<Duration>,
 }
 

@@ -27,11 +27,11 @@ use crate::{
 ///
 /// A buffer given to `send` belongs to the sender until the kernel has released every byte: after
 /// the peer has acknowledged the send, or the connection has failed. Then the buffer is recycled,
-/// or handed back ([`HandBack::Return`](crate::HandBack::Return)). Each accepted send has a
+/// or handed back ([`HandBack::Return`](crate::sender::HandBack::Return)). Each accepted send has a
 /// [`Ticket`], and the ticket's [`Fate`] can be asked for at any time.
 ///
 /// Sends of less than 16 KiB
-/// ([`SenderBuilder::threshold_bytes`](crate::SenderBuilder::threshold_bytes)) go by copy, which is
+/// ([`SenderBuilder::threshold_bytes`](crate::sender::SenderBuilder::threshold_bytes)) go by copy, which is
 /// cheaper, and are released at once. So do all sends on a route where the kernel would copy anyway
 /// ([`Policy::Auto`](crate::Policy::Auto)). Both kinds keep their order.
 ///
@@ -40,7 +40,7 @@ use crate::{
 /// The sender must be the socket's only user of `MSG_ZEROCOPY`. A second user (a `dup`, a forked
 /// child, `io_uring`) shifts the kernel's ids, and a foreign notification can free a buffer of ours
 /// early before any id looks wrong. A late discovery poisons the sender: see
-/// [`Poison`](crate::Poison). Through [`get_ref`](Self::get_ref) the user may read from the socket
+/// [`Poison`](crate::sender::Poison). Through [`get_ref`](Self::get_ref) the user may read from the socket
 /// and set options, but must not read the error queue.
 ///
 /// The sender never changes `O_NONBLOCK`, timeouts or options of the socket, except `SO_ZEROCOPY`
@@ -60,11 +60,11 @@ use crate::{
 ///
 /// | refused | at adoption | later |
 /// |---|---|---|
-/// | `recvmmsg` | everything goes by copy: [`CopyReason::Unprovable`] | the same with nothing in flight, else [`Poison::Unread`](crate::Poison::Unread): what is in flight is Quarantined for good, waits fail, sends go by copy |
+/// | `recvmmsg` | everything goes by copy: [`CopyReason::Unprovable`] | the same with nothing in flight, else [`Poison::Unread`](crate::sender::Poison::Unread): what is in flight is Quarantined for good, waits fail, sends go by copy |
 /// | `getsockopt` of `SO_MEMINFO` | the same | notifications go on releasing, but the theft of a notification by another user goes unnoticed |
 /// | `setsockopt` of `SO_ZEROCOPY` | everything goes by copy: [`CopyReason::Refused`] | |
 /// | `epoll_*`, `eventfd2` | waits use `ppoll`; no reaper runs, so waiting threads look every few milliseconds | the same |
-/// | `ioctl` of `SIOCOUTQ` | an end counts bytes accepted by the socket as progress of the peer ([`linger`](crate::SenderBuilder::linger)) | the same |
+/// | `ioctl` of `SIOCOUTQ` | an end counts bytes accepted by the socket as progress of the peer ([`linger`](crate::sender::SenderBuilder::linger)) | the same |
 ///
 /// Further refusals are errors of the calls concerned.
 ///
@@ -92,8 +92,8 @@ use crate::{
 /// |---|---|
 /// | [`close`](Self::close) | the peer is to get everything, and you want to know that all memory was released |
 /// | [`abort`](Self::abort) | the transfer is off: memory back at once, the peer sees a reset |
-/// | drop | as `close`, but in the background, for as long as the peer makes progress ([`SenderBuilder::linger`](crate::SenderBuilder::linger)) |
-/// | [`wait_idle`](crate::wait_idle) | before the program exits, after drops |
+/// | drop | as `close`, but in the background, for as long as the peer makes progress ([`SenderBuilder::linger`](crate::sender::SenderBuilder::linger)) |
+/// | [`wait_idle`](crate::reaper::wait_idle) | before the program exits, after drops |
 ///
 /// An end never gives memory back early: sends in flight go to the reaper, a thread of the library,
 /// with the socket, until the kernel has released them.
@@ -254,7 +254,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// Reads the error queue and recycles or hands back released buffers; never blocks.
     ///
     /// Also sends the unsent part of the last send. With
-    /// [`HandBack::Return`](crate::HandBack::Return), fetch the payloads with
+    /// [`HandBack::Return`](crate::sender::HandBack::Return), fetch the payloads with
     /// [`next_returned`](Self::next_returned) afterwards.
     ///
     /// A `reap` that reads nothing asks for the state of the connection (`TCP_INFO`). If the
@@ -271,7 +271,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().reap()
     }
 
-    /// The next payload handed back, in order of release; see [`HandBack::Return`](crate::HandBack::Return).
+    /// The next payload handed back, in order of release; see [`HandBack::Return`](crate::sender::HandBack::Return).
     ///
     /// # Examples
     ///
@@ -282,7 +282,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// # let socket = TcpStream::connect(listener.local_addr()?)?;
     /// # let _peer = listener.accept()?;
     /// let pool = pinbuf::Pool::new(64 * 1024, 1)?;
-    /// let builder = pinbuf::Sender::builder().hand_back(pinbuf::HandBack::Return);
+    /// let builder = pinbuf::Sender::builder().hand_back(pinbuf::sender::HandBack::Return);
     /// let mut sender = builder.adopt(socket)?;
     /// let mut buf = pool.alloc(64 * 1024)?;
     /// buf.resize(64 * 1024, 7);
@@ -425,7 +425,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// nothing is held.
     ///
     /// A growing time means a peer that acknowledges nothing; see
-    /// [`SenderBuilder::max_hold`](crate::SenderBuilder::max_hold). An acknowledgement counts from
+    /// [`SenderBuilder::max_hold`](crate::sender::SenderBuilder::max_hold). An acknowledgement counts from
     /// the look that finds it. Each call of this method is a look, and with `max_hold` there are
     /// more. For datagrams, which peers do not acknowledge, the time is the age of the oldest send
     /// in flight.
@@ -459,7 +459,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// Takes the sender apart, when nothing is in flight and nothing unsent.
     ///
     /// The kernel goes on counting the socket's zero-copy calls: hand the [`ResumeIds`] to
-    /// [`SenderBuilder::resume`](crate::SenderBuilder::resume) to send on later.
+    /// [`SenderBuilder::resume`](crate::sender::SenderBuilder::resume) to send on later.
     ///
     /// # Errors
     ///

@@ -1,32 +1,56 @@
 //! The sender: takes buffers, sends them, and recycles or hands them back after the release.
 //!
-//! ```text
-//!   face      handle, builder, split   Sender, its settings, its two halves
-//!   driver    driver, wait, watch, ..  one lock; carries out what the machine asks for
-//!   machine   machine/                 pure: what may be sent, what is in flight, what to do next
-//!   kernel    kernel                   the one seam to the socket
-//! ```
-//!
-//! | file | content |
+//! | to | use |
 //! |---|---|
-//! | `config`, `report` | settings and reports: plain data |
-//! | `handle` | `Sender` |
-//! | `builder` | settings, and the checks before a socket is taken over |
-//! | `split` | the halves for two threads |
-//! | `driver` | the lock, and how buffers enter |
-//! | `query` | fates, counters, events |
-//! | `wait` | waiting without spinning |
-//! | `watch` | the work of visitors, and the reaper's care |
-//! | `ending` | the end, by the caller, a half or the reaper |
-//! | `machine/` | the state of a sender, without its socket |
-//! | `transport` | the rules for streams and for datagrams |
-//! | `budget` | the locked memory of all senders |
-//! | `kernel` | the only seam to the kernel |
-//! | `calibrate` | the size from which on zero copy pays, measured |
+//! | send over a connected socket | [`Sender`] |
+//! | change settings, keep the type of the socket | [`SenderBuilder`], from [`Sender::builder`] |
+//! | choose when sends go without copy; learn why not | [`Policy`]; [`Capabilities`], [`CopyReason`] |
+//! | learn the end of one send | [`Fate`], [`Sender::wait`] |
+//! | get the memory of a send back, contents unchanged | [`HandBack`], [`Returned`] |
+//! | send and reap on two threads | [`Sender::split`], [`SendHalf`], [`ReapHalf`] |
+//! | send from an event loop | [`Interest`] |
+//! | end the stream | [`Sender::close`], [`CloseReport`] |
+//! | watch | [`SenderStats`], [`RouteStats`] |
+//!
+//! The errors are in [`error`](crate::error). Senders that were dropped are in the care of the
+//! [`reaper`](crate::reaper).
+//!
+//! ```
+//! # use std::net::{TcpListener, TcpStream};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let listener = TcpListener::bind("127.0.0.1:0")?;
+//! # let socket = TcpStream::connect(listener.local_addr()?)?;
+//! use pinbuf::{Policy, Sender};
+//!
+//! let sender = Sender::builder().policy(Policy::Never).adopt(socket)?;
+//! println!("{:?}", sender.capabilities().reason);
+//! # Ok(())
+//! # }
+//! ```
+
+//   face      handle, builder, split   Sender, its settings, its two halves
+//   driver    driver, wait, watch, ..  one lock; carries out what the machine asks for
+//   machine   machine/                 pure: what may be sent, what is in flight, what to do next
+//   kernel    kernel                   the one seam to the socket
+//
+// | file | content |
+// |---|---|
+// | `config`, `report` | settings and reports: plain data |
+// | `handle` | `Sender` |
+// | `builder` | settings, and the checks before a socket is taken over |
+// | `split` | the halves for two threads |
+// | `driver` | the lock, and how buffers enter |
+// | `query` | fates, counters, events |
+// | `wait` | waiting without spinning |
+// | `watch` | the work of visitors, and the reaper's care |
+// | `ending` | the end, by the caller, a half or the reaper |
+// | `machine/` | the state of a sender, without its socket |
+// | `transport` | the rules for streams and for datagrams |
+// | `budget` | the locked memory of all senders |
+// | `kernel` | the only seam to the kernel |
 
 pub(crate) mod budget;
 mod builder;
-mod calibrate;
 pub(crate) mod config;
 pub(crate) mod driver;
 mod ending;
@@ -47,7 +71,6 @@ mod watch;
 
 pub use self::{
     builder::SenderBuilder,
-    calibrate::{Calibration, Crossover, SendCost, calibrate_threshold},
     config::{HandBack, Policy, ResumeIds},
     handle::Sender,
     kernel::Interest,
@@ -55,4 +78,9 @@ pub use self::{
         Capabilities, CloseReport, Fate, Reaped, Returned, RouteMode, RouteStats, SenderStats,
     },
     split::{ReapHalf, SendHalf},
+};
+pub use crate::{
+    error::{CopyReason, Poison},
+    lease::IntoPayload,
+    sys::{Foreign, Timestamps},
 };

@@ -171,7 +171,7 @@ pub struct CloseReport {
     /// |---|---|
     /// | `ENOTCONN` | the connection was over before the end was: reset by the peer, or given up |
     /// | `ETIMEDOUT`, `ECANCELED` | `close` came to its deadline, or `abort` was called, on a socket without an abort, such as a datagram socket |
-    /// | `ETIMEDOUT`, with `aborted` | the peer was silent for longer than [`max_hold`](crate::SenderBuilder::max_hold) |
+    /// | `ETIMEDOUT`, with `aborted` | the peer was silent for longer than [`max_hold`](crate::sender::SenderBuilder::max_hold) |
     /// | `EPERM` | the sender belongs to a parent process |
     /// | another | the error of the failed system call |
     pub error: Option<OsError>,

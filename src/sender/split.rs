@@ -37,7 +37,7 @@ use crate::{
 /// let ticket = send.send(&DATA[..])?;
 /// drop(send);
 /// assert!(reaping.join().unwrap().is_ok());
-/// # assert!(pinbuf::wait_idle(std::time::Instant::now() + std::time::Duration::from_secs(10)));
+/// # assert!(pinbuf::reaper::wait_idle(std::time::Instant::now() + std::time::Duration::from_secs(10)));
 /// # assert_eq!(peer.join().unwrap()?, 1 << 20);
 /// # Ok(())
 /// # }
@@ -178,7 +178,7 @@ impl<S: AsFd + Send + Sync + 'static> ReapHalf<S> {
 
     /// Returns the next payload handed back, in order of release.
     ///
-    /// See [`HandBack::Return`](crate::HandBack::Return).
+    /// See [`HandBack::Return`](crate::sender::HandBack::Return).
     pub fn next_returned(&mut self) -> Option<Returned> {
         self.0.core().next_returned()
     }

@@ -20,7 +20,11 @@ use super::{
     },
     transport::Transport,
 };
-use crate::{Backing, Fate, Pages, PinnedBuf, Pool, SendError, raw::Reclaim};
+use crate::{
+    Fate, PinnedBuf, Pool, SendError,
+    pool::{Backing, Pages},
+    raw::Reclaim,
+};
 
 /// Of Linux.
 const EAGAIN: i32 = 11;

@@ -40,7 +40,7 @@ pub struct Batch {
 ///
 /// ```
 /// /// Returns the time at which the network card sent the stamped byte of the stream.
-/// fn sent_at(event: &pinbuf::Foreign) -> Option<(u32, std::time::Duration)> {
+/// fn sent_at(event: &pinbuf::sender::Foreign) -> Option<(u32, std::time::Duration)> {
 ///     const SO_EE_ORIGIN_TIMESTAMPING: u8 = 4;
 ///     let stamps = event.timestamps.filter(|_| event.origin == SO_EE_ORIGIN_TIMESTAMPING)?;
 ///     Some((event.data, stamps.hardware?))
@@ -69,7 +69,7 @@ pub struct Foreign {
 /// The time stamps of one message of the error queue, each since the epoch of its clock.
 ///
 /// ```
-/// fn earliest(event: &pinbuf::Foreign) -> Option<std::time::Duration> {
+/// fn earliest(event: &pinbuf::sender::Foreign) -> Option<std::time::Duration> {
 ///     let stamps = event.timestamps?;
 ///     stamps.software.into_iter().chain(stamps.hardware).min()
 /// }

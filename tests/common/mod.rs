@@ -28,7 +28,11 @@ pub(crate) mod reserve;
 pub(crate) mod road;
 pub(crate) mod source;
 
-use pinbuf::{Backing, Pages, PinnedBuf, Policy, Pool, Sender, SenderBuilder};
+use pinbuf::{
+    PinnedBuf, Policy, Pool, Sender,
+    pool::{Backing, Pages},
+    sender::SenderBuilder,
+};
 
 /// Says by name that a test cannot run here. `PINBUF_SKIPS` names a file in which they are
 /// collected, so that a run can tell how much it did not test.

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinbuf::{PinnedBuf, Policy, Pool, Sender, SenderBuilder};
+use pinbuf::{PinnedBuf, Policy, Pool, Sender, sender::SenderBuilder};
 
 use super::{after, enable_zerocopy, fill, filled, pool, read_notes, send_raw, unacked};
 

@@ -9,8 +9,10 @@ use std::{
 };
 
 use pinbuf::{
-    __internals::{Config, Core, MemlockBudget, Transport},
-    Backing, Fate, HandBack, NotificationId, Pages, Payload, Pool, SendError, Ticket,
+    __internals::{Config, Core, MemlockBudget, NotificationId, Transport},
+    Fate, Payload, Pool, SendError, Ticket,
+    pool::{Backing, Pages},
+    sender::HandBack,
 };
 
 use crate::{
@@ -29,6 +31,22 @@ const STEPS: usize = 500;
 const MAX_OWNERS: usize = 3;
 const SLOTS: usize = 6;
 const CAPACITY: usize = 16 << 10;
+
+/// The error without the buffer.
+fn without_buf(error: SendError<Payload>) -> SendError<()> {
+    match error {
+        SendError::WouldBlock(_) => SendError::WouldBlock(()),
+        SendError::TimedOut(_) => SendError::TimedOut(()),
+        SendError::Unfinished { ticket } => SendError::Unfinished { ticket },
+        SendError::Connection { error, .. } => SendError::Connection { error, buf: () },
+        SendError::BadAddress(_) => SendError::BadAddress(()),
+        SendError::Truncated { ticket, error } => SendError::Truncated { ticket, error },
+        SendError::Dropped { error, .. } => SendError::Dropped { error, buf: () },
+        SendError::Os { error, .. } => SendError::Os { error, buf: () },
+        SendError::Forked(_) => SendError::Forked(()),
+        other => panic!("{other:?}"),
+    }
+}
 
 /// The answer to the question for a fate, which an earlier revision gives without an error.
 trait Told {
@@ -243,7 +261,7 @@ impl History {
             let payload = payloads.pop().expect("there is one");
             // Without a time limit: that is told differently by earlier revisions.
             let sent = if waits { core.send(payload) } else { core.try_send(payload) };
-            sent.map_err(|error| error.map(drop))
+            sent.map_err(without_buf)
         };
         let text = match &result {
             Ok(ticket) => format!("takes {len} as {}", ticket.sequence()),

@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use pinbuf::{HandBack, Policy, Pool, Sender, SharedBuf, reaper_stats, wait_idle};
+use pinbuf::{Policy, Pool, Sender, SharedBuf, reaper::wait_idle, sender::HandBack};
 
 use crate::common::{
     after, again, assert_all_home, eventually, filled, plays,
@@ -167,12 +167,12 @@ fn ten_thousand_sockets_in_random_states_leave_nothing_behind() {
                 end(waiting.swap_remove(at), &mut random);
             }
         }
-        assert!(reaper_stats().owned > SENDERS / 50, "{:?}", reaper_stats());
+        assert!(pinbuf::reaper::stats().owned > SENDERS / 50, "{:?}", pinbuf::reaper::stats());
         assert_eq!(reapers().len(), 1);
         waiting.into_iter().for_each(|sender| end(sender, &mut random));
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());
-        assert!(wait_idle(after(60_000)), "{:?}", reaper_stats());
+        assert!(wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
         drop(shared);
         assert_all_home(&pool);
         // The reaper's thread and its two descriptors stay; the pipes of the child are closed.

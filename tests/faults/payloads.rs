@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use pinbuf::{MappedSlice, Pool, Sender, wait_idle};
+use pinbuf::{MappedSlice, Pool, Sender, reaper::wait_idle};
 
 use crate::common::{
     STALLED, after, assert_all_home, assert_arrived, assert_same, census, eventually, filled, pair,

@@ -9,7 +9,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinbuf::{Backing, BuildError, Pages, Pool, Refusal, Sender, reaper_stats, wait_idle};
+use pinbuf::{
+    BuildError, Pool, Sender,
+    pool::{Backing, Pages, Refusal},
+    reaper::wait_idle,
+};
 
 use crate::{
     calls,
@@ -52,7 +56,7 @@ fn a_reaper_that_starts_late_serves_those_that_were_dropped_before() {
         let (late, mut late_far, late_pool) = loaded();
         let hoard = hoard_descriptors(0);
         drop(sender);
-        assert_eq!(reaper_stats().unserved, 1);
+        assert_eq!(pinbuf::reaper::stats().unserved, 1);
         drop(hoard);
         assert_eq!(reapers(), []);
         read_all(&mut far);
@@ -61,8 +65,8 @@ fn a_reaper_that_starts_late_serves_those_that_were_dropped_before() {
         the_reaper();
         eventually("the first one is served too", || pool.stats().free() == COUNT);
         read_all(&mut late_far);
-        eventually("both are over", || reaper_stats().owned == 0);
-        assert_eq!(reaper_stats().unserved, 0);
+        eventually("both are over", || pinbuf::reaper::stats().owned == 0);
+        assert_eq!(pinbuf::reaper::stats().unserved, 0);
         assert_all_home(&late_pool);
     });
 }
@@ -115,7 +119,7 @@ fn without_threads_whoever_waits_serves_himself_and_sleeps_in_between() {
             other => assert!(other.is_ready(), "{other:?}"),
         }
         drop(dropped);
-        assert_eq!(reaper_stats().unserved, 1);
+        assert_eq!(pinbuf::reaper::stats().unserved, 1);
         let begun = Instant::now();
         begin.send(calls::of_all().looks).unwrap();
         let calls = calls::during(|| drop(pool.alloc(LEN).unwrap()));
@@ -123,7 +127,7 @@ fn without_threads_whoever_waits_serves_himself_and_sleeps_in_between() {
         let most = 4 * times_since(begun, Duration::from_millis(5));
         assert!(calls.looks <= most && calls.waits <= most, "{calls:?}, at most {most}");
         read_all(&mut dropped_far);
-        assert!(wait_idle(after(60_000)), "{:?}", reaper_stats());
+        assert!(wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
         assert_all_home(&dropped_pool);
         assert!(sender.close(soon().unwrap()).drained);
         let got = peer.join().unwrap();
@@ -132,7 +136,7 @@ fn without_threads_whoever_waits_serves_himself_and_sleeps_in_between() {
         assert!(set_limit(libc::RLIMIT_NPROC, before));
         let (sender, mut far, pool) = loaded();
         drop(sender);
-        assert_eq!((reaper_stats().unserved, reaper_stats().owned), (0, 1));
+        assert_eq!((pinbuf::reaper::stats().unserved, pinbuf::reaper::stats().owned), (0, 1));
         read_all(&mut far);
         eventually("a thread serves it", || pool.stats().free() == COUNT);
     });

@@ -141,7 +141,7 @@ fn the_reaper_under_fire_sees_senders_to_their_end() {
         let peer = reader(far, Duration::from_millis(300));
         let ((), signals) = under_fire(reaper, || {
             eventually("all is released", || pool.stats().free() == 1);
-            assert!(pinbuf::wait_idle(after(60_000)));
+            assert!(pinbuf::reaper::wait_idle(after(60_000)));
         });
         let calls = calls::of_the_reaper() - before;
         // One mebibyte leaves in parts, each of them news.

@@ -262,7 +262,7 @@ fn nothing_is_sent_from_memory_that_an_end_has_freed() {
                 assert!(library.sender.oldest_in_flight() >= Some(Duration::from_millis(50)));
                 let Library { sender, mut slots } = library;
                 end(sender);
-                assert!(pinbuf::wait_idle(after(60_000)), "{:?}", pinbuf::reaper_stats());
+                assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
                 assert_eq!(slots.reuse().len(), MESSAGES);
             }
             thread::sleep(Duration::from_millis(RETRANSMITTED_MS));

@@ -10,7 +10,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinbuf::{Backing, Pages, Policy, Pool, Sender, SharedBuf};
+use pinbuf::{
+    Policy, Pool, Sender, SharedBuf,
+    pool::{Backing, Pages},
+};
 
 use crate::{
     common::{
@@ -190,7 +193,7 @@ fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
             assert!(slots.pool.stats().replaced_bytes > 0);
             let_go();
             assert_eq!(received(&far), ((0..SENDS).collect(), 0));
-            assert!(pinbuf::wait_idle(after(60_000)));
+            assert!(pinbuf::reaper::wait_idle(after(60_000)));
             assert_eq!(slots.pool.stats().replaced_bytes, 0);
         }
         Ok(())
@@ -254,7 +257,7 @@ fn what_is_acknowledged_stays_in_flight_while_a_clone_waits_in_a_queue() {
             drop(sender);
             eventually("every slot is written over", || slots.reuse().len() == 3);
             assert_eq!(slots.pool.stats().replaced_bytes, LEN);
-            assert!(pinbuf::wait_idle(after(60_000)));
+            assert!(pinbuf::reaper::wait_idle(after(60_000)));
         });
         assert_eq!((ended.overwritten, stream.len(), wrong(&stream, LEN)), (0, 3 * LEN, (0, 0)));
         // Whoever takes an acknowledgement for a release leaks what is written later.
@@ -331,7 +334,7 @@ fn an_abort_releases_what_waits_in_no_queue_first_and_no_clones_memory_is_replac
             eventually("all is released", || look(&mut order) == 0);
             report(&format!("after an abort released in the order {:?}", order.0));
             assert!(order.overtaken() > 0);
-            assert!(pinbuf::wait_idle(after(60_000)));
+            assert!(pinbuf::reaper::wait_idle(after(60_000)));
             drop(scribbled);
             assert_all_home(&pool);
         });

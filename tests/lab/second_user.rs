@@ -3,7 +3,10 @@
 
 use std::{net::UdpSocket, os::fd::AsFd};
 
-use pinbuf::{CopyReason, Poison, Policy, Pool, Sender};
+use pinbuf::{
+    Policy, Pool, Sender,
+    sender::{CopyReason, Poison},
+};
 
 use crate::{
     common::{

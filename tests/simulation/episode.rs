@@ -8,9 +8,10 @@ use std::{
 };
 
 use pinbuf::{
-    __internals::{self, Config, Core, MemlockBudget, Record},
-    AllocError, Backing, HandBack, MappedSlice, NotificationId, Pages, Payload, PinnedBuf, Pool,
-    SharedBuf,
+    __internals::{self, Config, Core, MemlockBudget, NotificationId, Record},
+    AllocError, MappedSlice, Payload, PinnedBuf, Pool, SharedBuf,
+    pool::{Backing, Pages},
+    sender::HandBack,
 };
 
 use crate::{

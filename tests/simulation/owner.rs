@@ -10,8 +10,10 @@ use std::{
 };
 
 use pinbuf::{
-    __internals::{Config, Core, Interest, Transport},
-    Fate, HandBack, OsError, Payload, SendError, Ticket, WaitError,
+    __internals::{Config, Core, Interest, Transport, map_buf},
+    Fate, Payload, SendError, Ticket, WaitError,
+    error::OsError,
+    sender::HandBack,
 };
 
 use crate::{
@@ -179,7 +181,7 @@ impl Owner {
                 Patience::UpTo(limit) => core.send_timeout(payload, limit),
                 Patience::None => core.try_send(payload),
             })
-            .map(|result| result.map_err(|error| error.map(|payload| back.push(payload))))
+            .map(|result| result.map_err(|error| map_buf(error, |payload| back.push(payload))))
         } else {
             self.call(|core| match blocking {
                 true => core.send_vectored(&mut back),

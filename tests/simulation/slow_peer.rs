@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use pinbuf::{
-    __internals::{Config, Core, MemlockBudget},
-    NotificationId, Payload,
+    __internals::{Config, Core, MemlockBudget, NotificationId},
+    Payload,
 };
 
 use crate::{

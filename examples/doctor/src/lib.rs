@@ -7,10 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use pinbuf::{
-    Environment,
-    probe::{Check, RouteError, Status},
-};
+use pinbuf::probe::{Check, Environment, RouteError, Status};
 use serde::Serialize;
 
 /// The exit code for zero copy that does not work.

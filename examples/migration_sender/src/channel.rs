@@ -16,8 +16,8 @@ use std::{
 };
 
 use pinbuf::{
-    AdoptError, AllocError, MappedSlice, OsError, Payload, PinnedBuf, Policy, Pool, SendError,
-    Sender,
+    AdoptError, AllocError, MappedSlice, Payload, PinnedBuf, Policy, Pool, SendError, Sender,
+    error::OsError,
 };
 
 use crate::{

@@ -82,13 +82,13 @@ pub fn migrate(plan: &Plan<'_>, memory: GuestMemory) -> (Report, Result<(), Fail
         });
     plan.progress.done();
     // What an aborted channel left behind is proven, or not, within this time.
-    let idle = pinbuf::wait_idle(Instant::now() + GRACE);
+    let idle = pinbuf::reaper::wait_idle(Instant::now() + GRACE);
     let audit = buffers.audit();
     report.pool = Some(audit);
     if outcome.is_ok() && !(idle && audit.is_accounted()) {
         let why = format!(
             "buffers are unaccounted for at the end: {audit:?}, senders without an end: {}",
-            pinbuf::reaper_stats().owned,
+            pinbuf::reaper::stats().owned,
         );
         outcome = Err(Failure::new(Code::Unaccounted, why));
     }

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinbuf::{reaper_stats, wait_idle};
+use pinbuf::reaper::wait_idle;
 
 use crate::{
     footprint::Baseline,
@@ -65,7 +65,7 @@ pub(crate) fn play(
 /// Everything must be over and back, after a moment.
 fn settle(stock: &Stock, baseline: &mut Baseline) -> Result<(), String> {
     if !wait_idle(Instant::now() + PATIENCE) {
-        return Err(format!("the reaper is not done: {:?}", reaper_stats()));
+        return Err(format!("the reaper is not done: {:?}", pinbuf::reaper::stats()));
     }
     let deadline = Instant::now() + Duration::from_secs(10);
     // The reaper may hold the last of a sender for a moment after its end.

@@ -2,7 +2,11 @@
 
 use std::{mem, time::Duration};
 
-use pinbuf::{Backing, HandBack, Pages, Policy, Pool, Sender, SenderBuilder};
+use pinbuf::{
+    Policy, Pool, Sender,
+    pool::{Backing, Pages},
+    sender::{HandBack, SenderBuilder},
+};
 
 use crate::random::Random;
 

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    io,
+    fmt, io,
     net::{TcpListener, TcpStream},
     panic::{self, AssertUnwindSafe},
     sync::Arc,
@@ -11,7 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinbuf::{Fate, Payload, Returned, SendError, Sender, SenderBuilder, Ticket, WaitError};
+use pinbuf::{
+    Fate, Payload, SendError, Sender, Ticket, WaitError,
+    sender::{Returned, SenderBuilder},
+};
 
 use crate::{
     child,
@@ -161,12 +164,16 @@ impl<'a> Stream<'a> {
     fn send(&mut self, random: &mut Random, payloads: &mut Payloads<'_>) -> Result<(), String> {
         let sender = &mut self.sender;
         let (single, waits) = (random.percent(50), random.percent(60));
-        let count = if single { 1 } else { random.within(1..=6) };
-        self.sent.send(random, payloads, count, self.tally, |bufs| match (single, waits) {
-            (true, true) => sender.send(bufs.remove(0)).map_err(|error| error.map(drop)),
-            (true, false) => sender.try_send(bufs.remove(0)).map_err(|error| error.map(drop)),
-            (false, true) => sender.send_vectored(bufs),
-            (false, false) => sender.try_send_vectored(bufs),
+        if single {
+            return self.sent.send(random, payloads, 1, self.tally, |bufs| {
+                let buf = bufs.remove(0);
+                if waits { sender.send(buf) } else { sender.try_send(buf) }
+            });
+        }
+        let count = random.within(1..=6);
+        self.sent.send(random, payloads, count, self.tally, |bufs| match waits {
+            true => sender.send_vectored(bufs),
+            false => sender.try_send_vectored(bufs),
         })
     }
 
@@ -323,13 +330,13 @@ impl<'a> Stream<'a> {
 
 impl Sent {
     /// Makes `count` payloads, sends them by `call`, and keeps what became of them.
-    fn send(
+    fn send<B: fmt::Debug>(
         &mut self,
         random: &mut Random,
         payloads: &mut Payloads<'_>,
         count: usize,
         tally: &Tally,
-        call: impl FnOnce(&mut Vec<Payload>) -> Result<Ticket, SendError<()>>,
+        call: impl FnOnce(&mut Vec<Payload>) -> Result<Ticket, SendError<B>>,
     ) -> Result<(), String> {
         let made = (0..count).filter_map(|_| payloads.make(random, MAX_PAYLOAD));
         let (mut bufs, pieces): (Vec<_>, Vec<_>) = made.unzip();
@@ -343,7 +350,7 @@ impl Sent {
                 self.failed = true;
                 ticket
             }
-            Err(SendError::WouldBlock(())) => {
+            Err(SendError::WouldBlock(_)) => {
                 self.journal.retract(mark);
                 return Ok(());
             }

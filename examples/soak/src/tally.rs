@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pinbuf::{Pool, SenderStats};
+use pinbuf::{Pool, sender::SenderStats};
 
 use crate::footprint::Footprint;
 

@@ -44,7 +44,7 @@ impl<T: Default> Lazy<T> {
 /// State that few senders have.
 #[derive(Default)]
 pub(in crate::sender) struct Cold {
-    /// Payloads for a caller with [`HandBack::Return`](crate::HandBack::Return).
+    /// Payloads for a caller with [`HandBack::Return`](crate::sender::HandBack::Return).
     pub(in crate::sender) returned: VecDeque<Returned>,
     /// Tasks waiting for the fate of a send.
     pub(in crate::sender) wakers: Vec<(Ticket, Waker)>,
@@ -57,7 +57,7 @@ pub(in crate::sender) struct Cold {
     /// to make them on every buffer.
     pub(in crate::sender) spare_edges: Option<Arc<dyn Edges>>,
     pub(in crate::sender) hold: Hold,
-    /// As in [`SenderStats`](crate::SenderStats).
+    /// As in [`SenderStats`](crate::sender::SenderStats).
     pub(in crate::sender) no_bufs_optmem: u64,
     pub(in crate::sender) no_bufs_memlock: u64,
     pub(in crate::sender) dropped_sends: u64,

@@ -54,7 +54,7 @@ pub(in crate::sender) struct Done {
     pub(super) budget: Arc<MemlockBudget>,
 }
 
-/// The counters of every sender, as in [`SenderStats`](crate::SenderStats).
+/// The counters of every sender, as in [`SenderStats`](crate::sender::SenderStats).
 #[derive(Default)]
 pub(in crate::sender) struct Counts {
     // No byte counter stands beside its call counter: two neighbours that change together are added

@@ -8,8 +8,12 @@ use std::{
 
 use memmap2::{MmapMut, MmapRaw};
 
-use super::{builder::SenderBuilder, config::Policy, handle::Sender};
-use crate::{error::SendError, mapped::MappedSlice, sync::Arc};
+use crate::{
+    error::SendError,
+    mapped::MappedSlice,
+    sender::{Policy, Sender, SenderBuilder},
+    sync::Arc,
+};
 
 /// Sizes to try, in the range of a datagram.
 const SIZES: [usize; 5] = [4 << 10, 8 << 10, 16 << 10, 32 << 10, 60 << 10];
@@ -74,7 +78,7 @@ pub struct SendCost {
 /// data: there is no zero copy, locked memory is short, or loopback has a packet capture open.
 ///
 /// ```
-/// let threshold_bytes = match pinbuf::calibrate_threshold() {
+/// let threshold_bytes = match pinbuf::probe::calibrate_threshold() {
 ///     Ok(found) => found.cold.threshold_bytes,
 ///     Err(_) => 16 * 1024,
 /// };
@@ -86,8 +90,8 @@ pub fn calibrate_threshold() -> io::Result<Calibration> {
     let mut memory = MmapMut::map_anon(COLD)?;
     memory.fill(1);
     let memory = Arc::new(MmapRaw::from(memory));
-    let mut copying = Side::new(SenderBuilder::new().policy(Policy::Never), &memory)?;
-    let without = SenderBuilder::new().policy(Policy::Prefer).threshold_bytes(1);
+    let mut copying = Side::new(Sender::builder().policy(Policy::Never), &memory)?;
+    let without = Sender::builder().policy(Policy::Prefer).threshold_bytes(1);
     let mut without = Side::new(without, &memory)?;
     let never = SendCost { bytes: 0, copied: Duration::MAX, zero_copy: Duration::MAX };
     let mut tried =
@@ -188,7 +192,7 @@ mod tests {
     fn each_side_goes_its_own_way() {
         let memory = Arc::new(MmapRaw::from(MmapMut::map_anon(CACHED).unwrap()));
         let ways = [Policy::Never, Policy::Prefer].map(|policy| {
-            let builder = SenderBuilder::new().policy(policy).threshold_bytes(1);
+            let builder = Sender::builder().policy(policy).threshold_bytes(1);
             let mut side = Side::new(builder, &memory).unwrap();
             assert!(side.batch(16 << 10, CACHED).unwrap() > Duration::ZERO);
             let stats = side.sender.stats();
