@@ -11,6 +11,7 @@ use std::{
     future::poll_fn,
     io::Read,
     net::{TcpStream, UdpSocket},
+    sync::Arc,
     task::{Context, Waker},
     thread,
     time::Duration,
@@ -23,7 +24,7 @@ use common::{
     must_succeed, pair_at, pattern, plays, pool, reader, skip, soon, test_of, unacked,
 };
 use pinbuf::{
-    AdoptError, AllocError, Fate, Policy, Pool, Sender, WaitError,
+    AdoptError, AllocError, Fate, Payload, Policy, Pool, SendError, Sender, WaitError,
     error::OsError,
     reaper::wait_idle,
     sender::{CopyReason, Poison, Reaped},
@@ -365,4 +366,98 @@ fn an_end_does_without_the_count_of_unacknowledged_bytes() {
             assert_waits(sender, far, &pool, errno);
         }
     });
+}
+
+/// The calls of a row of the page about system calls, as the row writes them.
+fn calls_of(row: &str) -> Vec<Call> {
+    let option = |number, name| vec![(number, Some((2, name as u32)))];
+    let poll = any(libc::SYS_ppoll);
+    match row {
+        "`madvise`" => vec![any(libc::SYS_madvise)],
+        "`membarrier`" => vec![any(libc::SYS_membarrier)],
+        "`prlimit64`" => vec![any(libc::SYS_prlimit64)],
+        "`openat`" => vec![any(libc::SYS_openat)],
+        "`statx`" => vec![any(libc::SYS_statx)],
+        "`getpeername`" => vec![any(libc::SYS_getpeername)],
+        "`getsockopt`" => vec![any(libc::SYS_getsockopt)],
+        "`getsockopt` of `SO_MEMINFO`" => vec![OPTION_MEMORY],
+        "`getsockopt` of `TCP_INFO`" => option(libc::SYS_getsockopt, libc::TCP_INFO),
+        "`setsockopt` of `SO_ZEROCOPY`" => option(libc::SYS_setsockopt, libc::SO_ZEROCOPY),
+        "`setsockopt` of `SO_LINGER`" => option(libc::SYS_setsockopt, libc::SO_LINGER),
+        "`recvmmsg`" => vec![READ],
+        "`sendto`" => vec![any(libc::SYS_sendto)],
+        "`sendmsg`" => vec![any(libc::SYS_sendmsg)],
+        "`shutdown`" => vec![any(libc::SYS_shutdown)],
+        "`connect`" => vec![any(libc::SYS_connect)],
+        "`ioctl` of `SIOCOUTQ`" => vec![(libc::SYS_ioctl, Some((1, libc::TIOCOUTQ as u32)))],
+        "`ppoll`" => vec![poll],
+        "`epoll_create1`" => vec![any(libc::SYS_epoll_create1)],
+        "`epoll_ctl`" => vec![any(libc::SYS_epoll_ctl)],
+        "`eventfd2`" => vec![any(libc::SYS_eventfd2)],
+        "`epoll_create1` and `ppoll`" => vec![any(libc::SYS_epoll_create1), poll],
+        "`clone` and `clone3`" => vec![
+            #[cfg(target_arch = "x86_64")]
+            any(libc::SYS_clone),
+            any(libc::SYS_clone3),
+        ],
+        other => panic!("the test knows no calls for {other}"),
+    }
+}
+
+/// The effect on a program that fills buffers and sends them one by one and together, and that
+/// aborts a sender whose peer reads nothing.
+fn effect_of(calls: &[Call]) -> &'static str {
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let (stalled, _stalled_far) = pair_at("127.0.0.1:0", STALLED);
+    let peer = reader(far, Duration::ZERO);
+    refuse(calls, libc::EPERM).unwrap();
+    let Ok(pool) = Pool::new(LEN, 64) else { return "no pool" };
+    let Ok(mut sender) = common::zero_copy().adopt(near) else { return "no sender" };
+    let mut stalled = common::zero_copy().adopt(stalled).unwrap();
+    // More than the socket takes, so that the call waits.
+    let too_much: Arc<[u8]> = vec![7; 32 << 20].into();
+    match stalled.send_timeout(too_much, Duration::from_millis(1)) {
+        Err(SendError::Unfinished { .. } | SendError::TimedOut(_)) => {}
+        _ => return "sends fail",
+    }
+    for seed in 0..5 {
+        let ticket = sender.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)).unwrap();
+        assert!(matches!(sender.wait(ticket, soon()), Ok(Fate::Released { .. })));
+    }
+    let mut words = [&b"some"[..], b"more"].map(Payload::from).into();
+    let Ok(_) = sender.send_vectored(&mut words) else { return "vectored sends fail" };
+    let is_copied = sender.stats().zero_copy_calls == 0;
+    let report = sender.close(soon().unwrap());
+    assert_arrived(&peer.join().unwrap()[..5 * LEN], LEN, 5);
+    match (report.drained, stalled.abort().aborted, is_copied) {
+        (false, ..) => "no end in order",
+        (true, false, _) => "no abort",
+        (true, true, true) => "copies",
+        (true, true, false) => "works",
+    }
+}
+
+#[test]
+fn each_refused_call_has_the_effect_that_the_page_tells() {
+    const NAME: &str = "each_refused_call_has_the_effect_that_the_page_tells";
+    if !refused(NAME, &[], libc::EPERM) {
+        return;
+    }
+    let page = include_str!("../docs/Syscalls.md");
+    let table = page.split("## Without each call").nth(1).unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| `"));
+    let rows: Vec<[&str; 2]> = rows
+        .map(|row| row.split('|').map(str::trim).collect())
+        .map(|cells: Vec<_>| [cells[1], cells[2]])
+        .collect();
+    if let Some([refused, _]) = rows.iter().find(|[refused, _]| plays(refused)) {
+        println!("EFFECT {}.", effect_of(&calls_of(refused)));
+        return;
+    }
+    assert!(rows.len() > 20, "the table is there");
+    for [refused, effect] in rows {
+        let output = again(&[], NAME, refused).output().unwrap();
+        let output = String::from_utf8_lossy(&output.stdout);
+        assert!(output.contains(&format!("EFFECT {effect}.")), "{refused}: {output}");
+    }
 }
