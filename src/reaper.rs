@@ -42,47 +42,47 @@ use crate::{
     sys::{epoll::Watcher, process::PerProcess},
 };
 
-/// Names one entry of the reaper; never used twice.
+/// Names one entry of the reaper; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Token(u64);
 
-/// What the reaper has in its care.
+/// Counts of the reaper's senders.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct ReaperStats {
-    /// Senders watched for somebody who waits.
+    /// Senders watched for a waiting thread.
     pub watched: usize,
-    /// Senders without an owner that have not ended.
+    /// Senders without an owner, before their end.
     pub owned: usize,
-    /// Of these, how many wait for a thread or a descriptor to be had; every call that waits for
-    /// a buffer and every end of a sender looks after them meanwhile.
+    /// Owned senders without a thread or a descriptor to serve them. Meanwhile every call that
+    /// waits for a buffer and every end of a sender serves them.
     pub unserved: usize,
-    /// Senders without an owner that came to their end, since the process began.
+    /// Senders without an owner that have ended, since the start of the process.
     pub ended: u64,
 }
 
-/// Time after which a sender is looked at again when driving it panicked, and the longest time when
-/// no descriptor watches it.
+/// Delay until the next look at a sender whose driving panicked, and the longest delay for a sender
+/// without a descriptor.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
-/// Who is driven.
+/// A sender in the reaper's table.
 enum Sender {
     Watched(Weak<dyn Reclaim>),
     Owned(Arc<dyn Reclaim>),
 }
 
-/// The state of the reaper, there from the beginning; the thread comes later.
+/// The state of the reaper, present from the start; the thread comes later.
 #[derive(Default)]
 struct State {
     last: u64,
     senders: HashMap<Token, Sender>,
     /// Number of owned senders.
     owned: usize,
-    /// When to drive whom although there is no news: at most one time for each.
+    /// The time at which a sender is driven even without an event; at most one time per sender.
     due: HashMap<Token, Instant>,
     /// The same in order of time.
     timers: BTreeSet<(Instant, Token)>,
-    /// Owned senders that no descriptor watches.
+    /// Owned senders without a watching descriptor.
     unserved: Vec<Token>,
     ended: u64,
     /// Threads in [`wait_idle`].
@@ -96,8 +96,8 @@ struct Reaper {
     watcher: OnceLock<Watcher>,
 }
 
-/// Has `sender` driven whenever its socket has news, from now on; its present state counts as
-/// news. `None` if no thread or descriptor can be had, or the thread cannot be woken.
+/// From now on drives `sender` at each event of its socket; the present state counts as an event.
+/// Returns `None` if there is no thread or descriptor, or if the thread cannot be woken.
 pub(crate) fn watch(fd: BorrowedFd<'_>, sender: Weak<dyn Reclaim>) -> Option<Token> {
     let reaper = Reaper::get();
     let watcher = reaper.watcher()?;
@@ -116,15 +116,14 @@ pub(crate) fn watch(fd: BorrowedFd<'_>, sender: Weak<dyn Reclaim>) -> Option<Tok
     Some(token)
 }
 
-/// Takes over a sender that has no owner, and drives it until it calls [`unwatch`]. Without a
-/// thread the sender is kept all the same. Returns `true` beside the token if the thread drives the
-/// sender, by timers alone if no descriptor watches it.
+/// Takes over a sender without an owner, and drives it until [`unwatch`]. Keeps the sender even
+/// without a thread. The flag beside the token is `true` if the thread drives the sender, be it by
+/// timers alone for lack of a descriptor.
 pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, bool) {
     let reaper = Reaper::get();
     reaper.watcher();
     let mut state = lock(&reaper.state);
-    // Looked at again: another thread may have had more luck with starting, and the reaper be
-    // asleep.
+    // Loaded again: another thread may have started the reaper's thread, which may be asleep.
     let watcher = reaper.watcher.get();
     let token = state.enter(Sender::Owned(sender));
     state.arm(token, Duration::ZERO);
@@ -137,7 +136,7 @@ pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, boo
     (token, is_served)
 }
 
-/// Ends a [`watch`], or lets go of an [adopted](adopt) sender at its end.
+/// Ends a [`watch`], or drops an [adopted](adopt) sender at its end.
 pub(crate) fn unwatch(fd: BorrowedFd<'_>, token: Token) {
     let reaper = Reaper::get();
     let mut state = lock(&reaper.state);
@@ -156,26 +155,26 @@ pub(crate) fn unwatch(fd: BorrowedFd<'_>, token: Token) {
         let _ = watcher.remove(fd);
     }
     drop(state);
-    // What this drops may be the last of a sender: not under the lock.
+    // May drop the last reference to a sender, so not under the lock.
     drop(sender);
 }
 
-/// Drives the senders that wait for a thread. Cheap when there are none.
+/// Drives the senders that have no thread. Cheap if there are none.
 ///
-/// Their timers stay as they are: the reaper's thread may be about to sleep until the next one, and
-/// is not woken for an earlier one.
+/// Their timers stay unchanged: the reaper's thread may be about to sleep until the next timer, and
+/// an earlier timer would not wake the thread.
 pub(crate) fn serve() {
     if cfg!(loom) {
-        // Models have no reaper: its state outlives an execution.
+        // Models have no reaper: its state would outlive an execution.
         return;
     }
     let reaper = Reaper::get();
-    // Cloned, not taken: a thread in `wait_idle` sleeps without a limit when the list is empty.
+    // Cloned, not taken: with an empty list a thread in `wait_idle` would sleep without a limit.
     let unserved = lock(&reaper.state).unserved.clone();
     unserved.into_iter().for_each(|token| _ = reaper.drive(token));
 }
 
-/// What the reaper has in its care now.
+/// Returns the present counts of the reaper.
 ///
 /// ```
 /// let stats = pinbuf::reaper::stats();
@@ -191,10 +190,10 @@ pub fn stats() -> ReaperStats {
     }
 }
 
-/// Blocks until every sender without an owner has come to its end, or the deadline. Returns
-/// whether all have.
+/// Blocks until every sender without an owner has ended, or the deadline. Returns `true` if all
+/// have ended.
 ///
-/// A program that exits takes unsent data with it: call this before, after dropping its senders.
+/// The exit of a program loses unsent data. Call `wait_idle` before, after dropping the senders.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -202,7 +201,7 @@ pub fn stats() -> ReaperStats {
 /// assert!(pinbuf::reaper::wait_idle(Instant::now() + Duration::from_secs(5)));
 /// ```
 pub fn wait_idle(deadline: Instant) -> bool {
-    /// Time between two rounds over senders that no descriptor watches.
+    /// Time between two rounds over senders without a watching descriptor.
     const SERVE_EVERY: Duration = Duration::from_millis(5);
     let parker = Arc::new(Parker::new());
     loop {
@@ -229,19 +228,20 @@ impl State {
         token
     }
 
-    /// Takes back an entry that cannot be watched.
+    /// Removes an entry that cannot be watched.
     fn forget(&mut self, token: Token) {
         self.disarm(token);
         self.senders.remove(&token);
     }
 
-    /// Wakes every thread in [`wait_idle`]: the last owned sender has ended, or one has to be served.
+    /// Wakes every thread in [`wait_idle`]: the last owned sender has ended, or a sender has to be
+    /// served.
     fn wake_idle_waiters(&self) {
         self.idle_waiters.iter().for_each(|waiter| waiter.unpark());
     }
 
-    /// Has a sender driven after this time, and not when it would have been. A new entry begins with
-    /// a time of 0, because a socket that has neither notes nor room is no news.
+    /// Sets the timer of a sender, in place of its earlier timer. A new entry starts with a time of
+    /// 0, because a socket without notifications and without room reports no event.
     fn arm(&mut self, token: Token, after: Duration) {
         self.disarm(token);
         if self.senders.contains_key(&token) {
@@ -264,10 +264,10 @@ impl Reaper {
         REAPER.get(Arc::default)
     }
 
-    /// The thread's watcher; starts the thread if it is not running.
+    /// Returns the thread's watcher; starts the thread if it is not running.
     fn watcher(self: &Arc<Self>) -> Option<&Watcher> {
         if self.watcher.get().is_none() {
-            // Not `get_or_init`: a start that fails is tried again by the next caller.
+            // Not `get_or_init`: after a failed start the next caller tries again.
             let _starting = lock(&self.state);
             if self.watcher.get().is_none() {
                 let watcher = Watcher::new().ok()?;
@@ -282,18 +282,18 @@ impl Reaper {
     fn run(&self) {
         // The starter holds the lock until the watcher is set.
         drop(lock(&self.state));
-        let watcher = self.watcher.get().expect("set by the thread that started this one");
+        let watcher = self.watcher.get().expect("set by the starting thread");
         let mut tokens = Vec::new();
         loop {
             if watcher.wait(&mut tokens, self.next_timer()).is_err() {
-                // A filter for system calls refuses the wait: no news comes, so all are due.
+                // A system-call filter refuses the wait. No event comes, so every sender is due.
                 sleep(Duration::from_millis(10));
                 tokens.extend(lock(&self.state).senders.keys().map(|token| token.0));
             }
-            tokens.iter().for_each(|token| self.attend(Token(*token)));
+            tokens.iter().for_each(|token| self.drive_and_rearm(Token(*token)));
             let now = Instant::now();
             while let Some(token) = self.due_by(now) {
-                self.attend(token);
+                self.drive_and_rearm(token);
             }
         }
     }
@@ -305,14 +305,14 @@ impl Reaper {
         Some(at.saturating_duration_since(Instant::now()))
     }
 
-    /// One whose timer is due.
+    /// A sender whose timer is due.
     fn due_by(&self, now: Instant) -> Option<Token> {
         let state = lock(&self.state);
         state.timers.first().filter(|(at, _)| *at <= now).map(|(_, token)| *token)
     }
 
-    /// Drives one sender, and begins its timer anew.
-    fn attend(&self, token: Token) {
+    /// Drives one sender and restarts its timer.
+    fn drive_and_rearm(&self, token: Token) {
         lock(&self.state).disarm(token);
         if let Some(next) = self.drive(token) {
             let mut state = lock(&self.state);
@@ -321,8 +321,8 @@ impl Reaper {
         }
     }
 
-    /// Drives one sender, with no lock of the reaper held: that recycles buffers, wakes tasks, and
-    /// may come back to [`unwatch`]. Returns the time until the next look, if one is needed.
+    /// Drives one sender without a lock of the reaper: the sender recycles buffers, wakes tasks,
+    /// and may call [`unwatch`]. Returns the time until the next look, if there must be one.
     fn drive(&self, token: Token) -> Option<Duration> {
         let state = lock(&self.state);
         let sender = match state.senders.get(&token)? {
@@ -330,8 +330,8 @@ impl Reaper {
             Sender::Owned(sender) => Arc::clone(sender),
         };
         drop(state);
-        // What it drops can panic, which must not end the thread that others count on; and the last
-        // thing to be dropped may be the sender.
+        // A dropped payload can panic, and must not end the thread that serves all senders. The
+        // last reference dropped may be the sender's.
         let next = panic::catch_unwind(AssertUnwindSafe(move || sender.attend()));
         next.unwrap_or(Some(RETRY_AFTER))
     }
@@ -344,7 +344,7 @@ mod tests {
     use super::*;
     use crate::sync::{AtomicUsize, Ordering};
 
-    /// Counts how often it is driven, and wants to be driven again.
+    /// Counts its calls, and asks for another one each time.
     #[derive(Default)]
     struct Counter {
         driven: AtomicUsize,
@@ -373,18 +373,18 @@ mod tests {
     }
 
     #[test]
-    fn news_adds_no_timers() {
+    fn events_add_no_timers() {
         let counter = Arc::new(Counter::default());
         let (socket, token) = adopted(&counter);
-        (0..200).for_each(|_| Reaper::get().attend(token));
+        (0..200).for_each(|_| Reaper::get().drive_and_rearm(token));
         let timers =
             lock(&Reaper::get().state).timers.iter().filter(|(_, of)| *of == token).count();
         unwatch(socket.as_fd(), token);
-        // None while the reaper is about to begin the one anew.
+        // None while the reaper restarts the timer.
         assert!(timers <= 1, "{timers} timers");
     }
 
-    /// Tells whether the sender has a timer while the thread of the test drives it.
+    /// Records whether the sender has a timer while the thread of the test drives it.
     struct Served {
         thread: thread::ThreadId,
         token: OnceLock<Token>,
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_that_is_served_keeps_its_timer() {
+    fn a_served_sender_keeps_its_timer() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         let served = Arc::new(Served {
             thread: thread::current().id(),
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_does_not_end_the_care() {
+    fn a_panic_does_not_end_the_driving() {
         let counter = Arc::new(Counter::default());
         counter.panics.store(3, Ordering::Relaxed);
         let (socket, token) = adopted(&counter);

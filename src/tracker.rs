@@ -1,8 +1,8 @@
-//! Which notification ids cover which leases, and which of them the kernel has released.
+//! The ids in flight: the leases of each, and the release of both.
 //!
 //! Pure bookkeeping: no I/O, no synchronisation, no clock. A lease is entered once and covered by
-//! any number of ids (a send accepted in parts); an id covers any number of leases (a vectored
-//! send). The lease leaves with its last count, whatever the order of the notes.
+//! any number of ids (a send accepted in parts). An id covers any number of leases (a vectored
+//! send). The tracker returns a lease at its last hold, in any order of notifications.
 //!
 //! ```text
 //!   ring, indexed by id & mask             table of leases
@@ -11,14 +11,14 @@
 //!         `- a lease of one id, and alone on it
 //! ```
 //!
-//! The lease that is being sent waits in the place of the next id, and stays there if that id is
-//! its only one and it is alone on it: as nearly always. Then its note finds it in one access to
-//! memory where a table would take two, and with a million ids in flight these are what a release
-//! costs. What happens to be otherwise moves to the table.
+//! The lease of the current send waits in the place of the next id. Nearly always the lease has
+//! this id only, and shares the id with no other lease: then the lease stays in the place. Its
+//! notification finds the lease with one access to memory instead of a table's two. With a million
+//! ids in flight these accesses are the cost of a release. All other leases move to the table.
 //!
-//! The ring grows with the ids in flight and spans at most four windows; an older id that is still
-//! outstanding (a straggler) moves to a bounded side list, so that one send that a peer never
-//! acknowledges costs no memory however many follow it.
+//! The ring grows with the ids in flight and spans at most four windows. An older outstanding id (a
+//! straggler) moves to a bounded side list. So a send without acknowledgement costs no memory,
+//! however many sends follow.
 
 use std::{fmt, mem, ops::Range};
 
@@ -32,7 +32,7 @@ mod tests;
 pub(crate) use heir::Heir;
 use table::{NONE, Table};
 
-/// Ring places of a tracker that has entered its first lease.
+/// Ring places after the first lease.
 const FIRST_RING: usize = 2;
 
 /// Ring places below which no straggler is set aside.
@@ -41,20 +41,20 @@ const MIN_RING: usize = 4;
 /// Bound of the side list, for windows larger than this.
 const MAX_STRAGGLERS: usize = 1024;
 
-/// Names a lease in a [`CompletionTracker`] until it is settled.
+/// Names a lease in a [`CompletionTracker`] until the lease is settled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaseKey(u32);
 
-/// The key of the lease that was entered while all others were settled.
+/// The key of a lease that was entered while all others were settled.
 pub const ALONE: LeaseKey = LeaseKey(NONE);
 
-/// Instead of an id: there is no lease under [`ALONE`].
-const NOBODY: u64 = u64::MAX;
+/// In place of an id: no lease is under [`ALONE`].
+const NO_LEASE: u64 = u64::MAX;
 
-/// Instead of an id: the lease under [`ALONE`] is in the table.
+/// In place of an id: the lease under [`ALONE`] is in the table.
 const IN_TABLE: u64 = u64::MAX - 1;
 
-/// The ids of one note, all released by it.
+/// The ids released by one notification.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Released {
     /// The ids.
@@ -63,11 +63,11 @@ pub struct Released {
     pub bytes: usize,
 }
 
-/// A note named ids that are not outstanding; nothing of it was released.
+/// The notification named ids that are not outstanding. Nothing was released.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UnknownIds;
 
-/// Maps outstanding notification ids to the leases they cover.
+/// Maps outstanding notification ids to their leases.
 ///
 /// # Invariants
 ///
@@ -76,39 +76,38 @@ pub struct UnknownIds;
 /// 2. An id in `ring_base..next` is outstanding exactly if its ring place is not vacant; `holes` of
 ///    them are not. An id below `ring_base` is outstanding exactly if it is in `stragglers`, which
 ///    is sorted by id. `ring_base` is outstanding or equals `next`. All other places are vacant,
-///    but the one of `next` if `alone` is `next`.
-/// 3. A lease in a place is covered by the id of the place and no other, and settled unless the id
-///    is `alone`. The holds of a lease in the table are the outstanding ids that cover it, and one
-///    more until the sender [settles](Self::settle) it. `linked` outstanding ids cover leases
-///    there.
-/// 4. Following the links from the head in an id's place gives exactly the leases of that id. Only
-///    the last lease of a run can be covered by further ids, each on its own, so one link per
-///    lease is enough.
+///    except the place of `next` if `alone` is `next`.
+/// 3. A lease in a place is covered by the id of the place only, and is settled unless the id is
+///    `alone`. The holds of a lease in the table are its outstanding ids, plus one until the sender
+///    [settles](Self::settle) the lease. `linked` outstanding ids cover leases in the table.
+/// 4. The links from the head in an id's place lead to exactly the leases of the id. Only the last
+///    lease of a run can be covered by further ids, each on its own, so one link per lease is
+///    enough.
 #[repr(C)]
 pub struct CompletionTracker<T> {
-    // First in memory, what every id needs.
+    // First in memory: the fields for every id.
     ring: Vec<Place<T>>,
     ring_base: u64,
     next: u64,
     holes: u64,
-    /// The first id for which something has to be done before it can be issued: `ring_base` and
-    /// the ring's length, or 0 while there are stragglers.
+    /// The first id that needs preparation before its issue: `ring_base` plus the ring's length, or
+    /// 0 while there are stragglers.
     limit: u64,
-    /// The id in whose place the lease under [`ALONE`] is, from `ring_base` to `next`.
+    /// The id from `ring_base` to `next` whose place has the lease under [`ALONE`].
     alone: u64,
     stragglers: Vec<(u64, Place<T>)>,
     linked: usize,
     window: usize,
-    /// The key in the table of the lease under [`ALONE`] if it is there.
+    /// The key in the table of the lease under [`ALONE`], if the lease is there.
     alone_key: u32,
     table: Table<T>,
 }
 
-/// What one id covers, and the bytes of its call.
+/// The leases of one id, and the bytes of its call.
 struct Place<T> {
-    /// The only lease, if it is here.
+    /// The only lease, unless in the table.
     lease: Option<T>,
-    /// Else the first lease of the run, in the table.
+    /// Otherwise the first lease of the run, in the table.
     head: u32,
     bytes: u32,
 }
@@ -116,7 +115,7 @@ struct Place<T> {
 impl<T> Place<T> {
     const VACANT: Self = Self { lease: None, head: NONE, bytes: 0 };
 
-    /// Whether the id is released, or was never issued.
+    /// Returns `true` if the id is released, or was never issued.
     #[inline]
     fn is_vacant(&self) -> bool {
         self.lease.is_none() && self.head == NONE
@@ -127,7 +126,7 @@ impl<T> Place<T> {
     fn put(&mut self, lease: T) {
         let vacant = self.lease.replace(lease);
         debug_assert!(vacant.is_none());
-        // Nothing to drop, which the compiler cannot know.
+        // Nothing to drop, but the compiler cannot know this.
         mem::forget(vacant);
     }
 
@@ -137,7 +136,7 @@ impl<T> Place<T> {
 }
 
 impl<T> CompletionTracker<T> {
-    /// A tracker for up to `window` ids in flight, whose first id is `first`.
+    /// Creates a tracker for up to `window` ids in flight, with `first` as its first id.
     ///
     /// More ids may be issued; the window only sizes the ring's span and the side list. Allocates
     /// nothing until the first lease is entered.
@@ -151,13 +150,13 @@ impl<T> CompletionTracker<T> {
             holes: 0,
             linked: 0,
             limit: 0,
-            alone: NOBODY,
+            alone: NO_LEASE,
             alone_key: NONE,
             window: window.max(1),
         }
     }
 
-    /// The id that the next [`issue`](Self::issue) gives out.
+    /// The next id for [`issue`](Self::issue).
     #[inline]
     pub fn next_id(&self) -> NotificationId {
         NotificationId(self.next)
@@ -175,7 +174,7 @@ impl<T> CompletionTracker<T> {
         (self.next - self.ring_base - self.holes) as usize + self.stragglers.len()
     }
 
-    /// Whether there is none.
+    /// Returns `true` if no id is outstanding.
     #[inline]
     pub fn is_idle(&self) -> bool {
         // Invariant 2.
@@ -184,7 +183,7 @@ impl<T> CompletionTracker<T> {
 
     /// Number of leases entered and not yet given back.
     pub fn leases(&self) -> usize {
-        // No counter of its own, which every send would have to change twice.
+        // Derived: a counter would be changed twice by every send.
         let in_places = self.outstanding() - self.linked + usize::from(self.alone == self.next);
         in_places + self.table.len()
     }
@@ -194,11 +193,11 @@ impl<T> CompletionTracker<T> {
         (self.ring.len(), self.stragglers.len())
     }
 
-    /// Enters a lease, with one hold for the sender that has yet to send all of it.
+    /// Enters a lease, with one hold for the sender until all of the lease is sent.
     ///
     /// # Panics
     ///
-    /// With 2^32 - 1 leases that share ids or wait for theirs.
+    /// With 2^32 - 1 leases that share ids or still need an id.
     #[inline(always)]
     pub fn insert(&mut self, lease: T) -> LeaseKey {
         if !self.has_place() {
@@ -209,12 +208,12 @@ impl<T> CompletionTracker<T> {
         ALONE
     }
 
-    /// Enters a lease under [`ALONE`] and [issues](Self::issue) an id that covers it alone, with a
-    /// call of `bytes`; the lease is made where it is to lie. [`has_place`](Self::has_place) must
-    /// be so.
+    /// Enters a lease under [`ALONE`] and [issues](Self::issue) an id for this lease only, with a
+    /// call of `bytes`. `lease` constructs the value in its place. Requires
+    /// [`has_place`](Self::has_place).
     #[inline(always)]
     pub fn insert_issued(&mut self, lease: impl FnOnce() -> T, bytes: u32) -> NotificationId {
-        debug_assert!(self.alone == NOBODY);
+        debug_assert!(self.alone == NO_LEASE);
         let id = self.next;
         let place = self.place_mut(id);
         place.put(lease());
@@ -224,11 +223,11 @@ impl<T> CompletionTracker<T> {
         NotificationId(id)
     }
 
-    /// Whether the next lease has a place of its own: all others are settled, and the place of the
-    /// next id is to be had.
+    /// Returns `true` if the next lease can have a place: all others are settled, and the place of
+    /// the next id is available.
     #[inline(always)]
     pub fn has_place(&mut self) -> bool {
-        self.alone == NOBODY && (self.next < self.limit || self.make_room())
+        self.alone == NO_LEASE && (self.next < self.limit || self.make_room())
     }
 
     #[cold]
@@ -236,11 +235,11 @@ impl<T> CompletionTracker<T> {
         LeaseKey(self.table.insert(lease, 1))
     }
 
-    /// The lease under `key`, to be changed.
+    /// The lease under `key`.
     ///
     /// # Panics
     ///
-    /// When the lease is settled.
+    /// If the lease is settled.
     #[inline]
     pub fn get_mut(&mut self, key: LeaseKey) -> &mut T {
         let lease = match key {
@@ -250,12 +249,12 @@ impl<T> CompletionTracker<T> {
         lease.expect("a key names an entered lease")
     }
 
-    /// Gives out the next id, covering `run` in order with a call of `bytes`. To be called *before*
-    /// the system call: the note can be there before the call returns.
+    /// Issues the next id, covering `run` in order with a call of `bytes`. Must come *before* the
+    /// system call: the notification can arrive before the call returns.
     ///
-    /// A lease that an outstanding id covers already may only be issued on its own (invariant 4).
-    /// `None`, with nothing changed, when a straggler stands in the way and the side list is
-    /// full, or when it is 2^32 ids old: send by copy until it is released.
+    /// A lease with an outstanding id may only be issued on its own (invariant 4). Returns `None`,
+    /// with nothing changed, if a straggler blocks the ring and the side list is full, or if the
+    /// oldest straggler is 2^32 ids old. The sender then copies until the release of the straggler.
     #[inline]
     pub fn issue(&mut self, run: &[LeaseKey], bytes: u32) -> Option<NotificationId> {
         if run != [ALONE] || self.alone != self.next {
@@ -267,7 +266,7 @@ impl<T> CompletionTracker<T> {
         Some(NotificationId(id))
     }
 
-    /// Gives out the next id for leases in the table.
+    /// Issues the next id for leases in the table.
     #[inline(never)]
     fn issue_run(&mut self, run: &[LeaseKey], bytes: u32) -> Option<NotificationId> {
         self.move_to_table();
@@ -293,18 +292,18 @@ impl<T> CompletionTracker<T> {
 
     /// Takes back `id`, which the kernel did not use: the system call failed.
     ///
-    /// `false`, with nothing changed, when a note has released the id in the meantime: then it was
-    /// used after all.
+    /// Returns `false`, with nothing changed, if a notification has released the id in the
+    /// meantime: then the kernel did use the id.
     ///
     /// # Panics
     ///
-    /// When `id` is not the last one issued.
+    /// If `id` is not the last one issued.
     pub fn cancel(&mut self, id: NotificationId) -> bool {
         assert_eq!(id.0 + 1, self.next, "only the last id issued can be taken back");
         if id.0 < self.ring_base || self.place(id.0).is_vacant() {
             return false;
         }
-        // The lease that is alone can stay: its place is that of the next id again.
+        // A lease under ALONE can stay: its place belongs to the next id again.
         if self.alone != id.0 {
             let run = self.place_mut(id.0).take();
             self.linked -= 1;
@@ -315,7 +314,7 @@ impl<T> CompletionTracker<T> {
     }
 
     /// Limits `id` to the first `keep` leases of its run: the kernel accepted no byte of the
-    /// others. Nothing to do when the id is released already.
+    /// others. Does nothing if the id is already released.
     pub fn trim(&mut self, id: NotificationId, keep: usize) {
         debug_assert!(keep > 0);
         if id.0 < self.ring_base || self.place(id.0).head == NONE {
@@ -329,34 +328,34 @@ impl<T> CompletionTracker<T> {
         self.unhold(rest);
     }
 
-    /// Ends the sender's hold on a lease: all of it is accepted. Gives the lease back if every id
-    /// that covers it is released.
+    /// Ends the sender's hold on a lease: all of it is accepted. Returns the lease if all its ids
+    /// are released.
     #[inline]
     pub fn settle(&mut self, key: LeaseKey) -> Option<T> {
         if key != ALONE || self.alone >= self.next {
-            return self.settle_elsewhere(key);
+            return self.settle_slow(key);
         }
-        // From here on its id alone holds it.
-        self.alone = NOBODY;
+        // From here on the lease has the hold of its id only.
+        self.alone = NO_LEASE;
         None
     }
 
     /// Ends the sender's hold on a lease that has no id, or is in the table.
     #[inline(never)]
-    fn settle_elsewhere(&mut self, key: LeaseKey) -> Option<T> {
+    fn settle_slow(&mut self, key: LeaseKey) -> Option<T> {
         let table_key = self.table_key(key);
-        if key == ALONE && mem::replace(&mut self.alone, NOBODY) == self.next {
+        if key == ALONE && mem::replace(&mut self.alone, NO_LEASE) == self.next {
             return self.place_mut(self.next).lease.take();
         }
-        self.table.let_go(table_key)
+        self.table.drop_hold(table_key)
     }
 
-    /// Releases the ids `lo..=hi` of a note, as the kernel wrote them, and has `heir` take each
-    /// lease that lost its last hold.
+    /// Releases the ids `lo..=hi` of a notification, as the kernel wrote them, and passes each
+    /// lease without a hold to `heir`.
     ///
     /// # Errors
     ///
-    /// [`UnknownIds`], and nothing is released, when any id of the range is not outstanding.
+    /// [`UnknownIds`], with nothing released, if any id of the range is not outstanding.
     #[inline]
     pub fn release(
         &mut self,
@@ -364,8 +363,9 @@ impl<T> CompletionTracker<T> {
         hi: u32,
         mut heir: impl Heir<T>,
     ) -> Result<Released, UnknownIds> {
-        // The usual note, of one id that has its lease to itself. A straggler's distance from
-        // `ring_base`, backwards, is beyond `next`: all outstanding ids are less than 2^32 apart.
+        // The usual notification: one id with a lease of its own. A straggler's distance from
+        // `ring_base`, backwards, is beyond `next`, since all outstanding ids are less than 2^32
+        // apart.
         let id = self.ring_base + u64::from(lo.wrapping_sub(self.ring_base as u32));
         if lo == hi && id < self.next && id != self.alone {
             let place = self.place_mut(id);
@@ -381,7 +381,7 @@ impl<T> CompletionTracker<T> {
         self.release_range(lo, hi, heir)
     }
 
-    /// Releases the ids of any note.
+    /// Releases the ids of any notification.
     #[inline(never)]
     fn release_range(
         &mut self,
@@ -417,7 +417,7 @@ impl<T> CompletionTracker<T> {
                     debug_assert!(place.lease.is_none());
                 } else {
                     *linked -= 1;
-                    table.let_go_all(mem::replace(&mut place.head, NONE), &mut heir);
+                    table.drop_holds(mem::replace(&mut place.head, NONE), &mut heir);
                 }
             }
         }
@@ -438,7 +438,7 @@ impl<T> CompletionTracker<T> {
         self.limit = 0;
     }
 
-    /// Every lease, in no particular order.
+    /// All leases, in no particular order.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         let stragglers = self.stragglers.iter_mut().map(|(_, place)| place);
         let places = self.ring.iter_mut().chain(stragglers);
@@ -456,19 +456,19 @@ impl<T> CompletionTracker<T> {
         &mut self.ring[id as usize & mask]
     }
 
-    /// What a lease in the table is called there.
+    /// The key of a lease in the table.
     fn table_key(&self, key: LeaseKey) -> u32 {
         if key == ALONE { self.alone_key } else { key.0 }
     }
 
-    /// Moves the lease that is alone to the table, for what is to happen to it.
+    /// Moves the lease under ALONE to the table, before any change other than its release.
     #[cold]
     fn move_to_table(&mut self) {
         let id = self.alone;
         if id > self.next {
             return;
         }
-        let lease = self.place_mut(id).lease.take().expect("the one that is alone is there");
+        let lease = self.place_mut(id).lease.take().expect("the lease under ALONE is in its place");
         let is_issued = id < self.next;
         self.alone = IN_TABLE;
         self.alone_key = self.table.insert(lease, 1 + u32::from(is_issued));
@@ -484,7 +484,7 @@ impl<T> CompletionTracker<T> {
         self.stragglers.first().map_or(self.ring_base, |(id, _)| *id)
     }
 
-    /// `ids` of the ring are not outstanding any more.
+    /// Removes `ids` of the ring from the outstanding ids.
     #[inline]
     fn leave_ring(&mut self, ids: Range<u64>) {
         if ids.start > self.ring_base {
@@ -495,7 +495,7 @@ impl<T> CompletionTracker<T> {
         }
     }
 
-    /// Sets `limit` after a change of what it is made of.
+    /// Sets `limit` after a change of the ring or the stragglers.
     #[inline]
     fn set_limit(&mut self) {
         let end = self.ring_base + self.ring.len() as u64;
@@ -512,12 +512,12 @@ impl<T> CompletionTracker<T> {
         self.set_limit();
     }
 
-    /// Makes room for one more id: in a full ring, by growing while at least a quarter of it is
-    /// in use, else by moving its oldest id, a straggler, to the side list.
+    /// Makes room for one more id. A full ring grows while at least a quarter of it is in use;
+    /// otherwise its oldest id, a straggler, moves to the side list.
     #[cold]
     fn make_room(&mut self) -> bool {
         let is_full = self.next - self.ring_base == self.ring.len() as u64;
-        (!is_full || self.grow() || self.put_aside())
+        (!is_full || self.grow() || self.move_to_side_list())
             && self.next - self.base() < u64::from(u32::MAX)
     }
 
@@ -537,8 +537,8 @@ impl<T> CompletionTracker<T> {
         true
     }
 
-    /// Moves the oldest id of the ring to the side list, if that has room.
-    fn put_aside(&mut self) -> bool {
+    /// Moves the oldest id of the ring to the side list. Returns `false` if the list is full.
+    fn move_to_side_list(&mut self) -> bool {
         if self.stragglers.len() == self.window.min(MAX_STRAGGLERS) {
             return false;
         }
@@ -572,20 +572,21 @@ impl<T> CompletionTracker<T> {
         Ok(bytes)
     }
 
-    /// Drops one hold of each lease that the id of a place covered; nothing if it is vacant.
+    /// Drops one hold of each lease of a place; nothing if the place is vacant.
     fn release_place(&mut self, mut place: Place<T>, heir: &mut impl Heir<T>) {
         if place.lease.is_some() {
             heir.take(&mut place.lease);
         } else {
-            self.table.let_go_all(place.head, heir);
+            self.table.drop_holds(place.head, heir);
         }
     }
 
-    /// Drops one hold of each lease of a run that the kernel did not take; the sender's own hold
-    /// keeps them all.
+    /// Drops one hold of each lease of a run that the kernel refused; the sender's hold keeps all
+    /// of them.
     fn unhold(&mut self, head: u32) {
-        let nobody = |_: &mut Option<T>| unreachable!("the sender holds a lease it is sending");
-        self.table.let_go_all(head, &mut { nobody });
+        let unreachable =
+            |_: &mut Option<T>| unreachable!("the sender holds a lease it is sending");
+        self.table.drop_holds(head, &mut { unreachable });
     }
 }
 

@@ -1,14 +1,14 @@
-//! One finding, and what to do about it.
+//! A finding, and the advice for it.
 
 use std::fmt;
 
-/// How one [`Check`] came out.
+/// The outcome of one [`Check`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[non_exhaustive]
 pub enum Status {
     /// As it should be.
     Pass,
-    /// It could not be found out.
+    /// Unknown.
     Unknown,
     /// Zero copy works, but less well than it could.
     Warn,
@@ -27,9 +27,9 @@ impl fmt::Display for Status {
     }
 }
 
-/// One thing that zero copy depends on: what was found, and what to change.
+/// One condition of zero copy: its state, and the change to make.
 ///
-/// Its `Display` is for people: a line with the status, and one with the advice if there is any.
+/// Its `Display` is for people: a line with the status, and a line with the advice, if any.
 ///
 /// ```
 /// use pinbuf::probe::{Environment, Status};
@@ -43,14 +43,13 @@ impl fmt::Display for Status {
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Check {
-    /// What was looked at: a fixed name for each check.
+    /// The subject of the check: a fixed name for each check.
     pub name: &'static str,
-    /// How it came out.
+    /// The outcome.
     pub status: Status,
-    /// What was found.
+    /// The finding.
     pub found: String,
-    /// What to change, and what that brings; always there unless the status is
-    /// [`Pass`](Status::Pass).
+    /// The change to make, and its effect; present unless the status is [`Pass`](Status::Pass).
     pub advice: Option<String>,
 }
 

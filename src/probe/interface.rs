@@ -1,4 +1,4 @@
-//! Network interfaces, and the taps that listen on them.
+//! Network interfaces, and the packet taps on them.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use crate::{
     sys::{Link, netlink},
 };
 
-/// What kind of interface it is.
+/// The kind of an interface.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum InterfaceKind {
@@ -20,9 +20,9 @@ pub enum InterfaceKind {
     Veth,
     /// A tunnel or tap to a program, such as a VPN or a hypervisor: the kernel copies.
     Tun,
-    /// A bridge: what becomes of a packet depends on the port it leaves by.
+    /// A bridge: whether the kernel copies depends on the port of the packet.
     Bridge,
-    /// Another virtual interface, by the kernel's name for it: `vlan`, `bond`, `macvlan`, ...
+    /// Another virtual interface, by the kernel's name for its kind: `vlan`, `bond`, `macvlan`, ...
     Other(String),
 }
 
@@ -49,17 +49,17 @@ pub struct Interface {
     pub name: String,
     /// Kind.
     pub kind: InterfaceKind,
-    /// Whether it is set up; says nothing about a cable.
+    /// `true` if the interface is set up, with or without a cable.
     pub up: bool,
     /// Largest packet in bytes.
     pub mtu_bytes: u32,
-    /// Whether it takes packets made of many pieces of memory. If not, the kernel copies the
-    /// pieces together. `None` where it cannot be told.
+    /// `true` if the interface takes packets made of many pieces of memory. Otherwise the kernel
+    /// copies the pieces together. `None` if unknown.
     pub scatter_gather: Option<bool>,
 }
 
 impl Interface {
-    /// The interfaces there are, by index.
+    /// All interfaces, by index.
     pub(super) fn all() -> Result<Vec<Self>, OsError> {
         let mut links = netlink::links().map_err(|error| OsError::from(&error))?;
         links.sort_by_key(|link| link.index);
@@ -80,7 +80,8 @@ impl Interface {
         Self { index, name, kind, up, mtu_bytes, scatter_gather }
     }
 
-    /// Whether the kernel copies what leaves by this interface; `None` where it depends.
+    /// Returns `true` if the kernel copies packets for this interface; `None` if that depends on
+    /// more.
     ///
     /// ```
     /// # if cfg!(target_os = "linux") {
@@ -148,10 +149,10 @@ impl fmt::Display for Interface {
     }
 }
 
-/// An open packet socket that sees every packet (`tcpdump` and the like). While it is there, the
-/// kernel copies what leaves by its interface.
+/// An open packet socket that sees every packet (`tcpdump` and the like). While a tap is open, the
+/// kernel copies all packets of its interface.
 ///
-/// Those of other network namespaces cannot be seen.
+/// Taps of other network namespaces are invisible.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Tap {
@@ -162,16 +163,16 @@ pub struct Tap {
 }
 
 impl Tap {
-    /// The taps of the caller's network namespace; `None` where they cannot be listed.
+    /// The taps of the caller's network namespace; `None` if they cannot be listed.
     pub(super) fn all() -> Option<Vec<Self>> {
-        // That of the thread: a thread can be in another namespace than its process.
+        // The thread's table: a thread can be in another namespace than its process.
         let text = read("/proc/thread-self/net/packet")?;
-        // Without its heading it is not the table we know.
+        // Without its heading the table is in an unknown format.
         text.starts_with("sk").then(|| text.lines().filter_map(Self::parse).collect())
     }
 
-    /// Reads a line of `/proc/net/packet`, if it is a running tap of every protocol. Those of one
-    /// protocol do not see what is sent.
+    /// Reads a line of `/proc/net/packet`, if the line is a running tap of every protocol. Taps of
+    /// a single protocol do not see sent packets.
     fn parse(line: &str) -> Option<Self> {
         /// `ETH_P_ALL`
         const EVERYTHING: u16 = 3;
@@ -184,7 +185,7 @@ impl Tap {
         is_tap.then_some(Self { interface: Some(interface).filter(|index| *index != 0), user })
     }
 
-    /// Whether it sees what leaves by the interface.
+    /// Returns `true` if the tap sees the packets of the interface.
     pub fn is_on(&self, interface: &Interface) -> bool {
         self.interface.is_none_or(|index| index == interface.index)
     }
@@ -197,7 +198,7 @@ impl Tap {
             Some(taps) => {
                 let taps: Vec<_> = taps.iter().map(ToString::to_string).collect();
                 let advice =
-                    "stop tcpdump and the like: the kernel copies every packet that they see";
+                    "stop tcpdump and the like: the kernel copies every packet under a tap";
                 Check::warn(NAME, taps.join(", "), advice)
             }
         }
@@ -236,7 +237,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn kinds_are_those_of_the_kernel() {
+    fn kinds_are_the_kernels() {
         for (link, kind) in [
             (link(None, true), InterfaceKind::Loopback),
             (link(None, false), InterfaceKind::Hardware),
@@ -251,7 +252,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn only_hardware_that_gathers_is_known_not_to_copy() {
+    fn only_hardware_with_scatter_gather_is_known_not_to_copy() {
         let copies = |kind| interface(kind).copies();
         assert_eq!(copies(InterfaceKind::Hardware), Some(false));
         assert_eq!(copies(InterfaceKind::Loopback), Some(true));
@@ -266,7 +267,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_down_does_not_count() {
+    fn interfaces_that_are_down_do_not_count() {
         let down = |kind| Interface { up: false, ..interface(kind) };
         let (lo, nic) = (InterfaceKind::Loopback, InterfaceKind::Hardware);
         let no_gather = Interface { scatter_gather: Some(false), ..interface(nic.clone()) };
@@ -292,7 +293,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn taps_of_every_protocol_that_run_are_taps() {
+    fn running_taps_of_every_protocol_count() {
         let tap = |interface, user| Some(Tap { interface, user });
         for (line, expected) in [
             ("000000002f33f3b1 3      3    0003   2     1 0      0      12345", tap(Some(2), 0)),
@@ -312,7 +313,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_tap_on_all_is_on_each() {
+    fn a_tap_on_all_interfaces_is_on_each() {
         let on =
             |interface| Tap { interface, user: 0 }.is_on(&self::interface(InterfaceKind::Veth));
         assert!(on(None) && on(Some(5)) && !on(Some(6)));

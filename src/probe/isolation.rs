@@ -5,18 +5,18 @@ use std::{env, path::Path};
 use super::{check::Check, kernel::KernelVersion, text::read};
 use crate::sys::limits;
 
-/// What the process is closed off from; `None` where it cannot be told.
+/// The namespaces and the container of the process; `None` if unknown.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Isolation {
-    /// Whether the process is in the initial user namespace. In any other, capabilities do not lift
-    /// the memlock limit.
+    /// `true` if the process is in the initial user namespace. In any other, capabilities do not
+    /// lift the memlock limit.
     pub initial_user_namespace: Option<bool>,
-    /// Whether the process is in the initial network namespace. In any other, the way out usually
-    /// leads over a virtual pair, which copies. Known since Linux 6.18.
+    /// `true` if the process is in the initial network namespace. From any other, packets usually
+    /// leave over a virtual pair, where the kernel copies. Known since Linux 6.18.
     pub initial_network_namespace: Option<bool>,
-    /// What kind of container this is, as far as it left a trace (`docker`, `podman`,
-    /// `kubernetes`, `lxc` and others).
+    /// The kind of container, if the container left a trace (`docker`, `podman`, `kubernetes`,
+    /// `lxc` and others).
     pub container: Option<String>,
 }
 
@@ -55,12 +55,12 @@ impl Isolation {
     }
 }
 
-/// What container managers leave behind.
+/// The traces of container managers.
 #[derive(Default)]
 struct Traces {
     dockerenv: bool,
     containerenv: bool,
-    /// `$container`, which systemd-nspawn, LXC and podman set.
+    /// `$container`, set by systemd-nspawn, LXC and podman.
     variable: Option<String>,
     /// `/run/systemd/container`
     systemd: Option<String>,
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_said() {
+    fn known_facts_are_told() {
         let known = Isolation {
             initial_user_namespace: Some(false),
             initial_network_namespace: None,

@@ -26,13 +26,13 @@ pub struct KernelVersion {
 }
 
 impl KernelVersion {
-    /// The oldest version that is tested: 6.1.
+    /// The oldest tested version: 6.1.
     pub const FLOOR: Self = Self { major: 6, minor: 1, patch: 0 };
 
     /// The oldest version with `MSG_ZEROCOPY` on TCP: 4.14.
     pub const OLDEST: Self = Self { major: 4, minor: 14, patch: 0 };
 
-    /// Reads what `uname -r` prints; whatever follows the numbers is passed over.
+    /// Parses the output of `uname -r`; ignores any text after the numbers.
     pub fn parse(release: &str) -> Option<Self> {
         let mut numbers = release.trim().splitn(3, '.').map(|part| {
             let end = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
@@ -60,7 +60,7 @@ impl KernelVersion {
                 "update to Linux 6.1 or newer: before 4.14 there is no zero copy",
             )
         } else if version < Self::FLOOR {
-            Check::warn(NAME, found, "update to Linux 6.1 or newer, the oldest that is tested")
+            Check::warn(NAME, found, "update to Linux 6.1 or newer, the oldest tested version")
         } else {
             Check::pass(NAME, found)
         }

@@ -1,21 +1,22 @@
-//! The limits that zero-copy sends are charged to, as they apply here.
+//! The limits for zero-copy sends, as they apply here.
 
 use super::{check::Check, kernel::KernelVersion, text::size};
 use crate::sys::{limits, memory};
 
-/// `RLIMIT_MEMLOCK`: how much may be in flight, over all processes of a user.
+/// `RLIMIT_MEMLOCK`: the limit of bytes in flight, over all processes of a user.
 ///
-/// A zero-copy send is charged its length and two pages until it is released. Half of what is
-/// left to a process is shared by its senders.
+/// A zero-copy send is charged its length and two pages until its release. The senders of a process
+/// share half of the remaining bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Memlock {
     /// The soft limit in bytes; `None` for none.
     pub soft_bytes: Option<u64>,
-    /// The hard limit in bytes, up to which anybody may raise the soft one; `None` for none.
+    /// The hard limit in bytes, up to which every process may raise the soft limit; `None` for
+    /// none.
     pub hard_bytes: Option<u64>,
-    /// Whether the calling thread has `CAP_IPC_LOCK` in its user namespace. It lifts the limit in
-    /// the initial one only.
+    /// `true` if the calling thread has `CAP_IPC_LOCK` in its user namespace. The capability lifts
+    /// the limit in the initial user namespace only.
     pub capability: Option<bool>,
     /// The limit as the kernel applies it to the calling thread; `None` for none.
     pub applies_bytes: Option<u64>,
@@ -28,8 +29,8 @@ impl Memlock {
         Self { soft_bytes, hard_bytes, capability, applies_bytes }
     }
 
-    /// How many sends of `bytes` the limit has room for, over all processes of the user; `None`
-    /// for any number.
+    /// The number of sends of `bytes` within the limit, over all processes of the user; `None` for
+    /// any number.
     ///
     /// ```
     /// # if cfg!(target_os = "linux") {
@@ -46,15 +47,15 @@ impl Memlock {
 
     pub(super) fn check(&self) -> Check {
         const NAME: &str = "memlock limit";
-        /// The smallest send that goes without copy by default.
+        /// The smallest zero-copy send by default.
         const SMALLEST: u64 = 16 << 10;
-        /// What a sender may have in flight by default; its share is half the limit.
+        /// The bytes that a sender may have in flight by default; its share is half the limit.
         const WINDOW: u64 = 64 << 20;
         let Some(limit) = self.applies_bytes else {
             return match self.soft_bytes {
                 None => Check::pass(NAME, "none"),
                 Some(soft) => {
-                    Check::pass(NAME, format!("{}, but CAP_IPC_LOCK lifts it", size(soft)))
+                    Check::pass(NAME, format!("{}, but CAP_IPC_LOCK lifts the limit", size(soft)))
                 }
             };
         };
@@ -90,22 +91,22 @@ impl Memlock {
     }
 }
 
-/// How many notes the option memory of one socket has room for.
-pub(super) fn notes(optmem_max_bytes: u32) -> u32 {
-    /// What one holds until it is read.
-    const NOTE: u32 = 832;
-    optmem_max_bytes / NOTE
+/// The number of unread notifications that the option memory of one socket has room for.
+pub(super) fn notifications(optmem_max_bytes: u32) -> u32 {
+    /// Bytes of one notification until it is read.
+    const NOTIFICATION_BYTES: u32 = 832;
+    optmem_max_bytes / NOTIFICATION_BYTES
 }
 
 pub(super) fn check_optmem(optmem_max_bytes: Option<u32>, kernel: Option<KernelVersion>) -> Check {
     const NAME: &str = "net.core.optmem_max";
-    /// What kernels since 6.2 start with.
+    /// The default of kernels since 6.2.
     const USUAL: u32 = 128 << 10;
     let Some(bytes) = optmem_max_bytes else {
         return Check::unknown(NAME, "no /proc/sys/net/core/optmem_max", "mount /proc");
     };
-    let notes = notes(bytes);
-    let found = format!("{bytes} bytes, {notes} unread notes for each socket");
+    let notifications = notifications(bytes);
+    let found = format!("{bytes} bytes, {notifications} unread notifications for each socket");
     let advice = "`sysctl net.core.optmem_max=131072` (each network namespace has its own)";
     let since = match kernel {
         Some(version) if version < (KernelVersion { major: 6, minor: 2, patch: 0 }) => {
@@ -113,7 +114,7 @@ pub(super) fn check_optmem(optmem_max_bytes: Option<u32>, kernel: Option<KernelV
         }
         _ => "",
     };
-    if notes == 0 {
+    if notifications == 0 {
         Check::fail(NAME, found, format!("{advice}{since}: now no zero-copy send can be made"))
     } else if bytes < USUAL {
         Check::warn(NAME, found, format!("{advice}{since}: more sends can be in flight"))
@@ -135,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn sends_are_charged_two_pages_more() {
+    fn each_send_is_charged_two_extra_pages() {
         if memory::page_bytes() == 4096 {
             assert_eq!(limited(8 << 20).sends(64 << 10), Some(113));
             assert_eq!(limited(8 << 20).sends(16 << 10), Some(341));
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_warns_until_half_of_it_is_a_window() {
+    fn a_limit_below_two_windows_warns() {
         for (bytes, status) in [
             (0, Status::Fail),
             (32 << 10, Status::Fail),
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn the_advice_is_one_that_can_be_followed() {
+    fn the_advice_fits_the_limit_and_the_namespace() {
         let advice = |limit: Memlock| limit.check().advice.unwrap();
         assert!(advice(limited(8 << 20)).contains("ulimit -l"));
         let hard = Memlock { hard_bytes: Some(8 << 20), ..limited(8 << 20) };
@@ -174,13 +175,16 @@ mod tests {
     }
 
     #[test]
-    fn option_memory_has_room_for_notes_of_832_bytes() {
+    fn a_notification_takes_832_bytes_of_option_memory() {
         let check = |bytes| check_optmem(bytes, None);
-        assert_eq!((notes(131_072), notes(20_480), notes(831)), (157, 24, 0));
+        assert_eq!(
+            (notifications(131_072), notifications(20_480), notifications(831)),
+            (157, 24, 0)
+        );
         assert_eq!(check(Some(131_072)).status, Status::Pass);
         assert_eq!(check(Some(20_480)).status, Status::Warn);
         assert_eq!(check(Some(831)).status, Status::Fail);
         assert_eq!(check(None).status, Status::Unknown);
-        assert!(check(Some(20_480)).found.contains("24 unread notes"));
+        assert!(check(Some(20_480)).found.contains("24 unread notifications"));
     }
 }

@@ -50,9 +50,9 @@ pub use trial::Trial;
 
 use crate::{error::OsError, sys};
 
-/// What was found about this machine, as the calling thread sees it.
+/// The state of this machine, as the calling thread sees it.
 ///
-/// A snapshot: other processes take huge pages, start packet taps and use up limits. Its `Display`
+/// A snapshot: other processes take huge pages, open packet taps and use up limits. Its `Display`
 /// is for people, a line or two for each [`Check`].
 ///
 /// ```
@@ -75,39 +75,38 @@ pub struct Environment {
     pub tcp_ipv4: Trial,
     /// A zero-copy send over TCP and IPv6.
     pub tcp_ipv6: Trial,
-    /// Bytes of option memory one socket may hold (`net.core.optmem_max`); an unread note takes
-    /// 832.
+    /// Bytes of option memory per socket (`net.core.optmem_max`); an unread notification takes 832.
     pub optmem_max_bytes: Option<u32>,
-    /// The memlock limit, which zero-copy sends are charged to.
+    /// The memlock limit for zero-copy sends.
     pub memlock: Memlock,
     /// Reserves of huge pages, by size.
     pub huge_pages: Vec<HugePages>,
-    /// How an attempt to get one reserved huge page of the usual size came out.
+    /// The outcome of an attempt to get one reserved huge page of the usual size.
     pub huge_page_usable: Result<(), OsError>,
     /// Transparent huge pages.
     pub transparent_huge_pages: TransparentHugePages,
-    /// What the kernel can be asked to do for a range of memory.
+    /// The advice that the kernel takes for a range of memory.
     pub page_advice: PageAdvice,
     /// Namespaces and containers.
     pub isolation: Isolation,
     /// The interfaces of the network namespace.
     pub interfaces: Result<Vec<Interface>, OsError>,
-    /// Packet taps in the network namespace; `None` where they cannot be listed.
+    /// Packet taps in the network namespace; `None` if they cannot be listed.
     pub taps: Option<Vec<Tap>>,
-    /// The congestion control that TCP connections start with.
+    /// The initial congestion control of TCP connections.
     pub congestion_control: Option<String>,
 }
 
 impl Environment {
-    /// Looks at everything. Needs no privilege; what cannot be found out is unknown.
+    /// Looks at everything. Needs no privilege. Facts out of reach are unknown.
     ///
     /// Off Linux all checks but the first are unknown.
     ///
     /// # Performance
     ///
-    /// Some milliseconds; two seconds at most, where loopback does not let packets through. Makes
-    /// two connections over loopback to itself, and takes two huge pages for a moment. No socket,
-    /// memory or thread is left behind.
+    /// Some milliseconds; two seconds at most, if loopback blocks packets. Makes two connections
+    /// over loopback to itself, and takes two huge pages for a moment. Leaves no socket, memory or
+    /// thread behind.
     ///
     /// ```
     /// let environment = pinbuf::probe::Environment::probe();
@@ -139,12 +138,11 @@ impl Environment {
         }
     }
 
-    /// The way to a peer; asks anew each time. The port does not matter.
+    /// Finds the route to a peer, anew each time. The port does not matter.
     ///
     /// # Errors
     ///
-    /// [`RouteError::NotOnePeer`] for a broadcast or multicast address, [`RouteError::NoRoute`]
-    /// when the peer cannot be reached, [`RouteError::Unknown`] off Linux.
+    /// [`RouteError::NotOnePeer`] for a broadcast or multicast address, [`RouteError::NoRoute`] for an unreachable peer, [`RouteError::Unknown`] off Linux.
     ///
     /// ```
     /// # if cfg!(target_os = "linux") {
@@ -160,7 +158,7 @@ impl Environment {
         Route::find(peer)
     }
 
-    /// One check for each thing that zero copy depends on, always the same ones in the same order.
+    /// One check for each condition of zero copy: always the same checks in the same order.
     ///
     /// ```
     /// let checks = pinbuf::probe::Environment::probe().checks();
@@ -216,7 +214,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn advice_stands_behind_everything_but_a_pass() {
+    fn every_check_but_a_pass_has_advice() {
         let environment = Environment::probe();
         let checks = environment.checks();
         for check in &checks {
@@ -239,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn bbr_is_named() {
+    fn the_check_names_bbr() {
         assert!(check_congestion_control(Some("bbr")).found.contains("paces"));
         assert_eq!(check_congestion_control(Some("cubic")).found, "cubic");
         assert_eq!(check_congestion_control(None).status, Status::Unknown);
@@ -247,7 +245,7 @@ mod tests {
 
     #[test]
     #[cfg(target_os = "linux")]
-    fn what_is_here_is_found() {
+    fn a_probe_finds_this_machine() {
         let environment = Environment::probe();
         let since =
             |major, minor| environment.kernel.unwrap() >= KernelVersion { major, minor, patch: 0 };

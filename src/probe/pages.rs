@@ -1,4 +1,4 @@
-//! Huge pages, reserved and transparent, and what the kernel does for a range of memory.
+//! Huge pages, reserved and transparent, and the kernel's advice for ranges of memory.
 
 use std::path::Path;
 
@@ -13,21 +13,21 @@ use crate::{
 
 /// The reserve of huge pages of one size (`/sys/kernel/mm/hugepages`).
 ///
-/// What pools take with [`Pages::HugeTlb`](crate::pool::Pages::HugeTlb).
+/// The source of pools with [`Pages::HugeTlb`](crate::pool::Pages::HugeTlb).
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct HugePages {
     /// Size of one page in bytes.
     pub page_bytes: u64,
-    /// Pages that there are, used ones too.
+    /// All pages, used or not.
     pub total: u64,
-    /// Pages that nobody uses; some may be [reserved](Self::reserved).
+    /// Unused pages; some may be [reserved](Self::reserved).
     pub free: u64,
-    /// Free pages that were promised to a mapping.
+    /// Free pages promised to a mapping.
     pub reserved: u64,
-    /// Pages beyond the configured number, given back when no longer used.
+    /// Pages beyond the configured number, returned after use.
     pub surplus: u64,
-    /// How many surplus pages there may be (`nr_overcommit_hugepages`).
+    /// The limit of surplus pages (`nr_overcommit_hugepages`).
     pub overcommit: u64,
     /// The same for each NUMA node.
     pub nodes: Vec<NodeHugePages>,
@@ -39,16 +39,16 @@ pub struct HugePages {
 pub struct NodeHugePages {
     /// Number of the node.
     pub node: u32,
-    /// Pages that there are, used ones too.
+    /// All pages, used or not.
     pub total: u64,
-    /// Pages that nobody uses.
+    /// Unused pages.
     pub free: u64,
     /// Pages beyond the configured number.
     pub surplus: u64,
 }
 
 impl HugePages {
-    /// Pages that can be had without asking the kernel to make more: free and not reserved.
+    /// Pages available without growing the reserve: free and not reserved.
     ///
     /// ```
     /// let environment = pinbuf::probe::Environment::probe();
@@ -60,7 +60,7 @@ impl HugePages {
         self.free.saturating_sub(self.reserved)
     }
 
-    /// Reads the reserves below `sizes`, and those of the nodes below `nodes`.
+    /// Reads the reserves below `sizes`, and the nodes' reserves below `nodes`.
     pub(super) fn read(sizes: &Path, nodes: &Path) -> Vec<Self> {
         let pools = names(sizes).into_iter().filter_map(|name| {
             let page_bytes = page_bytes(&name)?;
@@ -80,7 +80,7 @@ impl HugePages {
         pools
     }
 
-    /// `usable` is how an attempt to use one page of the usual size came out.
+    /// `usable` is the outcome of an attempt to use one page of the usual size.
     pub(super) fn check(pools: &[Self], usable: Result<(), OsError>) -> Check {
         const NAME: &str = "huge pages";
         let usual = memory::huge_page_bytes() as u64;
@@ -153,25 +153,25 @@ fn page_bytes(name: &str) -> Option<u64> {
     kib.checked_mul(1024).filter(|bytes| bytes.is_power_of_two())
 }
 
-/// Whether one reserved huge page of the usual size can be had; it is given back at once.
+/// Tries to get one reserved huge page of the usual size, and returns the page at once.
 pub(super) fn try_huge_page() -> Result<(), OsError> {
     let bytes = memory::huge_page_bytes();
     Mapping::huge_tlb(bytes, bytes, None).map(drop).map_err(|error| OsError::from(&error))
 }
 
-/// Transparent huge pages: what pools take where none are reserved.
+/// Transparent huge pages: the choice of pools without a reserve.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct TransparentHugePages {
     /// The mode (`always`, `madvise`, `never`), as the kernel writes it.
     pub mode: Option<String>,
-    /// When the kernel moves memory to make room for one (`always`, `defer`, `defer+madvise`,
-    /// `madvise`, `never`).
+    /// The circumstances in which the kernel moves memory to make a huge page (`always`, `defer`,
+    /// `defer+madvise`, `madvise`, `never`).
     pub defrag: Option<String>,
-    /// Size of one in bytes.
+    /// Size of a page in bytes.
     pub page_bytes: usize,
-    /// How an attempt to get one came out. This counts, whatever the mode says: a process can be
-    /// kept from them, and be given them where the mode is `never`.
+    /// The outcome of an attempt to get a page. The attempt counts, not the mode: a process can be
+    /// barred from huge pages, and can get one in the mode `never`.
     pub usable: Result<(), OsError>,
 }
 
@@ -199,10 +199,10 @@ impl TransparentHugePages {
         let page = size(self.page_bytes as u64);
         let found = format!("mode {mode}, defrag {defrag}");
         match self.usable {
-            Ok(()) => Check::pass(NAME, format!("{found}, one of {page} was had")),
+            Ok(()) => Check::pass(NAME, format!("{found}, a page of {page} was granted")),
             Err(error) => Check::warn(
                 NAME,
-                format!("{found}, one of {page} was refused: {error}"),
+                format!("{found}, a page of {page} was refused: {error}"),
                 match mode {
                     "always" | "madvise" => {
                         "free memory or make it contiguous: `sysctl vm.compact_memory=1`"
@@ -215,17 +215,17 @@ impl TransparentHugePages {
     }
 }
 
-/// What the kernel can be asked to do for a range of memory.
+/// The advice that the kernel takes for a range of memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct PageAdvice {
     /// `MADV_POPULATE_WRITE` (Linux 5.14): a lack of huge pages is an error instead of a signal.
-    /// Without it there are no reserved huge pages for pools.
+    /// Pools need this advice for reserved huge pages.
     pub populate_write: bool,
-    /// `MADV_COLLAPSE` (Linux 6.1): a transparent huge page can be had at once and for certain.
-    /// Without it pools take base pages where no huge ones are reserved.
+    /// `MADV_COLLAPSE` (Linux 6.1): a transparent huge page comes at once and for certain, or not
+    /// at all. Without this advice and without reserved pages, pools take base pages.
     pub collapse: bool,
-    /// `MADV_WIPEONFORK` (Linux 4.14): a forked child can tell that it is one.
+    /// `MADV_WIPEONFORK` (Linux 4.14): a forked child can detect the fork.
     pub wipe_on_fork: bool,
 }
 
@@ -273,7 +273,7 @@ mod tests {
         HugePages { page_bytes, total, free, reserved, surplus: 0, overcommit: 0, nodes }
     }
 
-    /// Files below a directory of their own, removed at the end.
+    /// Files below a private directory, removed at the end.
     struct Tree(PathBuf);
 
     impl Tree {
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_page_was_refused_for_is_told_apart() {
+    fn reasons_of_a_refused_page_are_told_apart() {
         let usual = memory::huge_page_bytes() as u64;
         let check = |pools: &[HugePages], usable| HugePages::check(pools, usable);
         assert_eq!(check(&[pages(usual, 5, 5, 0)], Ok(())).status, Status::Pass);

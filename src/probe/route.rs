@@ -1,4 +1,4 @@
-//! The way to one peer.
+//! The route to one peer.
 
 use std::{
     error::Error,
@@ -15,27 +15,27 @@ use crate::{
     sys::{RouteReply, netlink},
 };
 
-/// The way that packets to a peer take, as the kernel's routing has it now.
+/// The route of packets to a peer, as the kernel has it now.
 ///
-/// It ends at the first interface: what a switch, a host or a tunnel behind it does is not known,
-/// and does not matter for the copy. Rules that look at a mark, a port or the user can choose
-/// another one for a given socket.
+/// The route ends at the first interface: later switches, hosts and tunnels are unknown, and do not
+/// matter for the copy. Rules for a mark, a port or a user can choose another route for a given
+/// socket.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Route {
     /// The peer.
     pub peer: IpAddr,
-    /// The address that an unbound socket sends from.
+    /// The source address of an unbound socket.
     pub source: Option<IpAddr>,
-    /// The next router, if the peer is not on a network of ours.
+    /// The next router, unless the peer is on a network of this machine.
     pub gateway: Option<IpAddr>,
-    /// The interface that the packets leave by; loopback for an address of this machine.
+    /// The interface of the packets; loopback for an address of this machine.
     pub interface: Interface,
-    /// Whether a packet tap is open on the interface; `None` where it cannot be told.
+    /// `true` if a packet tap is open on the interface; `None` if unknown.
     pub tapped: Option<bool>,
 }
 
-/// Why there is no [`Route`].
+/// The reason for a missing [`Route`].
 ///
 /// ```
 /// use pinbuf::probe::{Environment, RouteError};
@@ -95,7 +95,7 @@ impl Route {
             SocketAddr::V6(peer) => peer.scope_id(),
             SocketAddr::V4(_) => 0,
         };
-        // First, so that a system that tells nothing is not taken for one without a route.
+        // First, so that a system without such facts is not taken for a system without a route.
         let interfaces = Interface::all().map_err(RouteError::Unknown)?;
         let reply = netlink::route(address, scope);
         let reply = reply.map_err(|error| RouteError::NoRoute(OsError::from(&error)))?;
@@ -116,14 +116,14 @@ impl Route {
         }
         const ENODEV: i32 = 19;
         let interface = interfaces.into_iter().find(|interface| interface.index == reply.interface);
-        // It went away between the two questions.
+        // `None` if the interface was removed between the two requests.
         let interface = interface.ok_or(RouteError::NoRoute(OsError::from_raw(ENODEV)))?;
         let tapped = taps.map(|taps| taps.iter().any(|tap| tap.is_on(&interface)));
         let RouteReply { source, gateway, .. } = reply;
         Ok(Self { peer, source, gateway, interface, tapped })
     }
 
-    /// Whether the kernel copies what is sent this way; `None` where it cannot be told.
+    /// Returns `true` if the kernel copies packets on this route; `None` if unknown.
     ///
     /// ```
     /// # if cfg!(target_os = "linux") {
@@ -139,7 +139,7 @@ impl Route {
         }
     }
 
-    /// What this way means for zero copy, and what to change.
+    /// The consequences of this route for zero copy, and the change to make.
     pub fn check(&self) -> Check {
         const NAME: &str = "route";
         let name = &self.interface.name;
@@ -161,7 +161,7 @@ impl Route {
                 .to_owned(),
             (_, Some(false), Some(false)) => return Check::pass(NAME, found),
             _ => {
-                let advice = "measure it: the statistics of a sender count what was copied";
+                let advice = "measure: the statistics of a sender count copied sends";
                 return Check::unknown(NAME, found, advice);
             }
         };
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_way_without_a_copy_has_hardware_and_no_tap() {
+    fn a_route_without_copies_has_hardware_and_no_tap() {
         let tap = Tap { interface: Some(5), user: 0 };
         let elsewhere = Tap { interface: Some(6), user: 0 };
         let bond = InterfaceKind::Other("bond".to_owned());
@@ -219,14 +219,14 @@ mod tests {
     }
 
     #[test]
-    fn an_interface_that_does_not_gather_is_named() {
+    fn the_check_names_an_interface_without_scatter_gather() {
         let slow = Interface { scatter_gather: Some(false), ..interface(InterfaceKind::Hardware) };
         let route = Route::new(PEER, reply(1, 5), vec![slow], Some(&[])).unwrap();
         assert!(route.check().advice.unwrap().contains("ethtool -K x0 sg on"));
     }
 
     #[test]
-    fn only_one_peer_behind_an_interface_there_is_has_a_route() {
+    fn a_route_needs_a_single_peer_and_an_interface() {
         let new = |kind, index| {
             let interfaces = vec![interface(InterfaceKind::Hardware)];
             Route::new(PEER, reply(kind, index), interfaces, None)
@@ -247,7 +247,7 @@ mod tests {
         }
         for peer in ["0.0.0.0:1", "[::]:1", "224.0.0.1:1", "[ff02::1]:1", "255.255.255.255:1"] {
             let found = Route::find(peer.parse().unwrap());
-            // Without an interface that is up there is no way to broadcast either.
+            // Without an interface that is up, broadcasts have no route either.
             assert!(found == Err(RouteError::NotOnePeer) || peer.starts_with("255"), "{found:?}");
         }
     }

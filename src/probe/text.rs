@@ -1,4 +1,4 @@
-//! What `/proc` and `/sys` say, and how sizes are written.
+//! Contents of `/proc` and `/sys`, and sizes in text.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ pub(super) fn read(path: impl AsRef<Path>) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
-/// The number that is all there is in a file.
+/// The number in a file, if the file contains nothing else.
 pub(super) fn read_number(path: impl AsRef<Path>) -> Option<u64> {
     read(path)?.parse().ok()
 }
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_choice_stands_in_brackets() {
+    fn the_chosen_word_is_in_brackets() {
         assert_eq!(chosen("always [madvise] never"), Some("madvise"));
         assert_eq!(chosen("always defer [defer+madvise] never\n"), Some("defer+madvise"));
         for garbage in ["", "always", "[", "]", "][", "[]", "always [madvise"] {

@@ -1,4 +1,4 @@
-//! Zero copy, tried over loopback.
+//! A trial of zero copy over loopback.
 
 use std::{
     io,
@@ -16,36 +16,38 @@ use crate::{
     },
 };
 
-/// How a zero-copy send over a loopback connection of our own came out.
+/// The outcome of a zero-copy send over a loopback connection of the library's own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Trial {
     /// The kernel took the memory and released it.
     Released {
-        /// It copied, which it always does on loopback: nothing follows for other routes.
+        /// `true` if the kernel copied. On loopback the kernel always does; other routes may
+        /// differ.
         copied: bool,
     },
     /// `SO_ZEROCOPY` is refused.
     Refused(OsError),
-    /// The send failed; `ENOBUFS` when option memory or the memlock limit was used up just then.
+    /// The send failed; `ENOBUFS` if option memory or the memlock limit was used up at the moment.
     SendFailed(OsError),
     /// The error queue or the option memory cannot be read, so that no release can be proven.
     Unprovable(OsError),
-    /// The send went through, but the flag was ignored: nothing is released, and no note comes.
+    /// The send succeeded, but the flag was ignored: nothing is released, and no notification
+    /// comes.
     Ignored,
-    /// No note came within half a second.
+    /// No notification came within half a second.
     Overdue,
-    /// No connection could be made over loopback.
+    /// No connection is possible over loopback.
     NoLoopback(OsError),
 }
 
 impl Trial {
-    /// Whether zero copy works for connections of this family.
+    /// Returns `true` if zero copy works for connections of this family.
     pub fn works(&self) -> bool {
         matches!(self, Self::Released { .. })
     }
 
-    /// Connects to `address`, an address of this machine, sends once, and reads the note.
+    /// Connects to `address`, an address of this machine, sends once, and reads the notification.
     ///
     /// Takes a second at most. Leaves no socket behind: the peer's end is reset, not closed.
     pub(super) fn run(address: IpAddr) -> Self {
@@ -62,7 +64,7 @@ impl Trial {
         if let Err(error) = socket::send_static(fd, &BYTES, flags) {
             return Self::SendFailed(os_error(&error));
         }
-        await_note(fd).unwrap_or_else(|error| Self::Unprovable(os_error(&error)))
+        await_notification(fd).unwrap_or_else(|error| Self::Unprovable(os_error(&error)))
     }
 
     pub(super) fn check(&self, name: &'static str) -> Check {
@@ -79,7 +81,7 @@ impl Trial {
             Self::SendFailed(error) if error.raw() == errno::ENOBUFS => Check::warn(
                 name,
                 format!("a send of 4 KiB was refused: {error}"),
-                "the memlock limit of this user is used up; raise RLIMIT_MEMLOCK or see who uses it",
+                "the memlock limit of this user is used up; raise RLIMIT_MEMLOCK or find its users",
             ),
             Self::SendFailed(error) => Check::fail(
                 name,
@@ -94,32 +96,32 @@ impl Trial {
             Self::Ignored => Check::fail(
                 name,
                 "MSG_ZEROCOPY is ignored",
-                "use a kernel that implements it, not one that emulates Linux",
+                "use a real Linux kernel, no emulation",
             ),
             Self::Overdue => Check::warn(
                 name,
-                "no note came within half a second",
+                "no notification came within half a second",
                 "see what holds packets back on loopback: a queue discipline, a firewall, a debugger",
             ),
             Self::NoLoopback(error) => Check::unknown(
                 name,
                 format!("no connection over loopback: {error}"),
-                "set lo up (`ip link set lo up`), or ignore this where the family is not used",
+                "set lo up (`ip link set lo up`), or ignore the check for an unused family",
             ),
         }
     }
 }
 
-/// A connection, and the listener whose backlog holds its other end. Nobody has to accept it: the
-/// kernel takes and acknowledges what is sent. Dropping the listener resets it.
+/// A connection, and the listener whose backlog holds the peer's end. No accept is needed: the
+/// kernel receives and acknowledges without one. Dropping the listener resets the peer's end.
 fn connect(address: IpAddr) -> io::Result<(TcpStream, TcpListener)> {
     let listener = TcpListener::bind(SocketAddr::new(address, 0))?;
     let sender = TcpStream::connect_timeout(&listener.local_addr()?, Duration::from_millis(500))?;
     Ok((sender, listener))
 }
 
-/// Waits half a second for the note.
-fn await_note(fd: BorrowedFd<'_>) -> io::Result<Trial> {
+/// Waits half a second for the notification.
+fn await_notification(fd: BorrowedFd<'_>) -> io::Result<Trial> {
     let end = Instant::now() + Duration::from_millis(500);
     loop {
         let mut found = None;
@@ -134,7 +136,7 @@ fn await_note(fd: BorrowedFd<'_>) -> io::Result<Trial> {
         if let Some(found) = found {
             return Ok(found);
         } else if socket::optmem(fd)? == 0 {
-            // An unread note would hold some.
+            // An unread notification would hold some.
             return Ok(Trial::Ignored);
         } else if rest.is_zero() {
             return Ok(Trial::Overdue);
@@ -163,36 +165,36 @@ mod tests {
     }
 
     #[test]
-    fn an_address_of_nobody_is_no_loopback() {
+    fn an_unassigned_address_is_no_loopback() {
         // TEST-NET-1: bound to nothing.
         let trial = Trial::run(Ipv4Addr::new(192, 0, 2, 255).into());
         assert!(matches!(trial, Trial::NoLoopback(_)), "{trial:?}");
     }
 
     #[test]
-    fn a_plain_send_is_seen_to_be_ignored() {
+    fn a_plain_send_counts_as_ignored() {
         let (sender, _listener) = connect(Ipv4Addr::LOCALHOST.into()).unwrap();
         socket::enable_zerocopy(sender.as_fd()).unwrap();
         socket::send_static(sender.as_fd(), b"plain", SendFlags::default()).unwrap();
-        assert_eq!(await_note(sender.as_fd()).unwrap(), Trial::Ignored);
+        assert_eq!(await_notification(sender.as_fd()).unwrap(), Trial::Ignored);
     }
 
     #[test]
-    fn a_note_that_does_not_come_is_overdue() {
+    fn a_missing_notification_is_overdue() {
         let (sender, _listener) = connect(Ipv4Addr::LOCALHOST.into()).unwrap();
         socket::enable_zerocopy(sender.as_fd()).unwrap();
         static MUCH: [u8; 1 << 20] = [0; 1 << 20];
         let flags = SendFlags { zerocopy: true, more: false };
-        // Nobody reads: what goes last stays unacknowledged.
+        // The peer reads nothing, so the last bytes stay unacknowledged.
         while socket::send_static(sender.as_fd(), &MUCH, flags).is_ok() {}
         errqueue::with_scratch(|scratch| {
             errqueue::recv(sender.as_fd(), scratch, &mut |_| ()).unwrap()
         });
-        assert_eq!(await_note(sender.as_fd()).unwrap(), Trial::Overdue);
+        assert_eq!(await_notification(sender.as_fd()).unwrap(), Trial::Overdue);
     }
 
     #[test]
-    fn only_what_does_not_work_fails() {
+    fn only_a_failed_trial_fails_the_check() {
         let error = OsError::from_raw(errno::EOPNOTSUPP);
         for (trial, status) in [
             (Trial::Released { copied: true }, Status::Pass),

@@ -1,8 +1,8 @@
 //! The receiver of released leases.
 
-/// Takes the leases that lose their last hold.
+/// Receives the leases without a hold.
 pub trait Heir<T> {
-    /// Takes a lease out of its place, which costs less than a move.
+    /// Takes a lease out of its place, cheaper than a move.
     fn take(&mut self, lease: &mut Option<T>);
 }
 

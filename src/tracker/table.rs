@@ -1,4 +1,4 @@
-//! Leases that more than one party holds, under keys.
+//! Leases with several holds, under keys.
 
 use std::mem;
 
@@ -56,27 +56,27 @@ impl<T> Table<T> {
         self.entries[key as usize].holds
     }
 
-    /// The next of the run.
+    /// The next lease of the run.
     pub(super) fn link(&self, key: u32) -> u32 {
         self.entries[key as usize].link
     }
 
-    /// One more hold, as a part of a run in front of `link`.
+    /// Adds a hold, as a part of a run in front of `link`.
     pub(super) fn hold(&mut self, key: u32, link: u32) {
         let entry = &mut self.entries[key as usize];
         entry.holds += 1;
         entry.link = link;
     }
 
-    /// Ends a run behind `key`; the rest of it.
+    /// Ends a run behind `key`. Returns the remaining run.
     pub(super) fn cut(&mut self, key: u32) -> u32 {
         mem::replace(&mut self.entries[key as usize].link, NONE)
     }
 
-    /// Drops one hold; the lease if that was the last.
-    pub(super) fn let_go(&mut self, key: u32) -> Option<T> {
+    /// Drops one hold. Returns the lease if the hold was the last.
+    pub(super) fn drop_hold(&mut self, key: u32) -> Option<T> {
         let entry = &mut self.entries[key as usize];
-        entry.holds = entry.holds.checked_sub(1).expect("a lease that is let go of has a hold");
+        entry.holds = entry.holds.checked_sub(1).expect("a lease in the table has a hold");
         if entry.holds > 0 {
             return None;
         }
@@ -87,11 +87,11 @@ impl<T> Table<T> {
 
     /// Drops one hold of each lease of the run that starts at `head`.
     #[inline(never)]
-    pub(super) fn let_go_all(&mut self, head: u32, heir: &mut impl Heir<T>) {
+    pub(super) fn drop_holds(&mut self, head: u32, heir: &mut impl Heir<T>) {
         let mut key = head;
         while key != NONE {
             let link = self.link(key);
-            let mut lease = self.let_go(key);
+            let mut lease = self.drop_hold(key);
             if lease.is_some() {
                 heir.take(&mut lease);
             }

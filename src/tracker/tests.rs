@@ -1,4 +1,4 @@
-//! Single orders of events, then random ones against a model without any cleverness.
+//! Single orders of events, then random orders against a naive model.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -22,12 +22,12 @@ fn release(tracker: &mut CompletionTracker<u64>, lo: u64, hi: u64) -> Result<Vec
     let Released { ids, bytes } =
         tracker
             .release(lo as u32, hi as u32, |lease: &mut Option<_>| released.extend(lease.take()))?;
-    assert_eq!(bytes as u64, ids.count(), "each call of these tests has one byte");
+    assert_eq!(bytes as u64, ids.count(), "each call in the tests has one byte");
     Ok(released)
 }
 
 #[test]
-fn releases_the_ids_named_and_not_the_oldest() {
+fn a_notification_releases_the_named_ids_only() {
     let mut tracker = tracker(8, 0);
     for lease in 0..4 {
         send(&mut tracker, lease);
@@ -40,7 +40,7 @@ fn releases_the_ids_named_and_not_the_oldest() {
 }
 
 #[test]
-fn a_lease_over_several_ids_ends_with_the_last_of_them_in_any_order() {
+fn a_lease_ends_with_its_last_id_in_any_order() {
     let mut tracker = tracker(8, 0);
     let key = tracker.insert(7);
     for _ in 0..3 {
@@ -57,12 +57,12 @@ fn the_senders_hold_outlives_every_id() {
     let mut tracker = tracker(8, 0);
     let key = tracker.insert(7);
     tracker.issue(&[key], 1).unwrap();
-    assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]), "the rest is not yet accepted");
+    assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]), "the sender still holds the lease");
     assert_eq!(tracker.settle(key), Some(7));
 }
 
 #[test]
-fn a_vectored_send_accepted_in_part_keeps_its_boundary_lease() {
+fn a_partial_vectored_send_keeps_its_boundary_lease() {
     let mut tracker = tracker(8, 0);
     let keys: Vec<_> = (0..4).map(|lease| tracker.insert(lease)).collect();
     let first = tracker.issue(&keys, 1).unwrap();
@@ -78,7 +78,7 @@ fn a_vectored_send_accepted_in_part_keeps_its_boundary_lease() {
 }
 
 #[test]
-fn an_id_released_before_its_call_returned_frees_nothing_unaccepted() {
+fn an_early_release_frees_nothing_unaccepted() {
     let mut tracker = tracker(8, 0);
     let keys: Vec<_> = (0..3).map(|lease| tracker.insert(lease)).collect();
     let id = tracker.issue(&keys, 1).unwrap();
@@ -92,19 +92,19 @@ fn an_id_released_before_its_call_returned_frees_nothing_unaccepted() {
 }
 
 #[test]
-fn a_cancelled_id_is_given_out_again() {
+fn a_cancelled_id_is_issued_again() {
     let mut tracker = tracker(8, 0);
     let key = tracker.insert(1);
     let id = tracker.issue(&[key], 1).unwrap();
     assert!(tracker.cancel(id));
     assert_eq!(tracker.issue(&[key], 1), Some(id));
     assert_eq!(release(&mut tracker, 0, 0), Ok(vec![]));
-    assert!(!tracker.cancel(id), "a note proved the id used");
+    assert!(!tracker.cancel(id), "a notification proved the id used");
     assert_eq!(tracker.next_id(), NotificationId(1));
 }
 
 #[test]
-fn a_note_with_one_foreign_id_releases_nothing() {
+fn a_notification_with_an_unknown_id_releases_nothing() {
     let mut tracker = tracker(8, 0);
     for lease in 0..4 {
         send(&mut tracker, lease);
@@ -118,7 +118,7 @@ fn a_note_with_one_foreign_id_releases_nothing() {
 }
 
 #[test]
-fn a_straggler_costs_no_ring_however_many_ids_follow() {
+fn a_straggler_does_not_grow_the_ring() {
     let mut tracker = tracker(16, u64::from(u32::MAX) - 5);
     let oldest = send(&mut tracker, 999);
     for lease in 0..100_000 {
@@ -158,7 +158,7 @@ fn a_full_side_list_refuses_ids_until_a_straggler_is_released() {
 }
 
 #[test]
-fn the_table_uses_the_entries_of_released_leases_again() {
+fn the_table_reuses_entries_of_released_leases() {
     let mut tracker = tracker(8, 0);
     tracker.insert(0);
     for lease in 1..4 {
@@ -169,7 +169,7 @@ fn the_table_uses_the_entries_of_released_leases_again() {
 }
 
 #[test]
-fn release_all_leaves_what_the_sender_still_holds() {
+fn release_all_keeps_leases_held_by_the_sender() {
     let mut tracker = tracker(4, 0);
     send(&mut tracker, 1);
     let key = tracker.insert(2);
@@ -181,7 +181,7 @@ fn release_all_leaves_what_the_sender_still_holds() {
 }
 
 #[test]
-fn no_id_is_given_out_that_a_note_could_take_for_a_straggler() {
+fn no_issued_id_is_ambiguous_with_a_straggler() {
     let mut tracker = tracker(4, 0);
     let straggler = send(&mut tracker, 1);
     for _ in 0..MIN_RING {
@@ -189,7 +189,7 @@ fn no_id_is_given_out_that_a_note_could_take_for_a_straggler() {
         release(&mut tracker, id.0, id.0).unwrap();
     }
     assert_eq!(tracker.footprint().1, 1, "the straggler is on the side list");
-    // As after nearly 2^32 more calls, all of them released.
+    // As after nearly 2^32 more calls, all released.
     let next = u64::from(u32::MAX) - 1;
     (tracker.ring_base, tracker.next) = (next, next);
     let last = send(&mut tracker, 3);
@@ -202,7 +202,7 @@ fn no_id_is_given_out_that_a_note_could_take_for_a_straggler() {
 }
 
 #[test]
-fn a_notification_of_the_next_id_releases_nothing_though_the_ring_is_full() {
+fn a_full_ring_rejects_a_notification_of_the_next_id() {
     let mut tracker = tracker(8, 0);
     for lease in 0..FIRST_RING as u64 {
         send(&mut tracker, lease);
@@ -214,7 +214,7 @@ fn a_notification_of_the_next_id_releases_nothing_though_the_ring_is_full() {
 }
 
 #[test]
-fn the_key_alone_names_its_lease_in_the_table_too() {
+fn the_alone_key_also_names_a_lease_in_the_table() {
     let mut tracker = tracker(8, 0);
     let key = tracker.insert(7);
     assert_eq!(key, ALONE);
@@ -227,7 +227,7 @@ fn the_key_alone_names_its_lease_in_the_table_too() {
 }
 
 #[test]
-fn a_call_whose_id_release_all_took_is_neither_cancelled_nor_trimmed() {
+fn release_all_makes_cancel_and_trim_do_nothing() {
     let mut tracker = tracker(8, 0);
     let keys: Vec<_> = (0..2).map(|lease| tracker.insert(lease)).collect();
     let id = tracker.issue(&keys, 1).unwrap();
@@ -241,7 +241,7 @@ fn a_call_whose_id_release_all_took_is_neither_cancelled_nor_trimmed() {
 #[test]
 #[cfg(debug_assertions)]
 #[should_panic(expected = "assertion failed: run.len() == 1")]
-fn a_lease_that_an_id_covers_is_not_issued_with_others() {
+fn a_covered_lease_is_issued_only_alone() {
     let mut tracker = tracker(8, 0);
     let keys: Vec<_> = (0..2).map(|lease| tracker.insert(lease)).collect();
     tracker.issue(&keys[..1], 1).unwrap();
@@ -249,7 +249,7 @@ fn a_lease_that_an_id_covers_is_not_issued_with_others() {
 }
 
 #[test]
-fn debug_tells_what_is_in_flight() {
+fn debug_output_tells_the_ids_in_flight() {
     let mut tracker = tracker(8, 5);
     send(&mut tracker, 1);
     assert_eq!(
@@ -259,12 +259,12 @@ fn debug_tells_what_is_in_flight() {
     );
 }
 
-/// The same bookkeeping without any cleverness.
+/// A naive model of the bookkeeping.
 #[derive(Default)]
 struct Model {
     /// Leases and bytes of each id.
     outstanding: BTreeMap<u64, (Vec<u64>, u32)>,
-    /// Leases that the sender holds, with their keys, in order. Of the first a part may be sent.
+    /// Leases held by the sender, with their keys, in order. A part of the first may be sent.
     unsettled: VecDeque<(u64, LeaseKey)>,
     part_sent: bool,
     entered: u64,
@@ -282,7 +282,7 @@ impl Model {
         covered.chain(self.unsettled.iter().map(|(lease, _)| *lease)).collect()
     }
 
-    /// The ids of a note, if all of them are outstanding.
+    /// The ids of a notification, if all are outstanding.
     fn named(&self, lo: u32, hi: u32) -> Option<Vec<u64>> {
         let wanted = u64::from(hi.wrapping_sub(lo)) + 1;
         let start = self.outstanding.keys().find(|id| **id as u32 == lo)?;
@@ -291,7 +291,7 @@ impl Model {
         (whole as u64 >= wanted).then(|| ids[..wanted as usize].to_vec())
     }
 
-    /// Takes the ids out; the leases that lose their last hold, each once.
+    /// Removes the ids. Returns the leases that lose their last hold, each once.
     fn release(&mut self, ids: impl IntoIterator<Item = u64>) -> (Vec<u64>, usize) {
         let gone: Vec<_> = ids.into_iter().filter_map(|id| self.outstanding.remove(&id)).collect();
         let bytes = gone.iter().map(|(_, bytes)| *bytes as usize).sum();
@@ -302,22 +302,22 @@ impl Model {
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// So many buffers join what is to be sent.
+    /// A number of buffers is queued for sending.
     Enter(usize),
-    /// A call for at most `run` of what is to be sent, of which `whole` are accepted wholly and
-    /// perhaps a part of the next. The note may come before the call returns.
+    /// A call for at most `run` of the queued buffers. The kernel accepts `whole` of them, and
+    /// perhaps a part of the next. With `early`, the notification comes before the call returns.
     Call { run: usize, bytes: u32, whole: usize, part: bool, early: bool },
-    /// A call that fails, perhaps after having used its id, whose note has then come.
+    /// A failed call, perhaps after its id was used and notified.
     Fail { run: usize, used: bool },
-    /// What is to be sent is given up.
+    /// The queued buffers are given up.
     Withdraw,
-    /// A note for a span of ids, most often outstanding ones.
-    Note { at: usize, len: u64 },
-    /// The last good note once more.
+    /// A notification for a span of ids, most often outstanding ones.
+    Notification { at: usize, len: u64 },
+    /// The last valid notification again.
     Again,
-    /// A note for arbitrary ids.
+    /// A notification for arbitrary ids.
     Forged { lo: u32, len: u32 },
-    /// A note of some ids and the next one, which no call has used yet.
+    /// A notification of some ids and the next, still unused, id.
     Ahead { len: u64 },
     /// Everything is released.
     All,
@@ -331,7 +331,7 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         10 => (1..5_usize, any::<bool>()).prop_map(|(run, used)| Step::Fail { run, used }),
         2 => Just(Step::Withdraw),
-        50 => (0..64_usize, 1..6_u64).prop_map(|(at, len)| Step::Note { at, len }),
+        50 => (0..64_usize, 1..6_u64).prop_map(|(at, len)| Step::Notification { at, len }),
         5 => Just(Step::Again),
         10 => (any::<u32>(), 0..100_u32).prop_map(|(lo, len)| Step::Forged { lo, len }),
         5 => (0..4_u64).prop_map(|len| Step::Ahead { len }),
@@ -339,18 +339,18 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Few calls are released, so that the ring grows and stragglers pile up.
+/// Few calls are released, so the ring grows and stragglers pile up.
 fn laggard_step() -> impl Strategy<Value = Step> {
     let call = Step::Call { run: 1, bytes: 1, whole: 1, part: false, early: false };
     prop_oneof![
         10 => Just(Step::Enter(1)),
         10 => Just(call),
-        9 => (0..64_usize, 1..2_u64).prop_map(|(at, len)| Step::Note { at: at + 1, len }),
+        9 => (0..64_usize, 1..2_u64).prop_map(|(at, len)| Step::Notification { at: at + 1, len }),
         1 => step(),
     ]
 }
 
-/// Near the places where a counter of 32 bits wraps, and the one where it has not begun.
+/// Near the points where a 32-bit counter wraps, and near its start.
 fn first_id() -> impl Strategy<Value = u64> {
     (prop_oneof![Just(1_u64), Just(2), Just(1 << 20)], 0..80_u64)
         .prop_map(|(wraps, before)| (wraps << 32) - before)
@@ -399,7 +399,7 @@ proptest! {
                         model.unsettled.push_back((lease, key));
                         model.entered += 1;
                     }
-                    // The rest of what was sent in part goes alone.
+                    // The unsent part of a buffer goes alone.
                     let run = if model.part_sent { 1 } else { run.min(model.unsettled.len()) };
                     let (names, keys): (Vec<_>, Vec<_>) =
                         model.unsettled.iter().take(run).copied().unzip();
@@ -415,7 +415,7 @@ proptest! {
                     let covered = (whole + usize::from(part)).clamp(1, run);
                     model.outstanding.insert(id.0, (names[..covered].to_vec(), bytes));
                     if early {
-                        // All of the run is still the sender's.
+                        // The sender still holds all leases of the run.
                         prop_assert_eq!(model.release([id.0]), (vec![], bytes as usize));
                         let got = tracker.release(id.0 as u32, id.0 as u32, |_: &mut Option<_>| unreachable!());
                         prop_assert_eq!(got.map(|released| released.bytes), Ok(bytes as usize));
@@ -447,23 +447,23 @@ proptest! {
                         prop_assert_eq!(gone, (!model.held(name)).then_some(name));
                     }
                 }
-                Step::Note { at, len } => {
+                Step::Notification { at, len } => {
                     let Some(lo) = model.outstanding.keys().nth(at).copied() else { continue };
-                    let note = (lo as u32, (lo + len - 1) as u32);
-                    if check_note(&mut tracker, &mut model, note)? {
-                        last_note = Some(note);
+                    let ids = (lo as u32, (lo + len - 1) as u32);
+                    if check_notification(&mut tracker, &mut model, ids)? {
+                        last_note = Some(ids);
                     }
                 }
                 Step::Again => {
-                    let Some(note) = last_note else { continue };
-                    prop_assert!(!check_note(&mut tracker, &mut model, note)?, "it is released");
+                    let Some(ids) = last_note else { continue };
+                    prop_assert!(!check_notification(&mut tracker, &mut model, ids)?, "the ids are released");
                 }
                 Step::Forged { lo, len } => {
-                    _ = check_note(&mut tracker, &mut model, (lo, lo.wrapping_add(len)))?;
+                    _ = check_notification(&mut tracker, &mut model, (lo, lo.wrapping_add(len)))?;
                 }
                 Step::Ahead { len } => {
-                    let note = (model.next.saturating_sub(len) as u32, model.next as u32);
-                    prop_assert!(!check_note(&mut tracker, &mut model, note)?, "one is unused");
+                    let ids = (model.next.saturating_sub(len) as u32, model.next as u32);
+                    prop_assert!(!check_notification(&mut tracker, &mut model, ids)?, "the last id is unused");
                 }
                 Step::All => {
                     let ids: Vec<_> = model.outstanding.keys().copied().collect();
@@ -489,7 +489,7 @@ proptest! {
     }
 }
 
-/// The invariants 1 and 2 of the tracker, and its limit.
+/// Checks invariants 1 and 2 of the tracker, and its limit.
 fn check_places(tracker: &CompletionTracker<u64>) -> Result<(), TestCaseError> {
     let &CompletionTracker { ref ring, ref stragglers, ring_base, next, holes, .. } = tracker;
     let in_ring = ring_base..next;
@@ -506,8 +506,8 @@ fn check_places(tracker: &CompletionTracker<u64>) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// Has both read a note; whether they took it.
-fn check_note(
+/// Passes a notification to tracker and model. Returns `true` if both accepted it.
+fn check_notification(
     tracker: &mut CompletionTracker<u64>,
     model: &mut Model,
     (lo, hi): (u32, u32),
@@ -519,7 +519,7 @@ fn check_note(
         prop_assert_eq!(got, Vec::<u64>::new());
         return Ok(false);
     };
-    let Released { ids: range, bytes } = result.expect("all of them are outstanding");
+    let Released { ids: range, bytes } = result.expect("all ids are outstanding");
     prop_assert_eq!((range.start.0, range.count()), (ids[0], ids.len() as u64));
     got.sort_unstable();
     prop_assert_eq!((got, bytes), model.release(ids));
