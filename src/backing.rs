@@ -1,4 +1,4 @@
-//! What memory a pool asks for.
+//! The kinds of memory for pools.
 
 use std::fmt;
 
@@ -17,14 +17,14 @@ use std::fmt;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum Pages {
-    /// Huge pages from the system's reserve (`MAP_HUGETLB`), of the given size in bytes. They have
-    /// to be set aside first, for example with `sysctl vm.nr_hugepages=512`. Linux only.
+    /// Huge pages from the system's reserve (`MAP_HUGETLB`), of the given size in bytes. The
+    /// reserve must be filled first, for example with `sysctl vm.nr_hugepages=512`. Linux only.
     HugeTlb {
-        /// Size of one huge page in bytes: one of the sizes in `/sys/kernel/mm/hugepages`.
+        /// Size of a huge page in bytes: one of the sizes in `/sys/kernel/mm/hugepages`.
         page_bytes: usize,
     },
-    /// Transparent huge pages: ordinary memory that the kernel was asked to back with huge pages.
-    /// Nothing has to be set aside. Linux only.
+    /// Transparent huge pages: ordinary memory with the request for huge pages. No reserve is
+    /// needed. Linux only.
     Thp,
     /// Base pages, 4 KiB on most machines.
     Base,
@@ -40,10 +40,10 @@ impl fmt::Display for Pages {
     }
 }
 
-/// How a pool chooses its [`Pages`].
+/// The choice of [`Pages`] for a pool.
 ///
 /// Huge pages make a zero-copy send of 64 KiB and more a quarter to a half cheaper; below 16 KiB
-/// they make no difference. What a pool got is told by [`Pool::regions`](crate::Pool::regions).
+/// they make no difference. [`Pool::regions`](crate::Pool::regions) tells the pages of a pool.
 ///
 /// ```
 /// use pinbuf::{pool::{Backing, Pages}, Pool};
@@ -55,14 +55,13 @@ impl fmt::Display for Pages {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[non_exhaustive]
 pub enum Backing {
-    /// The best that can be had: hugetlb pages of the machine's usual huge page size, else
-    /// transparent huge pages, else base pages. A pool smaller than half a huge page does not take
-    /// one.
+    /// The best available pages: hugetlb pages of the machine's usual huge page size, else
+    /// transparent huge pages, else base pages. A pool smaller than half a huge page gets none.
     #[default]
     Auto,
     /// As `Auto`, but the ladder starts at this kind.
     Prefer(Pages),
-    /// This kind, or [`BuildError::Unavailable`](crate::BuildError::Unavailable). The pool's
-    /// memory is rounded up to whole pages, however small it is.
+    /// This kind, or [`BuildError::Unavailable`](crate::BuildError::Unavailable). The pool's memory
+    /// is rounded up to whole pages of any size.
     Require(Pages),
 }

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-/// The number the kernel gives to one `MSG_ZEROCOPY` send call, extended to 64 bits.
+/// The number of one `MSG_ZEROCOPY` send call, assigned by the kernel and extended to 64 bits.
 ///
-/// The kernel counts such calls per socket in a `u32`, starting at 0; the extension keeps ids
-/// unique past the wrap. One id covers all bytes that one call accepted.
+/// The kernel counts such calls per socket in a `u32`, starting at 0. The extension keeps ids
+/// unique past the wrap. An id covers all bytes accepted by its call.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct NotificationId(pub u64);
 
@@ -24,12 +24,12 @@ impl IdRange {
         self.end.0 - self.start.0
     }
 
-    /// Extends the inclusive range `lo..=hi` of a completion note to 64 bits.
+    /// Extends the inclusive range `lo..=hi` of a notification to 64 bits.
     ///
-    /// `base..next` are the ids that may be outstanding, with `base` the oldest of them. `lo`
-    /// is read as its distance from `base`, so a range may wrap inside (`lo > hi` as numbers) and
-    /// an old id may arrive after the wrap. `None` when any id of the range lies outside
-    /// `base..next`: such a note is not about sends of ours.
+    /// `base..next` are the ids that may be outstanding, and `base` is the oldest. The distance of
+    /// `lo` from `base` decides, so a range may wrap inside (`lo > hi` as numbers) and an old id
+    /// may arrive after the wrap. Returns `None` if any id of the range lies outside `base..next`:
+    /// the notification is then not about sends of this sender.
     pub fn extend(lo: u32, hi: u32, base: NotificationId, next: NotificationId) -> Option<Self> {
         let live = next.0 - base.0;
         let offset = u64::from(lo.wrapping_sub(base.0 as u32));
@@ -42,12 +42,12 @@ impl IdRange {
     }
 }
 
-/// Tells a sender from every other one of the process.
+/// Distinguishes a sender from every other sender of the process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct SenderId(u64);
 
 impl SenderId {
-    /// Makes an identity of a number that no other sender of the process has.
+    /// Makes an identity of a number without another sender in the process.
     pub(crate) fn new(unique: u64) -> Self {
         Self(unique & FIELD)
     }
@@ -55,15 +55,15 @@ impl SenderId {
 
 /// Names one accepted send of one [`Sender`](crate::Sender), copied or not.
 ///
-/// Tickets are handed out in send order and are not kernel ids: a send may take several
-/// notification ids or none. A ticket also remembers the length of its send, in bytes, so that it
-/// can be asked for its [`Fate`](crate::Fate) at any later time.
+/// Tickets are issued in send order and are not kernel ids: a send may take several notification
+/// ids or none. A ticket also contains the length of its send in bytes, and can be exchanged for
+/// its [`Fate`](crate::Fate) at any later time.
 ///
-/// Only the sender that gave a ticket answers for it, or its halves after a
-/// [`split`](crate::Sender::split). Every other sender says
-/// [`WaitError::ForeignTicket`](crate::WaitError::ForeignTicket), a sender made from the parts of
-/// the first one too. The names of senders are used again after 2^40 senders of the process, and
-/// those of sends after 2^40 sends of a sender: twelve days of one each microsecond.
+/// Only the sender of a ticket answers for it, or its halves after a
+/// [`split`](crate::Sender::split). Every other sender returns
+/// [`WaitError::ForeignTicket`](crate::WaitError::ForeignTicket), even a sender made from the parts
+/// of the first. Names of senders repeat after 2^40 senders of the process, and names of sends
+/// after 2^40 sends of a sender: twelve days at a rate of one per microsecond.
 ///
 /// # Examples
 ///
@@ -83,7 +83,7 @@ impl SenderId {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket {
-    /// The sender and the upper bits of the sequence number.
+    /// The sender, and the upper bits of the sequence number.
     high: u64,
     /// The lower bits of the sequence number, and the length.
     low: u64,
@@ -91,13 +91,13 @@ pub struct Ticket {
 
 static_assertions::const_assert!(size_of::<Ticket>() == 16);
 
-/// Bits of a ticket for the sender, and for the sequence number; the rest are for the length.
+/// Bits of a ticket for the sender, and for the sequence number; the remaining bits are the length.
 const FIELD_BITS: u32 = 40;
 const FIELD: u64 = (1 << FIELD_BITS) - 1;
 const LEN_BITS: u32 = 128 - 2 * FIELD_BITS;
 const MAX_LEN: u64 = (1 << LEN_BITS) - 1;
 
-/// The part of a sequence number that a ticket has.
+/// The bits of a sequence number in a ticket.
 pub(crate) fn short_sequence(sequence: u64) -> u64 {
     sequence & FIELD
 }
@@ -105,7 +105,7 @@ pub(crate) fn short_sequence(sequence: u64) -> u64 {
 impl Ticket {
     pub(crate) fn new(sender: SenderId, sequence: u64, len: usize) -> Self {
         let sequence = short_sequence(sequence);
-        // No address space has room for longer ones.
+        // No address space has room for longer sends.
         let len = (len as u64).min(MAX_LEN);
         Self {
             high: sender.0 << (64 - FIELD_BITS) | sequence >> (64 - LEN_BITS),
@@ -113,12 +113,12 @@ impl Ticket {
         }
     }
 
-    /// The position of this send among the accepted sends of its sender, from 0, modulo 2^40.
+    /// The position of the send among the accepted sends of its sender, from 0, modulo 2^40.
     pub fn sequence(self) -> u64 {
         (self.high << (64 - LEN_BITS) | self.low >> LEN_BITS) & FIELD
     }
 
-    /// The position of this send among all of its sender, the last of which is `last`.
+    /// The full position of the send, if `last` is the position of its sender's last send.
     pub(crate) fn sequence_up_to(self, last: u64) -> u64 {
         last.wrapping_sub(last.wrapping_sub(self.sequence()) & FIELD)
     }
@@ -133,7 +133,7 @@ impl Ticket {
         (self.low & MAX_LEN) as usize
     }
 
-    /// Whether the send was empty.
+    /// Returns `true` if the send was empty.
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_range_that_touches_anything_else_is_refused() {
+    fn a_range_beyond_the_outstanding_ids_is_refused() {
         assert_eq!(extend(9, 10, 2, 10), None);
         assert_eq!(extend(1, 2, 2, 10), None);
         assert_eq!(extend(0, 0, 0, 0), None);
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ticket_tells_what_it_was_made_of_at_every_limit() {
+    fn a_ticket_keeps_its_parts_at_every_limit() {
         let fields = [0, 1, 0xA5_5A5A_A5A5, FIELD - 1, FIELD];
         let lens = [0, 1, 0xA55A_5AA5, 1 << 20];
         for (sender, sequence) in fields.iter().flat_map(|one| fields.map(|other| (*one, other))) {
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_id_that_arrives_after_the_wrap_keeps_its_place() {
+    fn an_old_id_after_the_wrap_keeps_its_place() {
         let base = (7 << 32) - 2;
         assert_eq!(extend(u32::MAX - 1, u32::MAX - 1, base, base + 1000), Some((base, base + 1)));
     }

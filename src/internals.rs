@@ -1,5 +1,5 @@
-//! What the models in `loom-tests` and the simulation in `tests/simulation` need beyond the public
-//! interface. Not covered by any promise of stability.
+//! The interface of the models in `loom-tests` and the simulation in `tests/simulation`, beyond the
+//! public one. Without any promise of stability.
 
 use std::{ptr::NonNull, task::Waker};
 
@@ -37,23 +37,23 @@ pub fn decode(control: &[u8], on_record: &mut dyn FnMut(Record)) {
     errqueue::decode(control, on_record);
 }
 
-/// The same error around another form of the buffer.
+/// Converts the buffer of an error.
 pub fn map_buf<B, C>(error: SendError<B>, form: impl FnOnce(B) -> C) -> SendError<C> {
     error.map(form)
 }
 
-/// Tells a model about a change of what a lock guards.
+/// Tells a model about a change of data under a lock.
 #[derive(Debug, Default)]
 pub struct Guarded(Witness);
 
 impl Guarded {
-    /// The caller has the lock.
+    /// Requires the lock.
     pub fn change(&self) {
         self.0.write();
     }
 }
 
-/// A magazine by itself, without a pool: a stack of the numbers from 0 on. One thread is the owner.
+/// A magazine without a pool: a stack of the numbers from 0 on. One thread is the owner.
 #[derive(Debug)]
 pub struct LoneMagazine {
     /// The contents of each number.
@@ -63,7 +63,7 @@ pub struct LoneMagazine {
 }
 
 impl LoneMagazine {
-    /// An unbound magazine for the numbers 0 to `count - 1`.
+    /// Creates an unbound magazine for the numbers 0 to `count - 1`.
     pub fn new(count: usize) -> Self {
         Self {
             contents: (0..count).map(|_| Guarded::default()).collect(),
@@ -99,14 +99,14 @@ impl LoneMagazine {
         taken
     }
 
-    /// Changes the contents of a number, which the caller has.
+    /// Changes the contents of a number that the caller has taken.
     pub fn change(&self, number: usize) {
         self.contents[number].change();
     }
 
     fn number(&self, item: NonNull<Guarded>) -> usize {
         let number = self.contents.iter().position(|contents| NonNull::from(contents) == item);
-        number.expect("one of the numbers")
+        number.expect("the item is one of the numbers")
     }
 }
 
@@ -115,41 +115,41 @@ pub fn raw(pool: &Pool) -> &RawPool {
     pool.raw()
 }
 
-/// Where the memory of each slot of a pool begins, and the slot's state.
+/// The start of each slot's memory in a pool, and the slot's state.
 pub fn slots(pool: &RawPool) -> impl Iterator<Item = (*const u8, SlotState)> + '_ {
     let slots = pool.classes().iter().flat_map(|class| class.slots());
     slots.map(|slot| (slot.memory().as_ptr().cast_const(), slot.word().state()))
 }
 
-/// What a sender does with a buffer and its slot.
+/// The transitions that a sender makes on a buffer's slot.
 pub trait Lease {
-    /// The slot, of which the buffer is a holder.
+    /// The slot; the buffer is one of its holders.
     fn slot(&self) -> &SlotRef;
 
-    /// The buffer's handle becomes a lease.
+    /// Turns the buffer's handle into a lease.
     fn begin_lease(&mut self) {
         self.slot().word().begin_lease();
     }
 
-    /// The lease becomes a handle.
+    /// Turns the lease into a handle.
     fn end_lease(&mut self) {
         self.slot().word().end_lease();
     }
 
-    /// The lease becomes a quarantined one.
+    /// Turns the lease into a quarantined one.
     fn quarantine(&mut self) {
         self.slot().quarantine().into_iter().for_each(Waker::wake);
     }
 
-    /// The quarantined lease becomes a handle.
+    /// Turns the quarantined lease into a handle.
     fn quarantine_released(&mut self) {
         self.slot().word().quarantine_released();
     }
 
-    /// New pages for the quarantined lease's memory; it becomes a handle.
+    /// Replaces the pages of the quarantined lease's memory, and turns the lease into a handle.
     fn replace_pages(&mut self) -> Option<Replaced>;
 
-    /// The kernel reads the memory now.
+    /// Tells the model that the kernel reads the memory now.
     fn kernel_reads(&self) {
         self.slot().word().contents_read();
     }

@@ -1,4 +1,4 @@
-//! Memory that the user mapped.
+//! Memory mapped by the user.
 
 use std::{
     any::Any,
@@ -10,14 +10,15 @@ use memmap2::MmapRaw;
 
 use crate::{error::RangeError, sync::Arc};
 
-/// A range of memory that the user mapped, a file or a guest's RAM, to be sent where it lies.
+/// A range of user-mapped memory, such as a file or a guest's RAM, to be sent from its place.
 ///
-/// The mapping is kept until the kernel has let go of the range. The library hands the address to
-/// system calls only and never reads the bytes: others may change them at any time, and what then
-/// arrives is up to them. A file that was truncated under the mapping makes the send fail with
-/// [`BadAddress`](crate::SendError::BadAddress); no signal is raised.
+/// The sender keeps the mapping until the kernel has released the range. The library passes the
+/// address to system calls only and never reads the bytes. Other threads and processes may change
+/// the bytes at any time, and are responsible for the bytes that arrive. A send from a file
+/// truncated under the mapping fails with [`BadAddress`](crate::SendError::BadAddress); no signal
+/// is raised.
 ///
-/// Clones name the same memory. Cutting and cloning copy no bytes.
+/// Clones name the same memory. Slicing and cloning copy no bytes.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -33,8 +34,8 @@ use crate::{error::RangeError, sync::Arc};
 ///
 /// # Invariants
 ///
-/// 1. As long as `owner` lives, `len` bytes from `start` on are mapped memory that may be handed to
-///    a system call to read.
+/// 1. As long as `owner` lives, `len` bytes from `start` on are mapped memory that may be passed to
+///    a system call for reading.
 #[derive(Clone)]
 pub struct MappedSlice {
     owner: Arc<dyn Any + Send + Sync>,
@@ -42,8 +43,7 @@ pub struct MappedSlice {
     len: usize,
 }
 
-// SAFETY: the owner is Send and Sync; the pointer is only ever handed to the kernel, which may
-// read from any thread.
+// SAFETY: the owner is Send and Sync; only the kernel gets the pointer, and reads from any thread.
 unsafe impl Send for MappedSlice {}
 // SAFETY: as above.
 unsafe impl Sync for MappedSlice {}
@@ -73,19 +73,19 @@ impl MappedSlice {
         Ok(Self { owner: map, start, len: range.len() })
     }
 
-    /// Any memory that lives as long as `owner`.
+    /// Memory that lives as long as `owner`.
     ///
     /// # Safety
     ///
-    /// As long as `owner` lives, the `len` bytes from `start` on stay mapped, with nothing there
-    /// but data that may be sent.
+    /// As long as `owner` lives, the `len` bytes from `start` on stay mapped and contain only data
+    /// that may be sent.
     ///
     /// ```
     /// use std::sync::Arc;
     ///
     /// let owner: Arc<Vec<u8>> = Arc::new(vec![7; 100]);
     /// let start = owner.as_ptr();
-    /// // SAFETY: the Arc keeps the vector, and nobody can change it.
+    /// // SAFETY: the Arc keeps the vector, and no reference can change it.
     /// let slice = unsafe { pinbuf::MappedSlice::from_raw_parts(owner, start, 100) };
     /// assert_eq!(slice.len(), 100);
     /// ```
@@ -102,7 +102,7 @@ impl MappedSlice {
         self.len
     }
 
-    /// Whether the slice has no bytes.
+    /// Returns `true` if the slice has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -133,7 +133,7 @@ impl MappedSlice {
         }
     }
 
-    /// The first `at` bytes, and the rest.
+    /// The first `at` bytes, and the remaining bytes.
     ///
     /// # Panics
     ///
@@ -143,7 +143,7 @@ impl MappedSlice {
         (self.slice(..at), self.slice(at..))
     }
 
-    /// Address and length. No reference: others may be writing.
+    /// Address and length. No reference, since other writers may exist.
     #[inline]
     pub(crate) fn as_raw(&self) -> (*const u8, usize) {
         (self.start, self.len)
@@ -166,12 +166,12 @@ mod tests {
     fn slice(len: usize) -> MappedSlice {
         let owner = Arc::new(vec![0_u8; len]);
         let start = owner.as_ptr();
-        // SAFETY: the Arc keeps the vector, which nobody writes.
+        // SAFETY: the Arc keeps the vector, which has no writers.
         unsafe { MappedSlice::from_raw_parts(owner, start, len) }
     }
 
     #[test]
-    fn parts_lie_where_they_should() {
+    fn parts_start_at_the_right_offsets() {
         let whole = slice(100);
         let part = whole.slice(10..=19).slice(2..);
         assert_eq!(part.len(), 8);
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "90..101 does not lie inside 0..100")]
-    fn a_part_stays_inside() {
+    fn a_part_must_lie_inside_the_slice() {
         let _ = slice(100).slice(90..101);
     }
 
@@ -189,7 +189,7 @@ mod tests {
     fn a_part_keeps_the_owner() {
         let owner = Arc::new(vec![0_u8; 10]);
         let start = owner.as_ptr();
-        // SAFETY: the Arc keeps the vector, which nobody writes.
+        // SAFETY: the Arc keeps the vector, which has no writers.
         let whole = unsafe { MappedSlice::from_raw_parts(owner.clone(), start, 10) };
         let (head, _) = whole.split_at(5);
         drop(whole);

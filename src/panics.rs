@@ -1,4 +1,4 @@
-//! Panics of user code that is run for many: none takes anything from the others.
+//! Panics of user code that runs for many buffers or tasks: every item gets its call.
 
 use std::{
     any::Any,
@@ -7,21 +7,21 @@ use std::{
 
 use crate::sync::panicking;
 
-/// The first panic, kept until everything is done.
+/// The first panic, kept until all items had their call.
 #[derive(Default)]
-#[must_use = "the panic is lost if nobody lets it go on"]
+#[must_use = "without `resume` the panic is lost"]
 pub(crate) struct Panics(Option<Box<dyn Any + Send>>);
 
 impl Panics {
     /// Runs `body`.
     pub(crate) fn catch(&mut self, body: impl FnOnce()) {
-        // What `body` leaves half done is its own: it is the user's, or ends with the user's.
+        // A panic can leave only the user's own data half changed.
         if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(body)) {
             self.0.get_or_insert(panic);
         }
     }
 
-    /// Gives each item to `body`, those behind one that panics too.
+    /// Passes each item to `body`, even after a panic.
     pub(crate) fn catch_each<T>(
         &mut self,
         mut items: impl ExactSizeIterator<Item = T>,
@@ -32,12 +32,12 @@ impl Panics {
         }
     }
 
-    /// Returns `true` if there was one.
+    /// Returns `true` if a call panicked.
     pub(crate) fn any(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Lets the first one go on, unless the thread is panicking already: that would abort.
+    /// Resumes the first panic, unless the thread already panics: a second panic would abort.
     pub(crate) fn resume(self) {
         if let Some(panic) = self.0.filter(|_| !panicking()) {
             panic::resume_unwind(panic);

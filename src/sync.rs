@@ -1,7 +1,7 @@
 //! The only file that names `std::sync`, `std::thread`, loom or `crossbeam::utils`.
 //!
-//! Under `cfg(loom)` models explore the types of loom. `Arc` and `Weak` are the standard library's in
-//! both builds: loom has no `Weak`, and no memory ordering of this crate rests on them.
+//! Under `cfg(loom)` models explore the types of loom. `Arc` and `Weak` are the standard library's
+//! in both builds: loom has no `Weak`, and no memory ordering of this crate depends on them.
 
 pub(crate) use std::{
     sync::{Arc, OnceLock, Weak},
@@ -19,7 +19,7 @@ mod imp {
     pub(crate) use std::thread::yield_now;
     use std::{thread, time::Duration};
 
-    /// A static with a value for each thread.
+    /// A static with a value per thread.
     macro_rules! per_thread {
         ($(#[$attribute:meta])* static $name:ident: $kind:ty = $value:expr;) => {
             thread_local! {
@@ -30,7 +30,7 @@ mod imp {
     }
     pub(crate) use per_thread;
 
-    /// Puts its maker's thread to sleep, and wakes the thread. A wake-up before the sleep is kept.
+    /// Puts its creating thread to sleep, and wakes the thread. A wake-up before the sleep is kept.
     #[derive(Debug)]
     pub(crate) struct Parker(thread::Thread);
 
@@ -39,7 +39,7 @@ mod imp {
             Self(thread::current())
         }
 
-        /// Sleeps until unparked or the time is up; may end early.
+        /// Sleeps until unparked or timed out; may end early.
         pub(crate) fn park(&self, limit: Option<Duration>) {
             debug_assert_eq!(self.0.id(), thread::current().id());
             match limit {
@@ -143,12 +143,12 @@ mod imp {
 pub(crate) use imp::*;
 pub(crate) use unmodelled::{sleep, spawn, unique_id};
 
-/// The light half of [`heavy`](crate::sys::barrier::heavy): between a store and a load. The threads
-/// with the heavy half store to the loaded place, and load from the stored one.
+/// The light half of [`heavy`](crate::sys::barrier::heavy), between a store and a load. Threads
+/// with the heavy half store to the loaded place, and load from the stored place.
 #[inline(always)]
 pub(crate) fn light_barrier() {
-    // SeqCst: partner of the heavy half, so that one of the two loads sees the store of the other
-    // thread. For the compiler only, where the heavy half makes all processors pass a barrier.
+    // SeqCst: partner of the heavy half: one of the two loads sees the peer's store. A compiler
+    // fence is enough where the heavy half makes all processors pass a barrier.
     #[cfg(not(any(loom, miri)))]
     compiler_fence(Ordering::SeqCst);
     #[cfg(any(loom, miri))]
@@ -193,7 +193,7 @@ pub(crate) mod unmodelled {
     pub(crate) use std::sync::atomic::{AtomicPtr as StaticPtr, AtomicU64 as StaticU64};
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// A number, new for each call in this process.
+    /// A number that is new for each call in this process.
     pub(crate) fn unique_id() -> u64 {
         // 0 is never returned.
         static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -201,7 +201,7 @@ pub(crate) mod unmodelled {
         NEXT.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Numbers that go up by one from class to class.
+    /// Consecutive numbers for size classes.
     pub(crate) fn next_class() -> u64 {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         // Relaxed: as in `unique_id`.
