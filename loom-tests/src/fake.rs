@@ -1,5 +1,4 @@
-//! A kernel small enough for a model: it takes what it is given, reads it when it is told to, and
-//! posts notes.
+//! A kernel small enough for a model: calls are taken, read at a delivery, and notified.
 
 use std::{
     collections::VecDeque,
@@ -26,25 +25,26 @@ pub const EAGAIN: i32 = 11;
 /// `ENOBUFS` of Linux.
 pub const ENOBUFS: i32 = 105;
 
-/// What a call is answered.
+/// The answer to a call.
 #[derive(Clone, Copy, Debug)]
 pub enum Answer {
-    /// Takes so many bytes, and reads them when [`FakeKernel::deliver`] says so.
+    /// Takes this many bytes, and reads them at [`FakeKernel::deliver`].
     Take(usize),
-    /// Takes so many bytes, reads them at once, and posts the note before the call returns.
-    TakeAndNote(usize),
+    /// Takes this many bytes, reads them at once, and posts the notification before the call
+    /// returns.
+    TakeAndNotify(usize),
     /// Fails with an error number.
     Fail(i32),
-    /// As a datagram fails that is dropped below the socket: the id is used, and its note there.
-    FailAndNote(i32),
+    /// Fails like a datagram dropped below the socket: the id is used, and its notification posted.
+    FailAndNotify(i32),
 }
 
-/// Bytes that the kernel has taken and not released.
+/// Bytes taken by the kernel and not released.
 #[derive(Debug)]
 struct Taken {
     id: u32,
     memory: IoVec,
-    /// What stood there when it was taken.
+    /// The first byte at the time of the call.
     first: u8,
 }
 
@@ -55,10 +55,10 @@ impl Taken {
     }
 }
 
-/// The first byte of a range that its pool keeps mapped.
+/// The first byte of a range in a pool that keeps its memory mapped.
 fn first_byte(memory: &IoVec) -> u8 {
-    // SAFETY: `start` points to `len > 0` bytes of a pool that the model keeps alive; loom runs one
-    // thread at a time, so nobody writes meanwhile.
+    // SAFETY: `start` points to `len > 0` bytes of a pool that the model keeps alive. loom runs a
+    // single thread at a time, so there is no concurrent write.
     unsafe { memory.start().read() }
 }
 
@@ -68,23 +68,23 @@ struct State {
     next_id: u32,
     answers: VecDeque<Answer>,
     taken: VecDeque<Taken>,
-    notes: VecDeque<Record>,
-    /// Every byte taken, by call.
+    notifications: VecDeque<Record>,
+    /// All bytes taken, by calls.
     accepted: usize,
-    /// How many were when the stream was shut down.
+    /// The bytes taken at the shutdown of the stream.
     shut_down: Option<usize>,
     aborted: bool,
-    /// Whether calls without an answer of their own are refused until there is room.
+    /// Refuse calls without a prepared answer until there is room.
     full: bool,
-    /// Whether an abort leaves what is taken where it is: packets in a queue below.
+    /// Keep taken bytes at an abort: their packets wait in a queue below.
     queued_below: bool,
-    care: Option<Care>,
-    /// Those who sleep until there is news.
-    sleepers: Vec<Arc<dyn Edges>>,
+    reaper: Option<Held>,
+    /// Threads that sleep until a change.
+    waiting: Vec<Arc<dyn Edges>>,
 }
 
-/// In what way the reaper has the sender in its care.
-enum Care {
+/// The reaper's relation to the sender.
+enum Held {
     Watched(Weak<dyn Reclaim>),
     Adopted(Arc<dyn Reclaim>),
 }
@@ -92,17 +92,17 @@ enum Care {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// There is something for the reaper to do, or nothing ever again.
-    news: Condvar,
-    /// Ids that are taken and whose notes are unread, and notes that are unread. As in the kernel,
-    /// both are looked at without a lock: who sees a call has to be ordered after it by the sender.
+    /// Signalled when the reaper has work, or will never have work again.
+    changed: Condvar,
+    /// Taken ids with unread notifications, and unread notifications. As in the kernel, both are
+    /// read without a lock. The sender has to order a thread that sees a call after the call.
     held: AtomicU32,
     unread: AtomicU32,
-    /// Seconds since the model began. Not loom's: threads do not meet at the clock.
+    /// Seconds since the model began. Not a loom atomic: threads do not synchronise at the clock.
     seconds: AtomicU64,
 }
 
-/// The fake socket; clones are the same one. Calls for which no answer is left are taken whole.
+/// The fake socket; clones are the same socket. Calls without a prepared answer are taken whole.
 #[derive(Clone, Default)]
 pub struct FakeKernel(Arc<Shared>);
 
@@ -113,7 +113,7 @@ impl std::fmt::Debug for FakeKernel {
 }
 
 impl FakeKernel {
-    /// A socket that answers so.
+    /// Creates a socket with these answers.
     pub fn new(answers: impl IntoIterator<Item = Answer>) -> Self {
         let kernel = Self::default();
         kernel.with(|state| state.answers = answers.into_iter().collect());
@@ -126,13 +126,13 @@ impl FakeKernel {
         self
     }
 
-    /// The same socket, full once it has given its answers.
+    /// The same socket, full after its answers.
     pub fn full(self) -> Self {
         self.with(|state| state.full = true);
         self
     }
 
-    /// The same socket, whose packets wait in a queue below that an abort does not reach.
+    /// The same socket with a queue below for its packets, out of an abort's reach.
     pub fn queued_below(self) -> Self {
         self.with(|state| state.queued_below = true);
         self
@@ -143,14 +143,14 @@ impl FakeKernel {
         self.sender_with(Config::default(), MemlockBudget::new(None))
     }
 
-    /// A sender over this socket, and the pool whose only slot it has been given.
+    /// A sender over this socket, and the pool with its only slot in flight.
     pub fn with_one_in_flight(&self) -> (Pool, Arc<Core<Self>>, Ticket) {
         let (pool, sender) = (page_pool(1), self.sender());
         let ticket = sender.try_send(filled(&pool, 1)).unwrap();
         (pool, sender, ticket)
     }
 
-    /// A sender over this socket that may have one call in flight.
+    /// A sender over this socket with a limit of one call in flight.
     pub fn sender_of_one(&self) -> Arc<Core<Self>> {
         let config = Config { max_in_flight_sends: 1, ..Config::default() };
         self.sender_with(config, MemlockBudget::new(None))
@@ -170,19 +170,20 @@ impl FakeKernel {
         Core::new(self.clone(), config, None, budget.into(), 1 << 20, NotificationId(0))
     }
 
-    /// Changes the socket; all that happens to it is news.
+    /// Changes the socket; every change counts as an event.
     fn with<R>(&self, body: impl FnOnce(&mut State) -> R) -> R {
         let result = body(&mut self.0.state.lock().unwrap());
-        self.0.news.notify_all();
+        self.0.changed.notify_all();
         result
     }
 
-    /// Reads the oldest call not released, then posts its note. `false`: there is none.
+    /// Reads the oldest unreleased call, then posts its notification. Returns `false` if there is
+    /// none.
     pub fn deliver(&self) -> bool {
         self.deliver_ids(VecDeque::pop_front)
     }
 
-    /// Delivers on a thread of its own, which then does that.
+    /// Delivers on a new thread, then runs `then` there.
     pub fn delivering(&self, then: impl FnOnce(&Self) + Send + 'static) -> thread::JoinHandle<()> {
         let kernel = self.clone();
         thread::spawn(move || {
@@ -197,72 +198,72 @@ impl FakeKernel {
     }
 
     fn deliver_ids(&self, next: impl FnOnce(&mut VecDeque<Taken>) -> Option<Taken>) -> bool {
-        let sleepers = self.with(|state| {
+        let waiting = self.with(|state| {
             let taken = next(&mut state.taken)?;
             taken.read();
             self.post(state, taken.id, false);
-            Some(state.sleepers.clone())
+            Some(state.waiting.clone())
         });
-        sleepers.inspect(|sleepers| sleepers.iter().for_each(wake)).is_some()
+        waiting.inspect(|waiting| waiting.iter().for_each(wake)).is_some()
     }
 
     fn post(&self, state: &mut State, id: u32, copied: bool) {
-        state.notes.push_back(Record::Released { lo: id, hi: id, copied });
-        // Release: partner of the Acquire in `take_notes`.
+        state.notifications.push_back(Record::Released { lo: id, hi: id, copied });
+        // Release: partner of the Acquire in `take_notifications`.
         self.0.unread.fetch_add(1, Ordering::Release);
     }
 
-    fn take_notes(&self) -> VecDeque<Record> {
+    fn take_notifications(&self) -> VecDeque<Record> {
         // Acquire: partner of the Release in `post`.
         if self.0.unread.load(Ordering::Acquire) == 0 {
             return VecDeque::new();
         }
         self.with(|state| {
-            let notes = std::mem::take(&mut state.notes);
+            let notifications = std::mem::take(&mut state.notifications);
             // Relaxed, both: under the lock.
-            self.0.unread.fetch_sub(notes.len() as u32, Ordering::Relaxed);
-            self.0.held.fetch_sub(notes.len() as u32, Ordering::Relaxed);
-            notes
+            self.0.unread.fetch_sub(notifications.len() as u32, Ordering::Relaxed);
+            self.0.held.fetch_sub(notifications.len() as u32, Ordering::Relaxed);
+            notifications
         })
     }
 
-    /// The socket takes bytes again.
+    /// Makes room, so that the socket takes bytes again.
     pub fn make_room(&self) {
-        let sleepers = self.with(|state| {
+        let waiting = self.with(|state| {
             state.full = false;
-            state.sleepers.clone()
+            state.waiting.clone()
         });
-        sleepers.iter().for_each(wake);
+        waiting.iter().for_each(wake);
     }
 
-    /// Reads the notes, as somebody else may who shares the socket.
-    pub fn steal_notes(&self) {
-        self.take_notes();
+    /// Reads the notifications, like another user of the socket.
+    pub fn steal_notifications(&self) {
+        self.take_notifications();
     }
 
-    /// A second passes; none does by itself.
+    /// Passes a second; the clock never advances by itself.
     pub fn pass_second(&self) {
         self.0.seconds.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether everything taken is released.
+    /// Returns `true` if all taken bytes are released.
     pub fn is_idle(&self) -> bool {
         self.with(|state| state.taken.is_empty())
     }
 
-    /// Drives the sender in the reaper's care, as its thread does. `false`: there is none.
+    /// Drives the reaper's sender, like its thread. Returns `false` if there is none.
     pub fn attend(&self) -> bool {
-        let sender = self.with(|state| state.cared_for());
+        let sender = self.with(|state| state.held());
         sender.inspect(|sender| _ = sender.attend()).is_some()
     }
 
-    /// What the reaper's thread does: drives the sender in its care when there are notes, until all
-    /// is released and every note read.
+    /// Acts as the reaper's thread: drives the sender at notifications, until all bytes are
+    /// released and all notifications read.
     pub fn reap(&self) {
         let mut state = self.0.state.lock().unwrap();
-        while !(state.taken.is_empty() && state.notes.is_empty()) {
-            match state.cared_for().filter(|_| !state.notes.is_empty()) {
-                None => state = self.0.news.wait(state).unwrap(),
+        while !(state.taken.is_empty() && state.notifications.is_empty()) {
+            match state.held().filter(|_| !state.notifications.is_empty()) {
+                None => state = self.0.changed.wait(state).unwrap(),
                 Some(sender) => {
                     drop(state);
                     sender.attend();
@@ -272,14 +273,14 @@ impl FakeKernel {
         }
     }
 
-    /// Whether a sender is in the reaper's care that nobody owns.
+    /// Returns `true` if the reaper has a sender without an owner.
     pub fn has_orphan(&self) -> bool {
-        self.with(|state| matches!(state.care, Some(Care::Adopted(_))))
+        self.with(|state| matches!(state.reaper, Some(Held::Adopted(_))))
     }
 
-    /// Whether the reaper has nothing in its care.
+    /// Returns `true` if the reaper has no sender.
     pub fn is_unwatched(&self) -> bool {
-        self.with(|state| state.care.is_none())
+        self.with(|state| state.reaper.is_none())
     }
 
     /// Bytes accepted so far.
@@ -287,24 +288,24 @@ impl FakeKernel {
         self.with(|state| state.accepted)
     }
 
-    /// Bytes accepted before the end of the stream, if that has come.
+    /// Bytes accepted before the end of the stream, after a shutdown.
     pub fn shut_down(&self) -> Option<usize> {
         self.with(|state| state.shut_down)
     }
 }
 
 impl State {
-    fn cared_for(&self) -> Option<Arc<dyn Reclaim>> {
-        match self.care.as_ref()? {
-            Care::Watched(sender) => sender.upgrade(),
-            Care::Adopted(sender) => Some(Arc::clone(sender)),
+    fn held(&self) -> Option<Arc<dyn Reclaim>> {
+        match self.reaper.as_ref()? {
+            Held::Watched(sender) => sender.upgrade(),
+            Held::Adopted(sender) => Some(Arc::clone(sender)),
         }
     }
 
-    /// As `epoll_ctl(2)`, which refuses a socket that it has.
-    fn take_care(&mut self, care: Care) -> Token {
-        assert!(self.care.is_none(), "in the reaper's care twice");
-        self.care = Some(care);
+    /// Like `epoll_ctl(2)`, refuses a socket that is already in the set.
+    fn hold(&mut self, held: Held) -> Token {
+        assert!(self.reaper.is_none(), "the reaper has the sender twice");
+        self.reaper = Some(held);
         Token::default()
     }
 }
@@ -324,15 +325,15 @@ impl Kernel for FakeKernel {
             let answer = state.answers.pop_front().unwrap_or(otherwise);
             let (result, at_once) = match answer {
                 Answer::Take(len) => (Ok(len.min(offered)), false),
-                Answer::TakeAndNote(len) => (Ok(len.min(offered)), true),
+                Answer::TakeAndNotify(len) => (Ok(len.min(offered)), true),
                 Answer::Fail(errno) => return Err(io::Error::from_raw_os_error(errno)),
-                Answer::FailAndNote(errno) => (Err(io::Error::from_raw_os_error(errno)), true),
+                Answer::FailAndNotify(errno) => (Err(io::Error::from_raw_os_error(errno)), true),
             };
             state.accepted += result.as_ref().unwrap_or(&0);
             if flags.zerocopy {
                 let id = state.next_id;
                 state.next_id += 1;
-                // Relaxed: the sender orders those who ask after the call.
+                // Relaxed: the sender orders later readers after the call.
                 self.0.held.fetch_add(1, Ordering::Relaxed);
                 if at_once {
                     self.post(state, id, true);
@@ -346,22 +347,22 @@ impl Kernel for FakeKernel {
     }
 
     fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
-        let notes = self.take_notes();
-        let messages = notes.len();
-        notes.into_iter().for_each(on_record);
+        let notifications = self.take_notifications();
+        let messages = notifications.len();
+        notifications.into_iter().for_each(on_record);
         Ok(Batch { messages, truncated: false, drained: true })
     }
 
-    /// Of no model, which waits by edges.
+    /// Never used by a model: models wait by edges.
     fn wait(&self, _: Interest, _: Option<Duration>) -> io::Result<Ready> {
         thread::yield_now();
         Ok(Ready { error: true, ..Ready::default() })
     }
 
-    /// The present state is news to a real one; here it has to be looked at without.
+    /// A real kernel reports the present state as an event; here the caller has to look.
     fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
         let edges = edges();
-        self.with(|state| state.sleepers.extend(edges.clone()));
+        self.with(|state| state.waiting.extend(edges.clone()));
         Ok(edges)
     }
 
@@ -406,26 +407,26 @@ impl Kernel for FakeKernel {
     }
 
     fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<Token> {
-        self.with(|state| Some(state.take_care(Care::Watched(sender))))
+        self.with(|state| Some(state.hold(Held::Watched(sender))))
     }
 
     fn adopt(&self, sender: Arc<dyn Reclaim>) -> (Token, bool) {
-        self.with(|state| (state.take_care(Care::Adopted(sender)), true))
+        self.with(|state| (state.hold(Held::Adopted(sender)), true))
     }
 
     fn unwatch(&self, _: Token) {
-        let care = self.with(|state| state.care.take());
-        drop(care.expect("is in the reaper's care"));
+        let held = self.with(|state| state.reaper.take());
+        drop(held.expect("the reaper has the sender"));
     }
 }
 
 #[cfg(loom)]
 fn edges() -> Option<Arc<dyn Edges>> {
-    /// A thread that sleeps until there is news.
-    struct Sleeper(loom::sync::Notify);
+    /// A thread that sleeps until a change.
+    struct Waiting(loom::sync::Notify);
 
-    impl Edges for Sleeper {
-        /// However long: nobody is to be saved by a time that is up.
+    impl Edges for Waiting {
+        /// Without a limit: no model relies on a timeout.
         fn wait(&self, _: Option<Duration>) -> io::Result<Ready> {
             self.0.wait();
             Ok(Ready { error: true, ..Ready::default() })
@@ -437,17 +438,17 @@ fn edges() -> Option<Arc<dyn Edges>> {
         }
     }
 
-    Some(Arc::new(Sleeper(loom::sync::Notify::new())))
+    Some(Arc::new(Waiting(loom::sync::Notify::new())))
 }
 
-/// Threads look again and again.
+/// Threads look repeatedly.
 #[cfg(not(loom))]
 fn edges() -> Option<Arc<dyn Edges>> {
     None
 }
 
-fn wake(sleeper: &Arc<dyn Edges>) {
-    sleeper.wake().unwrap();
+fn wake(thread: &Arc<dyn Edges>) {
+    thread.wake().unwrap();
 }
 
 static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
@@ -455,7 +456,7 @@ static EPOCH: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
 /// Bytes of a slot of [`page_pool`].
 pub const PAGE: usize = 4096;
 
-/// A pool of `count` slots that are large enough to be sent without copy.
+/// A pool of `count` slots, each large enough for a zero-copy send.
 pub fn page_pool(count: usize) -> Pool {
     Pool::builder()
         .class(PAGE, count)
@@ -464,20 +465,20 @@ pub fn page_pool(count: usize) -> Pool {
         .unwrap()
 }
 
-/// A slot of such a pool, full of `value`.
+/// A slot of a page pool, filled with `value`.
 pub fn filled(pool: &Pool, value: u8) -> PinnedBuf {
     let mut buf = pool.try_alloc(PAGE).unwrap();
     buf.resize(PAGE, value);
     buf
 }
 
-/// Fills whatever is free with what nobody sends.
+/// Fills all free slots with a value that no model sends.
 pub fn overwrite(pool: &Pool) {
     let free: Vec<_> = std::iter::from_fn(|| pool.try_alloc(PAGE).ok()).collect();
     free.into_iter().for_each(|mut buf| buf.resize(PAGE, 0xee));
 }
 
-/// Every slot is at home, once.
+/// Asserts that every slot is free, once.
 pub fn assert_home(pool: &Pool) {
     let audit = pool.audit();
     let stats = &audit.stats;

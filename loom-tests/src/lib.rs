@@ -1,7 +1,7 @@
 //! Shared set-up of the concurrency models in `tests/`.
 //!
-//! Under `--cfg loom` a model runs once for every interleaving that matters; otherwise it is an
-//! ordinary test, repeated, with whatever interleavings the machine happens to produce.
+//! Under `--cfg loom` a model runs once for every relevant interleaving. Otherwise a model is an
+//! ordinary test, repeated, with the interleavings of the machine.
 
 #[cfg(loom)]
 use loom::sync::atomic::AtomicUsize as Passes;
@@ -40,17 +40,17 @@ use pinbuf::{
     pool::{Backing, Pages},
 };
 
-/// Explores `body` and prints how many executions that took.
+/// Explores `body` and prints the number of executions.
 ///
-/// The number of the execution under way goes into the file that `LOOM_TESTS_COUNT` names: one that
-/// fails may abort the process, or worse.
+/// The number of the current execution goes to the file named by `LOOM_TESTS_COUNT`, since a failed
+/// execution may abort the process, or worse.
 pub fn model(body: impl Fn() + Send + Sync + 'static) {
     let tell = env::var_os("LOOM_TESTS_COUNT").map(|path| File::create(path).unwrap());
     let executions = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&executions);
     let start = Instant::now();
     explore(move || {
-        // Relaxed: of no concern to the model.
+        // Relaxed: no concern of the model.
         let execution = count.fetch_add(1, Ordering::Relaxed) + 1;
         if let Some(file) = &tell {
             file.write_all_at(execution.to_string().as_bytes(), 0).unwrap();
@@ -80,18 +80,18 @@ fn report(name: &str, seconds: u64, executions: usize) {
     println!("model {name} holds, {seconds} s, {executions}");
 }
 
-/// Where threads pass one at a time, in every order, without learning of each other.
+/// A place where threads pass in turn, in every order, without synchronisation.
 ///
 /// loom looks for another order of two threads only where the *last* accesses to an atomic
-/// conflict: a thread that loads before it exchanges hides the exchange from the loads of others.
-/// To pass here before and after brings these orders back.
+/// conflict. A thread that loads before an exchange hides the exchange from the loads of other
+/// threads. A pass here before and after restores these orders.
 #[derive(Clone, Debug, Default)]
 pub struct Turnstile(Arc<Passes>);
 
 impl Turnstile {
     /// Passes.
     pub fn pass(&self) {
-        // Relaxed: nothing may be ordered by it.
+        // Relaxed: must not order anything.
         self.0.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -110,15 +110,15 @@ fn pool_of(capacity: usize, count: usize) -> Pool {
     Pool::builder().class(capacity, count).backing(Backing::Require(Pages::Base)).build().unwrap()
 }
 
-/// Tells whether a pool's memory is still there, its handles being gone: the pool holds a weak
-/// reference of whoever registered with it.
+/// Tells whether a pool's memory still exists after its handles: the pool holds weak references to
+/// registered senders.
 #[derive(Debug)]
-pub struct Alive(Arc<Nobody>);
+pub struct Alive(Arc<Registered>);
 
 #[derive(Debug)]
-struct Nobody;
+struct Registered;
 
-impl Reclaim for Nobody {
+impl Reclaim for Registered {
     fn drive(&self) {}
 
     fn watch(self: Arc<Self>) -> bool {
@@ -129,13 +129,13 @@ impl Reclaim for Nobody {
 impl Alive {
     /// Starts watching a pool.
     pub fn probe(pool: &Pool) -> Self {
-        let nobody = Arc::new(Nobody);
-        let weak: Weak<Nobody> = Arc::downgrade(&nobody);
+        let registered = Arc::new(Registered);
+        let weak: Weak<Registered> = Arc::downgrade(&registered);
         raw(pool).register(weak);
-        Self(nobody)
+        Self(registered)
     }
 
-    /// Whether the pool has not been freed.
+    /// Returns `true` if the pool has not been freed.
     pub fn get(&self) -> bool {
         Arc::weak_count(&self.0) > 0
     }

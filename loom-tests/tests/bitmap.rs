@@ -1,5 +1,5 @@
-//! The dirty bitmap of `examples/migration_sender`, the code of which is here as it is: what a
-//! writer marks and a harvest takes.
+//! The dirty bitmap of `examples/migration_sender`, with the example's own code: marks by writers,
+//! harvests by rounds.
 
 #![allow(dead_code, unreachable_pub, reason = "a part of the example is used here")]
 #![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]
@@ -7,7 +7,7 @@
 #[path = "../../examples/migration_sender/src/bitmap.rs"]
 mod bitmap;
 
-/// As the example has them, but for chunks that are as small as can be: one word of marks.
+/// As in the example, but with the smallest possible chunks: one word of marks.
 mod protocol {
     pub(crate) const PAGE: usize = 4096;
     pub(crate) const CHUNK: usize = 64 * PAGE;
@@ -32,15 +32,15 @@ use loom::sync::atomic::{AtomicU64, Ordering};
 use bitmap::{DirtyBitmap, DirtyChunk};
 use loom_tests::{model, thread};
 
-/// A page of one word is written while a round sends what is marked. The last round, with the
-/// writer stopped, leaves the destination with what was written.
+/// A word in a page is written while a round sends the marked pages. The last round runs with the
+/// writer stopped, and leaves the destination with the written value.
 fn migrate(is_marked_before: bool) {
     let guest = Arc::new((DirtyBitmap::all_dirty(1), AtomicU64::new(0)));
     let (bitmap, page) = &*guest;
     let mut destination = None;
     let mut round = || {
         for _ in bitmap.harvest(0, 1).flat_map(DirtyChunk::pages) {
-            // Relaxed, as the source reads; it has taken the mark before.
+            // Relaxed, like the reads of the source; the mark was taken before.
             destination = Some(page.load(Ordering::Relaxed));
         }
     };
@@ -51,7 +51,7 @@ fn migrate(is_marked_before: bool) {
         let guest = Arc::clone(&guest);
         thread::spawn(move || {
             let (bitmap, page) = &*guest;
-            // Relaxed, as a guest writes; the mark publishes it.
+            // Relaxed, like the writes of a guest; the mark publishes the value.
             page.store(1, Ordering::Relaxed);
             bitmap.mark(0);
         })
@@ -63,12 +63,12 @@ fn migrate(is_marked_before: bool) {
 }
 
 #[test]
-fn what_is_written_during_a_round_is_sent_by_it_or_the_next() {
+fn writes_during_a_round_reach_the_destination() {
     model(|| migrate(false));
 }
 
-/// The round takes the older mark, and the writer may find that before or after.
+/// The round takes the older mark, before or after the writer sees that mark.
 #[test]
-fn what_is_written_again_during_a_round_is_sent_by_it_or_the_next() {
+fn repeated_writes_during_a_round_reach_the_destination() {
     model(|| migrate(true));
 }

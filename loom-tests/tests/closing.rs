@@ -1,5 +1,5 @@
-//! Dropping a pool while its slots are out. Whoever brings the last slot home frees the memory;
-//! under loom that counts as a write to every slot, so it must come after every use.
+//! Dropping a pool while slots are in use. The thread that recycles the last slot frees the memory.
+//! Under loom a free counts as a write to every slot, so the free must come after every use.
 
 use loom_tests::{Alive, model, pool, thread};
 use pinbuf::PinnedBuf;
@@ -8,7 +8,7 @@ fn write_and_drop(mut buf: PinnedBuf) {
     buf.extend_from_slice(b"x");
 }
 
-/// The handle and the only slot that is out go at the same time.
+/// The handle and the only slot in use are dropped at the same time.
 #[test]
 fn the_pool_is_freed_once_by_handle_or_slot() {
     model(|| {
@@ -22,9 +22,9 @@ fn the_pool_is_freed_once_by_handle_or_slot() {
     });
 }
 
-/// The handle is gone; two slots come home at the same time.
+/// The handle is gone; two slots are recycled at the same time.
 #[test]
-fn the_last_slot_home_frees_the_pool() {
+fn the_last_recycled_slot_frees_the_pool() {
     model(|| {
         let pool = pool(2);
         let alive = Alive::probe(&pool);
@@ -37,10 +37,10 @@ fn the_last_slot_home_frees_the_pool() {
     });
 }
 
-/// A waiter gets the slot, drops it and then the pool's last handle, while the thread that handed
-/// it over may not be through with the queue.
+/// A waiter gets the slot, drops it and then drops the pool's last handle. The granting thread may
+/// still work on the queue.
 #[test]
-fn a_hand_over_outlives_what_the_waiter_does_with_the_slot() {
+fn the_pool_outlives_the_thread_that_grants_a_slot() {
     model(|| {
         let pool = pool(1);
         let alive = Alive::probe(&pool);

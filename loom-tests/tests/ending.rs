@@ -1,5 +1,5 @@
-//! The end of a sender, over a fake kernel: flush, drain, hand-over to the reaper, and whom it
-//! watches for.
+//! The end of a sender, over a fake kernel: flush, drain, hand-over to the reaper, and watches for
+//! waiting tasks.
 
 use std::{future::poll_fn, sync::Arc, time::Duration};
 
@@ -11,7 +11,7 @@ use loom_tests::{
 use pinbuf::__internals::{Kernel, Reclaim};
 
 #[test]
-fn a_sender_left_in_flight_ends_in_the_reapers_care() {
+fn the_reaper_ends_a_sender_dropped_in_flight() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
@@ -19,13 +19,13 @@ fn a_sender_left_in_flight_ends_in_the_reapers_care() {
         sender.leave(false);
         network.join().unwrap();
         kernel.attend();
-        assert!(!kernel.has_orphan(), "it is over");
+        assert!(!kernel.has_orphan(), "the sender is over");
         assert_home(&pool);
     });
 }
 
 #[test]
-fn an_abort_keeps_what_a_packet_in_a_queue_still_carries() {
+fn an_abort_keeps_the_bytes_of_queued_packets() {
     model(|| {
         let kernel = FakeKernel::default().queued_below();
         let (pool, sender, _) = kernel.with_one_in_flight();
@@ -41,7 +41,7 @@ fn an_abort_keeps_what_a_packet_in_a_queue_still_carries() {
 }
 
 #[test]
-fn halves_that_leave_at_once_end_the_sender_once() {
+fn halves_dropped_together_end_the_sender_once() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
@@ -54,14 +54,14 @@ fn halves_that_leave_at_once_end_the_sender_once() {
         sending_half.join().unwrap();
         assert!(kernel.deliver());
         kernel.attend();
-        assert!(!kernel.has_orphan(), "it is over");
+        assert!(!kernel.has_orphan(), "the sender is over");
         assert_home(&pool);
     });
 }
 
 /// The owner closes while a thread that waits for a slot drives the sender too.
 #[test]
-fn a_close_ends_with_the_last_note_whoever_drives() {
+fn a_close_ends_with_the_last_notification() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
@@ -71,22 +71,22 @@ fn a_close_ends_with_the_last_note_whoever_drives() {
         assert!(report.drained && kernel.is_idle());
         assert_eq!(kernel.shut_down(), Some(PAGE));
         network.join().unwrap();
-        // Not before: whoever read the note sends the slot home.
+        // Not before: the thread that read the notification recycles the slot.
         assert_home(&pool);
         assert!(kernel.is_unwatched());
     });
 }
 
 #[test]
-fn a_stream_ends_behind_the_rest_whoever_sends_it() {
+fn a_stream_ends_behind_its_unsent_part() {
     model(|| {
         let kernel = FakeKernel::new([
-            Answer::TakeAndNote(100),
-            // To the send, the waiting thread and the thread that leaves.
+            Answer::TakeAndNotify(100),
+            // For the send, the waiting thread and the dropping thread.
             Answer::Fail(EAGAIN),
             Answer::Fail(EAGAIN),
             Answer::Fail(EAGAIN),
-            Answer::TakeAndNote(PAGE),
+            Answer::TakeAndNotify(PAGE),
         ]);
         let (pool, sender, _) = kernel.with_one_in_flight();
         let waiter = {
@@ -98,13 +98,13 @@ fn a_stream_ends_behind_the_rest_whoever_sends_it() {
         kernel.attend();
         kernel.reap();
         assert_eq!(kernel.shut_down(), Some(PAGE));
-        assert!(!kernel.has_orphan(), "it is over");
+        assert!(!kernel.has_orphan(), "the sender is over");
         assert_home(&pool);
     });
 }
 
-/// Somebody who waits for a slot has the sender watched while its owner hands it over: the reaper
-/// gets it once, and lets go of it once.
+/// A waiter for a slot has the sender watched while its owner hands it over: the reaper gets the
+/// sender once, and drops it once.
 #[test]
 fn a_watched_sender_is_handed_over_once() {
     model(|| {
@@ -119,12 +119,12 @@ fn a_watched_sender_is_handed_over_once() {
         assert!(kernel.has_orphan());
         assert!(kernel.deliver());
         kernel.attend();
-        assert!(kernel.is_unwatched(), "it is over");
+        assert!(kernel.is_unwatched(), "the sender is over");
         assert_home(&pool);
     });
 }
 
-/// The reaper looks once while nothing has come, and goes on when something has.
+/// The reaper looks once while there is no event, and again at an event.
 fn letting_go(kernel: &FakeKernel) -> thread::JoinHandle<()> {
     let kernel = kernel.clone();
     thread::spawn(move || {
@@ -134,9 +134,9 @@ fn letting_go(kernel: &FakeKernel) -> thread::JoinHandle<()> {
     })
 }
 
-/// The reaper finds that nobody waits any more, and stops watching, just as somebody comes.
+/// The reaper finds no waiter and stops watching, while a waiter arrives.
 #[test]
-fn who_waits_while_the_reaper_lets_go_is_not_forgotten() {
+fn a_waiter_is_served_while_the_reaper_unwatches() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
@@ -149,7 +149,7 @@ fn who_waits_while_the_reaper_lets_go_is_not_forgotten() {
 
 /// The same for a task that awaits a fate.
 #[test]
-fn who_awaits_a_fate_while_the_reaper_lets_go_is_not_forgotten() {
+fn a_fate_is_told_while_the_reaper_unwatches() {
     model(|| {
         let kernel = FakeKernel::default();
         let (_pool, sender, ticket) = kernel.with_one_in_flight();

@@ -10,8 +10,8 @@ fn use_one(pool: &Pool) {
     }
 }
 
-/// One slot goes back and forth. Each owner's writes come after those of the one before: the
-/// push's Release and the pop's Acquire.
+/// One slot goes back and forth. Each owner's writes come after the writes of the previous owner:
+/// the push's Release and the pop's Acquire.
 #[test]
 fn contents_are_published_with_the_slot() {
     model(|| {
@@ -24,9 +24,9 @@ fn contents_are_published_with_the_slot() {
     });
 }
 
-/// While one thread is between reading the link of the slot on top and taking it, the other takes
-/// that slot and the next, and puts the first back: the link is stale. Without the tag the next
-/// slot would be handed out twice, which its record and its memory's witness both report.
+/// A thread has read the link of the top slot and not taken the slot yet. Another thread takes the
+/// top slot and the next, and pushes the first back, so the link is stale. Without the tag the next
+/// slot would be handed out twice. Its state word and its memory's witness both report that.
 #[test]
 fn a_stale_link_is_not_followed() {
     model(|| {
@@ -49,7 +49,7 @@ fn a_stale_link_is_not_followed() {
     });
 }
 
-/// Three threads, two slots: nobody shares one, none is lost.
+/// Three threads, two slots: no slot has two owners, and none is lost.
 #[test]
 fn no_slot_is_handed_out_twice() {
     model(|| {

@@ -1,8 +1,9 @@
-//! Magazines: a thread's own stock of free slots, which others empty when they find nothing else.
-//! In a model a magazine holds two slots, a pool of six has magazines, and slots come in twos.
+//! Magazines: a thread's own stock of free slots. Other threads empty it when the depot is empty.
+//! In a model a magazine has room for two slots, a pool of six slots has magazines, and bundles
+//! have two slots.
 //!
-//! The owner's half of the barrier is a fence here, as the other one is. That the protocol is right
-//! is what these models show; that the kernel's barrier makes up for the missing half is not.
+//! The owner's half of the barrier is a fence here, like the other half. The models show that the
+//! protocol is right. They do not show that the kernel's barrier makes up for the missing half.
 
 use loom_tests::{Alive, block_on, model, pool, thread};
 use pinbuf::{PinnedBuf, Pool};
@@ -12,7 +13,7 @@ fn use_one(pool: &Pool) {
     pool.try_alloc(1).expect("more slots than users").extend_from_slice(b"x");
 }
 
-/// A pool with two slots on the free list, the others out.
+/// A pool with two slots on the free list and the others in use.
 fn two_left() -> (Pool, [PinnedBuf; 4]) {
     let pool = pool(6);
     let out = [(); 4].map(|()| pool.try_alloc(1).unwrap());
@@ -24,7 +25,7 @@ fn assert_all_home(pool: &Pool) {
     assert!(audit.is_clean() && audit.stats.free() == 6, "{audit}");
 }
 
-/// A thread that has been joined may still be giving up its magazines.
+/// A joined thread may still be unbinding its magazines.
 fn wait_for_the_end(alive: &Alive) {
     while alive.get() {
         thread::yield_now();
@@ -32,7 +33,7 @@ fn wait_for_the_end(alive: &Alive) {
 }
 
 /// One thread works on its magazine while another takes the slots away. One slot is free all the
-/// time: it is found wherever it is, had by one of them, and written to by one after the other.
+/// time. One of the threads finds it wherever it is, and the writes of the two owners are ordered.
 #[test]
 fn a_slot_in_a_magazine_is_the_owners_or_the_takers() {
     model(|| {
@@ -49,7 +50,7 @@ fn a_slot_in_a_magazine_is_the_owners_or_the_takers() {
     });
 }
 
-/// The only free slots are in the magazine of a thread that does no more.
+/// The only free slots are in the magazine of an idle thread.
 #[test]
 fn no_slot_is_stranded_with_an_idle_thread() {
     model(|| {
@@ -69,8 +70,8 @@ fn no_slot_is_stranded_with_an_idle_thread() {
     });
 }
 
-/// What one owner wrote comes before what the next one writes, when the slot went through the
-/// magazines of both.
+/// An owner's writes come before the next owner's, for a slot that went through the magazines of
+/// both.
 #[test]
 fn contents_are_published_with_a_magazine() {
     model(|| {
@@ -89,10 +90,10 @@ fn contents_are_published_with_a_magazine() {
     });
 }
 
-/// A thread that has a magazine drops the last slot while somebody queues for one: it goes to the
+/// A thread with a magazine drops the last slot while another thread queues: the slot goes to the
 /// waiter, not into the magazine.
 #[test]
-fn a_waiter_gets_what_would_go_into_a_magazine() {
+fn a_waiter_gets_the_slot_before_a_magazine() {
     model(|| {
         let (pool, out) = two_left();
         let last = pool.try_alloc(1).unwrap();
@@ -108,7 +109,7 @@ fn a_waiter_gets_what_would_go_into_a_magazine() {
     });
 }
 
-/// As above, but the thread has no magazine yet: it must not bind one while somebody waits.
+/// As above, but the thread has no magazine yet, and must not bind one beside a waiter.
 #[test]
 fn no_magazine_is_bound_beside_a_waiter() {
     model(|| {
@@ -122,8 +123,8 @@ fn no_magazine_is_bound_beside_a_waiter() {
     });
 }
 
-/// The pool's last handle goes while a slot is on its way into a magazine and others are in one.
-/// The memory is freed once, after the last use.
+/// The pool's last handle is dropped while one slot is on its way into a magazine and others are in
+/// one. The memory is freed once, after the last use.
 #[test]
 fn the_pools_end_empties_magazines() {
     model(|| {
@@ -142,7 +143,7 @@ fn the_pools_end_empties_magazines() {
     });
 }
 
-/// A thread ends while its magazine is being emptied.
+/// A thread ends while another thread empties its magazine.
 #[test]
 fn a_thread_that_ends_moves_its_magazine_to_the_depot_once() {
     model(|| {
@@ -159,10 +160,10 @@ fn a_thread_that_ends_moves_its_magazine_to_the_depot_once() {
     });
 }
 
-/// A thread gives its magazine to another pool while the first pool ends: in a model a thread has
+/// A thread binds its magazine to a second pool while the first pool ends: in a model a thread has
 /// one magazine for all pools.
 #[test]
-fn a_magazine_goes_to_another_pool_while_the_first_one_ends() {
+fn a_magazine_changes_pools_while_the_first_ends() {
     model(|| {
         let (next, pool) = (pool(6), pool(6));
         let alive = Alive::probe(&pool);

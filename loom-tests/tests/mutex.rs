@@ -5,8 +5,8 @@ use std::sync::Arc;
 use loom_tests::{model, thread};
 use pinbuf::__internals::{Guarded, Mutex};
 
-/// Three threads want the lock at once. Each thread gets it alone and sees the changes of the
-/// others. No thread sleeps for ever: a woken thread wakes the next one.
+/// Three threads want the lock at once. Each thread gets it alone and sees the changes of the other
+/// threads. No thread sleeps for ever: a woken thread wakes the next.
 #[test]
 fn every_waiting_thread_gets_the_lock() {
     model(|| {

@@ -1,4 +1,4 @@
-//! Page replacement: a slot goes home while the kernel still reads the pages it had.
+//! Page replacement: a slot is recycled while the kernel still reads its former pages.
 
 use loom_tests::{Mutex, Turnstile, model, pool_of_pages, thread};
 use pinbuf::{
@@ -7,7 +7,7 @@ use pinbuf::{
 };
 use std::sync::Arc;
 
-/// What a tracker has of a send.
+/// The tracker's entry for a send.
 enum Entry {
     Quarantined(PinnedBuf),
     #[expect(dead_code, reason = "held, and let go of, like a lease")]
@@ -31,10 +31,10 @@ fn assert_home(pool: &Pool) {
     pool.try_alloc(1).unwrap().extend_from_slice(b"y");
 }
 
-/// The late note and the replacement come at once, and somebody allocates. Whoever is first sends
-/// the slot home, once; the count goes down with the note and not before.
+/// The late notification and the replacement come at once, while a thread allocates. The first of
+/// the two recycles the slot, once. Only the notification lowers the count.
 #[test]
-fn a_late_note_and_a_replacement_send_the_slot_home_once() {
+fn a_late_notification_and_a_replacement_recycle_once() {
     model(|| {
         let pool = pool_of_pages(4);
         let entry = Arc::new(Mutex::new(Entry::Quarantined(quarantined(&pool))));
@@ -44,7 +44,7 @@ fn a_late_note_and_a_replacement_send_the_slot_home_once() {
                 let entry = std::mem::replace(&mut *entry.lock().unwrap(), Entry::Released);
                 if let Entry::Quarantined(mut buf) = entry {
                     buf.quarantine_released();
-                    assert_eq!(&buf[..], b"x", "handed back as it was");
+                    assert_eq!(&buf[..], b"x", "handed back unchanged");
                 }
             })
         };
@@ -62,7 +62,7 @@ fn a_late_note_and_a_replacement_send_the_slot_home_once() {
         };
         drop(guard);
         if let Some(mut buf) = home {
-            assert!(buf.is_empty(), "what was in it is lost");
+            assert!(buf.is_empty(), "its contents are lost");
             buf.extend_from_slice(b"z");
         }
         note.join().unwrap();
@@ -70,8 +70,8 @@ fn a_late_note_and_a_replacement_send_the_slot_home_once() {
     });
 }
 
-/// Two senders hold one frozen buffer Quarantined. The proof comes for one of them, who is given
-/// the buffer back and reads it, while the other would replace its pages.
+/// Two senders hold one frozen buffer Quarantined. The proof comes for one sender, which hands the
+/// buffer back to a reader, while the other sender tries to replace the pages.
 #[test]
 fn pages_are_not_replaced_under_another_lease_or_handle() {
     model(|| {
@@ -103,14 +103,14 @@ fn pages_are_not_replaced_under_another_lease_or_handle() {
         }
         drop::<SharedBuf>(two);
         assert_eq!(pool.stats().free(), 4);
-        drop(replaced.expect("nobody else is left"));
+        drop(replaced.expect("no other holder is left"));
         assert_home(&pool);
     });
 }
 
-/// Two slots of a pool that has room for the former pages of one.
+/// Two slots of a pool with room for the former pages of one.
 #[test]
-fn no_more_than_a_quarter_is_ever_replaced() {
+fn at_most_a_quarter_is_replaced() {
     model(|| {
         let pool = pool_of_pages(4);
         let [mut one, mut two] = [(); 2].map(|()| quarantined(&pool));

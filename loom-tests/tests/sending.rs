@@ -1,5 +1,5 @@
-//! Sending against reaping, over a fake kernel: register before the call, roll back after a
-//! failure, release what a note names and no more, wake who waits for it.
+//! Sends against reaps, over a fake kernel: register before the call, roll back after a failure,
+//! release exactly the notified ids, wake the waiting threads.
 
 use std::{
     future::poll_fn,
@@ -17,26 +17,26 @@ use pinbuf::{
     Fate, Pool, SendError,
 };
 
-/// Too few to be sent without copy.
+/// Too few bytes for a zero-copy send.
 static BYTES: [u8; 64] = [1; 64];
 
-/// Drives a sender on a thread of its own, once.
+/// Drives a sender once, on a new thread.
 fn reaping(sender: &Arc<Core<FakeKernel>>) -> thread::JoinHandle<()> {
     let sender = Arc::clone(sender);
     thread::spawn(move || _ = sender.step().unwrap())
 }
 
-/// Drives a sender so late that it asks whether a note went astray.
+/// Drives a sender late enough for a look for lost notifications.
 fn doubt(kernel: &FakeKernel, sender: &Core<FakeKernel>) {
     kernel.pass_second();
     sender.step().unwrap();
 }
 
 #[test]
-fn a_note_that_comes_before_the_call_returns_finds_its_lease() {
+fn an_early_notification_finds_its_lease() {
     model(|| {
         let pool = page_pool(1);
-        let sender = FakeKernel::new([Answer::TakeAndNote(PAGE)]).sender();
+        let sender = FakeKernel::new([Answer::TakeAndNotify(PAGE)]).sender();
         let reaper = reaping(&sender);
         let ticket = sender.try_send(filled(&pool, 1)).unwrap();
         reaper.join().unwrap();
@@ -45,13 +45,14 @@ fn a_note_that_comes_before_the_call_returns_finds_its_lease() {
             sender.fate(ticket).unwrap(),
             Some(Fate::Released { accepted: PAGE, .. })
         ));
-        // By the note: one that is not understood poisons, though a proof may make up for it.
+        // By the notification: an unknown notification would poison, even if a proof made up for
+        // it.
         assert!(sender.capabilities().zero_copy);
         assert_home(&pool);
     });
 }
 
-/// A sender whose next call goes by a grant, so that its end is left to the next entry of the lock.
+/// A sender whose next call needs a grant only, and leaves its end to the next holder of the lock.
 fn granted(kernel: &FakeKernel, pool: &Pool) -> Arc<Core<FakeKernel>> {
     let sender = kernel.sender();
     sender.try_send(filled(pool, 1)).unwrap();
@@ -60,16 +61,17 @@ fn granted(kernel: &FakeKernel, pool: &Pool) -> Arc<Core<FakeKernel>> {
     sender
 }
 
-/// The caller leaves the end of its call, and a visitor comes meanwhile: one of the two settles it.
+/// The caller leaves the end of its call, and a visitor comes meanwhile: one of the two settles the
+/// call.
 #[test]
-fn a_call_that_is_left_is_settled_once() {
+fn a_left_call_is_settled_once() {
     model(|| {
         let (pool, kernel) = (page_pool(1), FakeKernel::default());
         let sender = granted(&kernel, &pool);
         let visitor = reaping(&sender);
         let ticket = sender.try_send(filled(&pool, 2)).unwrap();
         visitor.join().unwrap();
-        assert_eq!(sender.fate(ticket).unwrap(), None, "nothing is delivered yet");
+        assert_eq!(sender.fate(ticket).unwrap(), None, "no call is delivered yet");
         assert!(!sender.is_drained());
         assert!(kernel.deliver());
         sender.step().unwrap();
@@ -78,8 +80,8 @@ fn a_call_that_is_left_is_settled_once() {
     });
 }
 
-/// As `option_memory_proves_nothing_while_a_call_is_under_way`, for a call whose end is left: the
-/// thread that settles it has to see what the call did.
+/// As `option_memory_proves_nothing_while_a_call_is_out`, for a left call: the settling thread has
+/// to see the caller's changes.
 #[test]
 fn option_memory_proves_nothing_of_a_left_call() {
     model(|| {
@@ -91,14 +93,14 @@ fn option_memory_proves_nothing_of_a_left_call() {
         };
         let ticket = sender.try_send(filled(&pool, 2)).unwrap();
         doubter.join().unwrap();
-        assert_eq!(sender.fate(ticket).unwrap(), None, "nothing is delivered yet");
+        assert_eq!(sender.fate(ticket).unwrap(), None, "no call is delivered yet");
         assert!(kernel.deliver());
         sender.step().unwrap();
         assert_home(&pool);
     });
 }
 
-/// A call whose end could have been left, and that took nothing, is its caller's to tell of.
+/// The caller reports a failed call, even one whose end it might have left.
 #[test]
 fn a_left_call_that_fails_gives_its_buffer_back() {
     model(|| {
@@ -116,12 +118,12 @@ fn a_left_call_that_fails_gives_its_buffer_back() {
     });
 }
 
-/// The same, with a notification that is there before the call returns.
+/// The same, with a notification before the return of the call.
 #[test]
-fn a_notification_before_the_end_of_a_left_call_finds_its_lease() {
+fn an_early_notification_of_a_left_call_finds_its_lease() {
     model(|| {
         let pool = page_pool(1);
-        let kernel = FakeKernel::new([Answer::Take(PAGE), Answer::TakeAndNote(PAGE)]);
+        let kernel = FakeKernel::new([Answer::Take(PAGE), Answer::TakeAndNotify(PAGE)]);
         let sender = granted(&kernel, &pool);
         let visitor = reaping(&sender);
         let ticket = sender.try_send(filled(&pool, 2)).unwrap();
@@ -135,13 +137,13 @@ fn a_notification_before_the_end_of_a_left_call_finds_its_lease() {
 }
 
 #[test]
-fn a_buffer_is_not_reused_before_its_note() {
+fn a_buffer_is_not_reused_before_its_notification() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
         let network = kernel.delivering(|_| ());
         sender.step().unwrap();
-        // `deliver` must have read what is free.
+        // `deliver` must have read the free slots.
         overwrite(&pool);
         network.join().unwrap();
         sender.step().unwrap();
@@ -150,7 +152,7 @@ fn a_buffer_is_not_reused_before_its_note() {
 }
 
 #[test]
-fn option_memory_proves_nothing_while_a_call_is_under_way() {
+fn option_memory_proves_nothing_while_a_call_is_out() {
     model(|| {
         let pool = page_pool(1);
         let kernel = FakeKernel::default();
@@ -161,7 +163,7 @@ fn option_memory_proves_nothing_while_a_call_is_under_way() {
         };
         let ticket = sender.try_send(filled(&pool, 1)).unwrap();
         doubter.join().unwrap();
-        assert_eq!(sender.fate(ticket).unwrap(), None, "nothing is delivered yet");
+        assert_eq!(sender.fate(ticket).unwrap(), None, "no call is delivered yet");
         assert!(kernel.deliver());
         sender.step().unwrap();
         assert_home(&pool);
@@ -172,7 +174,7 @@ fn option_memory_proves_nothing_while_a_call_is_under_way() {
 fn a_failed_call_is_rolled_back_while_another_thread_reaps() {
     model(|| {
         let pool = page_pool(1);
-        let kernel = FakeKernel::new([Answer::Fail(EAGAIN), Answer::TakeAndNote(PAGE)]);
+        let kernel = FakeKernel::new([Answer::Fail(EAGAIN), Answer::TakeAndNotify(PAGE)]);
         let sender = kernel.sender();
         let reaper = reaping(&sender);
         let Err(SendError::WouldBlock(buf)) = sender.try_send(filled(&pool, 1)) else {
@@ -186,21 +188,22 @@ fn a_failed_call_is_rolled_back_while_another_thread_reaps() {
             sender.fate(ticket).unwrap(),
             Some(Fate::Released { accepted: PAGE, .. })
         ));
-        assert!(sender.capabilities().zero_copy, "by the note, not by a proof");
+        assert!(sender.capabilities().zero_copy, "by the notification, not by a proof");
         assert_home(&pool);
     });
 }
 
 #[test]
-fn the_rest_of_a_buffer_goes_out_once_whoever_flushes() {
+fn the_unsent_part_is_sent_once() {
     model(|| {
         let kernel = FakeKernel::new([
-            Answer::TakeAndNote(100),
+            Answer::TakeAndNotify(100),
             Answer::Fail(EAGAIN),
-            Answer::TakeAndNote(PAGE),
+            Answer::TakeAndNotify(PAGE),
         ]);
         let (pool, sender) = (page_pool(1), kernel.sender());
-        // From before the send: it may read the note of the part before that call returns.
+        // Before the send: the thread may read the notification of the first part before its call
+        // returns.
         let flusher = reaping(&sender);
         let ticket = sender.try_send(filled(&pool, 1)).unwrap();
         flusher.join().unwrap();
@@ -213,7 +216,7 @@ fn the_rest_of_a_buffer_goes_out_once_whoever_flushes() {
 }
 
 #[test]
-fn a_pool_dropped_with_a_send_in_flight_lives_until_the_note() {
+fn a_dropped_pool_lives_until_the_notification() {
     model(|| {
         let pool = page_pool(1);
         let alive = Alive::probe(&pool);
@@ -229,13 +232,13 @@ fn a_pool_dropped_with_a_send_in_flight_lives_until_the_note() {
     });
 }
 
-/// The kernel used the id of the call that failed, and whoever reads the note must not take it for
-/// that of the next call.
+/// The kernel used the id of the failed call. The reader of the notification must not take it for
+/// the id of the next call.
 #[test]
 fn a_datagram_dropped_below_the_socket_keeps_its_id() {
     model(|| {
         let pool = page_pool(1);
-        let kernel = FakeKernel::new([Answer::FailAndNote(ENOBUFS)]).datagrams();
+        let kernel = FakeKernel::new([Answer::FailAndNotify(ENOBUFS)]).datagrams();
         let sender = kernel.sender();
         let reaper = reaping(&sender);
         let Err(SendError::Dropped { buf, .. }) = sender.try_send(filled(&pool, 1)) else {
@@ -244,7 +247,7 @@ fn a_datagram_dropped_below_the_socket_keeps_its_id() {
         let ticket = sender.try_send(buf).unwrap();
         reaper.join().unwrap();
         sender.step().unwrap();
-        assert_eq!(sender.fate(ticket).unwrap(), None, "nothing is delivered yet");
+        assert_eq!(sender.fate(ticket).unwrap(), None, "no call is delivered yet");
         assert!(kernel.deliver());
         sender.step().unwrap();
         assert!(sender.fate(ticket).unwrap().is_some() && sender.capabilities().zero_copy);
@@ -252,7 +255,7 @@ fn a_datagram_dropped_below_the_socket_keeps_its_id() {
     });
 }
 
-/// One frozen buffer over two sockets, which let go of it in any order.
+/// One frozen buffer over two sockets, released in any order.
 #[test]
 fn two_sends_of_one_buffer_hold_it_until_both_are_released() {
     model(|| {
@@ -277,9 +280,9 @@ fn two_sends_of_one_buffer_hold_it_until_both_are_released() {
     });
 }
 
-/// The second call is released before the first. Whatever is free is written to at once.
+/// The second call is released before the first. Free slots are overwritten at once.
 #[test]
-fn a_note_out_of_order_releases_what_it_names() {
+fn a_notification_out_of_order_releases_its_ids() {
     model(|| {
         let pool = page_pool(2);
         let kernel = FakeKernel::default();
@@ -303,7 +306,7 @@ fn a_note_out_of_order_releases_what_it_names() {
 }
 
 #[test]
-fn a_drain_ends_with_the_last_note_and_no_earlier() {
+fn a_drain_ends_with_the_last_notification() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
@@ -315,16 +318,16 @@ fn a_drain_ends_with_the_last_note_and_no_earlier() {
     });
 }
 
-/// The note is read by a stranger, and another thread finds out, and drops the buffer. Nothing
-/// comes from the socket.
+/// Another user reads the notification. Another thread finds the proof and drops the buffer. The
+/// socket reports no event.
 #[test]
-fn a_drain_is_woken_by_a_proof_that_another_thread_found() {
+fn a_drain_is_woken_by_another_threads_proof() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, _) = kernel.with_one_in_flight();
         let doubted = Arc::clone(&sender);
         let doubter = kernel.delivering(move |kernel| {
-            kernel.steal_notes();
+            kernel.steal_notifications();
             doubt(kernel, &doubted);
         });
         sender.drain(None).unwrap();
@@ -333,9 +336,9 @@ fn a_drain_is_woken_by_a_proof_that_another_thread_found() {
     });
 }
 
-/// A visitor reads the note, and a task awaits the send too.
+/// A visitor reads the notification, and a task awaits the send too.
 #[test]
-fn a_drain_is_woken_when_a_visitor_has_dropped_the_buffer() {
+fn a_drain_is_woken_when_a_visitor_drops_the_buffer() {
     model(|| {
         let kernel = FakeKernel::default();
         let (pool, sender, ticket) = kernel.with_one_in_flight();
@@ -349,9 +352,9 @@ fn a_drain_is_woken_when_a_visitor_has_dropped_the_buffer() {
     });
 }
 
-/// The note that makes room is read by somebody else, while this thread falls asleep.
+/// Another thread reads the notification that makes room, while this thread falls asleep.
 #[test]
-fn a_blocked_send_is_woken_by_what_another_thread_reads() {
+fn a_blocked_send_is_woken_by_another_threads_read() {
     model(|| {
         let pool = page_pool(2);
         let kernel = FakeKernel::default();
@@ -368,12 +371,13 @@ fn a_blocked_send_is_woken_by_what_another_thread_reads() {
     });
 }
 
-/// Room is told of once, to a thread that finds another one sending, which was refused just before.
+/// The socket reports room once, to a thread that meets the call of another thread, which was
+/// refused just before.
 #[test]
-fn room_is_used_though_another_thread_found_none() {
+fn room_is_used_after_another_threads_refusal() {
     model(|| {
         let pool = page_pool(1);
-        let kernel = FakeKernel::new([Answer::TakeAndNote(100)]).full();
+        let kernel = FakeKernel::new([Answer::TakeAndNotify(100)]).full();
         let sender = kernel.sender();
         let waiter = reaping(&sender);
         let network = {
@@ -387,7 +391,7 @@ fn room_is_used_though_another_thread_found_none() {
     });
 }
 
-/// A sender with a send of which a part is unsent, and room for it.
+/// A sender with room for the unsent part of a send.
 fn with_unsent(kernel: &FakeKernel) -> (Pool, Arc<Core<FakeKernel>>) {
     let (pool, sender) = (page_pool(1), kernel.sender());
     sender.try_send(filled(&pool, 1)).unwrap();
@@ -423,7 +427,7 @@ fn an_abort_comes_after_the_call_of_a_visitor() {
     });
 }
 
-/// The kernel reads the memory of such a call only while the call lasts, and posts no notification.
+/// The kernel reads the memory of a copied call only during the call, and posts no notification.
 #[test]
 fn a_drain_ends_after_a_call_by_copy() {
     model(|| {
@@ -442,9 +446,10 @@ fn a_drain_ends_after_a_call_by_copy() {
     });
 }
 
-/// The owner reads the note, and begins another call when the drain has been woken and has looked.
+/// The owner reads the notification, and makes another call after the drain was woken and has
+/// looked.
 #[test]
-fn a_drain_is_woken_by_the_end_of_a_call_that_it_has_not_seen_begin() {
+fn a_drain_is_woken_by_the_end_of_a_later_call() {
     model(|| {
         let kernel = FakeKernel::default();
         let (_pool, sender, _) = kernel.with_one_in_flight();
@@ -462,7 +467,7 @@ fn a_drain_is_woken_by_the_end_of_a_call_that_it_has_not_seen_begin() {
 }
 
 #[test]
-fn a_fate_is_told_to_whoever_awaits_it() {
+fn a_fate_is_told_to_its_task() {
     model(|| {
         let kernel = FakeKernel::default();
         let (_pool, sender, ticket) = kernel.with_one_in_flight();
@@ -474,7 +479,7 @@ fn a_fate_is_told_to_whoever_awaits_it() {
 }
 
 #[test]
-fn a_fate_that_another_thread_finds_is_told() {
+fn a_fate_found_by_another_thread_is_told() {
     model(|| {
         let kernel = FakeKernel::default();
         let (_pool, sender, ticket) = kernel.with_one_in_flight();
@@ -493,7 +498,7 @@ fn a_fate_that_another_thread_finds_is_told() {
 
 /// Two senders at once, and locked memory for one call.
 #[test]
-fn no_more_memory_is_locked_than_the_budget_has() {
+fn locked_memory_stays_within_the_budget() {
     model(|| {
         let pool = page_pool(3);
         let budget = Arc::new(MemlockBudget::new(Some(4 * PAGE)));
@@ -510,7 +515,7 @@ fn no_more_memory_is_locked_than_the_budget_has() {
         if one.deliver() {
             sender.step().unwrap();
             sender.try_send(filled(&pool, 1)).unwrap();
-            assert!(!one.is_idle(), "the memory is given back");
+            assert!(!one.is_idle(), "the memory is refunded");
         }
     });
 }

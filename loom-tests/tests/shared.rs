@@ -14,14 +14,14 @@ fn read_and_drop(buf: SharedBuf) {
     drop(buf);
 }
 
-/// The slot is at home exactly once, and its next owner writes after everybody has read.
+/// Asserts that the slot is free exactly once, and that its next owner writes after every read.
 fn assert_home(pool: &Pool) {
     let audit = pool.audit();
     assert!(audit.is_clean() && audit.stats.free() == 1, "{audit}");
     pool.try_alloc(1).unwrap().extend_from_slice(b"y");
 }
 
-/// Two clones are dropped at once while a third thread waits for the slot, and writes it.
+/// Two clones are dropped at once while a third thread waits for the slot, and then writes.
 #[test]
 fn the_last_of_two_clones_recycles_the_slot() {
     model(|| {
@@ -40,7 +40,7 @@ fn the_last_of_two_clones_recycles_the_slot() {
     });
 }
 
-/// The kernel lets go of one send while the last clone is dropped.
+/// The kernel releases one send while the last clone is dropped.
 #[test]
 fn a_clone_and_a_lease_end_in_any_order() {
     model(|| {
@@ -59,7 +59,7 @@ fn a_clone_and_a_lease_end_in_any_order() {
     });
 }
 
-/// A clone is made, and its original dropped, while a lease begins and ends elsewhere.
+/// A clone is made and its original dropped, while another thread's lease begins and ends.
 #[test]
 fn a_clone_made_while_a_lease_ends_is_counted() {
     model(|| {
@@ -81,7 +81,7 @@ fn a_clone_made_while_a_lease_ends_is_counted() {
     });
 }
 
-/// Made writable again while the other clone is read and dropped: refused, or after that.
+/// A thaw while the other clone is read and dropped: refused, or after the drop.
 #[test]
 fn a_thawed_buffer_is_written_after_every_read() {
     model(|| {

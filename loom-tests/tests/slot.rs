@@ -1,12 +1,12 @@
-//! A slot that several holders count.
+//! A slot with several holders.
 
 use std::sync::Arc;
 
 use loom_tests::{model, thread};
 use pinbuf::__internals::StateWord;
 
-/// Reads the memory, gives up a handle, and writes the memory if that was the last one: what the
-/// slot's next owner does.
+/// Reads the memory, drops a handle, and after the last handle writes the memory, like the slot's
+/// next owner.
 fn leave(slot: &StateWord) -> bool {
     slot.contents_read();
     let last = slot.unshare();
@@ -16,10 +16,10 @@ fn leave(slot: &StateWord) -> bool {
     last
 }
 
-/// Two handles are dropped at once. One of the droppers, and only one, is told that it was the
-/// last, and what it then does to the memory comes after the other's reads.
+/// Two handles are dropped at once. Exactly one of the threads is told that its handle was the
+/// last. Its write to the memory comes after the reads of the other.
 #[test]
-fn the_last_handle_out_is_alone() {
+fn the_last_dropped_handle_is_alone() {
     model(|| {
         let slot = Arc::new(StateWord::new(0));
         slot.claim();
@@ -33,9 +33,10 @@ fn the_last_handle_out_is_alone() {
     });
 }
 
-/// A handle, two leases: the kernel lets go of the leases, in any order with the handle's drop.
+/// A handle and two leases: the kernel releases the leases, in any order with the drop of the
+/// handle.
 #[test]
-fn the_last_lease_out_is_alone() {
+fn the_last_ended_lease_is_alone() {
     model(|| {
         let slot = Arc::new(StateWord::new(0));
         slot.claim();
@@ -56,8 +57,8 @@ fn the_last_lease_out_is_alone() {
     });
 }
 
-/// One lease turns out unprovable while the handle is dropped: the slot is nobody's to recycle
-/// before the late proof.
+/// One lease becomes unprovable while the handle is dropped: no thread may recycle the slot before
+/// the late proof.
 #[test]
 fn a_quarantined_lease_keeps_the_slot_out() {
     model(|| {

@@ -1,7 +1,7 @@
-//! A magazine by itself, without a pool: a stack of one thread that another thread empties.
+//! A magazine without a pool: a stack of one thread that another thread empties.
 //!
-//! Under loom alone. Elsewhere the contents have no size, so that all numbers share an address, and a
-//! magazine that was taken stays unbound for a while.
+//! Under loom alone. Elsewhere the contents have no size, so all numbers share an address, and a
+//! magazine stays unbound for a while after a take.
 
 #![cfg(loom)]
 
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use loom_tests::{model, thread};
 use pinbuf::__internals::LoneMagazine;
 
-/// A magazine for two numbers, with number 0 in it.
+/// A magazine with room for two numbers, with number 0 in it.
 fn with_zero() -> Arc<LoneMagazine> {
     let magazine = Arc::new(LoneMagazine::new(2));
     assert!(magazine.bind());

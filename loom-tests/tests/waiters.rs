@@ -1,4 +1,4 @@
-//! Waiting for a slot. A waiter that is forgotten shows as a deadlock.
+//! Waiting for a slot. A lost wake-up shows as a deadlock.
 
 use std::{
     pin::Pin,
@@ -17,7 +17,7 @@ fn poll_once(waiter: &mut Alloc<'_>) -> bool {
     Pin::new(waiter).poll(&mut Context::from_waker(Waker::noop())).is_pending()
 }
 
-/// The slot comes home before, while or after the waiter queues.
+/// The slot is recycled before, while or after the waiter queues.
 #[test]
 fn a_waiter_is_woken() {
     model(|| {
@@ -44,7 +44,7 @@ fn a_future_is_woken() {
     });
 }
 
-/// The one slot goes to one waiter and then to the other, whoever queued first.
+/// The one slot goes to one waiter and then to the other, in either order.
 #[test]
 fn two_waiters_share_one_slot() {
     model(|| {
@@ -58,9 +58,9 @@ fn two_waiters_share_one_slot() {
     });
 }
 
-/// The first in the queue gives up while the slot is being handed to it: the second gets it.
+/// The first waiter gives up while the slot is granted to it: the second waiter gets the slot.
 #[test]
-fn a_waiter_that_gives_up_passes_its_slot_on() {
+fn a_cancelled_waiter_passes_its_slot_on() {
     model(|| {
         let pool = pool(1);
         let buf = pool.try_alloc(1).unwrap();
@@ -77,8 +77,8 @@ fn a_waiter_that_gives_up_passes_its_slot_on() {
     });
 }
 
-/// The last two slots become Quarantined while somebody queues: nothing is left to wait for, and
-/// the waiter is told so.
+/// The last two slots become Quarantined while a waiter queues: no slot is left to wait for, and
+/// the waiter gets an error.
 #[test]
 fn no_waiter_sleeps_on_quarantined_slots() {
     model(|| {
@@ -96,7 +96,7 @@ fn no_waiter_sleeps_on_quarantined_slots() {
     });
 }
 
-/// A sender in miniature: holds a buffer until it is driven.
+/// A small sender: holds a buffer until driven.
 struct Holder {
     in_flight: Mutex<Option<PinnedBuf>>,
 }
@@ -118,16 +118,16 @@ impl Reclaim for Holder {
         drop(buf);
     }
 
-    /// The thread that watches is not modelled: it drives when there is news, and there is none.
+    /// The watching thread is not modelled: it drives at events, and there are none.
     fn watch(self: Arc<Self>) -> bool {
         true
     }
 }
 
-/// Both slots are in flight, and the threads that could reap them wait for a slot each. Either may
-/// be handed the slot that the other reaped.
+/// Both slots are in flight, and the threads that could reap them wait for a slot each. Each may be
+/// granted the slot that the other reaped.
 #[test]
-fn waiters_reap_what_only_they_could_reap() {
+fn waiters_reap_their_own_senders() {
     model(|| {
         let pool = pool(2);
         let holders = [(); 2].map(|()| Holder::new(pool.try_alloc(1).ok()));
@@ -143,8 +143,8 @@ fn waiters_reap_what_only_they_could_reap() {
     });
 }
 
-/// The slot goes in flight while somebody queues: either the waiter finds the holder registered,
-/// or the holder finds the waiter queued and has itself looked after.
+/// A slot goes in flight while a waiter queues: either the waiter finds the holder registered, or
+/// the holder finds the waiter queued and asks for a watch.
 #[test]
 fn a_holder_that_registers_late_sees_the_waiter() {
     model(|| {
@@ -158,7 +158,7 @@ fn a_holder_that_registers_late_sees_the_waiter() {
                 *holder.in_flight.lock().unwrap() = Some(buf);
                 raw(&pool).register(holder.weak());
                 if raw(&pool).has_waiters() {
-                    // What the watching thread would do at the next news.
+                    // The watching thread would do this at the next event.
                     holder.drive();
                 }
             })
