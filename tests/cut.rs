@@ -10,7 +10,7 @@ mod common;
 use std::{cell::RefCell, collections::VecDeque, time::Duration};
 
 use common::{
-    STALLED, assert_all_home, assert_arrived, assert_same, census, filled, pair_at, pattern, pool,
+    STALLED, assert_all_free, assert_arrived, assert_same, census, filled, pair_at, pattern, pool,
     reader, soon, turn,
 };
 use libc::{c_int, c_void};
@@ -98,7 +98,7 @@ fn a_send_cut_anywhere_keeps_every_buffer_that_was_begun() {
         let peer = reader(far, Duration::ZERO);
         let fate = sender.wait(ticket, soon()).unwrap();
         assert!(matches!(fate, Fate::Released { accepted, .. } if accepted == whole), "{fate:?}");
-        assert_all_home(&pool);
+        assert_all_free(&pool);
         let stats = sender.stats();
         assert_eq!((stats.in_flight_bytes, stats.leases), (0, 0));
         assert!(sender.close(soon().unwrap()).drained);
@@ -129,5 +129,5 @@ fn a_socket_that_is_full_at_once_gives_every_buffer_back() {
     assert!(sender.wait(ticket, soon()).is_ok());
     assert!(sender.close(soon().unwrap()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, COUNT);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }

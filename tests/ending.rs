@@ -15,7 +15,7 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TCP_CLOSE, TCP_FIN_WAIT1, TIGHT, after, assert_all_home, assert_arrived,
+    Buffers, STALLED, TCP_CLOSE, TCP_FIN_WAIT1, TIGHT, after, assert_all_free, assert_arrived,
     assert_same, census, duplicate, eventually, filled, pair, pair_at, pattern, pool, reader,
     reset, soon, tcp_state,
 };
@@ -69,7 +69,7 @@ fn close_ends_the_stream_in_order() {
     assert!(report.drained, "{report:?}");
     assert_eq!((report.quarantined, report.error), (0, None));
     assert_arrived(&peer.join().unwrap(), LEN, 20);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn a_reset_peer_releases_everything_and_every_fate_is_known() {
     for ticket in tickets {
         assert!(matches!(sender.fate(ticket).unwrap(), Some(Fate::Released { accepted: LEN, .. })));
     }
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -254,7 +254,7 @@ fn close_of_a_dead_connection_does_not_wait_for_its_deadline() {
     let report = sender.close(deadline);
     assert!(Instant::now() < deadline, "it waited to the end");
     assert_eq!(report.quarantined, 0);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -269,7 +269,7 @@ fn a_deadline_in_the_past_still_reads_what_is_there() {
     thread::sleep(Duration::from_millis(50));
     let report = sender.close(Instant::now());
     assert_eq!(report.quarantined, 0, "{report:?}");
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert_arrived(&peer.join().unwrap(), LEN, 4);
 }
 
@@ -311,7 +311,7 @@ fn an_owner_that_panics_when_dropped_takes_nothing_else_along() {
         }
     }
     assert_eq!(panics, 1);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert!(sender.close(soon().unwrap()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 5);
 }
@@ -339,7 +339,7 @@ fn two_owners_that_panic_when_dropped_at_once_do_not_abort() {
     let ticket = sender.send_vectored(&mut vec![bomb(), bomb(), buf.into()]).unwrap();
     assert!(catch_unwind(AssertUnwindSafe(|| sender.wait(ticket, soon()))).is_err());
     assert!(matches!(sender.fate(ticket).unwrap(), Some(Fate::Released { .. })));
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert!(sender.close(soon().unwrap()).drained);
     assert_eq!(peer.join().unwrap().len(), 3 * LEN);
 }
@@ -356,7 +356,7 @@ fn payloads_that_nobody_fetched_end_with_the_sender() {
     sender.drain(soon()).unwrap();
     assert_eq!(census(&pool), [0, 4, 0, 0], "with the program, though not fetched");
     assert!(sender.close(soon().unwrap()).drained);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert_eq!(Arc::strong_count(&shared), 1);
     assert_arrived(&peer.join().unwrap(), LEN, 5);
 }

@@ -18,7 +18,7 @@ use std::{
 };
 
 use common::{
-    STALLED, TIGHT, after, again, assert_all_home, assert_arrived, assert_same, block_on, census,
+    STALLED, TIGHT, after, again, assert_all_free, assert_arrived, assert_same, block_on, census,
     duplicate, eventually, filled,
     filter::{Call, any, refuse},
     must_succeed, pair_at, pattern, plays, pool, reader, skip, soon, test_of, unacked,
@@ -71,7 +71,7 @@ fn assert_copies(mut sender: Sender<TcpStream>, far: TcpStream, count: usize) {
     assert_eq!(sender.drain(soon()), Ok(()));
     assert_eq!(sender.stats().zero_copy_calls, 0);
     assert!(sender.close(soon().unwrap()).drained);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert_arrived(&peer.join().unwrap(), LEN, count);
 }
 
@@ -259,7 +259,7 @@ fn assert_waits(mut sender: Sender<TcpStream>, far: TcpStream, pool: &Pool, errn
     assert!(sender.stats().zero_copy_calls > 0 && sender.stats().copied_calls == 0, "{errno}");
     assert!(sender.close(soon().unwrap()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, COUNT);
-    assert_all_home(pool);
+    assert_all_free(pool);
 
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -362,7 +362,7 @@ fn an_end_does_without_the_count_of_unacknowledged_bytes() {
             stuck.send(filled(pool.alloc(LEN).unwrap(), LEN, 1)).unwrap();
             drop(stuck);
             assert!(wait_idle(soon().unwrap()), "aborted, and all is back");
-            assert_all_home(&pool);
+            assert_all_free(&pool);
             assert_waits(sender, far, &pool, errno);
         }
     });

@@ -24,7 +24,7 @@ use std::{
 };
 
 use common::{
-    assert_all_home, disconnect, eventually, filled,
+    assert_all_free, disconnect, eventually, filled,
     namespace::in_a_namespace,
     option, reset,
     road::{Peer, Road, Side, report, wrong},
@@ -171,7 +171,7 @@ fn losing(side: Side) -> Result<(), String> {
         let stream = peer.stream();
         assert!(pinbuf::reaper::wait_idle(Instant::now() + Duration::from_secs(30)));
         scribbler.stop();
-        assert_all_home(&pool);
+        assert_all_free(&pool);
         assert_eq!(pool.stats().replaced_bytes, 0);
         let (messages, bytes) = wrong(&stream, SMALL);
         report(&format!(
@@ -242,7 +242,7 @@ fn let_go(road: &Road, what: &str, pool: &Pool, scribbler: Scribbler, peer: Peer
     eventually("every slot is free", || scribbler.taken() == SLOTS);
     let stream = peer.stream();
     scribbler.stop();
-    assert_all_home(pool);
+    assert_all_free(pool);
     assert_eq!(pool.stats().replaced_bytes, 0);
     let (messages, bytes) = wrong(&stream, LARGE);
     report(&format!(

@@ -21,7 +21,7 @@ use std::{
 };
 
 use common::{
-    STALLED, after, assert_all_home, assert_arrived, assert_same, census, filled, pair, pair_at,
+    STALLED, after, assert_all_free, assert_arrived, assert_same, census, filled, pair, pair_at,
     pattern, pool, reader, reserve::Reserve, soon,
 };
 use pinbuf::{
@@ -170,7 +170,7 @@ fn a_child_that_drops_a_pool_unmaps_nothing() {
         assert_left_well(child);
         assert_same(&buf, &pattern(LEN, 1));
         drop(buf);
-        pool.iter().for_each(assert_all_home);
+        pool.iter().for_each(assert_all_free);
     }
 }
 
@@ -202,7 +202,7 @@ fn notes_that_wait_to_be_read_are_left_to_the_parent() {
     assert_same(&got, &pattern(LEN, 2));
     sender.wait(ticket, soon()).unwrap();
     assert!(sender.close(soon().unwrap()).drained);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn a_child_has_a_library_of_its_own() {
             drop(sender);
             assert!(wait_idle(after(60_000)));
             assert_eq!(peer.join().unwrap().len(), 20 * LEN);
-            assert_all_home(&pool);
+            assert_all_free(&pool);
         })
     };
     assert_left_well(child);
@@ -405,7 +405,7 @@ fn on_every_kind_of_pages_children_come_and_go_and_the_peer_reads_what_was_sent(
         children.into_iter().for_each(assert_left_well);
         assert!(sender.close(soon().unwrap()).drained);
         assert_arrived(&peer.join().unwrap(), LEN, count);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 }
 
@@ -434,13 +434,13 @@ fn a_child_finds_no_slot_in_its_parents_magazines() {
             let bufs: Vec<_> = (0..64).map(|_| own.try_alloc(1).unwrap()).collect();
             assert!(own.try_alloc(1).is_err());
             drop(bufs);
-            assert_all_home(&own);
+            assert_all_free(&own);
         })
     };
     assert_left_well(child);
     assert_eq!(census(&pool), [255, 1, 0, 0]);
     drop((kept, local));
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]

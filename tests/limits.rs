@@ -10,9 +10,9 @@ mod common;
 use std::{fs, io::Read, net::TcpStream, os::fd::AsFd, process::Command, thread, time::Duration};
 
 use common::{
-    STALLED, TIGHT, again, all_come_home, assert_all_home, assert_arrived, become_ordinary,
-    enable_zerocopy, eventually, filled, limit_memlock, must_succeed, network_namespace, pair_at,
-    pattern, plays, pool, raise_loopback, reader, send_static, skip, soon, turn,
+    STALLED, TIGHT, again, assert_all_free, assert_arrived, become_ordinary, enable_zerocopy,
+    eventually, filled, limit_memlock, must_succeed, network_namespace, pair_at, pattern, plays,
+    pool, raise_loopback, reader, send_static, skip, soon, turn, wait_until_all_free,
 };
 use pinbuf::{Fate, SendError, Sender, sender::SenderStats};
 
@@ -47,7 +47,7 @@ fn messages_arrive(
         let fate = sender.wait(ticket, soon()).unwrap();
         assert!(matches!(fate, Fate::Released { accepted, .. } if accepted == len), "{fate:?}");
     }
-    all_come_home(&pool);
+    wait_until_all_free(&pool);
     let stats = sender.stats();
     assert!(sender.close(soon().unwrap()).drained);
     assert_arrived(&peer.join().unwrap(), len, count);
@@ -80,7 +80,7 @@ fn sustained(mut sender: Sender<TcpStream>, mut far: TcpStream) -> SenderStats {
     // Some three for each message. A loop makes a hundred thousand in the time that the peer takes.
     assert!(calls.all() < 20 * COUNT, "{calls:?}");
     assert_arrived(&peer.join().unwrap(), LEN, COUNT);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     sender.stats()
 }
 
@@ -264,8 +264,8 @@ fn option_memory_for_not_one_note_makes_all_sends_copy() {
 }
 
 #[test]
-fn unread_notes_do_not_use_up_the_option_memory() {
-    if !with_optmem("unread_notes_do_not_use_up_the_option_memory", 20_480) {
+fn unread_notification_ids_do_not_use_up_the_option_memory() {
+    if !with_optmem("unread_notification_ids_do_not_use_up_the_option_memory", 20_480) {
         return;
     }
     // Every second send by copy in between: no two notes merge, each holds its 832 bytes until it

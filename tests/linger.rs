@@ -267,7 +267,7 @@ fn linger_of(socket: &impl AsFd) -> Option<i32> {
     let mut len = size_of_val(&linger) as libc::socklen_t;
     let (fd, level, name) = (socket.as_fd().as_raw_fd(), libc::SOL_SOCKET, libc::SO_LINGER);
     // SAFETY: getsockopt(2) writes at most `len` bytes to the struct of integers and then `len`;
-    // both outlive the call.
+    // both live through the call.
     let done = unsafe { libc::getsockopt(fd, level, name, (&raw mut linger).cast(), &raw mut len) };
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
     (linger.l_onoff != 0).then_some(linger.l_linger)

@@ -21,7 +21,7 @@ use std::{
 };
 
 use alive::Alive;
-use common::assert_all_home;
+use common::assert_all_free;
 use pinbuf::{AllocError, PinnedBuf, Pool};
 
 /// A pool of slots of 64 bytes, enough for magazines.
@@ -73,7 +73,7 @@ fn what_an_idle_thread_has_is_found() {
             });
         };
         use_local();
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 }
 
@@ -88,7 +88,7 @@ fn a_waiter_gets_the_slot_that_would_go_into_its_own_threads_magazine() {
     bufs.pop();
     assert!(matches!(alloc.as_mut().poll(&mut cx), Poll::Ready(Ok(_))));
     drop(bufs);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 /// Of 64 slots 62 are out, and two threads use one each: there is always one for either, on the
@@ -122,7 +122,7 @@ fn threads_that_end_leave_nothing_behind() {
         .unwrap();
         // A magazine left on the roster would be looked into, after its memory is gone.
     }
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert_eq!(all(&pool).len(), 256);
 }
 
@@ -157,7 +157,7 @@ fn what_ends_with_a_thread_can_use_the_pool() {
         .join()
         .unwrap();
     }
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     drop(pool);
     assert!(!alive.get());
 }
@@ -243,7 +243,7 @@ fn memory_is_bounded_by_threads_and_not_by_pools() {
     });
     let last = pools.last().unwrap();
     common::eventually("all is home", || last.audit().is_clean() && last.stats().free() == 64);
-    pools.iter().for_each(assert_all_home);
+    pools.iter().for_each(assert_all_free);
 }
 
 #[test]
@@ -264,8 +264,8 @@ fn many_at_once_are_as_good_as_one_by_one() {
     assert_eq!((pool.stats().free(), other.stats().free()), (0, 10));
     PinnedBuf::recycle_all(&mut bufs);
     assert!(bufs.is_empty());
-    assert_all_home(&pool);
-    assert_all_home(&other);
+    assert_all_free(&pool);
+    assert_all_free(&other);
 }
 
 #[test]
@@ -282,7 +282,7 @@ fn a_local_handle_takes_back_what_is_of_its_class_and_drops_the_rest() {
     let small = two.try_alloc(1).unwrap();
     let foreign = pool(64).try_alloc(1).unwrap();
     [buf, small, foreign].into_iter().for_each(|buf| local.recycle(buf));
-    assert_all_home(&two);
+    assert_all_free(&two);
     let zeroing = Pool::builder().class(64, 64).zero_on_recycle(true).build().unwrap();
     let local = zeroing.local(1).unwrap();
     let mut buf = local.try_alloc().unwrap();

@@ -9,7 +9,7 @@ mod common;
 use std::{os::fd::AsFd, time::Duration};
 
 use common::{
-    STALLED, assert_all_home, assert_arrived, corrupt, enable_zerocopy, filled, pair_at, pool,
+    STALLED, assert_all_free, assert_arrived, corrupt, enable_zerocopy, filled, pair_at, pool,
     reader, soon, source::Reused,
 };
 use pinbuf::{Fate, Policy, Sender};
@@ -52,6 +52,6 @@ fn the_same_traffic_through_a_sender_arrives_intact() {
         assert!(sender.stats().zero_copy_calls >= MESSAGES as u64, "{:?}", sender.stats());
         assert!(sender.close(soon().unwrap()).drained);
         assert_arrived(&peer.join().unwrap(), LEN, MESSAGES);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 }

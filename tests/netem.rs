@@ -17,12 +17,13 @@ use std::{
 };
 
 use common::{
-    again, all_come_home, become_ordinary, enable_zerocopy, filled, limit_memlock, must_succeed,
+    again, become_ordinary, enable_zerocopy, filled, limit_memlock, must_succeed,
     namespace::in_a_namespace,
     pool, reset,
     road::{Peer, Road, Side, report, wrong},
     soon,
     source::Reused,
+    wait_until_all_free,
 };
 use pinbuf::{Fate, Policy, Sender, sender::SenderStats};
 
@@ -53,7 +54,7 @@ fn send_all(sender: &mut Sender<TcpStream>) -> SenderStats {
         sender.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)).unwrap();
     }
     sender.drain(soon()).unwrap();
-    all_come_home(&pool);
+    wait_until_all_free(&pool);
     let stats = sender.stats();
     assert_eq!(stats.zero_copy_bytes + stats.copied_bytes, (LEN * MESSAGES) as u64);
     stats
@@ -140,7 +141,7 @@ fn a_clone_that_waits_in_a_queue_releases_a_send_after_later_ones() {
         }
         let overtaken = overtaken.iter().filter(|overtaken| **overtaken).count();
         sender.drain(soon()).unwrap();
-        all_come_home(&pool);
+        wait_until_all_free(&pool);
         let stats = sender.stats();
         assert!(sender.close(soon().unwrap()).drained);
         let stream = peer.stream();
@@ -193,7 +194,7 @@ fn a_reset_in_the_middle_settles_every_send_and_frees_every_slot() {
             assert_eq!(wrong(&stream, LEN), (0, 0));
             drop(sender);
             assert!(pinbuf::reaper::wait_idle(soon().unwrap()));
-            all_come_home(&pool);
+            wait_until_all_free(&pool);
         }
         Ok(())
     });

@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{
-    STALLED, assert_all_home, assert_same, filled, pair_at, pattern, pool, reader, skip, soon,
+    STALLED, assert_all_free, assert_same, filled, pair_at, pattern, pool, reader, skip, soon,
 };
 use pinbuf::{
     AllocError, BuildError, Payload, Policy, Pool, SendError, Sender,
@@ -160,7 +160,7 @@ mod fallback {
         assert_eq!(pool.try_alloc(101).unwrap_err(), AllocError::Exhausted, "not from smaller");
         assert!(matches!(pool.try_alloc(301), Err(AllocError::TooLarge { .. })));
         bufs.clear();
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 
     #[test]
@@ -176,7 +176,7 @@ mod fallback {
             drop(small);
             assert_eq!(waiter.join().unwrap(), 100);
         });
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 }
 
@@ -222,7 +222,7 @@ mod quota {
             let want: Vec<u8> = (0..9).flat_map(|at| pattern(LEN, seed + at).to_vec()).collect();
             assert_same(&peer.join().unwrap(), &want);
         }
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 
     #[test]
@@ -245,7 +245,7 @@ mod quota {
         assert!(sender.close(soon().unwrap()).drained);
         let want = [0, 1, 2, 3, 3, 4, 5, 6].map(|seed| pattern(LEN, seed).to_vec()).concat();
         assert_same(&peer.join().unwrap(), &want);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 
     #[test]
@@ -263,7 +263,7 @@ mod quota {
         let peer = reader(far, Duration::ZERO);
         assert!(sender.close(soon().unwrap()).drained);
         assert_eq!(peer.join().unwrap().len(), 3 * LEN);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 
     #[test]
@@ -314,7 +314,7 @@ mod quota {
         sender.send(buf(&pool, 5)).unwrap();
         assert!(sender.close(soon().unwrap()).drained);
         assert_eq!(peer.join().unwrap().len(), 6 * LEN);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn poll<F: Future + Unpin>(future: &mut F, waker: &Arc<CountedWaker>) -> Poll<F:
     Pin::new(future).poll(&mut Context::from_waker(&waker))
 }
 
-fn assert_all_home(pool: &Pool) {
+fn assert_all_free(pool: &Pool) {
     let audit = pool.audit();
     assert!(audit.is_clean(), "{audit}");
     let slots: usize = audit.stats.classes.iter().map(|class| class.slots).sum();
@@ -100,7 +100,7 @@ mod alloc {
                 }
             }
             drop(bufs);
-            assert_all_home(&pool);
+            assert_all_free(&pool);
         }
     }
 
@@ -146,7 +146,7 @@ mod alloc {
             }
         });
         drop(shelf);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 }
 
@@ -179,7 +179,7 @@ mod waiting {
             holding = Some(buf.unwrap());
         }
         drop(holding);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
         assert!(pool.try_alloc(1).is_ok(), "with nobody waiting the list is in use again");
     }
 
@@ -198,7 +198,7 @@ mod waiting {
         drop(first);
         assert_eq!(wakers[1].count(), 1);
         drop(second);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
         assert!(pool.try_alloc(1).is_ok());
     }
 
@@ -215,7 +215,7 @@ mod waiting {
         drop(first);
         drop(buf);
         assert!(matches!(poll(&mut third, &wakers[2]), Poll::Ready(Ok(_))));
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 
     #[test]
@@ -262,7 +262,7 @@ mod waiting {
                 drop(waiter.join().unwrap());
             });
         }
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 
     #[test]
@@ -273,7 +273,7 @@ mod waiting {
                 scope.spawn(|| (0..500).for_each(|_| drop(pool.alloc(1).unwrap())));
             }
         });
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 
     #[test]
@@ -582,7 +582,7 @@ mod buffer {
         buf.end_lease();
         assert_eq!(&buf[..], b"abc");
         drop(buf);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
 
     #[cfg(feature = "bytes")]

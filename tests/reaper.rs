@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{
-    STALLED, after, assert_all_home, assert_arrived, eventually, filled, pair_at, pattern, pool,
+    STALLED, after, assert_all_free, assert_arrived, eventually, filled, pair_at, pattern, pool,
     process::{alone, hoard_descriptors, reapers},
     road::wrong,
     take_error,
@@ -88,7 +88,7 @@ fn an_abort_brings_a_stalled_peers_slots_back_at_once() {
     }
     assert!(pool.stats().in_flight() > 0, "{:?}", pool.stats());
     let report = sender.abort();
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert!(report.aborted && !report.drained && report.error.is_none(), "{report:?}");
     assert!(report.unacked_bytes.is_some_and(|bytes| bytes > LEN), "{report:?}");
     let scribbled: Vec<_> =
@@ -98,7 +98,7 @@ fn an_abort_brings_a_stalled_peers_slots_back_at_once() {
     assert!(got.len() > 10_000 && got.len() < 12 * LEN, "{} bytes", got.len());
     assert_eq!(wrong(&got, LEN), (0, 0));
     drop(scribbled);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -126,6 +126,6 @@ fn without_a_thread_every_call_serves_those_that_were_dropped() {
         assert!(wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
         drop(hoard);
         assert_eq!(reapers(), []);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     });
 }

@@ -5,7 +5,7 @@ mod common;
 use std::os::fd::AsFd;
 
 use common::{
-    Buffers, assert_all_home, assert_same, census, enable_zerocopy, fill, filled, pair_at, pattern,
+    Buffers, assert_all_free, assert_same, census, enable_zerocopy, fill, filled, pair_at, pattern,
     reader, reserve::Reserve, skip,
 };
 use pinbuf::{
@@ -113,7 +113,7 @@ fn former_pages_are_counted_up_to_a_quarter_of_the_pool_until_the_proof() {
     assert_eq!(pool.stats().replaced_bytes, 0);
     let replaced = last.replace_pages().unwrap();
     drop(last);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     drop(pool);
     drop(replaced);
 }
@@ -143,7 +143,7 @@ fn no_pages_are_replaced_that_somebody_else_holds_or_shares() {
     assert!(one.replace_pages().is_some());
     assert!(one.is_empty());
     drop(one);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 
     // Two slots on each page.
     let pool = Pool::builder().class(2000, 16).backing(Backing::Require(Pages::Base));

@@ -13,7 +13,7 @@ use std::{
 };
 
 use common::{
-    STALLED, assert_all_home, assert_arrived, assert_same, block_on, census, duplicate, eventually,
+    STALLED, assert_all_free, assert_arrived, assert_same, block_on, census, duplicate, eventually,
     filled, optmem, pair, pair_at, pattern, pool, read_error_queue, reader, send_static, soon,
 };
 use pinbuf::{
@@ -57,7 +57,7 @@ fn a_note_for_an_id_never_given_out_poisons() {
         assert_eq!(sender.wait(ticket, soon()), Ok(fate));
     }
     assert_eq!(sender.stats().zero_copy_calls, calls);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert!(sender.close(soon().unwrap()).drained);
     let messages = [2, 3, 4].map(|seed| pattern(LEN, seed).to_vec()).concat();
     let want = [&pattern(LEN, 0)[..], &FOREIGN, &messages].concat();
@@ -107,7 +107,7 @@ fn what_is_in_flight_when_a_foreign_note_shows_is_quarantined_until_the_gauge_re
             .iter()
             .all(|ticket| matches!(sender.fate(*ticket).unwrap(), Some(Fate::Released { .. })))
     });
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert!(sender.close(soon().unwrap()).drained);
     let messages = [0, 1, 2, 3].map(|seed| pattern(LEN, seed).to_vec()).concat();
     assert_same(&peer.join().unwrap(), &[&messages[..], &FOREIGN].concat());
@@ -184,7 +184,7 @@ fn a_note_read_by_somebody_else_is_missed_and_made_up_for() {
         assert!(matches!(sender.wait(ticket, soon()), Ok(Fate::Released { accepted: LEN, .. })));
     }
     assert_eq!(poison(&sender), Some(Poison::NoteStolen));
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     drop(thief);
     assert!(sender.close(soon().unwrap()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 4);
@@ -263,7 +263,7 @@ fn a_full_window_whose_notes_were_stolen_opens_again() {
         sender.reap().unwrap();
         sender.stats().leases == 0
     });
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert!(sender.close(soon().unwrap()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 20);
 }
@@ -286,7 +286,7 @@ fn a_full_window_whose_notes_were_stolen_is_open_to_the_next_send() {
     drop(thief);
     assert!(sender.close(soon().unwrap()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 3);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]

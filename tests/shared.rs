@@ -5,7 +5,7 @@ mod common;
 use std::{thread, time::Duration};
 
 use common::{
-    STALLED, assert_all_home, assert_same, census, filled, pair_at, pattern, pool, reader, soon,
+    STALLED, assert_all_free, assert_same, census, filled, pair_at, pattern, pool, reader, soon,
 };
 use pinbuf::{Fate, Payload, Policy, SendError, Sender, sender::HandBack};
 
@@ -29,7 +29,7 @@ fn clones_and_slices_name_the_same_bytes() {
     assert_eq!(&buf[..], b"0123456", "up to the end of the slice");
     buf.extend_from_slice(b"x");
     drop(buf);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -69,7 +69,7 @@ fn one_buffer_goes_to_many_sockets_with_a_lease_each() {
         assert!(sender.close(soon().unwrap()).drained);
         assert_same(&peer.join().unwrap(), &pattern(LEN, 5).repeat(4));
     }
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_slice_is_sent_where_it_lies_and_comes_back() {
     assert_eq!(all.try_into_pinned().unwrap().len(), LEN, "no other handle is left");
     assert!(sender.close(soon().unwrap()).drained);
     assert_same(&peer.join().unwrap(), &pattern(LEN, 6)[1000..40_000]);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -130,7 +130,7 @@ fn handles_on_many_threads_are_counted() {
         }
     });
     drop(shared.try_into_pinned().unwrap());
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[cfg(feature = "bytes")]
@@ -146,5 +146,5 @@ fn becomes_bytes_without_a_copy_and_is_home_after_the_last() {
     drop(bytes);
     assert_eq!(census(&pool), [0, 1, 0, 0]);
     drop(part);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }

@@ -16,7 +16,7 @@ use std::{
 };
 
 use common::{
-    STALLED, TIGHT, after, again, assert_all_home, assert_arrived, assert_same, block_on,
+    STALLED, TIGHT, after, again, assert_all_free, assert_arrived, assert_same, block_on,
     duplicate, eventually, filled, must_succeed, network_namespace, pair, pair_at, pattern, plays,
     pool,
     process::{alone, hoard_descriptors},
@@ -93,7 +93,7 @@ fn a_loop_over_interest_does_not_spin() {
             let interest = sender.interest();
             let events = if interest.writable { libc::POLLOUT } else { 0 };
             let mut entry = libc::pollfd { fd: sender.as_fd().as_raw_fd(), events, revents: 0 };
-            // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+            // SAFETY: poll(2) reads and writes one entry, alive during the call.
             assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 10_000) }, 1, "{interest:?}");
             sender.reap().unwrap();
             rounds += 1;
@@ -114,7 +114,7 @@ fn turns_until_told(
     let mut turns = 0;
     while !ended() && turns < MANY {
         let mut entry = libc::pollfd { fd, events: 0, revents: 0 };
-        // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+        // SAFETY: poll(2) reads and writes one entry, alive during the call.
         assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 60_000) }, 1);
         reap().unwrap();
         turns += 1;
@@ -179,7 +179,7 @@ fn the_end_of_the_peers_stream_is_no_end_of_the_connection() {
     far.shutdown(Shutdown::Write).unwrap();
     let mut entry =
         libc::pollfd { fd: sender.as_fd().as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+    // SAFETY: poll(2) reads and writes one entry, alive during the call.
     assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 60_000) }, 1);
     sender.reap().unwrap();
     assert_eq!(sender.connection_error(), None);
@@ -198,7 +198,7 @@ fn an_icmp_error_is_no_end_of_a_datagram_sender() {
     let mut sender = Sender::new(near).unwrap();
     sender.try_send(&[7; 10][..]).unwrap();
     let mut entry = libc::pollfd { fd: sender.as_fd().as_raw_fd(), events: 0, revents: 0 };
-    // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+    // SAFETY: poll(2) reads and writes one entry, alive during the call.
     assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 60_000) }, 1);
     sender.reap().unwrap();
     assert_eq!(sender.connection_error(), None);
@@ -253,7 +253,7 @@ fn waiting_behind_a_hangup_does_not_spin() {
         assert!(matches!(fate, Fate::Released { .. }), "{fate:?}");
     });
     assert!(waits > 0 && waits < MANY, "{waits}");
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -289,13 +289,13 @@ fn waiting_for_packets_stuck_below_a_dead_connection_does_not_spin() {
         sender.drain(soon()).unwrap();
     });
     assert!(waits < MANY, "{waits}");
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 fn disconnect(socket: &impl AsFd) {
     let none = libc::sockaddr { sa_family: libc::AF_UNSPEC as _, sa_data: [0; 14] };
     let len = size_of_val(&none) as libc::socklen_t;
-    // SAFETY: connect(2) reads `len` bytes of the address, which outlives the call.
+    // SAFETY: connect(2) reads `len` bytes of the address, alive during the call.
     let done = unsafe { libc::connect(socket.as_fd().as_raw_fd(), &raw const none, len) };
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
 }
@@ -417,7 +417,7 @@ fn a_stalled_ending_sender_is_looked_at_once_a_second_at_most() {
 fn sleeps() -> i64 {
     // SAFETY: all zero bytes are a value of a struct of integers.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-    // SAFETY: getrusage(2) writes one `rusage`, which outlives the call.
+    // SAFETY: getrusage(2) writes one `rusage`, alive during the call.
     assert_eq!(unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) }, 0);
     usage.ru_nvcsw
 }

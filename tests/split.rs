@@ -11,7 +11,7 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, eventually, filled, pair,
+    Buffers, STALLED, TIGHT, after, assert_all_free, assert_arrived, eventually, filled, pair,
     pair_at, pattern, pool, reader, soon,
 };
 use pinbuf::{Fate, Policy, Sender, sender::HandBack};
@@ -41,7 +41,7 @@ fn one_thread_sends_while_another_reaps() {
     drop(send);
     drop(reap);
     assert_arrived(&peer.join().unwrap(), LEN, 500);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn the_reaping_half_sees_the_stream_to_its_end() {
     assert_arrived(&peer.join().unwrap(), 1 << 20, 1);
     drop(returned);
     drop(reap);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn halves_dropped_in_either_order_leave_to_the_reaper() {
         far.read_to_end(&mut got).unwrap();
         assert_arrived(&got, LEN, 8);
         eventually("the reaper brings every slot home", || pool.stats().free() == 8);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
     assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
 }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, census,
+    Buffers, STALLED, TIGHT, after, assert_all_free, assert_arrived, assert_same, census,
     closed_window, duplicate, eventually, filled, mapped_pair, option, pair, pair_at, pattern,
     pool, reader, reset, set_option, soon, take_error, turn, unacked, zero_copy,
 };
@@ -196,7 +196,7 @@ fn vectored_sends_accepted_in_parts_arrive_byte_for_byte() {
     assert!(stats.zero_copy_calls > 2 * 40, "none was cut: {stats:?}");
     assert!(sender.close(soon().unwrap()).drained);
     assert_same(&peer.join().unwrap(), &want);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -229,7 +229,7 @@ fn a_buffer_accepted_in_part_is_kept_until_its_last_part_is_released() {
     let rest = reader(far, Duration::ZERO);
     assert_released(&mut sender, ticket);
     assert!(sender.stats().zero_copy_calls > 2, "{:?}", sender.stats());
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert!(sender.close(soon().unwrap()).drained);
     got.extend(rest.join().unwrap());
     assert_same(&got, &want);
@@ -280,7 +280,7 @@ fn a_reset_resolves_every_send_in_flight() {
     let report = sender.close(soon().unwrap());
     assert_eq!((report.drained, report.error), (false, Some(error)));
     assert_eq!(report.quarantined, 0);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -301,7 +301,7 @@ fn a_reset_that_no_call_ran_into_stays_in_so_error() {
     }
     resetter.join().unwrap();
     sender.drain(soon()).unwrap();
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert_eq!(sender.connection_error(), None, "no call ran into it");
     assert_eq!(take_error(sender.get_ref()), libc::ECONNRESET);
 }
@@ -362,7 +362,7 @@ fn a_peer_that_never_reads_costs_time_and_nothing_else() {
     }
     assert!(sender.close(soon().unwrap()).drained);
     assert_arrived(&peer.join().unwrap(), 64 << 10, tickets.len());
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 /// The id of a refused call goes to the next call. Its age does not.
@@ -495,7 +495,7 @@ fn released_payloads_come_back_in_order_with_their_contents() {
     drop(bufs);
     assert!(sender.close(soon().unwrap()).drained);
     assert_same(&peer.join().unwrap(), &want);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }
 
 #[test]
@@ -519,7 +519,7 @@ fn what_is_refused_comes_back_untouched_and_once() {
         let Payload::Pinned(buf) = payload else { panic!("{payload:?}") };
         assert_same(&buf, &pattern(10_000 * seed, seed));
     }
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     reset(far);
     eventually("all are back", || {
         sender.reap().unwrap();
@@ -558,7 +558,7 @@ fn an_empty_buffer_in_front_comes_back_with_the_others() {
     let fate = Fate::Released { accepted: 0, copied: Some(false) };
     assert_eq!(sender.wait(ticket, soon()), Ok(fate));
     assert_eq!(sender.stats().copied_calls, calls);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert!(sender.close(soon().unwrap()).drained);
     let want = [&pattern(256 << 10, 0)[..], &pattern(32 << 10, 1)].concat();
     assert_same(&peer.join().unwrap(), &want);
@@ -576,7 +576,7 @@ fn without_zero_copy_everything_is_released_at_once() {
         let ticket = sender.try_send(buf).unwrap();
         let fate = Fate::Released { accepted: 64 << 10, copied: Some(true) };
         assert_eq!(sender.fate(ticket).unwrap(), Some(fate));
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     }
     let peer = reader(far, Duration::ZERO);
     assert!(sender.close(soon().unwrap()).drained);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::{
-    after, again, assert_all_home, assert_same, eventually, filled, must_succeed,
+    after, again, assert_all_free, assert_same, eventually, filled, must_succeed,
     network_namespace, option, optmem, pattern, plays, pool, raise_loopback, set_option, skip,
     soon, take_error, zero_copy,
 };
@@ -333,5 +333,5 @@ fn a_full_queue_drops_and_a_slow_one_is_waited_for() {
     let report = sender.close(after(20));
     assert!(!report.drained && !report.aborted && report.quarantined > 0, "{report:?}");
     eventually("all is home", || common::census(&pool)[0] == 12);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }

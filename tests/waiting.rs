@@ -19,7 +19,7 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, block_on, census,
+    Buffers, STALLED, TIGHT, after, assert_all_free, assert_arrived, assert_same, block_on, census,
     closed_window, eventually, filled, pair, pair_at, pattern, pool, process::alone, reader, soon,
 };
 use pinbuf::{AllocError, Fate, Policy, Pool, SendError, Sender, Ticket, WaitError};
@@ -30,7 +30,7 @@ const PAUSE: Duration = Duration::from_millis(150);
 /// The reaper may still be dropping what it saw released.
 fn comes_home(pool: &Pool) {
     eventually("all slots are home", || pool.stats().free() == pool.stats().classes[0].slots);
-    assert_all_home(pool);
+    assert_all_free(pool);
 }
 
 fn fill_up(sender: &mut Sender<TcpStream>, pool: &Pool) -> Vec<Ticket> {

@@ -58,7 +58,7 @@ impl Floor {
 
     fn wait(&mut self, events: i16) {
         let mut entry = libc::pollfd { fd: self.near.as_raw_fd(), events, revents: 0 };
-        // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+        // SAFETY: poll(2) reads and writes one entry, alive during the call.
         let ready = unsafe { libc::poll(&raw mut entry, 1, 10_000) };
         assert!(ready == 1, "{}", io::Error::last_os_error());
         if self.zero_copy {

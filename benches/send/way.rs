@@ -106,7 +106,7 @@ fn stay_on(cpu: usize) {
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     // SAFETY: the set has room for 1024 processors.
     unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: sched_setaffinity(2) reads one set, which outlives the call. If it fails, nothing has
+    // SAFETY: sched_setaffinity(2) reads one set, alive during the call. If it fails, nothing has
     // changed.
     let _ = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
 }

@@ -13,12 +13,12 @@ mod episode;
 mod kernel;
 #[path = "../../tests/simulation/memory.rs"]
 mod memory;
-#[path = "../../tests/simulation/mischief.rs"]
-mod mischief;
-#[path = "../../tests/simulation/nature.rs"]
-mod nature;
-#[path = "../../tests/simulation/notes.rs"]
-mod notes;
+#[path = "../../tests/simulation/panics.rs"]
+mod panics;
+#[path = "../../tests/simulation/environment.rs"]
+mod environment;
+#[path = "../../tests/simulation/notifications.rs"]
+mod notifications;
 #[path = "../../tests/simulation/owner.rs"]
 mod owner;
 #[path = "../../tests/simulation/socket.rs"]

@@ -20,7 +20,7 @@ fn two_left() -> (Pool, [PinnedBuf; 4]) {
     (pool, out)
 }
 
-fn assert_all_home(pool: &Pool) {
+fn assert_all_free(pool: &Pool) {
     let audit = pool.audit();
     assert!(audit.is_clean() && audit.stats.free() == 6, "{audit}");
 }
@@ -46,7 +46,7 @@ fn a_slot_in_a_magazine_is_the_owners_or_the_takers() {
         use_one(&pool);
         owner.join().unwrap();
         drop(out);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     });
 }
 
@@ -66,7 +66,7 @@ fn no_slot_is_stranded_with_an_idle_thread() {
         });
         waiter.join().unwrap();
         drop((out, local));
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     });
 }
 
@@ -86,7 +86,7 @@ fn contents_are_published_with_a_magazine() {
         two.iter_mut().for_each(|buf| buf.extend_from_slice(b"y"));
         owner.join().unwrap();
         drop((out, two));
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     });
 }
 
@@ -105,7 +105,7 @@ fn a_waiter_gets_the_slot_before_a_magazine() {
         block_on(pool.alloc_async(1)).unwrap().extend_from_slice(b"y");
         owner.join().unwrap();
         drop((out, last));
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     });
 }
 
@@ -119,7 +119,7 @@ fn no_magazine_is_bound_beside_a_waiter() {
         pool.alloc(1).unwrap().extend_from_slice(b"y");
         holder.join().unwrap();
         drop((out, last));
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     });
 }
 
@@ -154,7 +154,7 @@ fn a_thread_that_ends_moves_its_magazine_to_the_depot_once() {
         use_one(&pool);
         owner.join().unwrap();
         drop(out);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
         drop(pool);
         wait_for_the_end(&alive);
     });
@@ -171,7 +171,7 @@ fn a_magazine_changes_pools_while_the_first_ends() {
         let owner = thread::spawn(move || {
             drop(buf);
             use_one(&next);
-            assert_all_home(&next);
+            assert_all_free(&next);
         });
         drop(pool);
         owner.join().unwrap();

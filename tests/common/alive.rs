@@ -1,4 +1,4 @@
-//! When a pool ends.
+//! The lifetime of a pool's memory.
 
 use std::sync::{Arc, Weak};
 
@@ -7,13 +7,13 @@ use pinbuf::{
     Pool,
 };
 
-/// Tells whether a pool's memory is still there, its handles being gone: the pool holds a weak
-/// reference of whoever registered with it.
-pub(crate) struct Alive(Arc<Nobody>);
+/// Tells whether a pool's memory still exists after its handles: the pool holds weak references to
+/// registered senders.
+pub(crate) struct Alive(Arc<Registered>);
 
-struct Nobody;
+struct Registered;
 
-impl Reclaim for Nobody {
+impl Reclaim for Registered {
     fn drive(&self) {}
 
     fn watch(self: Arc<Self>) -> bool {
@@ -23,10 +23,10 @@ impl Reclaim for Nobody {
 
 impl Alive {
     pub(crate) fn probe(pool: &Pool) -> Self {
-        let nobody = Arc::new(Nobody);
-        let weak: Weak<Nobody> = Arc::downgrade(&nobody);
+        let registered = Arc::new(Registered);
+        let weak: Weak<Registered> = Arc::downgrade(&registered);
         raw(pool).register(weak);
-        Self(nobody)
+        Self(registered)
     }
 
     pub(crate) fn get(&self) -> bool {

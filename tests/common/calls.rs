@@ -1,8 +1,8 @@
-//! System calls, counted.
+//! A count of system calls.
 //!
-//! A test binary that includes this file has its own `ppoll`, `epoll_wait`, `recvmmsg`, `send`,
-//! `sendmsg` and `ioctl`. The library calls them instead of the C library's. They count, and can
-//! pretend that the error queue is empty or that a wait has no limit.
+//! A test binary with this file has its own `ppoll`, `epoll_wait`, `recvmmsg`, `send`, `sendmsg`
+//! and `ioctl`. The library calls them instead of the C library's. They count calls, and can
+//! pretend an empty error queue or a wait without a limit.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -21,14 +21,13 @@ use std::{
 pub(crate) struct Calls {
     /// Calls of `ppoll` and `epoll_wait`.
     pub(crate) waits: usize,
-    /// Waits without a limit that lasted for a minute: their news never came.
+    /// Waits without a limit that lasted for a minute: their event never came.
     pub(crate) hangs: usize,
-    /// Calls of `recvmmsg`, which reads the error queue.
+    /// Calls of `recvmmsg`, the reads of the error queue.
     pub(crate) looks: usize,
     /// Calls of `send` and `sendmsg`.
     pub(crate) sends: usize,
-    /// Calls of `ioctl`, which asks for unacknowledged bytes: one for each look at a sender that
-    /// ends.
+    /// Calls of `ioctl` for unacknowledged bytes: one for each look at an ending sender.
     pub(crate) questions: usize,
 }
 
@@ -64,17 +63,17 @@ thread_local! {
 static REAPERS: Mutex<Calls> = Mutex::new(Calls::NONE);
 static ALL: Mutex<Calls> = Mutex::new(Calls::NONE);
 
-/// The calls of all threads so far.
+/// The calls of all threads.
 pub(crate) fn of_all() -> Calls {
     *ALL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The calls of the library's own thread so far.
+/// The calls of the reaper's thread.
 pub(crate) fn of_the_reaper() -> Calls {
     *REAPERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The calls of this thread so far.
+/// The calls of this thread.
 pub(crate) fn of_this_thread() -> Calls {
     OWN.get()
 }
@@ -86,13 +85,13 @@ pub(crate) fn during(body: impl FnOnce()) -> Calls {
     of_this_thread() - before
 }
 
-/// This thread finds the error queue empty until then.
+/// Shows this thread an empty error queue until `end`.
 pub(crate) fn blind_until(end: Option<Instant>) {
     BLIND_UNTIL.set(end);
 }
 
-/// As [`during`], and only news ends a wait of this thread: the library's own limit does not. News
-/// that is missed costs a minute and counts as a hang.
+/// As [`during`], but only an event ends a wait of this thread, not the library's own limit. A
+/// missed event costs a minute and counts as a hang.
 pub(crate) fn patiently(body: impl FnOnce()) -> Calls {
     PATIENT.set(true);
     let calls = during(body);
@@ -100,7 +99,7 @@ pub(crate) fn patiently(body: impl FnOnce()) -> Calls {
     calls
 }
 
-/// Before `ioctl` answers, this is called with the descriptor: the answer is old then.
+/// Calls `action` with the descriptor before `ioctl` answers, so that the answer is old.
 pub(crate) fn before_answers(action: Option<fn(c_int)>) {
     BEFORE_ANSWERS.set(action);
 }
@@ -127,7 +126,7 @@ fn wait(is_bounded: bool, wait: impl FnOnce(bool) -> c_int) -> c_int {
     ready
 }
 
-/// Instead of the C library's.
+/// In place of the C library's.
 ///
 /// # Safety
 ///
@@ -139,21 +138,21 @@ unsafe extern "C" fn ppoll(
     timeout: *const libc::timespec,
     mask: *const libc::sigset_t,
 ) -> c_int {
-    // SAFETY: null or a timespec, says the caller.
+    // SAFETY: null or a timespec, by the caller's contract.
     let mut left = unsafe { timeout.as_ref() }.copied();
     let is_bounded = left.is_some_and(|left| left.tv_sec > 0 || left.tv_nsec > 0);
     wait(is_bounded, |is_patient| {
         if is_patient {
             left = Some(libc::timespec { tv_sec: MINUTE.as_secs() as _, tv_nsec: 0 });
         }
-        // The bare system call writes back what is left.
+        // The bare system call writes the remaining time back.
         let left = left.as_mut().map_or(ptr::null_mut(), ptr::from_mut);
-        // SAFETY: the caller's promises, and a timeout of our own.
+        // SAFETY: the caller's contract, and a timeout of our own.
         unsafe { libc::syscall(libc::SYS_ppoll, fds, nfds, left, mask, 8) as c_int }
     })
 }
 
-/// Instead of the C library's.
+/// In place of the C library's.
 ///
 /// # Safety
 ///
@@ -168,14 +167,14 @@ unsafe extern "C" fn epoll_wait(
     wait(timeout_ms > 0, |is_patient| {
         let timeout_ms = if is_patient { MINUTE.as_millis() as c_int } else { timeout_ms };
         let none = ptr::null::<c_void>();
-        // SAFETY: the caller's promises; no mask.
+        // SAFETY: the caller's contract; no mask.
         unsafe {
             libc::syscall(libc::SYS_epoll_pwait, epoll, events, room, timeout_ms, none, 8) as c_int
         }
     })
 }
 
-/// Instead of the C library's.
+/// In place of the C library's.
 ///
 /// # Safety
 ///
@@ -192,15 +191,15 @@ unsafe extern "C" fn recvmmsg(
     if BLIND_UNTIL.get().is_some_and(|until| Instant::now() < until) {
         // SAFETY: always a valid address.
         let errno = unsafe { libc::__errno_location() };
-        // SAFETY: as above, and this thread's own.
+        // SAFETY: as above; the variable belongs to this thread.
         unsafe { *errno = libc::EAGAIN };
         return -1;
     }
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's contract.
     unsafe { libc::syscall(libc::SYS_recvmmsg, fd, messages, room, flags, timeout) as c_int }
 }
 
-/// Instead of the C library's.
+/// In place of the C library's.
 ///
 /// # Safety
 ///
@@ -208,11 +207,11 @@ unsafe extern "C" fn recvmmsg(
 #[unsafe(no_mangle)]
 unsafe extern "C" fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_int) -> isize {
     count(|calls| calls.sends += 1);
-    // SAFETY: the caller's promises; no address.
+    // SAFETY: the caller's contract; no address.
     unsafe { libc::syscall(libc::SYS_sendto, fd, bytes, len, flags, 0_usize, 0) as isize }
 }
 
-/// Instead of the C library's.
+/// In place of the C library's.
 ///
 /// # Safety
 ///
@@ -220,11 +219,11 @@ unsafe extern "C" fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_int) -> isize {
     count(|calls| calls.sends += 1);
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's contract.
     unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) as isize }
 }
 
-/// Instead of the C library's.
+/// In place of the C library's.
 ///
 /// # Safety
 ///
@@ -232,7 +231,7 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_i
 #[unsafe(no_mangle)]
 unsafe extern "C" fn ioctl(fd: c_int, request: usize, value: *mut c_void) -> c_int {
     count(|calls| calls.questions += 1);
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's contract.
     let result = unsafe { libc::syscall(libc::SYS_ioctl, fd, request, value) as c_int };
     if let Some(action) = BEFORE_ANSWERS.get() {
         action(fd);

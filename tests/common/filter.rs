@@ -1,4 +1,4 @@
-//! Filters for system calls (seccomp), which a process cannot take back.
+//! System-call filters (seccomp), irrevocable for a process.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use libc::{
     c_long, sock_filter, sock_fprog,
 };
 
-/// A system call; with a position and a value only if that argument has it.
+/// A system call; with a position and a value, only calls with this argument.
 pub(crate) type Call = (c_long, Option<(u32, u32)>);
 
 /// All calls of `number`.
@@ -15,8 +15,8 @@ pub(crate) fn any(number: c_long) -> Call {
     (number, None)
 }
 
-/// Makes these system calls fail with `errno` from here on, in every thread of this process and
-/// those to come. Fails where the system has no filters.
+/// Makes these system calls fail with `errno` from now on, in every present and future thread of
+/// this process. Fails on systems without filters.
 pub(crate) fn refuse(calls: &[Call], errno: i32) -> io::Result<()> {
     let load = |at| sock_filter { code: (BPF_LD | BPF_W | BPF_ABS) as u16, jt: 0, jf: 0, k: at };
     let unless = |k, jf| sock_filter { code: (BPF_JMP | BPF_JEQ | BPF_K) as u16, jt: 0, jf, k };
@@ -39,12 +39,12 @@ pub(crate) fn refuse(calls: &[Call], errno: i32) -> io::Result<()> {
     }
     program.push(answer(SECCOMP_RET_ALLOW));
     let filter = sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-    // SAFETY: takes plain numbers only; an ordinary user's filter needs it.
+    // SAFETY: takes plain numbers only; an ordinary user's filter needs the call.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
         return Err(io::Error::last_os_error());
     }
     let (mode, all_threads) = (libc::SECCOMP_SET_MODE_FILTER, libc::SECCOMP_FILTER_FLAG_TSYNC);
-    // SAFETY: seccomp(2) reads the filter and its program, which outlive the call.
+    // SAFETY: seccomp(2) reads the filter and its program; both live through the call.
     match unsafe { libc::syscall(libc::SYS_seccomp, mode, all_threads, &raw const filter) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

@@ -1,7 +1,7 @@
-//! What the tests over real sockets share.
+//! The common parts of the tests over real sockets.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
-#![allow(clippy::print_stderr, reason = "skips and seeds are for whoever reads the output")]
+#![allow(clippy::print_stderr, reason = "skips and seeds are for the reader of the output")]
 
 use std::{
     any::type_name_of_val,
@@ -34,10 +34,10 @@ use pinbuf::{
     sender::SenderBuilder,
 };
 
-/// Says by name that a test cannot run here. `PINBUF_SKIPS` names a file in which they are
-/// collected, so that a run can tell how much it did not test.
+/// Reports by name that a test cannot run here, also to the file `PINBUF_SKIPS`, for a count at the
+/// end of a run.
 pub(crate) fn skip(test: &str, reason: &str) {
-    // Not `eprintln`, which the harness keeps to itself when the test passes.
+    // Not `eprintln`: the harness hides its output when the test passes.
     let _ = io::stderr().write_all(format!("SKIPPED {test}: {reason}\n").as_bytes());
     let Some(file) = std::env::var_os("PINBUF_SKIPS") else { return };
     let line = format!("{test}: {reason}\n");
@@ -56,7 +56,7 @@ pub(crate) fn after(ms: u64) -> Instant {
     Instant::now() + Duration::from_millis(ms)
 }
 
-/// Waits for what another thread or the kernel is about to bring about.
+/// Waits for an action of another thread or of the kernel.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = soon().unwrap();
     while !condition() {
@@ -65,19 +65,20 @@ pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// How often a thread can have done since `begun` what it does at most once in every `period`. A
-/// busy machine makes that more and the calls of the thread fewer, so a count above it is a fault.
+/// The largest number of actions since `begun`, for a thread with at most one action in every
+/// `period`. On a busy machine the number rises and the actions become fewer, so a count above the
+/// number is a fault.
 pub(crate) fn times_since(begun: Instant, period: Duration) -> usize {
     (begun.elapsed().as_nanos() / period.as_nanos()) as usize + 1
 }
 
-/// Settings of a sender that goes without copy on loopback too, where every route copies.
+/// Settings of a sender that uses zero copy on loopback too, where the kernel copies.
 pub(crate) fn zero_copy() -> SenderBuilder {
     Sender::builder().policy(Policy::Prefer)
 }
 
-/// Tests that look at which way their bytes went take turns: senders share the memlock budget of
-/// the process, and one that finds it used up by others copies.
+/// A lock for tests that check the way of their bytes: senders share the memlock budget of the
+/// process, and copy when the budget is used up.
 pub(crate) fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -92,21 +93,21 @@ pub(crate) struct Buffers {
     pub(crate) receive: Option<i32>,
 }
 
-/// The far end takes a few KiB and then no more until it is read.
+/// The far end takes a few KiB, and no more until it is read.
 pub(crate) const STALLED: Buffers = Buffers { send: None, receive: Some(20_000) };
 
-/// As `STALLED`, and the near end holds little, so that sends are accepted in part.
+/// As `STALLED`, and the near end holds little, so that sends are accepted in parts.
 pub(crate) const TIGHT: Buffers = Buffers { send: Some(50_000), receive: Some(20_000) };
 
 pub(crate) fn pair() -> (TcpStream, TcpStream) {
     pair_at("127.0.0.1:0", Buffers::default())
 }
 
-/// A connection: the end that sends, and the other.
+/// A connection: the sending end and the peer.
 pub(crate) fn pair_at(address: &str, buffers: Buffers) -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(address).unwrap();
     if let Some(bytes) = buffers.receive {
-        // Before the connection is made: the window is agreed upon then.
+        // Before the connection: its start fixes the window.
         set_option(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, &bytes);
     }
     let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -116,7 +117,7 @@ pub(crate) fn pair_at(address: &str, buffers: Buffers) -> (TcpStream, TcpStream)
     (near, listener.accept().unwrap().0)
 }
 
-/// A connection whose near end is an IPv6 socket and whose peer is an IPv4 one.
+/// A connection from an IPv6 socket to an IPv4 peer.
 pub(crate) fn mapped_pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -129,12 +130,12 @@ pub(crate) fn mapped_pair() -> (TcpStream, TcpStream) {
 pub(crate) fn set_option<T>(socket: &impl AsFd, level: i32, name: i32, value: &T) {
     let fd = socket.as_fd().as_raw_fd();
     let len = size_of::<T>() as libc::socklen_t;
-    // SAFETY: setsockopt(2) reads `len` bytes of the value, which outlives the call.
+    // SAFETY: setsockopt(2) reads `len` bytes of the value, alive during the call.
     let done = unsafe { libc::setsockopt(fd, level, name, (&raw const *value).cast(), len) };
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
 }
 
-/// An option that is one int.
+/// An option of type int.
 pub(crate) fn option(socket: &impl AsFd, level: i32, name: i32) -> i32 {
     let mut value = 0_i32;
     let mut len = size_of::<i32>() as libc::socklen_t;
@@ -146,12 +147,12 @@ pub(crate) fn option(socket: &impl AsFd, level: i32, name: i32) -> i32 {
     value
 }
 
-/// `SO_ERROR`, which reading clears.
+/// `SO_ERROR`; the read clears it.
 pub(crate) fn take_error(socket: &impl AsFd) -> i32 {
     option(socket, libc::SOL_SOCKET, libc::SO_ERROR)
 }
 
-/// Bytes of option memory the socket holds: 832 or 896 for each note to come or unread.
+/// Bytes of option memory held by the socket: 832 or 896 for each unread or future notification.
 pub(crate) fn optmem(socket: &impl AsFd) -> u32 {
     let mut info = [0_u32; 9];
     let mut len = size_of_val(&info) as libc::socklen_t;
@@ -171,20 +172,20 @@ pub(crate) fn optmem(socket: &impl AsFd) -> u32 {
     info[6]
 }
 
-/// Bytes that were sent and are not acknowledged, and bytes that are not even sent.
+/// Bytes sent and not acknowledged, and bytes not even sent.
 pub(crate) fn unacked(socket: &impl AsFd) -> u64 {
     queued(socket, libc::TIOCOUTQ)
 }
 
-/// Bytes of [`unacked`] that have yet to be sent.
+/// The bytes of [`unacked`] that are not sent yet.
 pub(crate) fn unsent(socket: &impl AsFd) -> u64 {
     // From linux/sockios.h.
     const SIOCOUTQNSD: libc::Ioctl = 0x894B;
     queued(socket, SIOCOUTQNSD)
 }
 
-/// Waits until the peer has acknowledged all that was sent and takes no more. A full socket stays
-/// full then; before, an acknowledgement that comes 40 ms late makes room in it.
+/// Waits until the peer has acknowledged all sent bytes and takes no more. A full socket then stays
+/// full; before, an acknowledgement can come 40 ms late and make room.
 pub(crate) fn closed_window(socket: &impl AsFd) {
     eventually("the window is closed", || {
         let unsent = unsent(socket);
@@ -194,13 +195,13 @@ pub(crate) fn closed_window(socket: &impl AsFd) {
 
 fn queued(socket: &impl AsFd, request: libc::Ioctl) -> u64 {
     let mut bytes = 0_i32;
-    // SAFETY: tcp(7): both requests write one int, which outlives the call.
+    // SAFETY: tcp(7): both requests write one int, alive during the call.
     let done = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), request, &raw mut bytes) };
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
     bytes as u64
 }
 
-/// Segments that were sent again.
+/// Number of retransmitted segments.
 pub(crate) fn retransmissions(socket: &impl AsFd) -> u32 {
     // SAFETY: all zero bytes are a value of a struct of integers.
     let mut info: libc::tcp_info = unsafe { mem::zeroed() };
@@ -222,22 +223,22 @@ pub(crate) fn tcp_state(socket: &impl AsFd) -> u8 {
     option(socket, libc::IPPROTO_TCP, libc::TCP_INFO).to_ne_bytes()[0]
 }
 
-/// Whether something is on the error queue, without reading it.
+/// Returns `true` if a message is on the error queue, without a read.
 pub(crate) fn has_error(socket: &impl AsFd) -> bool {
     let mut fd = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: 0, revents: 0 };
-    // SAFETY: poll(2) reads and writes one `pollfd`, which outlives the call.
+    // SAFETY: poll(2) reads and writes one `pollfd`, alive during the call.
     let ready = unsafe { libc::poll(&raw mut fd, 1, 0) };
     ready == 1 && fd.revents & libc::POLLERR != 0
 }
 
-/// connect(2) to `AF_UNSPEC`, as an abort does.
+/// connect(2) to `AF_UNSPEC`, the call of an abort.
 pub(crate) fn disconnect(socket: &impl AsFd) {
     // SAFETY: all zero bytes are a value of a struct of integers.
     let mut address: libc::sockaddr = unsafe { mem::zeroed() };
     address.sa_family = libc::AF_UNSPEC as _;
     let len = size_of_val(&address) as libc::socklen_t;
     let fd = socket.as_fd().as_raw_fd();
-    // SAFETY: connect(2) reads `len` bytes of the address, which outlives the call.
+    // SAFETY: connect(2) reads `len` bytes of the address, alive during the call.
     let done = unsafe { libc::connect(fd, &raw const address, len) };
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
 }
@@ -253,31 +254,31 @@ pub(crate) fn socket(domain: i32, kind: i32, protocol: i32) -> OwnedFd {
     // SAFETY: socket(2) takes no pointers.
     let fd = unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) };
     assert!(fd >= 0, "{}", io::Error::last_os_error());
-    // SAFETY: it was just made and nobody else owns it.
+    // SAFETY: from_raw_fd needs an open, unowned fd: the call above made this one.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Another handle of the same socket.
+/// A second handle of the same socket.
 pub(crate) fn duplicate(socket: &impl AsFd) -> OwnedFd {
     socket.as_fd().try_clone_to_owned().unwrap()
 }
 
-/// Sends with `MSG_ZEROCOPY` without a care for who may write the memory when.
+/// Sends with `MSG_ZEROCOPY`, without protection from writers.
 ///
 /// # Safety
 ///
-/// The memory stays mapped for as long as the kernel may read it.
+/// The memory stays mapped as long as the kernel may read it.
 pub(crate) unsafe fn send_raw(fd: BorrowedFd<'_>, memory: *const [u8]) -> io::Result<usize> {
     let flags = libc::MSG_ZEROCOPY | libc::MSG_NOSIGNAL;
-    // SAFETY: send(2) reads the bytes, during the call and later; they stay mapped, says the
-    // caller. What it reads if they are written meanwhile is the caller's business.
+    // SAFETY: send(2) reads the bytes during the call and later. They stay mapped, by the caller's
+    // contract, which also covers writers.
     let sent = unsafe { libc::send(fd.as_raw_fd(), memory.cast(), memory.len(), flags) };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
 /// As [`send_raw`], of constant memory.
 pub(crate) fn send_static(fd: BorrowedFd<'_>, memory: &'static [u8]) -> io::Result<usize> {
-    // SAFETY: it is there for ever.
+    // SAFETY: constant memory never ends.
     unsafe { send_raw(fd, memory) }
 }
 
@@ -285,14 +286,14 @@ pub(crate) fn enable_zerocopy(socket: &impl AsFd) {
     set_option(socket, libc::SOL_SOCKET, libc::SO_ZEROCOPY, &1_i32);
 }
 
-/// Reads all that is on the error queue now and says how many messages that were.
+/// Reads all messages of the error queue and returns their number.
 pub(crate) fn read_error_queue(fd: BorrowedFd<'_>) -> usize {
-    read_notes(fd).len()
+    read_notification_ids(fd).len()
 }
 
-/// Reads all that is on the error queue now and says which ids the messages name, if they are notes
-/// and nothing else is asked for.
-pub(crate) fn read_notes(fd: BorrowedFd<'_>) -> Vec<RangeInclusive<u32>> {
+/// Reads all messages of the error queue and returns the ids in them. Valid only if all are
+/// notifications.
+pub(crate) fn read_notification_ids(fd: BorrowedFd<'_>) -> Vec<RangeInclusive<u32>> {
     let mut notes = Vec::new();
     loop {
         let mut control = [0_u64; 64];
@@ -301,11 +302,11 @@ pub(crate) fn read_notes(fd: BorrowedFd<'_>) -> Vec<RangeInclusive<u32>> {
         message.msg_control = control.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control) as _;
         let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
-        // SAFETY: recvmsg(2) writes to the header and its control room, which outlive the call.
+        // SAFETY: recvmsg(2) writes to the header and its control room, alive during the call.
         if unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) } < 0 {
             return notes;
         }
-        // A header of two words, and in the second word behind it `ee_info` and `ee_data`.
+        // A header of two words; `ee_info` and `ee_data` are in the second word behind the header.
         let ids = control[3].to_ne_bytes();
         let [first, last] =
             [0, 4].map(|at| u32::from_ne_bytes(ids[at..at + 4].try_into().unwrap()));
@@ -315,7 +316,7 @@ pub(crate) fn read_notes(fd: BorrowedFd<'_>) -> Vec<RangeInclusive<u32>> {
 
 // Data.
 
-/// Bytes that differ from each other and from those of other seeds.
+/// Bytes that differ from each other and from the bytes of other seeds.
 pub(crate) fn fill(bytes: &mut [u8], seed: usize) {
     for (at, word) in bytes.chunks_mut(8).enumerate() {
         let value = (at as u64 + ((seed as u64) << 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -336,7 +337,7 @@ pub(crate) fn filled(mut buf: PinnedBuf, len: usize, seed: usize) -> PinnedBuf {
     buf
 }
 
-/// What a peer does with the stream, on a thread of its own: after a pause reads to the end.
+/// Reads a stream to its end after a pause, on a new thread.
 pub(crate) fn reader(mut far: TcpStream, pause: Duration) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         thread::sleep(pause);
@@ -346,26 +347,26 @@ pub(crate) fn reader(mut far: TcpStream, pause: Duration) -> thread::JoinHandle<
     })
 }
 
-/// Numbers of the messages of `len` bytes whose contents are not their [`pattern`].
+/// Numbers of the messages of `len` bytes that differ from their [`pattern`].
 pub(crate) fn corrupt(stream: &[u8], len: usize) -> Vec<usize> {
     let messages = stream.chunks(len).enumerate();
     messages.filter(|(seed, message)| **message != *pattern(len, *seed)).map(|(at, _)| at).collect()
 }
 
-/// The stream is `count` whole messages of `len` bytes, each its [`pattern`].
+/// Asserts that the stream is `count` whole messages of `len` bytes, each with its [`pattern`].
 #[track_caller]
 pub(crate) fn assert_arrived(stream: &[u8], len: usize, count: usize) {
     assert_eq!((stream.len(), corrupt(stream, len)), (len * count, vec![]));
 }
 
-/// Says where two streams part, instead of printing megabytes.
+/// Asserts equality, and prints the first difference instead of megabytes.
 #[track_caller]
 pub(crate) fn assert_same(got: &[u8], want: &[u8]) {
     let differs = got.iter().zip(want).position(|(got, want)| got != want);
     assert_eq!((got.len(), differs), (want.len(), None), "(length, first difference)");
 }
 
-/// The seed of a random test: `PINBUF_SEED`, or another one each time. Printed.
+/// The seed of a random test: `PINBUF_SEED`, or a new one each time. Printed.
 pub(crate) fn seed() -> u64 {
     let given = std::env::var("PINBUF_SEED").ok().map(|seed| seed.parse().expect("a number"));
     let seed = given.unwrap_or_else(|| RandomState::new().hash_one(0) >> 32);
@@ -373,7 +374,7 @@ pub(crate) fn seed() -> u64 {
     seed
 }
 
-/// Numbers that look random, the same for the same seed (splitmix64).
+/// Pseudo-random numbers from a seed (splitmix64).
 pub(crate) fn random(mut seed: u64) -> impl FnMut() -> u64 {
     move || {
         seed = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
@@ -389,7 +390,7 @@ pub(crate) fn pool(capacity: usize, count: usize) -> Pool {
     Pool::builder().class(capacity, count).backing(Backing::Require(Pages::Base)).build().unwrap()
 }
 
-/// Free, owned, in flight, quarantined; and the pool's records agree.
+/// The numbers of free, owned, in-flight and quarantined slots, after an audit of the pool.
 pub(crate) fn census(pool: &Pool) -> [usize; 4] {
     let audit = pool.audit();
     assert!(audit.is_clean(), "{audit}");
@@ -397,15 +398,15 @@ pub(crate) fn census(pool: &Pool) -> [usize; 4] {
     [stats.free(), stats.owned(), stats.in_flight(), stats.quarantined()]
 }
 
-/// Every slot becomes Free. What is released need not be home yet if somebody waited for a slot:
-/// the reaper reads notes then, and may not have dropped the buffers they named.
-pub(crate) fn all_come_home(pool: &Pool) {
-    eventually("every slot is home", || pool.stats().owned() == 0);
-    assert_all_home(pool);
+/// Waits until every slot is Free. Released slots may be on their way: if a thread waited for a
+/// slot, the reaper reads notifications, and may still have to drop their buffers.
+pub(crate) fn wait_until_all_free(pool: &Pool) {
+    eventually("every slot is free", || pool.stats().owned() == 0);
+    assert_all_free(pool);
 }
 
-/// Every slot is Free, and the pool's records agree.
-pub(crate) fn assert_all_home(pool: &Pool) {
+/// Asserts that every slot is Free, and that the pool's audit finds no mismatch.
+pub(crate) fn assert_all_free(pool: &Pool) {
     let slots: usize = pool.stats().classes.iter().map(|class| class.slots).sum();
     assert_eq!(census(pool), [slots, 0, 0, 0]);
 }
@@ -420,9 +421,9 @@ impl Wake for Unpark {
     }
 }
 
-/// Runs a future on this thread, asleep until it is woken, and says how often it was polled.
+/// Runs a future on this thread, asleep between wake-ups, and returns the number of polls.
 ///
-/// Sleeps for ever if a wake-up is lost, up to the limit of [`soon`].
+/// A lost wake-up lets it sleep up to the limit of [`soon`].
 pub(crate) fn block_on<F: Future>(future: F) -> (F::Output, usize) {
     let mut future = pin!(future);
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
@@ -439,20 +440,20 @@ pub(crate) fn block_on<F: Future>(future: F) -> (F::Output, usize) {
 
 // Other processes.
 
-/// The name of the test that the closure is written in.
+/// The name of the test around a closure.
 pub(crate) fn test_of<F>(closure: &F) -> &'static str {
     let name = type_name_of_val(closure).trim_end_matches("::{{closure}}");
-    // Behind the crate.
+    // Without the crate.
     name.split_once("::").expect("a closure of a function").1
 }
 
-/// Whether this process was started by [`again`] to play this part.
+/// Returns `true` if [`again`] started this process as `part`.
 pub(crate) fn plays(part: &str) -> bool {
     std::env::var("PINBUF_TEST_PART").is_ok_and(|set| set == part)
 }
 
-/// The command that runs one test of this binary again, in a process of its own, as `part`.
-/// `through` is a program to start it with, as `unshare -n`.
+/// The command to run a test of this binary again, in a new process, as `part`. `through` is a
+/// program to start it with, such as `unshare -n`.
 pub(crate) fn again(through: &[&str], test: &str, part: &str) -> Command {
     let exe = std::env::current_exe().unwrap();
     let mut command = match through {
@@ -468,7 +469,7 @@ pub(crate) fn again(through: &[&str], test: &str, part: &str) -> Command {
     command
 }
 
-/// Runs it; the test fails if it fails, or if it did not run the test.
+/// Runs the command; the test fails if the command fails or did not run the test.
 pub(crate) fn must_succeed(mut command: Command) {
     let output = command.output().unwrap();
     let text = [&output.stdout[..], &output.stderr[..]].concat();
@@ -481,9 +482,9 @@ pub(crate) fn must_succeed(mut command: Command) {
     assert!(text.contains("1 passed"), "{command:?} ran no test");
 }
 
-/// Gives up root, and with it `CAP_IPC_LOCK`, for a user id that nobody else is likely to have, and
-/// says whether it did: the kernel counts locked memory by user, over all processes. In a user
-/// namespace it does not, and there the capability does not count.
+/// Drops root and `CAP_IPC_LOCK` for an otherwise unused user id, and returns `true` if the process
+/// was root. The kernel counts locked memory by user, over all processes. A user namespace would
+/// not help: the capability does not count there.
 pub(crate) fn become_ordinary() -> bool {
     // SAFETY: no pointers.
     if unsafe { libc::geteuid() } != 0 {
@@ -501,16 +502,16 @@ pub(crate) fn become_ordinary() -> bool {
     true
 }
 
-/// Lowers the limit; false if it was lower already.
+/// Lowers the limit; `false` if it was lower already.
 pub(crate) fn limit_memlock(bytes: u64) -> bool {
     process::set_limit(libc::RLIMIT_MEMLOCK, bytes)
 }
 
-/// How to start a program in a network namespace of its own, with rights over it; `None` if this
-/// system lets us have none.
+/// The way to start a program in a new network namespace with rights over it; `None` if the system
+/// refuses.
 pub(crate) fn network_namespace() -> Option<&'static [&'static str]> {
-    // Root stays in its user namespace, outside of which locked memory is limited, and counted
-    // together with that of every other process of root.
+    // Root stays in its user namespace. In another one, locked memory is limited, and counted
+    // together with the memory of all other root processes.
     let ways: [&[&str]; 2] = [&["unshare", "-n"], &["unshare", "-Urn"]];
     ways.into_iter().find(|way| {
         let mut command = Command::new(way[0]);
@@ -523,7 +524,7 @@ pub(crate) fn raise_loopback() {
     switch_loopback(libc::IFF_UP | libc::IFF_RUNNING);
 }
 
-/// Switches the loopback device of this namespace off: whatever is sent is lost.
+/// Switches the loopback device of this namespace off: all sent packets are lost.
 pub(crate) fn lower_loopback() {
     switch_loopback(0);
 }
@@ -534,7 +535,7 @@ fn switch_loopback(flags: i32) {
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     request.ifr_name[..2].copy_from_slice(&[b'l' as _, b'o' as _]);
     request.ifr_ifru.ifru_flags = flags as _;
-    // SAFETY: netdevice(7): SIOCSIFFLAGS reads one `ifreq`, which outlives the call.
+    // SAFETY: netdevice(7): SIOCSIFFLAGS reads one `ifreq`, alive during the call.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
 }

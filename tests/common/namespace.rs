@@ -1,4 +1,4 @@
-//! Network namespaces of our own, and the programs that furnish them.
+//! Network namespaces for tests, and the programs that configure them.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -9,16 +9,16 @@ use std::{
 
 use super::{again, must_succeed, network_namespace, plays, road::lent_devices, skip, test_of};
 
-/// Runs a program in the namespace of the calling thread; its words, separated by blanks.
+/// Runs a program, given as words separated by blanks, in the namespace of the calling thread.
 pub(crate) fn run(words: &str) -> Result<(), String> {
     output(words).map(|_| ())
 }
 
-/// As [`run`]; what it says.
+/// As [`run`]; returns the output.
 pub(crate) fn output(words: &str) -> Result<String, String> {
     let mut parts = words.split_whitespace();
     let mut command = Command::new(parts.next().unwrap());
-    // The second: a lock that an ordinary user can have.
+    // The second variable: a lock file for ordinary users.
     command.args(parts).env("PATH", path()).env("XTABLES_LOCKFILE", "/dev/null");
     match command.output() {
         Ok(output) if output.status.success() => {
@@ -30,14 +30,13 @@ pub(crate) fn output(words: &str) -> Result<String, String> {
 }
 
 fn path() -> OsString {
-    // Where distributions keep these programs, and ordinary users do not look.
+    // The usual place of these programs, absent from ordinary users' paths.
     [std::env::var_os("PATH").unwrap_or_default().as_os_str(), OsStr::new("/usr/sbin:/sbin")]
         .join(OsStr::new(":"))
 }
 
-/// Runs the calling test, of which `body` is a closure, in a process and a network namespace of
-/// its own: nothing of them is left when it ends, however it ends. An error of `body` means that
-/// something which the test needs cannot be had here.
+/// Runs the calling test, with `body` as its closure, in a new process and network namespace.
+/// Nothing of them is left after any kind of end. An error of `body` means a missing requirement.
 pub(crate) fn in_a_namespace<F: FnOnce() -> Result<(), String>>(body: F) {
     let test = test_of(&body);
     if plays(test) {
@@ -49,25 +48,25 @@ pub(crate) fn in_a_namespace<F: FnOnce() -> Result<(), String>>(body: F) {
     } else if let Some(way) = network_namespace() {
         must_succeed(again(way, test, test));
     } else {
-        skip(test, "no network namespace can be had");
+        skip(test, "this user may not make a network namespace");
     }
 }
 
-/// Gives the calling thread, and those that it starts, a network namespace of their own.
+/// Moves the calling thread, and its future threads, to a new network namespace.
 pub(crate) fn leave() -> Result<(), String> {
     // SAFETY: no pointers.
     let done = unsafe { libc::unshare(libc::CLONE_NEWNET) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error().to_string()) }
 }
 
-/// Has this program go on in a network namespace of its own: runs it again from the start there,
-/// where this returns at once.
+/// Continues this program in a new network namespace: runs it again from its start there, where the
+/// call returns at once.
 pub(crate) fn enter() -> Result<(), String> {
     const INSIDE: &str = "PINBUF_INSIDE_NAMESPACE";
     if std::env::var_os(INSIDE).is_some() {
         return Ok(());
     }
-    let way = network_namespace().ok_or("no network namespace can be had")?;
+    let way = network_namespace().ok_or("this user may not make a network namespace")?;
     let exe = std::env::current_exe().map_err(|error| error.to_string())?;
     let mut command = Command::new(way[0]);
     command.args(&way[1..]).arg(exe).args(std::env::args_os().skip(1)).env(INSIDE, "1");

@@ -1,10 +1,10 @@
-//! What this process has and may have: descriptors, threads, memory.
+//! The resources of this process: descriptors, threads, memory.
 
 use std::fs;
 
 use super::{again, eventually, must_succeed, plays, test_of};
 
-/// Runs the calling test, of which `body` is a closure, in a process of its own.
+/// Runs the calling test, with `body` as its closure, in a new process.
 pub(crate) fn alone<F: FnOnce()>(body: F) {
     let test = test_of(&body);
     if plays(test) {
@@ -18,10 +18,10 @@ pub(crate) fn open_files() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// All threads of this process by number and name.
+/// All threads of this process, by number and name.
 fn threads() -> Vec<(libc::pid_t, String)> {
     let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
-    // One that ends meanwhile does not count.
+    // A thread that ends meanwhile does not count.
     tasks
         .filter_map(|task| {
             let name = fs::read_to_string(task.path().join("comm")).ok()?;
@@ -34,14 +34,14 @@ pub(crate) fn thread_count() -> usize {
     threads().len()
 }
 
-/// The library's own threads.
+/// The reaper's threads.
 pub(crate) fn reapers() -> Vec<libc::pid_t> {
     let mut threads = threads();
     threads.retain(|(_, name)| name == "pinbuf-reaper");
     threads.into_iter().map(|(thread, _)| thread).collect()
 }
 
-/// The library's one thread; a thread gets its name once it runs.
+/// The reaper's thread; a thread gets its name after its start.
 pub(crate) fn the_reaper() -> libc::pid_t {
     eventually("the reaper runs", || reapers().len() == 1);
     reapers()[0]
@@ -56,20 +56,20 @@ type Resource = libc::c_int;
 /// A limit, soft and hard.
 pub(crate) fn limit(resource: Resource) -> (u64, u64) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: getrlimit(2) writes one `rlimit`, which outlives the call.
+    // SAFETY: getrlimit(2) writes one `rlimit`, alive during the call.
     assert_eq!(unsafe { libc::getrlimit(resource, &raw mut limit) }, 0);
     (limit.rlim_cur, limit.rlim_max)
 }
 
-/// Sets the soft limit; says whether the hard one lets it.
+/// Sets the soft limit; `false` if the hard limit is lower.
 pub(crate) fn set_limit(resource: Resource, soft: u64) -> bool {
     let (_, hard) = limit(resource);
     let limit = libc::rlimit { rlim_cur: soft, rlim_max: hard };
-    // SAFETY: setrlimit(2) reads one `rlimit`, which outlives the call.
+    // SAFETY: setrlimit(2) reads one `rlimit`, alive during the call.
     hard >= soft && unsafe { libc::setrlimit(resource, &raw const limit) } == 0
 }
 
-/// Opens files until no more can be had. `spare` more can be had after that.
+/// Opens files up to the limit, and leaves room for `spare` more.
 pub(crate) fn hoard_descriptors(spare: usize) -> Vec<fs::File> {
     let (soft, _) = limit(libc::RLIMIT_NOFILE);
     set_limit(libc::RLIMIT_NOFILE, soft.min(200));

@@ -2,8 +2,8 @@
 
 use std::{fs, io, os::fd::AsRawFd};
 
-/// More huge pages than there were, for as long as this lives. One test of all processes at a time
-/// has it: what it finds and puts back is the truth.
+/// Extra huge pages, as long as the value lives. Only one test of all processes has it at a time,
+/// so that its counts are right.
 pub(crate) struct Reserve {
     before: usize,
     _lock: fs::File,
@@ -13,7 +13,7 @@ impl Reserve {
     const FILE: &str = "/proc/sys/vm/nr_hugepages";
     pub(crate) const PAGE: usize = 2 << 20;
 
-    /// Adds so many pages of 2 MiB.
+    /// Adds this many pages of 2 MiB.
     pub(crate) fn add(pages: usize) -> Result<Self, String> {
         let cannot = |error: io::Error| format!("the reserve of huge pages: {error}");
         let lock = fs::File::open(Self::FILE).map_err(cannot)?;
@@ -26,7 +26,7 @@ impl Reserve {
         let reserve = Self { before, _lock: lock };
         match Self::read().map_err(cannot)? {
             now if now == before + pages => Ok(reserve),
-            now => Err(format!("{} of {pages} huge pages are to be had", now - before)),
+            now => Err(format!("{} of {pages} huge pages are available", now - before)),
         }
     }
 
@@ -34,7 +34,7 @@ impl Reserve {
         Ok(fs::read_to_string(Self::FILE)?.trim().parse().unwrap_or(0))
     }
 
-    /// Pages that nobody uses, nor has a claim to.
+    /// Unused and unclaimed pages.
     pub(crate) fn free() -> usize {
         let info = fs::read_to_string("/proc/meminfo").unwrap();
         let count = |key: &str| -> usize {

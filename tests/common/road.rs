@@ -1,7 +1,7 @@
 //! Two network namespaces, the road between them, and a peer at its far end.
 //!
-//! `PINBUF_TEST_DEVICES` names two devices that are joined already, to be used instead of a virtual
-//! pair, which copies every packet; `PINBUF_TEST_NETEM` a course for `netem` on both.
+//! `PINBUF_TEST_DEVICES` names two joined devices, for use instead of a virtual pair, which copies
+//! every packet. `PINBUF_TEST_NETEM` sets a course for `netem` on both.
 
 use std::{
     fs,
@@ -25,22 +25,22 @@ use super::{
 const NEAR: &str = "10.77.0.1";
 pub(crate) const FAR: &str = "10.77.0.2";
 
-/// Values of `SO_PRIORITY` on a road with [parted lanes](Road::part_lanes): their class ids.
+/// Values of `SO_PRIORITY` on a road with [two lanes](Road::part_lanes): their class ids.
 pub(crate) const SLOW: i32 = 0x0001_0010;
 pub(crate) const FAST: i32 = 0x0001_0020;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The namespace of this process, that of a thread, and a device in each.
+/// The namespace of this process, the namespace of a thread, and a device in each.
 pub(crate) struct Road {
     near: String,
     far: String,
-    /// Devices that were there before are given back.
+    /// Lent devices are returned at the end.
     lent: bool,
     jobs: mpsc::Sender<Job>,
 }
 
-/// The devices to use instead of a virtual pair, if somebody lends some: in this namespace then.
+/// The lent devices for use instead of a virtual pair, if any; they are then in this namespace.
 pub(crate) fn lent_devices() -> Option<String> {
     std::env::var("PINBUF_TEST_DEVICES").ok()
 }
@@ -75,26 +75,26 @@ impl Road {
         if let Ok(course) = std::env::var("PINBUF_TEST_NETEM") {
             road.shape(&course)?;
         }
-        // So that more than one message is on its way before the peer has answered.
+        // So that several messages are on their way before the peer's first answer.
         run(&format!("ip route replace 10.77.0.0/24 dev {near} src {NEAR} initcwnd 60"))?;
-        // Sends are accepted though nobody reads.
+        // So that sends are accepted without a reader.
         let wmem = "4096 4194304 4194304";
         fs::write("/proc/sys/net/ipv4/tcp_wmem", wmem).map_err(|error| error.to_string())?;
         Ok(road)
     }
 
-    /// Whether the devices copy every packet, as a virtual pair does.
+    /// Returns `true` if the devices copy every packet, like a virtual pair.
     pub(crate) fn copies(&self) -> bool {
         !self.lent
     }
 
-    /// Lays out a course for `netem`, in both directions.
+    /// Sets a course for `netem`, in both directions.
     pub(crate) fn shape(&self, course: &str) -> Result<(), String> {
         self.shape_from(Side::Sender, course)?;
         self.shape_from(Side::Receiver, course)
     }
 
-    /// As `shape`, for what one side sends.
+    /// As `shape`, for the packets of one side.
     pub(crate) fn shape_from(&self, side: Side, course: &str) -> Result<(), String> {
         let shape = |device: &str| format!("tc qdisc replace dev {device} root netem {course}");
         match side {
@@ -117,7 +117,7 @@ impl Road {
         hear.recv().unwrap()
     }
 
-    /// A connection along it: the end that sends, and the other, which takes about `receive` bytes
+    /// A connection over the road: the sending end, and the peer, which takes about `receive` bytes
     /// before it reads.
     pub(crate) fn connect(&self, receive: i32) -> (TcpStream, TcpStream) {
         let listener = self.listener();
@@ -131,18 +131,18 @@ impl Road {
         (near.unwrap(), listener.accept().unwrap().0)
     }
 
-    /// A socket at the far end that listens.
+    /// A listening socket at the far end.
     pub(crate) fn listener(&self) -> TcpListener {
         self.at_far_end(|| TcpListener::bind((FAR, 0)).unwrap())
     }
 
-    /// So many packets out of a hundred get lost before they leave, or before they are received.
+    /// Loses `percent` of the packets of a side, before they leave or before they are received.
     pub(crate) fn lose(&self, side: Side, percent: u32) -> Result<(), String> {
         let rule = format!("-p tcp {} -j DROP", dice(percent));
         self.at_chain(side, move |chain| run(&format!("iptables-legacy -I {chain} {rule}")))
     }
 
-    /// Packets that got lost there so far.
+    /// The number of lost packets.
     pub(crate) fn lost(&self, side: Side) -> u64 {
         let list = |chain: &str| output(&format!("iptables-legacy -nvxL {chain}"));
         // Two lines of titles, then the rule: packets, bytes, ..
@@ -150,7 +150,7 @@ impl Road {
         list.lines().nth(2).unwrap().split_whitespace().next().unwrap().parse().unwrap()
     }
 
-    /// Does something about the packets that a side is about to send or to receive.
+    /// Changes the rules for packets that a side is about to send or to receive.
     fn at_chain<T: Send + 'static>(
         &self,
         side: Side,
@@ -162,29 +162,29 @@ impl Road {
         }
     }
 
-    /// So many out of a hundred of the receiver's answers that carry no data get lost.
+    /// Loses `percent` of the receiver's answers without data.
     pub(crate) fn lose_answers(&self, percent: u32) -> Result<(), String> {
         let rule = format!("-p tcp --tcp-flags ALL ACK {} -j DROP", dice(percent));
         run(&format!("iptables-legacy -I INPUT {rule}"))
     }
 
-    /// Nothing gets lost any more.
+    /// Ends all losses.
     pub(crate) fn lose_nothing(&self) {
         run("iptables-legacy -F").unwrap();
         self.at_far_end(|| run("iptables-legacy -F")).unwrap();
     }
 
-    /// Packets of the priority [`SLOW`] queue below TCP, at so many bits a second; others do not.
+    /// Queues packets of the priority [`SLOW`] below TCP, at the given rate, and no others.
     pub(crate) fn part_lanes(&self, rate: &str) -> Result<(), String> {
         let near = &self.near;
-        // Anew, or the slow one would owe for what it let pass before.
+        // Replaced, since the old slow lane would owe for earlier packets.
         let _ = run(&format!("tc qdisc del dev {near} root"));
         run(&format!("tc qdisc add dev {near} root handle 1: htb default 20"))?;
         run(&format!("tc class replace dev {near} parent 1: classid 1:10 htb rate {rate}"))?;
         run(&format!("tc class replace dev {near} parent 1: classid 1:20 htb rate 10gbit"))
     }
 
-    /// Packets are at most so long, their headers included.
+    /// Limits packets to `bytes`, their headers included.
     pub(crate) fn limit_packets(&self, bytes: usize) -> Result<(), String> {
         let limit = |device: &str| format!("ip link set {device} mtu {bytes}");
         run(&limit(&self.near))?;
@@ -202,19 +202,19 @@ impl Road {
         &self.far
     }
 
-    /// Packets go through this queue at the near device.
+    /// Sets the queue of the near device.
     pub(crate) fn queue(&self, words: &str) -> Result<(), String> {
         run(&format!("tc qdisc replace dev {} root {words}", self.near))
     }
 
-    /// From now on packets queue below TCP, at the near device.
+    /// Queues packets below TCP at the near device, from now on.
     pub(crate) fn block(&self) -> Result<(), String> {
         // About two packets a second.
         self.queue("tbf rate 24kbit burst 2kb limit 8mb")
     }
 
-    /// What queues there goes on its way, within a second: not in one burst, of which a device
-    /// might lose a part.
+    /// Releases the queue within a second: not in one burst, since a device might lose a part of
+    /// it.
     pub(crate) fn unblock(&self) {
         let near = &self.near;
         run(&format!("tc qdisc change dev {near} root tbf rate 8mbit burst 4kb limit 8mb"))
@@ -235,7 +235,7 @@ impl Drop for Road {
     }
 }
 
-/// The kernel's, which take no seed.
+/// The kernel's dice, without a seed.
 fn dice(percent: u32) -> String {
     format!("-m statistic --mode random --probability {}", f64::from(percent) / 100.0)
 }
@@ -281,7 +281,8 @@ impl Peer {
     }
 }
 
-/// Messages of `len` bytes of which a byte differs from their pattern, and how many bytes do.
+/// Messages of `len` bytes with a byte that differs from their pattern, and the number of such
+/// bytes.
 pub(crate) fn wrong(stream: &[u8], len: usize) -> (usize, usize) {
     let differing = stream.chunks(len).enumerate().map(|(seed, message)| {
         message.iter().zip(&*pattern(len, seed)).filter(|(got, want)| got != want).count()
@@ -290,7 +291,7 @@ pub(crate) fn wrong(stream: &[u8], len: usize) -> (usize, usize) {
     (differing.len(), differing.iter().sum())
 }
 
-/// Says what was seen, for whoever reads the output.
+/// Prints a finding, for the reader of the output.
 pub(crate) fn report(line: &str) {
     let _ = writeln!(io::stdout(), "MEASURED {line}");
 }

@@ -11,7 +11,7 @@ use std::{
 
 use pinbuf::{PinnedBuf, Policy, Pool, Sender, sender::SenderBuilder};
 
-use super::{after, enable_zerocopy, fill, filled, pool, read_notes, send_raw, unacked};
+use super::{after, enable_zerocopy, fill, filled, pool, read_notification_ids, send_raw, unacked};
 
 /// What memory is written over with; no pattern has a run of it.
 pub(crate) const SCRIBBLE: u8 = 0xDD;
@@ -179,7 +179,7 @@ impl<S: AsFd> Source for Loop<S> {
     }
 
     fn reuse(&mut self) -> BTreeSet<usize> {
-        let notes = read_notes(self.near.as_fd());
+        let notes = read_notification_ids(self.near.as_fd());
         self.named += notes.iter().map(|ids| ids.clone().count()).sum::<usize>();
         let usable = match self.rule {
             Rule::Sent => self.messages.len(),

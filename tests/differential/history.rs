@@ -18,10 +18,10 @@ use pinbuf::{
 use crate::{
     choices::Choices,
     datagrams::{Datagrams, ECONNREFUSED},
+    environment::{Environment, MILLISECOND, SECOND, Weather},
     kernel::SimKernel,
     memory::{Memory, Text},
-    nature::{MILLISECOND, Nature, SECOND, Weather},
-    notes::{Notes, User},
+    notifications::{Notifications, User},
     socket::{Socket, Wire},
     stream::{ECONNRESET, Stream},
     world::Shared,
@@ -129,9 +129,10 @@ impl History {
         let pool = builder.build().expect("a small pool");
         let mut memory = Memory::new();
         memory.add_pool(pool.try_alloc(1).expect("a slot is free"));
-        let nature = Nature { choices: Choices::random(0), now: 0, memory, user, weather };
+        let environment =
+            Environment { choices: Choices::random(0), now: 0, memory, user, weather };
         Self {
-            world: Shared::new(seed, nature),
+            world: Shared::new(seed, environment),
             choices,
             pool,
             budget: Arc::new(MemlockBudget::new(budget)),
@@ -195,7 +196,7 @@ impl History {
             linger: Duration::from_millis(choices.pick(&[10, 1000])),
             max_hold: None,
         };
-        let socket = Socket::new(wire, Notes::new(first, optmem_max));
+        let socket = Socket::new(wire, Notifications::new(first, optmem_max));
         let transport = socket.transport();
         let number = self.world.open(socket);
         let kernel = SimKernel { world: self.world.clone(), number, transport };
@@ -300,18 +301,18 @@ impl History {
         let pages = self.choices.below(64);
         let pause = self.choices.pick(&[MILLISECOND, SECOND]);
         let mut world = self.world.lock();
-        let until = world.nature.now + pause;
+        let until = world.environment.now + pause;
         let weather = Weather { cut: 0, ..Weather::new(&mut self.choices) };
         match what {
-            0..4 => world.nature.weather = weather,
-            4..8 => world.nature.user.others_pages = pages,
+            0..4 => world.environment.weather = weather,
+            4..8 => world.environment.user.others_pages = pages,
             _ => {}
         }
         let world = &mut *world;
         let socket = world.sockets[number].as_mut().expect("open");
         match (&mut socket.wire, what) {
-            (Wire::Stream(_), 8) => socket.reset(ECONNRESET, &mut world.nature),
-            (Wire::Stream(stream), 9) => stream.vanish(world.nature.now),
+            (Wire::Stream(_), 8) => socket.reset(ECONNRESET, &mut world.environment),
+            (Wire::Stream(stream), 9) => stream.vanish(world.environment.now),
             (Wire::Stream(stream), 10..16) => stream.stall(until),
             (Wire::Datagrams(datagrams), 8..12) => datagrams.stick(until),
             (Wire::Datagrams(datagrams), 12) => datagrams.pending_error = Some(ECONNREFUSED),
@@ -333,7 +334,7 @@ impl History {
         }
     }
 
-    /// Notes the fates and hand-backs of a sender, whose queue was read.
+    /// Notifications the fates and hand-backs of a sender, whose queue was read.
     fn tell(&mut self, at: usize) {
         let Owner { number, core, tickets, returned, .. } = &self.owners[at];
         for ticket in tickets {
@@ -352,8 +353,8 @@ impl History {
         {
             let mut world = self.world.lock();
             let world = &mut *world;
-            world.nature.weather = Weather::default();
-            world.nature.user.others_pages = 0;
+            world.environment.weather = Weather::default();
+            world.environment.user.others_pages = 0;
             for socket in world.sockets.iter_mut().flatten() {
                 if let Wire::Stream(stream) = &mut socket.wire {
                     stream.stall(0);
@@ -375,13 +376,13 @@ impl History {
         }
         // Senders without an owner end when their linger time is over.
         for _ in 0..64 {
-            self.world.lock().nature.now += SECOND;
+            self.world.lock().environment.now += SECOND;
             while self.world.advance() {}
             self.world.attend_all();
         }
         let open = self.world.lock().sockets.iter().flatten().count();
         _ = writeln!(self.ends, "senders that never ended: {open}");
-        let witnesses = self.world.lock().nature.memory.take_witnesses();
+        let witnesses = self.world.lock().environment.memory.take_witnesses();
         drop(witnesses);
     }
 }

@@ -11,7 +11,7 @@ use pinbuf::__internals::{
 };
 
 use crate::{
-    socket::{Care, Linger, News, Socket, Wire},
+    socket::{Events, Keeper, Linger, Socket, Wire},
     world::Shared,
 };
 
@@ -27,8 +27,8 @@ impl SimKernel {
         body(self.world.lock().socket(self.number))
     }
 
-    fn set_care(&self, care: Option<Care>) -> Option<Care> {
-        self.with(|socket| mem::replace(&mut socket.care, care))
+    fn set_keeper(&self, keeper: Option<Keeper>) -> Option<Keeper> {
+        self.with(|socket| mem::replace(&mut socket.keeper, keeper))
     }
 }
 
@@ -44,7 +44,7 @@ impl Kernel for SimKernel {
     fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
         let mut messages = 0;
         while messages < 32 {
-            let record = self.with(|socket| socket.notes.pop());
+            let record = self.with(|socket| socket.notifications.pop());
             let Some(record) = record else { break };
             on_record(record);
             messages += 1;
@@ -65,14 +65,14 @@ impl Kernel for SimKernel {
 
     fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
         self.with(|socket| {
-            socket.news = News::ALL;
-            socket.is_rung = false;
+            socket.events = Events::ALL;
+            socket.is_woken = false;
         });
         Ok(Some(Arc::new(SimEdges { world: self.world.clone(), number: self.number })))
     }
 
     fn optmem(&self) -> io::Result<u32> {
-        self.with(|socket| Ok(socket.notes.optmem() as u32))
+        self.with(|socket| Ok(socket.notifications.optmem() as u32))
     }
 
     fn unacked(&self) -> io::Result<usize> {
@@ -115,18 +115,18 @@ impl Kernel for SimKernel {
     }
 
     fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<Token> {
-        drop(self.set_care(Some(Care::Watched(sender))));
+        drop(self.set_keeper(Some(Keeper::Watched(sender))));
         Some(Token::default())
     }
 
     fn adopt(&self, sender: Arc<dyn Reclaim>) -> (Token, bool) {
-        drop(self.set_care(Some(Care::Owned(sender))));
+        drop(self.set_keeper(Some(Keeper::Owned(sender))));
         (Token::default(), true)
     }
 
     fn unwatch(&self, _: Token) {
         // This may drop the last handle of a sender: not under the lock.
-        drop(self.set_care(None));
+        drop(self.set_keeper(None));
     }
 }
 
@@ -147,14 +147,14 @@ impl Edges for SimEdges {
     fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready> {
         let deadline = self.world.deadline(timeout);
         loop {
-            let (ready, is_rung) = {
+            let (ready, is_woken) = {
                 let mut world = self.world.lock();
                 let socket = world.socket(self.number);
-                let news = mem::take(&mut socket.news);
-                let ready = if news.is_any() { socket.state() } else { Ready::default() };
-                (ready, mem::take(&mut socket.is_rung))
+                let events = mem::take(&mut socket.events);
+                let ready = if events.is_any() { socket.state() } else { Ready::default() };
+                (ready, mem::take(&mut socket.is_woken))
             };
-            if ready != Ready::default() || is_rung || !self.world.waits(deadline) {
+            if ready != Ready::default() || is_woken || !self.world.waits(deadline) {
                 return Ok(ready);
             }
         }
@@ -162,7 +162,7 @@ impl Edges for SimEdges {
 
     fn wake(&self) -> io::Result<()> {
         if let Some(socket) = &mut self.world.lock().sockets[self.number] {
-            socket.is_rung = true;
+            socket.is_woken = true;
         }
         Ok(())
     }

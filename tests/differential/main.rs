@@ -23,14 +23,14 @@
 mod choices;
 #[path = "../simulation/datagrams.rs"]
 mod datagrams;
+#[path = "../simulation/environment.rs"]
+mod environment;
 mod history;
 mod kernel;
 #[path = "../simulation/memory.rs"]
 mod memory;
-#[path = "../simulation/nature.rs"]
-mod nature;
-#[path = "../simulation/notes.rs"]
-mod notes;
+#[path = "../simulation/notifications.rs"]
+mod notifications;
 #[path = "../simulation/socket.rs"]
 mod socket;
 #[path = "../simulation/stream.rs"]

@@ -12,14 +12,14 @@ use pinbuf::__internals::{IoVec, SendFlags};
 
 use crate::{
     choices::Choices,
-    nature::{FOR_EVER, MICROSECOND, Nature},
+    environment::{Environment, FOR_EVER, MICROSECOND},
     socket::{Socket, Wire},
 };
 
 pub(crate) struct World {
     seed: u64,
     epoch: Instant,
-    pub(crate) nature: Nature,
+    pub(crate) environment: Environment,
     pub(crate) sockets: Vec<Option<Socket>>,
     /// Calls and events of each socket so far.
     counts: Vec<[u64; 2]>,
@@ -39,7 +39,7 @@ impl World {
     }
 
     pub(crate) fn instant(&self) -> Instant {
-        self.epoch + Duration::from_nanos(self.nature.now)
+        self.epoch + Duration::from_nanos(self.environment.now)
     }
 
     /// Seeds the generator for the next event of this kind of a socket.
@@ -48,7 +48,7 @@ impl World {
         let name = (number as u64) << 40 | (kind as u64) << 32 | count;
         let mut choices = Choices::random(self.seed ^ name.wrapping_mul(0xD6E8_FEB8_6659_FD93));
         choices.below(2);
-        self.nature.choices = choices;
+        self.environment.choices = choices;
     }
 
     pub(crate) fn send(
@@ -59,10 +59,10 @@ impl World {
     ) -> io::Result<usize> {
         self.draw(number, 0);
         self.counts[number][0] += 1;
-        let Self { nature, sockets, trace, .. } = self;
+        let Self { environment, sockets, trace, .. } = self;
         let socket = sockets[number].as_mut().expect("open");
-        let id = socket.notes.next_id();
-        let result = socket.send(memory, flags, nature);
+        let id = socket.notifications.next_id();
+        let result = socket.send(memory, flags, environment);
         let lens: Vec<_> = memory.iter().map(IoVec::len).collect();
         let result_text = match &result {
             Ok(accepted) => accepted.to_string(),
@@ -75,22 +75,22 @@ impl World {
     }
 
     pub(crate) fn abort(&mut self, number: usize) -> io::Result<()> {
-        let Self { nature, sockets, .. } = self;
-        let Socket { wire, notes, news, .. } = sockets[number].as_mut().expect("open");
+        let Self { environment, sockets, .. } = self;
+        let Socket { wire, notifications, events, .. } = sockets[number].as_mut().expect("open");
         let Wire::Stream(stream) = wire else { return Err(io::ErrorKind::Unsupported.into()) };
-        stream.abort(nature, notes, news);
+        stream.abort(environment, notifications, events);
         Ok(())
     }
 
     /// One event of the network, or the passing of time up to the next; `false`: none to come.
     fn advance(&mut self, until: u64) -> bool {
-        self.nature.now += 10 * MICROSECOND;
+        self.environment.now += 10 * MICROSECOND;
         for _ in 0..self.sockets.len() {
             let number = self.turn % self.sockets.len();
             self.turn = number + 1;
             self.draw(number, 1);
             let Some(socket) = &mut self.sockets[number] else { continue };
-            if socket.turn(&mut self.nature) {
+            if socket.turn(&mut self.environment) {
                 self.counts[number][1] += 1;
                 return true;
             }
@@ -99,7 +99,7 @@ impl World {
         match next.unwrap_or(FOR_EVER).min(until) {
             FOR_EVER => false,
             next => {
-                self.nature.now = self.nature.now.max(next);
+                self.environment.now = self.environment.now.max(next);
                 true
             }
         }
@@ -107,11 +107,11 @@ impl World {
 }
 
 impl Shared {
-    pub(crate) fn new(seed: u64, nature: Nature) -> Self {
+    pub(crate) fn new(seed: u64, environment: Environment) -> Self {
         Self(Arc::new(Mutex::new(World {
             seed,
             epoch: Instant::now(),
-            nature,
+            environment,
             sockets: Vec::new(),
             counts: Vec::new(),
             turn: 0,
@@ -135,13 +135,13 @@ impl Shared {
         let mut world = self.lock();
         world.waits += 1;
         assert!(world.waits < 10_000_000, "a wait spins");
-        world.nature.now + timeout.map_or(FOR_EVER / 2, |timeout| timeout.as_nanos() as u64)
+        world.environment.now + timeout.map_or(FOR_EVER / 2, |timeout| timeout.as_nanos() as u64)
     }
 
     /// Something happens, unless the time is up.
     pub(crate) fn waits(&self, deadline: u64) -> bool {
         let mut world = self.lock();
-        let waits = world.nature.now < deadline;
+        let waits = world.environment.now < deadline;
         if waits {
             world.advance(deadline);
         }
@@ -159,7 +159,7 @@ impl Shared {
             let sender = {
                 let world = self.lock();
                 let socket = world.sockets[number].as_ref();
-                socket.and_then(|socket| socket.care.as_ref()?.sender())
+                socket.and_then(|socket| socket.keeper.as_ref()?.sender())
             };
             if let Some(sender) = sender {
                 sender.attend();

@@ -1,4 +1,4 @@
-//! Ten thousand sockets, opened, loaded and let go of in every state.
+//! Ten thousand sockets, opened, loaded and dropped in every state.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -14,21 +14,21 @@ use std::{
 use pinbuf::{Policy, Pool, Sender, SharedBuf, reaper::wait_idle, sender::HandBack};
 
 use crate::common::{
-    after, again, assert_all_home, eventually, filled, plays,
+    after, again, assert_all_free, eventually, filled, plays,
     process::{alone, limit, open_files, reapers, set_limit, thread_count},
     random, seed, set_option, skip,
 };
 
 const SENDERS: usize = 10_000;
-/// The least that goes without copy: TCP has memory for all of them.
+/// The smallest zero-copy send: TCP has memory for all of them.
 const LEN: usize = 4 << 10;
-/// More than a socket takes of which both ends have small buffers.
+/// More than a socket takes with small buffers at both ends.
 static REST: [u8; 1 << 20] = [7; 1 << 20];
 const SMALL: i32 = 32 << 10;
-/// What TCP must be allowed to hold, by all sockets of the machine.
+/// The TCP memory needed, for all sockets of the machine.
 const NEEDED_BYTES: usize = 160 << 20;
 
-/// Bytes that this program has allocated and not freed.
+/// Bytes allocated and not freed by this program.
 static ALLOCATED: AtomicUsize = AtomicUsize::new(0);
 
 struct Counting;
@@ -36,29 +36,29 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: all is the system allocator's doing; counting does not allocate.
+// SAFETY: the system allocator does the work; counting does not allocate.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATED.fetch_add(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller's contract is the same.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
         ALLOCATED.fetch_sub(layout.size(), Ordering::Relaxed);
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller's contract is the same.
         unsafe { System.dealloc(memory, layout) }
     }
 }
 
-/// The far ends, in a process of their own: takes connections and reads nothing.
+/// The far ends, in a process of their own: it takes connections and reads nothing.
 fn play_peers() {
     raise_open_files();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     set_option(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, &SMALL);
     let _ = io::stderr().write_all(format!("{}\n", listener.local_addr().unwrap()).as_bytes());
     thread::spawn(move || listener.incoming().collect::<Vec<_>>());
-    // Ends with its standard input, however many have come, and takes the connections along.
+    // Ends with the standard input, after any number of connections, and closes all of them.
     let _ = io::stdin().read_to_end(&mut Vec::new());
 }
 
@@ -67,14 +67,14 @@ fn raise_open_files() -> bool {
     limit(libc::RLIMIT_NOFILE).0 >= WANTED || set_limit(libc::RLIMIT_NOFILE, WANTED)
 }
 
-/// What TCP may hold.
+/// The limit of TCP memory.
 fn tcp_bytes() -> Option<usize> {
     let pages = fs::read_to_string("/proc/sys/net/ipv4/tcp_mem").ok()?;
     Some(pages.split_whitespace().nth(2)?.parse::<usize>().ok()? << 12)
 }
 
-/// Loads a sender at random: with nothing, with a buffer, with more than the socket takes, with a
-/// buffer that all share.
+/// Loads a sender at random: with nothing, with a buffer, with more than the socket takes, or with
+/// a shared buffer.
 fn load(
     sender: &mut Sender<TcpStream>,
     pool: &Pool,
@@ -83,7 +83,7 @@ fn load(
 ) {
     let kind = random() % 10;
     if (1..8).contains(&kind) {
-        // The peers read nothing, and their kernel takes this much all the same.
+        // The peers read nothing, but their kernel still takes this much.
         let buf = filled(pool.alloc(LEN).unwrap(), LEN, kind as usize);
         sender.try_send(buf).unwrap();
     }
@@ -91,13 +91,13 @@ fn load(
         sender.try_send(shared.slice(..1 + random() as usize % LEN)).unwrap();
     }
     if random().is_multiple_of(20) {
-        // Else this alone could make TCP short of memory, for all programs of the machine.
+        // A larger buffer could exhaust TCP memory for all programs of the machine.
         set_option(sender.get_ref(), libc::SOL_SOCKET, libc::SO_SNDBUF, &SMALL);
         sender.try_send(&REST[..]).unwrap();
     }
 }
 
-/// Ends a sender at random.
+/// Ends a sender in a random way.
 fn end(mut sender: Sender<TcpStream>, random: &mut impl FnMut() -> u64) {
     match random() % 10 {
         0 => drop(Some(sender.abort())),
@@ -119,7 +119,7 @@ fn end(mut sender: Sender<TcpStream>, random: &mut impl FnMut() -> u64) {
 }
 
 #[test]
-fn ten_thousand_sockets_in_random_states_leave_nothing_behind() {
+fn ten_thousand_sockets_leave_nothing_behind() {
     const TEST: &str = "crowd::ten_thousand_sockets_in_random_states_leave_nothing_behind";
     if plays("peers") {
         return play_peers();
@@ -151,12 +151,12 @@ fn ten_thousand_sockets_in_random_states_leave_nothing_behind() {
             let builder = builder.hand_back(hand_back);
             let mut sender = builder.adopt(socket).unwrap();
             load(&mut sender, &pool, &shared, &mut random);
-            // Half of what was handed back is never fetched.
+            // Half of the returned payloads are never fetched.
             while hand_back == HandBack::Return && random().is_multiple_of(2) {
                 let _ = sender.reap();
                 drop(sender.next_returned());
             }
-            // Some slots are out with senders that are still there, but never all of them.
+            // Some slots are held by live senders, but never all of them.
             if hand_back == HandBack::Recycle && random().is_multiple_of(4) {
                 waiting.push(sender);
             } else {
@@ -174,12 +174,12 @@ fn ten_thousand_sockets_in_random_states_leave_nothing_behind() {
         assert!(child.wait().unwrap().success());
         assert!(wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
         drop(shared);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
         // The reaper's thread and its two descriptors stay; the pipes of the child are closed.
         eventually("every descriptor is closed", || open_files() <= before.0 + 2);
         assert_eq!((reapers().len(), thread_count()), (1, before.1 + 1));
         drop(pool);
-        // But for what the reaper goes on using: some 50 to 100 KB, however many come.
+        // The reaper keeps some 50 to 100 KB, for any number of senders.
         eventually("the memory is back", || {
             ALLOCATED.load(Ordering::Relaxed) < before.2 + 20 * SENDERS
         });

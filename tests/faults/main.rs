@@ -1,5 +1,5 @@
-//! What can befall a process: signals, shortages, panics in what it hands over, peers that are
-//! killed, a crowd of sockets in every state.
+//! Faults of a process: signals, shortages, panics in payloads, killed peers, a crowd of sockets in
+//! every state.
 
 #![cfg(target_os = "linux")]
 

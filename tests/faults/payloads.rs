@@ -1,4 +1,4 @@
-//! What a program hands over and the library drops: it may panic, and it may use the library.
+//! Payloads whose drop panics or calls the library.
 
 use std::{
     any::Any,
@@ -12,7 +12,7 @@ use std::{
 use pinbuf::{MappedSlice, Pool, Sender, reaper::wait_idle};
 
 use crate::common::{
-    STALLED, after, assert_all_home, assert_arrived, assert_same, census, eventually, filled, pair,
+    STALLED, after, assert_all_free, assert_arrived, assert_same, census, eventually, filled, pair,
     pair_at, pattern, pool,
     process::{alone, the_reaper},
     reader, soon, zero_copy,
@@ -20,7 +20,7 @@ use crate::common::{
 
 const LEN: usize = 64 << 10;
 
-/// Owns bytes, and does something when it is dropped.
+/// Owns bytes, and runs an action at its drop.
 struct Owner {
     bytes: Box<[u8]>,
     last_act: Box<dyn Fn() + Send + Sync>,
@@ -37,7 +37,7 @@ fn owned(seed: usize, last_act: impl Fn() + Send + Sync + 'static) -> MappedSlic
     let owner = Arc::new(Owner { bytes, last_act: Box::new(last_act) });
     let start = owner.bytes.as_ptr();
     let owner: Arc<dyn Any + Send + Sync> = owner;
-    // SAFETY: the owner keeps the bytes where they are, and nobody writes them.
+    // SAFETY: the owner keeps the bytes in place, and they have no writers.
     unsafe { MappedSlice::from_raw_parts(owner, start, LEN) }
 }
 
@@ -45,7 +45,7 @@ fn panic_on_purpose() {
     std::panic::resume_unwind(Box::new("on purpose"));
 }
 
-/// Buffers before and after an owner that panics, in flight.
+/// Buffers before and after an owner with a panic, in flight.
 fn sent_around_a_bomb(pool: &Pool) -> (Sender<TcpStream>, TcpStream) {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = zero_copy().adopt(near).unwrap();
@@ -61,11 +61,11 @@ fn sent_around_a_bomb(pool: &Pool) -> (Sender<TcpStream>, TcpStream) {
 }
 
 #[test]
-fn an_owner_that_panics_while_a_waiter_drops_it_costs_nobody_a_slot() {
+fn a_panic_of_a_payload_in_a_waiter_costs_no_slot() {
     let pool = pool(LEN, 4);
     let (sender, far) = sent_around_a_bomb(&pool);
     let peer = reader(far, Duration::from_millis(100));
-    // Several wait for slots and drive the sender meanwhile, or the reaper does.
+    // Several threads wait for slots and drive the sender meanwhile, or the reaper does.
     let held: Vec<_> = thread::scope(|scope| {
         let waiters: Vec<_> = (0..4)
             .map(|_| {
@@ -83,13 +83,13 @@ fn an_owner_that_panics_while_a_waiter_drops_it_costs_nobody_a_slot() {
     });
     assert_eq!(census(&pool), [0, 4, 0, 0]);
     drop(held);
-    assert_all_home(&pool);
+    assert_all_free(&pool);
     assert!(sender.close(soon().unwrap()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 5);
 }
 
 #[test]
-fn an_owner_that_panics_in_the_reaper_ends_neither_it_nor_other_senders() {
+fn a_panic_of_a_payload_does_not_end_the_reaper() {
     alone(|| {
         let pool = pool(LEN, 8);
         let (bombed, far) = sent_around_a_bomb(&pool);
@@ -104,18 +104,18 @@ fn an_owner_that_panics_in_the_reaper_ends_neither_it_nor_other_senders() {
         drop((bombed, other));
         let before = the_reaper();
         let peers = [reader(far, Duration::ZERO), reader(other_far, Duration::from_millis(50))];
-        eventually("all slots are home", || pool.stats().free() == 8);
+        eventually("all slots are free", || pool.stats().free() == 8);
         for (peer, count) in peers.into_iter().zip([5, 4]) {
             assert_arrived(&peer.join().unwrap(), LEN, count);
         }
         assert!(wait_idle(after(60_000)));
         assert_eq!(the_reaper(), before);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     });
 }
 
 #[test]
-fn an_owner_may_use_the_library_while_it_is_dropped() {
+fn a_payload_may_use_the_library_in_its_drop() {
     let pool = pool(LEN, 2);
     let (near, far) = pair();
     let second = Arc::new(Mutex::new(zero_copy().adopt(near).unwrap()));
@@ -127,7 +127,7 @@ fn an_owner_may_use_the_library_while_it_is_dropped() {
             let mut second = second.lock().unwrap();
             let ticket = second.send(buf).unwrap();
             second.wait(ticket, soon()).unwrap();
-            // A sender is made and dropped too.
+            // Makes and drops a sender too.
             let (near, _far) = pair_at("127.0.0.1:0", STALLED);
             let mut third = zero_copy().adopt(near).unwrap();
             third.send(filled(pool.alloc(1).unwrap(), LEN, 8)).unwrap();
@@ -142,8 +142,8 @@ fn an_owner_may_use_the_library_while_it_is_dropped() {
     first.drain(soon()).unwrap();
     assert!(first.close(soon().unwrap()).drained);
     assert_same(&first_peer.join().unwrap(), &pattern(LEN, 1));
-    eventually("everything is home", || pool.stats().free() == 2);
-    // The owner, and with it the last act, is gone.
+    eventually("all slots are free", || pool.stats().free() == 2);
+    // The owner and its last action are gone.
     let second = Arc::into_inner(second).unwrap().into_inner().unwrap();
     assert!(second.close(soon().unwrap()).drained);
     assert_same(&peer.join().unwrap(), &pattern(LEN, 7));

@@ -1,4 +1,4 @@
-//! Peers that are killed.
+//! Killed peers.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -11,20 +11,20 @@ use std::{
 use pinbuf::{Fate, SendError, Sender, Ticket, reaper::wait_idle};
 
 use crate::common::{
-    after, again, assert_all_home, duplicate, eventually, filled, option, pattern, plays, pool,
+    after, again, assert_all_free, duplicate, eventually, filled, option, pattern, plays, pool,
     set_option, soon, unacked, zero_copy,
 };
 
 const LEN: usize = 64 << 10;
 
-/// A process that takes connections, and reads of each so many bytes and no more. Says where.
+/// A process that takes connections, reads this many bytes from each, and prints its address.
 fn play(connections: usize, bytes: usize) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     set_option(&listener, libc::SOL_SOCKET, libc::SO_RCVBUF, &20_000_i32);
     let _ = io::stderr().write_all(format!("{}\n", listener.local_addr().unwrap()).as_bytes());
     let mut held: Vec<_> = (0..connections).map(|_| listener.accept().unwrap().0).collect();
     held.iter_mut().for_each(|far| far.read_exact(&mut vec![0; bytes]).unwrap());
-    // Its standard input ends with the test.
+    // The standard input ends with the test.
     let _ = io::stdin().read_to_end(&mut Vec::new());
 }
 
@@ -43,7 +43,7 @@ fn send(sender: &mut Sender<TcpStream>, pool: &pinbuf::Pool, count: usize) -> Ve
 }
 
 #[test]
-fn a_killed_peer_costs_no_slot_and_every_fate_is_known() {
+fn a_killed_peer_costs_no_slot_and_no_fate() {
     const TEST: &str = "peers::a_killed_peer_costs_no_slot_and_every_fate_is_known";
     const COUNT: usize = 16;
     if plays("peer") {
@@ -56,7 +56,7 @@ fn a_killed_peer_costs_no_slot_and_every_fate_is_known() {
     let socket = duplicate(&blocked);
     let mut senders: Vec<_> = (1..COUNT).map(|_| adopt()).collect();
     let mut tickets: Vec<_> = senders.iter_mut().map(|sender| send(sender, &pool, 8)).collect();
-    // One blocks in a send, larger than the socket takes, when the peer is killed.
+    // A sender blocks in a send larger than the socket, when the peer is killed.
     let (mut blocked, refused) = thread::scope(|scope| {
         let sending = scope.spawn(|| {
             let refused = blocked.send(pattern(32 << 20, 1));
@@ -69,7 +69,9 @@ fn a_killed_peer_costs_no_slot_and_every_fate_is_known() {
         peer.wait().unwrap();
         sending.join().unwrap()
     });
-    let Err(SendError::Truncated { ticket, error }) = refused else { panic!("not cut short") };
+    let Err(SendError::Truncated { ticket, error }) = refused else {
+        panic!("the send is not truncated")
+    };
     assert!(matches!(error.raw(), libc::ECONNRESET | libc::EPIPE), "{error}");
     let fate = blocked.wait(ticket, soon()).unwrap();
     assert!(matches!(fate, Fate::Truncated { accepted, .. } if accepted > 0), "{fate:?}");
@@ -86,7 +88,7 @@ fn a_killed_peer_costs_no_slot_and_every_fate_is_known() {
             assert!(matches!(fate, Fate::Released { accepted: LEN, .. }), "{fate:?}");
         }
         let kept = option(&sender, libc::SOL_SOCKET, libc::SO_ZEROCOPY);
-        assert_eq!(kept, 1, "the socket is as it was");
+        assert_eq!(kept, 1, "the socket is unchanged");
         match number % 3 {
             0 => drop(sender),
             1 => assert!(!sender.close(soon().unwrap()).drained),
@@ -94,5 +96,5 @@ fn a_killed_peer_costs_no_slot_and_every_fate_is_known() {
         }
     }
     assert!(wait_idle(after(60_000)));
-    assert_all_home(&pool);
+    assert_all_free(&pool);
 }

@@ -1,4 +1,4 @@
-//! No descriptor, no thread, no huge page to be had.
+//! Shortages of descriptors, threads and huge pages.
 
 use std::{
     io::Read,
@@ -18,7 +18,7 @@ use pinbuf::{
 use crate::{
     calls,
     common::{
-        STALLED, TIGHT, after, assert_all_home, assert_arrived, assert_same, become_ordinary,
+        STALLED, TIGHT, after, assert_all_free, assert_arrived, assert_same, become_ordinary,
         eventually, filled, pair_at, pattern, pool,
         process::{alone, hoard_descriptors, limit, reapers, set_limit, the_reaper},
         reader,
@@ -30,7 +30,7 @@ use crate::{
 const LEN: usize = 64 << 10;
 const COUNT: usize = 8;
 
-/// A sender with all of a pool in flight to a peer that reads nothing yet.
+/// A sender with all of a pool in flight, to a peer that reads nothing yet.
 fn loaded() -> (Sender<TcpStream>, TcpStream, Pool) {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, COUNT);
@@ -50,7 +50,7 @@ fn read_all(far: &mut TcpStream) {
 }
 
 #[test]
-fn a_reaper_that_starts_late_serves_those_that_were_dropped_before() {
+fn a_late_reaper_serves_senders_dropped_before() {
     alone(|| {
         let (sender, mut far, pool) = loaded();
         let (late, mut late_far, late_pool) = loaded();
@@ -60,19 +60,19 @@ fn a_reaper_that_starts_late_serves_those_that_were_dropped_before() {
         drop(hoard);
         assert_eq!(reapers(), []);
         read_all(&mut far);
-        // Has a reaper now; nothing else looks after the first one.
+        // This sender starts a reaper; nothing else drives the first sender.
         drop(late);
         the_reaper();
-        eventually("the first one is served too", || pool.stats().free() == COUNT);
+        eventually("the first sender is served too", || pool.stats().free() == COUNT);
         read_all(&mut late_far);
-        eventually("both are over", || pinbuf::reaper::stats().owned == 0);
+        eventually("both senders are over", || pinbuf::reaper::stats().owned == 0);
         assert_eq!(pinbuf::reaper::stats().unserved, 0);
-        assert_all_home(&late_pool);
+        assert_all_free(&late_pool);
     });
 }
 
-/// A wait that cannot have edges goes by levels. Where that is an error, the send is cut short by
-/// `EMFILE`.
+/// Without edges a wait goes by levels. If the wait were an error, `EMFILE` would truncate the
+/// send.
 #[test]
 fn sends_and_waits_need_no_descriptor() {
     alone(|| {
@@ -91,12 +91,12 @@ fn sends_and_waits_need_no_descriptor() {
 }
 
 #[test]
-fn without_threads_whoever_waits_serves_himself_and_sleeps_in_between() {
+fn without_threads_a_waiter_drives_its_senders_and_sleeps() {
     alone(|| {
         const NAME: &str = "without_threads_whoever_waits_serves_himself_and_sleeps_in_between";
         let (mut sender, mut far, pool) = loaded();
         let (dropped, mut dropped_far, dropped_pool) = loaded();
-        // Before the limit: a peer that reads once the waiting thread has looked some times.
+        // Before the limit: a peer that reads after some looks of the waiting thread.
         let (begin, begun) = mpsc::channel();
         let peer = thread::spawn(move || {
             let before: usize = begun.recv().unwrap();
@@ -128,22 +128,22 @@ fn without_threads_whoever_waits_serves_himself_and_sleeps_in_between() {
         assert!(calls.looks <= most && calls.waits <= most, "{calls:?}, at most {most}");
         read_all(&mut dropped_far);
         assert!(wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
-        assert_all_home(&dropped_pool);
+        assert_all_free(&dropped_pool);
         assert!(sender.close(soon().unwrap()).drained);
         let got = peer.join().unwrap();
         assert_arrived(&got[..COUNT * LEN], LEN, COUNT);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
         assert!(set_limit(libc::RLIMIT_NPROC, before));
         let (sender, mut far, pool) = loaded();
         drop(sender);
         assert_eq!((pinbuf::reaper::stats().unserved, pinbuf::reaper::stats().owned), (0, 1));
         read_all(&mut far);
-        eventually("a thread serves it", || pool.stats().free() == COUNT);
+        eventually("a thread serves the sender", || pool.stats().free() == COUNT);
     });
 }
 
 #[test]
-fn a_reserve_of_huge_pages_that_runs_out_ends_in_errors_and_loses_no_page() {
+fn an_exhausted_reserve_causes_errors_and_loses_no_page() {
     const NAME: &str = "a_reserve_of_huge_pages_that_runs_out_ends_in_errors_and_loses_no_page";
     let pages = Pages::HugeTlb { page_bytes: Reserve::PAGE };
     let _reserve = match Reserve::add(5) {
@@ -154,7 +154,7 @@ fn a_reserve_of_huge_pages_that_runs_out_ends_in_errors_and_loses_no_page() {
     let slots = Reserve::PAGE / LEN;
     let build =
         |pages: usize, backing| Pool::builder().class(LEN, pages * slots).backing(backing).build();
-    // More than there is, from several threads at once: pages are taken until there is none.
+    // More pages than the reserve has, from several threads at once, until none is left.
     let pools: Vec<_> = thread::scope(|scope| {
         let building =
             (0..free / 2 + 2).map(|_| scope.spawn(|| build(2, Backing::Prefer(pages)).unwrap()));
@@ -164,7 +164,7 @@ fn a_reserve_of_huge_pages_that_runs_out_ends_in_errors_and_loses_no_page() {
     let (huge, other): (Vec<_>, Vec<_>) =
         pools.iter().partition(|pool| pool.regions()[0].pages == pages);
     assert_eq!(huge.len(), free / 2);
-    assert!(!other.is_empty(), "there were too many");
+    assert!(!other.is_empty(), "the reserve had room for all");
     for pool in &other {
         let refused = &pool.regions()[0].refused;
         let [(kind, Refusal::Os(error)), ..] = refused[..] else { panic!("{refused:?}") };
@@ -176,7 +176,7 @@ fn a_reserve_of_huge_pages_that_runs_out_ends_in_errors_and_loses_no_page() {
     };
     assert_eq!(error.raw(), libc::ENOMEM);
     assert_eq!(Reserve::free(), free - 2 * huge.len());
-    // All of them work, whatever they got.
+    // All pools work, on any pages.
     for pool in &pools {
         let (near, far) = pair_at("127.0.0.1:0", STALLED);
         let mut sender = zero_copy().adopt(near).unwrap();
@@ -186,7 +186,7 @@ fn a_reserve_of_huge_pages_that_runs_out_ends_in_errors_and_loses_no_page() {
         }
         assert!(sender.close(soon().unwrap()).drained);
         assert_arrived(&peer.join().unwrap(), LEN, 40);
-        assert_all_home(pool);
+        assert_all_free(pool);
     }
     drop(pools);
     assert_eq!(Reserve::free(), free);

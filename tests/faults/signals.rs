@@ -1,4 +1,4 @@
-//! Signals by the hundred, to whoever is in the middle of a system call.
+//! Hundreds of signals to threads in the middle of a system call.
 
 use std::{
     mem,
@@ -14,7 +14,7 @@ use pinbuf::{AllocError, Sender, WaitError};
 use crate::{
     calls,
     common::{
-        STALLED, TIGHT, after, assert_all_home, assert_arrived, eventually, filled, pair_at, pool,
+        STALLED, TIGHT, after, assert_all_free, assert_arrived, eventually, filled, pair_at, pool,
         process::{alone, the_reaper},
         reader, soon, zero_copy,
     },
@@ -28,12 +28,12 @@ extern "C" fn on_signal(_: libc::c_int) {
     SIGNALS.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Has SIGUSR1 interrupt system calls.
+/// Makes SIGUSR1 interrupt system calls.
 fn catch_signals() {
-    // SAFETY: `sigaction` is a C struct for which all zeros is a value: no flags, so no SA_RESTART.
+    // SAFETY: an all-zero `sigaction` is valid: no flags, so no SA_RESTART.
     let mut action: libc::sigaction = unsafe { mem::zeroed() };
     action.sa_sigaction = on_signal as extern "C" fn(libc::c_int) as libc::sighandler_t;
-    // SAFETY: sigaction(2) reads the action, whose handler only counts.
+    // SAFETY: sigaction(2) reads the action; its handler only counts.
     assert_eq!(unsafe { libc::sigaction(libc::SIGUSR1, &raw const action, ptr::null_mut()) }, 0);
 }
 
@@ -42,7 +42,7 @@ fn this_thread() -> libc::pid_t {
     unsafe { libc::gettid() }
 }
 
-/// Signals a thread every millisecond while `body` runs, and says how many signals came.
+/// Signals a thread every millisecond during `body`, and returns the number of signals.
 fn under_fire<T>(target: libc::pid_t, body: impl FnOnce() -> T) -> (T, usize) {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -55,30 +55,30 @@ fn under_fire<T>(target: libc::pid_t, body: impl FnOnce() -> T) -> (T, usize) {
             }
         });
         let before = SIGNALS.load(Ordering::Relaxed);
-        // Else a body that fails would be waited for by the thread that it is to end.
+        // A failed body must end the signalling thread too.
         let result = panic::catch_unwind(AssertUnwindSafe(body));
         over.store(true, Ordering::Relaxed);
         let result = result.unwrap_or_else(|panic| panic::resume_unwind(panic));
         let came = SIGNALS.load(Ordering::Relaxed) - before;
-        // Some hundreds, where the machine has nothing else to do; one shows a wait that it ends.
+        // Some hundreds on an idle machine; a single signal shows whether the wait ends.
         assert!(came > 2, "{came} signals: the test shows nothing");
         (result, came)
     })
 }
 
-/// The wait does not end early, and a signal has this thread make few calls.
+/// Asserts that the wait does not end early, and makes few calls per signal.
 #[track_caller]
 fn lasts<T>(time: Duration, wait: impl FnOnce() -> T) -> T {
     let (end, before) = (Instant::now() + time, calls::of_this_thread());
     let (result, signals) = under_fire(this_thread(), wait);
-    assert!(Instant::now() >= end, "it ended early");
+    assert!(Instant::now() >= end, "the wait ended early");
     let calls = calls::of_this_thread() - before;
     assert!(calls.all() < 20 + 4 * signals, "{calls:?} for {signals} signals");
     result
 }
 
 #[test]
-fn a_wait_under_fire_lasts_its_time_and_does_not_spin() {
+fn signals_neither_shorten_a_wait_nor_make_it_spin() {
     alone(|| {
         catch_signals();
         let (near, far) = pair_at("127.0.0.1:0", STALLED);
@@ -96,16 +96,16 @@ fn a_wait_under_fire_lasts_its_time_and_does_not_spin() {
         assert_eq!(drained, Err(WaitError::TimedOut));
         let starved = lasts(time, || pool.alloc_timeout(1, time));
         assert_eq!(starved.unwrap_err(), AllocError::TimedOut);
-        // A hang-up that stays makes it wait by edges.
+        // A lasting hangup makes the sender wait by edges.
         let closed = lasts(time, || sender.close(Instant::now() + time));
         assert!(!closed.drained && closed.aborted, "{closed:?}");
         drop(far);
     });
 }
 
-/// An interrupted wait is one without news. Where it is an error, sends are cut short by `EINTR`.
+/// An interrupted wait has no event. If it were an error, `EINTR` would truncate sends.
 #[test]
-fn sends_under_fire_lose_and_change_nothing() {
+fn signals_lose_and_change_no_byte_of_sends() {
     alone(|| {
         catch_signals();
         const COUNT: usize = 300;
@@ -121,13 +121,13 @@ fn sends_under_fire_lose_and_change_nothing() {
             assert!(sender.close(soon().unwrap()).drained);
         });
         assert_arrived(&peer.join().unwrap(), LEN, COUNT);
-        assert_all_home(&pool);
+        assert_all_free(&pool);
     });
 }
 
-/// For the reaper too: where an interrupted wait ends its thread, nothing comes home.
+/// For the reaper too: if an interrupted wait ended its thread, no slot would be recycled.
 #[test]
-fn the_reaper_under_fire_sees_senders_to_their_end() {
+fn signals_do_not_stop_the_reaper() {
     alone(|| {
         catch_signals();
         let (near, far) = pair_at("127.0.0.1:0", TIGHT);
@@ -140,11 +140,11 @@ fn the_reaper_under_fire_sees_senders_to_their_end() {
         let before = calls::of_the_reaper();
         let peer = reader(far, Duration::from_millis(300));
         let ((), signals) = under_fire(reaper, || {
-            eventually("all is released", || pool.stats().free() == 1);
+            eventually("all sends are released", || pool.stats().free() == 1);
             assert!(pinbuf::reaper::wait_idle(after(60_000)));
         });
         let calls = calls::of_the_reaper() - before;
-        // One mebibyte leaves in parts, each of them news.
+        // One mebibyte leaves in parts, and each part is an event.
         assert!(calls.all() < 100 + 4 * signals, "{calls:?} for {signals} signals");
         assert_arrived(&peer.join().unwrap(), 1 << 20, 1);
     });

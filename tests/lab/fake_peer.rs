@@ -156,7 +156,7 @@ impl FakePeer {
         let (fd, to) = (self.raw.as_raw_fd(), address((NEAR, 0)));
         let len = size_of_val(&to) as libc::socklen_t;
         let (start, to) = (packet.as_ptr().cast(), (&raw const to).cast());
-        // SAFETY: sendto(2) reads the packet and the address, which outlive the call.
+        // SAFETY: sendto(2) reads the packet and the address, alive during the call.
         let sent = unsafe { libc::sendto(fd, start, packet.len(), 0, to, len) };
         assert_eq!(sent, 40, "{}", io::Error::last_os_error());
     }
@@ -185,7 +185,7 @@ type Name = unsafe extern "C" fn(i32, *const libc::sockaddr, libc::socklen_t) ->
 pub(crate) fn name(socket: &OwnedFd, call: Name, to: (Ipv4Addr, u16)) {
     let to = address(to);
     let len = size_of_val(&to) as libc::socklen_t;
-    // SAFETY: both read `len` bytes of the address, which outlives the call.
+    // SAFETY: both read `len` bytes of the address, alive during the call.
     let done = unsafe { call(socket.as_raw_fd(), (&raw const to).cast(), len) };
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
 }

@@ -17,7 +17,7 @@ use pinbuf::{
 
 use crate::{
     common::{
-        after, assert_all_home, disconnect, eventually, filled,
+        after, assert_all_free, disconnect, eventually, filled,
         namespace::in_a_namespace,
         optmem, pattern, pool, retransmissions,
         road::{FAR, FAST, Road, SLOW, report, wrong},
@@ -336,7 +336,7 @@ fn an_abort_releases_what_waits_in_no_queue_first_and_no_clones_memory_is_replac
             assert!(order.overtaken() > 0);
             assert!(pinbuf::reaper::wait_idle(after(60_000)));
             drop(scribbled);
-            assert_all_home(&pool);
+            assert_all_free(&pool);
         });
         assert_eq!((seen.overwritten, wrong(&stream, LARGE)), (0, (0, 0)));
         let (early, stream) = sniff_arrivals(&road, |near, _| {

@@ -10,7 +10,7 @@ use pinbuf::{
 
 use crate::{
     common::{
-        assert_all_home, census, duplicate, eventually, filled, namespace::in_a_namespace, optmem,
+        assert_all_free, census, duplicate, eventually, filled, namespace::in_a_namespace, optmem,
         pool, road::Road, send_static,
     },
     fake_peer,
@@ -84,7 +84,7 @@ fn a_notification_releases_nothing_after_a_foreign_one() {
             sender.reap().unwrap();
             sender.stats().leases == 0
         });
-        assert_all_home(&pool);
+        assert_all_free(&pool);
         assert_eq!(received(&far), ((0..SENDS).collect(), 0));
         Ok(())
     });

@@ -123,7 +123,7 @@ fn open(device: &str) -> io::Result<OwnedFd> {
     let tap = socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0);
     set_option(&tap, libc::SOL_SOCKET, libc::SO_RCVBUF, &(8_i32 << 20));
     let device = CString::new(device).unwrap();
-    // SAFETY: if_nametoindex(3) reads a string, which outlives the call.
+    // SAFETY: if_nametoindex(3) reads a string, alive during the call.
     let index = unsafe { libc::if_nametoindex(device.as_ptr()) };
     // SAFETY: all zero bytes are a value of a struct of integers.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
@@ -131,7 +131,7 @@ fn open(device: &str) -> io::Result<OwnedFd> {
     address.sll_protocol = protocol;
     address.sll_ifindex = index.cast_signed();
     let len = size_of_val(&address) as libc::socklen_t;
-    // SAFETY: bind(2) reads `len` bytes of the address, which outlives the call.
+    // SAFETY: bind(2) reads `len` bytes of the address, alive during the call.
     let done = unsafe { libc::bind(tap.as_raw_fd(), (&raw const address).cast(), len) };
     if done == 0 { Ok(tap) } else { Err(io::Error::last_os_error()) }
 }
@@ -140,13 +140,13 @@ fn open(device: &str) -> io::Result<OwnedFd> {
 fn receive(tap: &OwnedFd, packet: &mut [u8]) -> Option<usize> {
     let mut fd = libc::pollfd { fd: tap.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let moment = Duration::from_millis(20).as_millis() as i32;
-    // SAFETY: poll(2) reads and writes one `pollfd`, which outlives the call.
+    // SAFETY: poll(2) reads and writes one `pollfd`, alive during the call.
     let ready = unsafe { libc::poll(&raw mut fd, 1, moment) };
     if ready != 1 {
         return None;
     }
     let (start, len) = (packet.as_mut_ptr().cast(), packet.len());
-    // SAFETY: recv(2) writes at most `len` bytes to the packet, which outlives the call.
+    // SAFETY: recv(2) writes at most `len` bytes to the packet, alive during the call.
     let len = unsafe { libc::recv(tap.as_raw_fd(), start, len, libc::MSG_DONTWAIT) };
     usize::try_from(len).ok()
 }

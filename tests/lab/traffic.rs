@@ -15,12 +15,13 @@ use pinbuf::{Policy, Sender};
 
 use crate::{
     common::{
-        all_come_home, enable_zerocopy, filled,
+        enable_zerocopy, filled,
         namespace::in_a_namespace,
-        pool, read_notes,
+        pool, read_notification_ids,
         road::{FAST, Peer, Road, SLOW, Side, report, wrong},
         set_option, soon,
         source::Reused,
+        wait_until_all_free,
     },
     sniffer::Sniffer,
 };
@@ -94,7 +95,7 @@ impl Course {
         let (stats, sent) = (sender.stats(), LEN * self.messages);
         assert_eq!((stats.zero_copy_bytes, stats.copied_bytes), (sent as u64, 0));
         assert!(sender.close(soon().unwrap()).drained);
-        all_come_home(&pool);
+        wait_until_all_free(&pool);
         let stream = self.end(road, peer);
         let (messages, bytes) = wrong(&stream, LEN);
         assert_eq!((stream.len(), messages, bytes), (sent, 0, 0), "{}", self.name);
@@ -115,7 +116,7 @@ impl Course {
             message.send(near.as_fd(), seed);
             thread::sleep(PACE);
             // Or option memory runs out.
-            read_notes(near.as_fd());
+            read_notification_ids(near.as_fd());
         }
         drop(near);
         let peer = peer.unwrap_or_else(|| self.peer(far.expect("it stalled")));

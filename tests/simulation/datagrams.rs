@@ -5,10 +5,10 @@ use std::{collections::VecDeque, io};
 use pinbuf::__internals::{IoVec, SendFlags};
 
 use crate::{
+    environment::{Environment, FOR_EVER},
     memory::{Memory, Piece},
-    nature::{FOR_EVER, Nature},
-    notes::{ENOBUFS, GroupKey, Notes},
-    socket::{Expected, News},
+    notifications::{ENOBUFS, GroupKey, Notifications},
+    socket::{Events, Expected},
     stream::{EFAULT, ENOMEM, EPERM},
 };
 
@@ -28,14 +28,14 @@ struct Datagram {
 
 #[derive(Debug, Default)]
 pub(crate) struct Datagrams {
-    /// They leave one queue while the other waits.
+    /// Datagrams can leave one queue while the other waits.
     queues: [VecDeque<Datagram>; 2],
-    /// The second queue is stuck until then.
+    /// The time until which the second queue is stuck.
     stuck_until: u64,
     used: usize,
     send_room: usize,
     no_space: bool,
-    /// Datagrams taken so far.
+    /// The number of datagrams taken.
     count: u64,
     pub(crate) pending_error: Option<i32>,
 }
@@ -65,10 +65,10 @@ impl Datagrams {
         &mut self,
         memory: &[IoVec],
         flags: SendFlags,
-        nature: &mut Nature,
-        notes: &mut Notes,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
         expected: &mut Expected,
-        news: &mut News,
+        events: &mut Events,
     ) -> io::Result<usize> {
         let fail = io::Error::from_raw_os_error;
         if let Some(error) = self.pending_error.take() {
@@ -83,7 +83,7 @@ impl Datagrams {
             self.no_space = true;
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        if memory.iter().any(|range| nature.memory.readable(range) < range.len()) {
+        if memory.iter().any(|range| environment.memory.readable(range) < range.len()) {
             return Err(fail(EFAULT));
         }
         let pages = |range: &IoVec| {
@@ -93,24 +93,27 @@ impl Datagrams {
         if flags.zerocopy && memory.iter().map(pages).sum::<usize>() > MAX_PAGES {
             return Err(fail(EMSGSIZE));
         }
-        let fails = nature.choices.permille(nature.weather.errors);
-        if fails && nature.choices.once_in(4) {
+        let fails = environment.choices.permille(environment.weather.errors);
+        if fails && environment.choices.once_in(4) {
             return Err(fail(ENOMEM));
         }
         let group = match flags.zerocopy {
             true => {
-                let key = notes.take_id(&mut nature.user, None, bytes, self.count).map_err(fail)?;
-                notes.hold(key, self.count + 1);
+                let key = notifications
+                    .take_id(&mut environment.user, None, bytes, self.count)
+                    .map_err(fail)?;
+                notifications.hold(key, self.count + 1);
                 Some(key)
             }
             false => None,
         };
         if fails {
-            // The layer that frees the packet is the one that says so: the id is used.
-            if group.is_some_and(|group| notes.let_go(&mut nature.user, group)) {
-                news.note();
+            // The layer that frees the packet reports the drop: the id is used.
+            if group.is_some_and(|group| notifications.release_holder(&mut environment.user, group))
+            {
+                events.note();
             }
-            return Err(fail(nature.choices.pick(&[EPERM, EINVAL, ENOBUFS])));
+            return Err(fail(environment.choices.pick(&[EPERM, EINVAL, ENOBUFS])));
         }
         let mut pieces = Vec::new();
         for range in memory {
@@ -118,7 +121,7 @@ impl Datagrams {
             while start < range.len() {
                 let text = expected.take(range.len() - start);
                 if flags.zerocopy {
-                    pieces.push(nature.memory.begin(range, start, text));
+                    pieces.push(environment.memory.begin(range, start, text));
                 } else {
                     Memory::copy(range, start, text);
                 }
@@ -129,34 +132,39 @@ impl Datagrams {
         let cost = bytes + 256;
         self.used += cost;
         self.count += 1;
-        self.queues[nature.choices.below(2)].push_back(Datagram { pieces, group, cost });
+        self.queues[environment.choices.below(2)].push_back(Datagram { pieces, group, cost });
         Ok(bytes)
     }
 
-    /// A datagram leaves; `false`: none can now.
-    pub(crate) fn turn(&mut self, nature: &mut Nature, notes: &mut Notes, news: &mut News) -> bool {
-        let first = nature.choices.below(2);
-        let stuck = nature.now < self.stuck_until;
+    /// A datagram leaves. Returns `false` if none can now.
+    pub(crate) fn turn(
+        &mut self,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
+        events: &mut Events,
+    ) -> bool {
+        let first = environment.choices.below(2);
+        let stuck = environment.now < self.stuck_until;
         let mut queues = [first, 1 - first].into_iter().filter(|queue| *queue == 0 || !stuck);
         let queue = queues.find(|queue| !self.queues[*queue].is_empty());
         let Some(queue) = queue else { return false };
         let datagram = self.queues[queue].pop_front().expect("just seen");
         let Datagram { pieces, group, cost } = datagram;
         for piece in pieces {
-            nature.memory.end(&piece);
+            environment.memory.end(&piece);
         }
         if let Some(group) = group {
-            if nature.choices.permille(nature.weather.copied) {
-                notes.copied(group);
+            if environment.choices.permille(environment.weather.copied) {
+                notifications.copied(group);
             }
-            if notes.let_go(&mut nature.user, group) {
-                news.note();
+            if notifications.release_holder(&mut environment.user, group) {
+                events.note();
             }
         }
         self.used -= cost;
         if self.no_space && self.is_writable() {
             self.no_space = false;
-            news.room();
+            events.room();
         }
         true
     }

@@ -1,4 +1,4 @@
-//! One simulated history: pools, senders, what their owners do in random order, and how it ends.
+//! One simulated history: pools, senders, random calls of their owners, and the end.
 
 use std::{
     pin::Pin,
@@ -17,12 +17,12 @@ use pinbuf::{
 use crate::{
     choices::Choices,
     datagrams::{Datagrams, ECONNREFUSED},
+    environment::{Environment, FOR_EVER, MILLISECOND, SECOND, Weather},
     kernel::SimKernel,
     memory::{BLOCK_BYTES, Memory, Text},
-    mischief::{self, Bell, Owner as BlockOwner},
-    nature::{FOR_EVER, MILLISECOND, Nature, SECOND, Weather},
-    notes::{Notes, User},
+    notifications::{Notifications, User},
     owner::{Owner, Patience},
+    panics::{self, CountingWaker, Owner as BlockOwner},
     socket::{Linger, Socket, Wire},
     stream::{ECONNRESET, Stream},
     world::{Shared, World},
@@ -41,8 +41,8 @@ pub(crate) struct Episode {
     owners: Vec<Owner>,
     buffers: Vec<PinnedBuf>,
     frozen: Vec<(SharedBuf, Text)>,
-    allocations: Vec<(Allocation, Arc<Bell>)>,
-    /// Slots whose handles were forgotten.
+    allocations: Vec<(Allocation, Arc<CountingWaker>)>,
+    /// Slots with forgotten handles.
     forgotten: usize,
     misbehaves: bool,
     pub(crate) steps: u64,
@@ -52,20 +52,20 @@ impl Episode {
     pub(crate) fn new(mut choices: Choices) -> Self {
         let weather = Weather::new(&mut choices);
         let limit_pages = choices.pick(&[None, None, Some(64), Some(16), Some(4)]);
-        let nature = Nature {
+        let environment = Environment {
             now: 0,
             memory: Memory::new(),
             user: User { limit_pages, charged_pages: 0, others_pages: 0 },
             weather,
-            // Few pages make for much pressure; one slot more is the witness.
+            // A small number of slots causes much pressure; one more slot is the witness.
             choices,
         };
-        let world = Shared::new(nature);
+        let world = Shared::new(environment);
         let (slots, capacity, quota, budget, misbehaves) = {
             let mut guard = world.lock();
-            let choices = &mut guard.nature.choices;
+            let choices = &mut guard.environment.choices;
             (
-                // The last is enough for magazines.
+                // The last count is enough for magazines.
                 choices.pick(&[1, 2, 6, 12, 64]),
                 choices.pick(&[4096, 4096, 16 << 10]),
                 choices.pick(&[None, None, None, Some(2)]),
@@ -81,7 +81,7 @@ impl Episode {
         };
         let pool = builder.build().expect("a small pool");
         let witness = pool.try_alloc(1).expect("a slot is free");
-        world.lock().nature.memory.add_pool(witness);
+        world.lock().environment.memory.add_pool(witness);
         Self {
             world,
             pool: Some(pool),
@@ -99,7 +99,7 @@ impl Episode {
     }
 
     fn choose<R>(&self, choice: impl FnOnce(&mut Choices) -> R) -> R {
-        choice(&mut self.world.lock().nature.choices)
+        choice(&mut self.world.lock().environment.choices)
     }
 
     fn below(&self, end: usize) -> usize {
@@ -115,14 +115,14 @@ impl Episode {
     }
 
     pub(crate) fn into_choices(self) -> Choices {
-        std::mem::replace(&mut self.world.lock().nature.choices, Choices::random(0))
+        std::mem::replace(&mut self.world.lock().environment.choices, Choices::random(0))
     }
 
-    /// Somebody does something.
+    /// One participant acts.
     pub(crate) fn step(&mut self) {
         self.steps += 1;
         match self.below(64) {
-            0..24 => self.let_things_happen(),
+            0..24 => self.pass_time(),
             24..44 => self.send(1),
             44..48 => {
                 let count = 2 + self.below(4);
@@ -143,13 +143,13 @@ impl Episode {
             62 => self.owned(|owner, _| owner.look()),
             _ => self.begin_or_end(),
         }
-        self.world.lock().nature.memory.check();
+        self.world.lock().environment.memory.check();
         if self.steps.is_multiple_of(64) {
             self.audit();
         }
     }
 
-    fn let_things_happen(&mut self) {
+    fn pass_time(&mut self) {
         self.world.lock().begin_call();
         for _ in 0..=self.below(8) {
             if !self.world.advance(FOR_EVER) {
@@ -158,7 +158,7 @@ impl Episode {
         }
     }
 
-    /// One of the owners does something with one of its sends.
+    /// One owner acts on one of its sends.
     fn owned(&mut self, body: impl FnOnce(&mut Owner, usize)) {
         if self.owners.is_empty() {
             return self.open();
@@ -184,7 +184,7 @@ impl Episode {
             let first = first.wrapping_sub(choices.below(20) as u32);
             let optmem_max = choices.pick(&[128 << 10, 20 << 10, 832 * 4, 832]);
             let believed = choices.pick(&[optmem_max, 128 << 10]);
-            let notes = Notes::new(first, optmem_max);
+            let notifications = Notifications::new(first, optmem_max);
             let send_room = choices.pick(&[16 << 10, 64 << 10, 256 << 10, 1 << 20]);
             let wire = if choices.once_in(4) {
                 Wire::Datagrams(Datagrams::new(send_room))
@@ -211,7 +211,7 @@ impl Episode {
                 max_hold: choices.pick(&[None, None, None, Some(Duration::from_millis(100))]),
             };
             let wraps = choices.pick(&[0_u64, 1, 2]) << 32;
-            let mut socket = Socket::new(wire, notes);
+            let mut socket = Socket::new(wire, notifications);
             socket.linger = choices.pick(&[Linger::Off, Linger::Users]);
             (socket, config, believed as u32, u64::from(first) + wraps)
         });
@@ -226,12 +226,12 @@ impl Episode {
         self.owners.push(Owner::new(&self.world, core, place, &config));
     }
 
-    /// Something to send, and whether it ends in memory that cannot be read.
+    /// A payload, its contents, and whether it ends in unreadable memory.
     fn payload(&mut self) -> (Payload, Text, bool) {
         let kind = self.below(16);
         let len = self.choose(|choices| {
             let full = choices.pick(&[4096, 4096, 4096, 8192, 16 << 10, 100, 1, 30_000, 0]);
-            // Whether it was accepted must show when user code panics.
+            // Must show whether the send was accepted when user code panics.
             if full > 0 && choices.once_in(4) { 1 + choices.below(full) } else { full }
         });
         let len = if self.misbehaves { len.max(1) } else { len };
@@ -272,7 +272,7 @@ impl Episode {
 
     fn mapped(&mut self, len: usize) -> Option<(Payload, Text, bool)> {
         let mut world = self.world.lock();
-        let Nature { memory, choices, .. } = &mut world.nature;
+        let Environment { memory, choices, .. } = &mut world.environment;
         let text = Text::new(choices, len);
         let hole = (len > 0 && choices.once_in(16)).then(|| choices.below(len));
         let (block, start) = memory.take_block(text, hole)?;
@@ -280,8 +280,8 @@ impl Episode {
         drop(world);
         let owner = Arc::new(BlockOwner { world: self.world.clone(), block, misbehaves });
         let start = std::ptr::with_exposed_provenance(start);
-        // SAFETY: the block is mapped as long as the simulation lives, and not written before the
-        // owner is dropped.
+        // SAFETY: the block is mapped as long as the simulation lives, and unwritten until the drop
+        // of its owner.
         let slice = unsafe { MappedSlice::from_raw_parts(owner, start, len) };
         Some((slice.into(), text, hole.is_some()))
     }
@@ -309,12 +309,12 @@ impl Episode {
         for payload in back {
             match payload {
                 Payload::Pinned(buffer) => self.buffers.push(buffer),
-                other => _ = mischief::guarded(|| drop(other)),
+                other => _ = panics::guarded(|| drop(other)),
             }
         }
     }
 
-    /// Buffers are frozen, thawed, dropped and, seldom, forgotten.
+    /// Buffers are frozen, thawed, dropped and, rarely, forgotten.
     fn hold_buffers(&mut self) {
         match self.below(8) {
             0 => self.buffers.clear(),
@@ -356,7 +356,7 @@ impl Episode {
         }
     }
 
-    /// Waits for slots, as futures do.
+    /// Waits for slots with futures.
     fn allocate(&mut self) {
         match self.below(4) {
             0 => self.queue(),
@@ -369,17 +369,17 @@ impl Episode {
     fn queue(&mut self) {
         let Some(pool) = self.pool.clone().filter(|_| self.allocations.len() < 3) else { return };
         let future: Allocation = Box::pin(async move { pool.alloc_async(1).await });
-        self.allocations.push((future, Bell::new(false)));
+        self.allocations.push((future, CountingWaker::new(false)));
     }
 
     fn poll_allocations(&mut self) {
         for at in (0..self.allocations.len()).rev() {
-            let (future, bell) = &mut self.allocations[at];
-            let waker = Waker::from(Arc::clone(bell));
-            bell.reset();
+            let (future, counter) = &mut self.allocations[at];
+            let waker = Waker::from(Arc::clone(counter));
+            counter.reset();
             self.world.lock().begin_call();
             let context = &mut Context::from_waker(&waker);
-            match mischief::guarded(|| future.as_mut().poll(context)) {
+            match panics::guarded(|| future.as_mut().poll(context)) {
                 Some(Poll::Pending) => {}
                 Some(Poll::Ready(result)) => {
                     drop(self.allocations.swap_remove(at));
@@ -404,51 +404,52 @@ impl Episode {
         });
     }
 
-    /// The network, the peer, or somebody else on this machine does something.
+    /// The network, the peer, or another user of this machine acts.
     fn disturb(&mut self) {
         if self.owners.is_empty() {
             return;
         }
         let number = self.owners[self.below(self.owners.len())].number;
         let mut world = self.world.lock();
-        let what = world.nature.choices.below(32);
-        let pages = world.nature.choices.below(64);
-        let now = world.nature.now;
+        let what = world.environment.choices.below(32);
+        let pages = world.environment.choices.below(64);
+        let now = world.environment.now;
         match what {
-            0..4 => world.nature.weather = Weather::new(&mut world.nature.choices),
-            4..8 => world.nature.user.others_pages = pages,
+            0..4 => world.environment.weather = Weather::new(&mut world.environment.choices),
+            4..8 => world.environment.user.others_pages = pages,
             _ => {}
         }
-        let (socket, nature) = world.socket(number);
-        let until = now + nature.choices.pick(&[MILLISECOND, SECOND, 20 * SECOND]);
+        let (socket, environment) = world.socket(number);
+        let until = now + environment.choices.pick(&[MILLISECOND, SECOND, 20 * SECOND]);
         match (&mut socket.wire, what) {
-            (Wire::Stream(_), 8) => socket.reset(ECONNRESET, nature),
+            (Wire::Stream(_), 8) => socket.reset(ECONNRESET, environment),
             (Wire::Stream(stream), 9) => stream.vanish(now),
             (Wire::Stream(stream), 10) => stream.stall(FOR_EVER),
             (Wire::Stream(stream), 11..16) => stream.stall(until),
             (Wire::Datagrams(datagrams), 8..12) => datagrams.stick(until),
             (Wire::Datagrams(datagrams), 12..16) => datagrams.pending_error = Some(ECONNREFUSED),
-            // The note that tells of another user must arrive: without it nothing can help.
-            (_, 16) if !socket.is_shifted => socket.deaf |= socket.notes.pop().is_some(),
+            // The notification of another user's ids must arrive: the library has no other sign of
+            // them.
+            (_, 16) if !socket.is_shifted => socket.deaf |= socket.notifications.pop().is_some(),
             (_, 17) => {
-                // Another user of the socket, far ahead: what would look like ours is past help.
-                let lo = socket.notes.next_id().wrapping_add(1 << 31);
+                // The ids of another user, far ahead: closer ids would look like the sender's own.
+                let lo = socket.notifications.next_id().wrapping_add(1 << 31);
                 (socket.deaf, socket.is_shifted) = (true, true);
-                socket.notes.push(Record::Released { lo, hi: lo, copied: false });
-                socket.notes.skip_ids(nature.choices.pick(&[0, 1, 2]));
-                socket.news.note();
+                socket.notifications.push(Record::Released { lo, hi: lo, copied: false });
+                socket.notifications.skip_ids(environment.choices.pick(&[0, 1, 2]));
+                socket.events.note();
             }
-            (_, 18) => socket.notes.filter_bytes = nature.choices.pick(&[0, 64]),
+            (_, 18) => socket.notifications.filter_bytes = environment.choices.pick(&[0, 64]),
             (_, 19..24) => {
-                socket.notes.push(mischief::foreign());
-                socket.news.note();
+                socket.notifications.push(panics::foreign());
+                socket.events.note();
             }
             (_, 24) => (socket.refused, socket.deaf) = (true, true),
             _ => {}
         }
     }
 
-    /// Connections come and go, in every way there is.
+    /// Opens and ends connections, in every way.
     fn begin_or_end(&mut self) {
         let what = self.below(32);
         if what < 8 || self.owners.is_empty() {
@@ -472,14 +473,14 @@ impl Episode {
                 Err(owner) => self.owners.push(*owner),
             },
             26 if self.once_in(16) => {
-                // Whoever waits keeps it.
+                // The waiting futures keep the pool.
                 self.pool = None;
             }
             _ => {}
         }
     }
 
-    /// Tasks wait for slots that are all taken; then some of these are sent.
+    /// Tasks wait for slots that are all taken; then some of the slots are sent.
     fn crowd(&mut self) {
         self.run_to_idle();
         self.owners.iter().for_each(Owner::reap);
@@ -487,7 +488,7 @@ impl Episode {
         self.buffers.extend(std::iter::from_fn(|| pool.try_alloc(1).ok()));
         self.queue();
         self.poll_allocations();
-        // The reaper has nothing to look after.
+        // The reaper has no sender left to drive.
         self.run_to_idle();
         for _ in 0..self.below(8) {
             let count = 1 + self.below(3);
@@ -495,15 +496,15 @@ impl Episode {
         }
     }
 
-    /// The peers become kind, all is ended, and everything must be where it belongs.
+    /// The network and the peers become fast, every sender is ended, and every slot must be free.
     pub(crate) fn finish(mut self) -> Choices {
         {
             let mut world = self.world.lock();
-            let World { nature, sockets, .. } = &mut *world;
-            nature.weather = Weather::default();
-            nature.user.others_pages = 0;
+            let World { environment, sockets, .. } = &mut *world;
+            environment.weather = Weather::default();
+            environment.user.others_pages = 0;
             for socket in sockets.iter_mut().flatten() {
-                socket.notes.filter_bytes = 0;
+                socket.notifications.filter_bytes = 0;
                 socket.refused = false;
                 if let Wire::Stream(stream) = &mut socket.wire {
                     stream.stall(0);
@@ -532,7 +533,7 @@ impl Episode {
             }
         }
         self.run_to_idle();
-        self.check_home();
+        self.check_all_free();
         self.into_choices()
     }
 
@@ -541,9 +542,9 @@ impl Episode {
         while self.world.advance(FOR_EVER) {}
     }
 
-    /// Nobody sleeps beside a free slot: each belongs to somebody who was woken.
+    /// Checks that no waiter sleeps beside a free slot: each free slot belongs to a woken waiter.
     fn check_waiters(&self) {
-        let woken = self.allocations.iter().filter(|(_, bell)| bell.is_rung()).count();
+        let woken = self.allocations.iter().filter(|(_, counter)| counter.is_woken()).count();
         let Some(pool) = self.pool.as_ref().filter(|_| woken < self.allocations.len()) else {
             return;
         };
@@ -553,12 +554,12 @@ impl Episode {
         assert!(is_unwatched || stats.in_flight() == 0, "a waiter sleeps beside a released slot");
     }
 
-    fn check_home(&mut self) {
+    fn check_all_free(&mut self) {
         let mut world = self.world.lock();
         let open = world.sockets.iter().flatten().count();
         assert_eq!(open, 0, "a sender never ends");
-        assert_eq!(world.nature.user.charged_pages, 0);
-        let witnesses = world.nature.memory.take_witnesses();
+        assert_eq!(world.environment.user.charged_pages, 0);
+        let witnesses = world.environment.memory.take_witnesses();
         drop(world);
         drop(witnesses);
         assert_eq!(self.budget.charged_bytes(), 0, "the budget of locked memory");
@@ -570,6 +571,6 @@ impl Episode {
             [stats.free(), stats.owned(), stats.in_flight(), stats.quarantined()],
             [self.slots + 1 - self.forgotten, self.forgotten, 0, 0],
         );
-        assert_eq!(self.world.lock().nature.memory.blocks_used(), 0);
+        assert_eq!(self.world.lock().environment.memory.blocks_used(), 0);
     }
 }

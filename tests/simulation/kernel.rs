@@ -1,4 +1,4 @@
-//! The library's one seam to the kernel, answered by the simulation.
+//! The library's interface to the kernel, implemented by the simulation.
 
 use std::{
     io, mem,
@@ -12,8 +12,8 @@ use pinbuf::__internals::{
 };
 
 use crate::{
-    nature::Nature,
-    socket::{Care, Linger, News, Socket, Wire},
+    environment::Environment,
+    socket::{Events, Keeper, Linger, Socket, Wire},
     stream::{EMFILE, ENOMEM, EPERM},
     world::Shared,
 };
@@ -42,14 +42,14 @@ impl SimKernel {
         self.number
     }
 
-    fn with<R>(&self, body: impl FnOnce(&mut Socket, &mut Nature) -> R) -> R {
+    fn with<R>(&self, body: impl FnOnce(&mut Socket, &mut Environment) -> R) -> R {
         let mut world = self.world.lock();
-        let (socket, nature) = world.socket(self.number);
-        body(socket, nature)
+        let (socket, environment) = world.socket(self.number);
+        body(socket, environment)
     }
 
-    fn set_care(&self, care: Option<Care>) -> Option<Care> {
-        self.with(|socket, _| mem::replace(&mut socket.care, care))
+    fn set_keeper(&self, keeper: Option<Keeper>) -> Option<Keeper> {
+        self.with(|socket, _| mem::replace(&mut socket.keeper, keeper))
     }
 }
 
@@ -60,37 +60,37 @@ impl Kernel for SimKernel {
 
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
         let mut world = self.world.lock();
-        let (socket, nature) = world.socket(self.number);
-        let result = socket.send(memory, flags, nature);
+        let (socket, environment) = world.socket(self.number);
+        let result = socket.send(memory, flags, environment);
         drop(world);
-        // A thread that comes meanwhile takes for given what is offered.
+        // A thread that visits meanwhile counts the offered bytes as given.
         let is_met = self.world.meet(self.number);
         if flags.zerocopy && (result.is_ok() || is_met) {
-            self.world.lock().nature.memory.give(memory);
+            self.world.lock().environment.memory.give(memory);
         }
         result
     }
 
     fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
         let mut world = self.world.lock();
-        let (socket, nature) = world.socket(self.number);
+        let (socket, environment) = world.socket(self.number);
         if socket.refused {
             return Err(io::Error::from_raw_os_error(EPERM));
         }
         let mut batch = Batch { messages: 0, truncated: false, drained: true };
-        let cut = nature.choices.permille(nature.weather.cut);
-        if cut && nature.choices.once_in(2) {
+        let cut = environment.choices.permille(environment.weather.cut);
+        if cut && environment.choices.once_in(2) {
             socket.failures.push(ENOMEM);
             socket.deaf = true;
             return Err(io::Error::from_raw_os_error(ENOMEM));
         }
-        while let Some(record) = socket.notes.pop() {
+        while let Some(record) = socket.notifications.pop() {
             batch.messages += 1;
             socket.deaf |= cut;
             if cut && batch.messages == 1 {
-                // The message is gone, or what it says was in the room there was.
+                // The message is lost, or fitted into the smaller room.
                 batch.truncated = true;
-                if !socket.is_shifted && nature.choices.once_in(2) {
+                if !socket.is_shifted && environment.choices.once_in(2) {
                     continue;
                 }
             }
@@ -115,22 +115,22 @@ impl Kernel for SimKernel {
     }
 
     fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
-        self.with(|socket, nature| {
-            if nature.choices.permille(nature.weather.errors) {
+        self.with(|socket, environment| {
+            if environment.choices.permille(environment.weather.errors) {
                 socket.failures.push(EMFILE);
                 return Err(io::Error::from_raw_os_error(EMFILE));
             }
-            assert!(!mem::replace(&mut socket.has_edges, true), "descriptors beside those it has");
-            // Its present state is what the first wait reports.
-            socket.news = News { to_reaper: socket.news.to_reaper, ..News::ALL };
-            socket.is_rung = false;
+            assert!(!mem::replace(&mut socket.has_edges, true), "a second set of descriptors");
+            // The first wait reports the present state.
+            socket.events = Events { to_reaper: socket.events.to_reaper, ..Events::ALL };
+            socket.is_woken = false;
             Ok(())
         })?;
         Ok(Some(Arc::new(SimEdges { world: self.world.clone(), number: self.number })))
     }
 
     fn optmem(&self) -> io::Result<u32> {
-        self.with(|socket, _| Ok(socket.notes.optmem() as u32))
+        self.with(|socket, _| Ok(socket.notifications.optmem() as u32))
     }
 
     fn unacked(&self) -> io::Result<usize> {
@@ -153,17 +153,17 @@ impl Kernel for SimKernel {
     }
 
     fn abort(&self) -> io::Result<()> {
-        self.with(|socket, nature| {
-            socket.check_patience(nature.now);
-            socket.check_abort(nature.now);
-            let Socket { wire, notes, news, .. } = socket;
+        self.with(|socket, environment| {
+            socket.check_patience(environment.now);
+            socket.check_abort(environment.now);
+            let Socket { wire, notifications, events, .. } = socket;
             let Wire::Stream(stream) = wire else {
                 return Err(io::ErrorKind::Unsupported.into());
             };
-            if nature.choices.permille(nature.weather.errors) {
+            if environment.choices.permille(environment.weather.errors) {
                 return Err(io::Error::from_raw_os_error(ENOMEM));
             }
-            stream.abort(nature, notes, news);
+            stream.abort(environment, notifications, events);
             Ok(())
         })
     }
@@ -187,38 +187,38 @@ impl Kernel for SimKernel {
     }
 
     fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<Token> {
-        let (watched, sends) = self.with(|socket, nature| {
-            assert!(socket.care.is_none(), "watched twice");
-            if nature.choices.permille(nature.weather.errors) {
+        let (watched, sends) = self.with(|socket, environment| {
+            assert!(socket.keeper.is_none(), "watched twice");
+            if environment.choices.permille(environment.weather.errors) {
                 return (None, socket.sends);
             }
-            socket.care = Some(Care::Watched(sender));
+            socket.keeper = Some(Keeper::Watched(sender));
             // Looked at once in any case.
-            socket.due = Some(nature.now);
+            socket.due = Some(environment.now);
             (Some(Token::default()), socket.sends)
         });
-        // A thread that waits for a slot is told; the owner of a send is not.
+        // A waiter for a slot gets an error; the owner of a send does not.
         self.world.lock().is_unwatched |= watched.is_none() && sends;
         watched
     }
 
     fn adopt(&self, sender: Arc<dyn Reclaim>) -> (Token, bool) {
-        self.with(|socket, nature| {
-            assert!(socket.care.is_none(), "watched and adopted");
-            let served = !nature.choices.permille(nature.weather.errors);
-            socket.care = Some(Care::Owned(sender));
-            (socket.served, socket.due) = (served, Some(nature.now));
+        self.with(|socket, environment| {
+            assert!(socket.keeper.is_none(), "watched and adopted");
+            let served = !environment.choices.permille(environment.weather.errors);
+            socket.keeper = Some(Keeper::Owned(sender));
+            (socket.served, socket.due) = (served, Some(environment.now));
             (Token::default(), served)
         })
     }
 
     fn unwatch(&self, _: Token) {
-        // What this drops may be the last of a sender: not under the lock.
-        drop(self.set_care(None));
+        // May drop the last reference to a sender, so not under the lock.
+        drop(self.set_keeper(None));
     }
 }
 
-/// What a thread waits by for changes of a socket.
+/// The descriptors of a thread that waits for changes of a socket.
 struct SimEdges {
     world: Shared,
     number: usize,
@@ -229,14 +229,14 @@ impl SimEdges {
         body(self.world.lock().socket(self.number).0)
     }
 
-    /// Whether the sender waits for room, and how far it has come.
+    /// Returns whether the sender waits for room, and its progress.
     fn progress(&self) -> Option<(bool, [u64; 2])> {
-        let (core, accepted, has_rest) = self.with(|socket| {
+        let (core, accepted, has_unsent) = self.with(|socket| {
             let Socket { core, expected, .. } = socket;
             (core.upgrade(), expected.accepted(), expected.pending() > 0)
         });
         let core = core?;
-        Some((has_rest && core.interest().writable, [accepted, core.stats().released_calls]))
+        Some((has_unsent && core.interest().writable, [accepted, core.stats().released_calls]))
     }
 }
 
@@ -245,14 +245,14 @@ impl Edges for SimEdges {
         let deadline = self.world.deadline(timeout);
         let before = self.progress();
         loop {
-            let (ready, is_rung) = self.with(|socket| {
-                let news = mem::take(&mut socket.news);
-                socket.news.to_reaper = news.to_reaper;
-                // The news is looked at anew when it is told: it may be over.
-                let ready = if news.is_any() { socket.state() } else { Ready::default() };
-                (ready, mem::take(&mut socket.is_rung))
+            let (ready, is_woken) = self.with(|socket| {
+                let events = mem::take(&mut socket.events);
+                socket.events.to_reaper = events.to_reaper;
+                // The state is read when the wait ends: an earlier event may be over.
+                let ready = if events.is_any() { socket.state() } else { Ready::default() };
+                (ready, mem::take(&mut socket.is_woken))
             });
-            if ready != Ready::default() || is_rung {
+            if ready != Ready::default() || is_woken {
                 return Ok(ready);
             }
             if !self.world.waits(deadline) {
@@ -264,8 +264,8 @@ impl Edges for SimEdges {
             && let (Some((_, before)), Some((wants_room, after))) = (before, self.progress())
         {
             let has_room = self.with(|socket| socket.is_writable());
-            assert!(!(wants_room && has_room), "sleeps beside the room that it waits for");
-            assert_eq!(before, after, "sleeps through what another thread has done");
+            assert!(!(wants_room && has_room), "the thread sleeps although there is room");
+            assert_eq!(before, after, "the thread sleeps through another thread's progress");
         }
         Ok(Ready::default())
     }
@@ -273,7 +273,7 @@ impl Edges for SimEdges {
     fn wake(&self) -> io::Result<()> {
         self.with(|socket| {
             assert!(socket.waits, "woken, but no thread waits");
-            socket.is_rung = true;
+            socket.is_woken = true;
         });
         Ok(())
     }
@@ -281,7 +281,7 @@ impl Edges for SimEdges {
 
 impl Drop for SimEdges {
     fn drop(&mut self) {
-        // The socket may be closed before.
+        // The socket may be closed before its descriptors.
         if let Some(socket) = &mut self.world.lock().sockets[self.number] {
             socket.has_edges = false;
         }
@@ -301,10 +301,10 @@ impl Drop for SimKernel {
         if thread::panicking() {
             return;
         }
-        assert!(!socket.notes.has_live(), "closed while the kernel may read what was sent");
+        assert!(!socket.notifications.has_live(), "closed while the kernel may read sent bytes");
         assert_ne!(socket.linger, Linger::Users, "closed with the user's linger time");
         if socket.ends_in_order() {
-            assert_eq!(socket.expected.pending(), 0, "an orderly end of what was cut short");
+            assert_eq!(socket.expected.pending(), 0, "an orderly end of a truncated stream");
         }
     }
 }

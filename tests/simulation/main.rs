@@ -1,49 +1,59 @@
 //! A simulation of the kernel behind a sender: deterministic, seeded, made for millions of steps.
 //!
-//! The library runs as it is, over its one seam to the kernel (`sender/kernel.rs`). Behind that is
-//! a simulation of what KERNEL.md measured, not of what a program would wish for:
+//! The unchanged library runs over its interface to the kernel (`sender/kernel.rs`). Behind this
+//! interface is a simulation of the measurements in KERNEL.md.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `stream` | a TCP connection: partial accepts, loss, retransmits that read memory again, clones in queues below, closed windows, peers that reset or vanish, memory that cannot be read |
+//! | `stream` | a TCP connection: partial accepts, loss, retransmits that read memory again, clones in queues below, closed windows, peers that reset or vanish, unreadable memory |
 //! | `datagrams` | a UDP socket: two queues that overtake each other, failed calls that use their ids |
-//! | `notes` | ids, the grouping and merging of notes, option memory, the user's locked memory |
-//! | `memory` | what the kernel may still read, and what must stand there |
-//! | `world`, `nature` | time, chance, the reaper |
-//! | `owner` | what one owner asks of its sender, and what it must be told |
+//! | `notifications` | ids, the grouping and merging of notifications, option memory, the user's locked memory |
+//! | `memory` | the pieces that the kernel may still read, and their contents |
+//! | `world`, `environment` | time, chance, the reaper |
+//! | `owner` | the calls of a sender's owner, and the checks of their results |
 //! | `episode` | one history: pools, owners, disturbances, the end |
-//! | `slow_peer` | dropped senders whose peers read slowly, or stop |
-//! | `mischief` | user code that panics where the library runs it |
+//! | `slow_peer` | dropped senders with peers that read slowly, or stop |
+//! | `panics` | user code that panics inside calls of the library |
 //!
-//! Checked after every step: what the kernel may read is as it was, and no slot of it is Free or
-//! Owned. Checked as it happens: bytes are accepted in order and come from their owner; a stream
-//! ends in order only behind all of it; nobody waits for room that is there, sleeps through what
-//! another thread has done, spins, or waits for ever; what was refused comes back unchanged; a fate
-//! comes once, is right, and not before the release; a descriptor is closed last. Checked at the
-//! end: every sender has ended, every slot is home, and the budget of locked memory is whole.
+//! Checked after every step:
 //!
-//! `cargo test --test simulation` runs one fixed seed and a random one. For as many steps as
-//! wanted:
+//! - Pieces that the kernel may read are unchanged, and their slots are neither Free nor Owned.
+//!
+//! Checked at each event:
+//!
+//! - Bytes are accepted in order and come from their owner.
+//! - A stream ends in order only behind all of its bytes.
+//! - No thread waits for room that is there, sleeps through another thread's progress, spins, or
+//!   waits for ever.
+//! - A refused buffer comes back unchanged.
+//! - A fate comes once, is right, and not before the release.
+//! - A descriptor is closed last.
+//!
+//! Checked at the end: every sender has ended, every slot is free, and no locked memory is charged.
+//!
+//! `cargo test --test simulation` runs a fixed seed and a random one. To choose the number of
+//! steps:
 //!
 //! ```text
 //! PINBUF_SIM_STEPS=100000000 cargo test --release --test simulation -- --nocapture
 //! ```
 //!
-//! `PINBUF_SIM_SEED` chooses the first history; a failure prints the command that repeats it.
-//! `tests/simulation/mutants.sh` weakens the library in one place at a time, and shows after how
+//! `PINBUF_SIM_SEED` chooses the first history; a failure prints the command to repeat it.
+//! `tests/simulation/mutants.sh` weakens the library in one place at a time, and shows the number
+//! of steps until the failure.
 //! many steps that is caught.
 
-#![allow(clippy::print_stdout, reason = "seeds and rates are for whoever reads the output")]
+#![allow(clippy::print_stdout, reason = "seeds and rates are for the reader of the output")]
 
 mod choices;
 mod datagrams;
+mod environment;
 mod episode;
 mod kernel;
 mod memory;
-mod mischief;
-mod nature;
-mod notes;
+mod notifications;
 mod owner;
+mod panics;
 mod slow_peer;
 mod socket;
 mod stream;
@@ -57,7 +67,7 @@ use std::{
 use choices::Choices;
 use episode::Episode;
 
-/// Steps of one history at most.
+/// The largest number of steps of a history.
 const EPISODE_STEPS: usize = 2000;
 
 fn variable(name: &str) -> Option<u64> {
@@ -69,7 +79,7 @@ fn steps() -> u64 {
     variable("PINBUF_SIM_STEPS").unwrap_or(if cfg!(debug_assertions) { 50_000 } else { 1_000_000 })
 }
 
-/// Simulates so many steps, history by history; a failure names the seed that repeats it.
+/// Simulates `steps()` steps, history by history; a failure names its seed.
 fn simulate(first: u64) {
     let began = Instant::now();
     let (mut done, mut seed) = (0, first);
@@ -106,7 +116,7 @@ fn no_order_of_events_breaks_a_promise() {
 }
 
 #[test]
-fn no_other_order_breaks_one_either() {
+fn no_random_order_breaks_a_promise() {
     if variable("PINBUF_SIM_SEED").is_some() {
         return;
     }
@@ -114,9 +124,9 @@ fn no_other_order_breaks_one_either() {
     simulate(now.as_nanos() as u64);
 }
 
-/// As the fuzzer runs it.
+/// The fuzzer's way.
 #[test]
-fn a_history_can_be_decided_by_bytes() {
+fn bytes_can_decide_a_history() {
     let mut random = Choices::random(7);
     for len in [0, 1, 100, 10_000] {
         let bytes = (0..len).map(|_| random.below(256) as u8).collect();

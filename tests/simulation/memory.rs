@@ -1,5 +1,5 @@
-//! The memory that is sent: which of it the simulated kernel may still read, and what must stand
-//! there.
+//! The memory for payloads: the pieces that the simulated kernel may still read, and their
+//! contents.
 
 use std::{collections::HashMap, ptr, slice, sync::LazyLock};
 
@@ -10,14 +10,14 @@ use pinbuf::{
 
 use crate::choices::Choices;
 
-/// Everything that is ever sent is a part of this.
+/// Every payload is a part of this table.
 pub(crate) static TABLE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut random = Choices::random(0);
     (0..TABLE_BYTES).map(|_| random.below(256) as u8).collect()
 });
 pub(crate) const TABLE_BYTES: usize = 1 << 18;
 
-/// What a payload holds: bytes of the table.
+/// The contents of a payload: bytes of the table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Text {
     pub(crate) offset: usize,
@@ -39,16 +39,16 @@ impl Text {
     }
 }
 
-/// Blocks of mapped memory, beside the pools: so many of so many bytes.
+/// Blocks of mapped memory, beside the pools: number and size.
 const BLOCKS: usize = 64;
 pub(crate) const BLOCK_BYTES: usize = 32 << 10;
 
-/// Bytes that the kernel was given to read in place.
+/// Bytes that the kernel reads in place.
 #[derive(Debug)]
 pub(crate) struct Piece {
     address: usize,
     text: Text,
-    /// Where they lie, unless they are constant.
+    /// Their cell, unless they are constant.
     cell: Option<Cell>,
 }
 
@@ -58,7 +58,7 @@ impl Piece {
     }
 }
 
-/// A slot or block, as long as it has the same pages.
+/// A slot or block, as long as its pages stay the same.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 struct Cell {
     area: usize,
@@ -71,18 +71,19 @@ struct Cell {
 struct Area {
     start: usize,
     cell_bytes: usize,
-    /// Pieces in each cell that the kernel may read, and how often the cell got new pages.
+    /// Pieces in each cell that the kernel may read, and the number of page replacements of the
+    /// cell.
     readers: Vec<u32>,
     epochs: Vec<u32>,
-    /// Whether a zero-copy call with each cell has gone well since the cell was last at home or in
-    /// a program's hands.
+    /// `true` for a cell with a successful zero-copy call since the cell was last free or in a
+    /// program's hands.
     given: Vec<bool>,
     kind: Kind,
 }
 
 #[derive(Debug)]
 enum Kind {
-    /// A slot that is never given back keeps the pool's records and memory.
+    /// A slot that is never returned keeps the pool's slots and memory.
     Pool {
         witness: PinnedBuf,
     },
@@ -93,18 +94,18 @@ enum Kind {
     },
 }
 
-/// All of it.
+/// The memory of all payloads.
 #[derive(Debug)]
 pub(crate) struct Memory {
     areas: Vec<Area>,
-    /// Pieces that the kernel may read of pages that are no longer the cell's.
+    /// Pieces that the kernel may read on former pages of a cell.
     replaced: HashMap<Cell, u32>,
 }
 
 fn bytes_at(address: usize, len: usize) -> &'static [u8] {
-    // SAFETY: `from_raw_parts` needs initialized memory that nobody writes while the slice lives:
-    // the areas stay mapped as long as the simulation does, what was sent has been written, and
-    // there is one thread, which compares the slice at once.
+    // SAFETY: `from_raw_parts` needs initialized memory without writers while the slice lives. The
+    // areas stay mapped as long as the simulation, sent bytes have been written, and the only
+    // thread compares the slice at once.
     unsafe { slice::from_raw_parts(ptr::with_exposed_provenance(address), len) }
 }
 
@@ -122,7 +123,7 @@ impl Memory {
         Self { areas: vec![blocks], replaced: HashMap::new() }
     }
 
-    /// Enters a pool of equal slots; `witness` is one of them.
+    /// Adds a pool of equal slots; `witness` is one of its slots.
     pub(crate) fn add_pool(&mut self, witness: PinnedBuf) {
         let starts: Vec<_> = __internals::slots(witness.pool())
             .map(|(start, _)| start.expose_provenance())
@@ -138,7 +139,7 @@ impl Memory {
         });
     }
 
-    /// Forgets the pools, whose witnesses go home.
+    /// Removes the pools and returns their witnesses.
     pub(crate) fn take_witnesses(&mut self) -> Vec<PinnedBuf> {
         let pools = self.areas.drain(1..);
         pools
@@ -149,15 +150,15 @@ impl Memory {
             .collect()
     }
 
-    /// A block that nobody uses, filled; from `hole` on it cannot be read.
+    /// An unused block, filled; unreadable from `hole` on.
     pub(crate) fn take_block(&mut self, text: Text, hole: Option<usize>) -> Option<(usize, usize)> {
         let Area { start, readers, kind: Kind::Blocks { memory, used, holes }, .. } =
             &mut self.areas[0]
         else {
-            unreachable!("the blocks come first");
+            unreachable!("the blocks are the first area");
         };
         let index = used.iter().position(|used| !used)?;
-        assert_eq!(readers[index], 0, "block {index} was let go of while the kernel may read it");
+        assert_eq!(readers[index], 0, "block {index} was dropped while the kernel may read it");
         used[index] = true;
         holes[index] = hole;
         memory[index * BLOCK_BYTES..][..text.len].copy_from_slice(text.bytes());
@@ -167,7 +168,7 @@ impl Memory {
     /// The owner of a block was dropped.
     pub(crate) fn give_block(&mut self, index: usize) {
         let Area { readers, kind: Kind::Blocks { used, .. }, .. } = &mut self.areas[0] else {
-            unreachable!("the blocks come first");
+            unreachable!("the blocks are the first area");
         };
         let readers = readers[index];
         assert_eq!(readers, 0, "the owner of block {index} is dropped, the kernel may read it");
@@ -175,7 +176,7 @@ impl Memory {
         used[index] = false;
     }
 
-    /// Blocks whose owners live.
+    /// Blocks in use by payloads.
     pub(crate) fn blocks_used(&self) -> usize {
         match &self.areas[0].kind {
             Kind::Blocks { used, .. } => used.iter().filter(|used| **used).count(),
@@ -183,19 +184,21 @@ impl Memory {
         }
     }
 
-    /// How many bytes of a range can be read, from its start on.
+    /// The number of readable bytes at the start of a range.
     pub(crate) fn readable(&self, range: &IoVec) -> usize {
         let (area, address) = (&self.areas[0], range.start().addr());
-        let Kind::Blocks { holes, .. } = &area.kind else { unreachable!("the blocks come first") };
+        let Kind::Blocks { holes, .. } = &area.kind else {
+            unreachable!("the blocks are the first area")
+        };
         let Some(cell) = area.cell_of(address) else { return range.len() };
         let offset = address - area.start - cell * BLOCK_BYTES;
         holes[cell].map_or(range.len(), |hole| hole.saturating_sub(offset).min(range.len()))
     }
 
-    /// The kernel takes a part of a range to read it in place, now and later.
+    /// The kernel takes a part of a range, to read in place from now on.
     pub(crate) fn begin(&mut self, range: &IoVec, start: usize, text: Text) -> Piece {
         let address = range.start().expose_provenance() + start;
-        assert!(bytes_at(address, text.len) == text.bytes(), "other bytes than the owner's");
+        assert!(bytes_at(address, text.len) == text.bytes(), "the bytes differ from the owner's");
         let cell = self.areas.iter_mut().enumerate().find_map(|(area, cells)| {
             let index = cells.cell_of(address)?;
             cells.readers[index] += 1;
@@ -204,7 +207,7 @@ impl Memory {
         Piece { address, text, cell }
     }
 
-    /// A zero-copy call with these ranges went well.
+    /// A zero-copy call with these ranges succeeded.
     pub(crate) fn give(&mut self, memory: &[IoVec]) {
         for area in &mut self.areas {
             for range in memory {
@@ -218,7 +221,7 @@ impl Memory {
     /// The kernel copies a part of a range.
     pub(crate) fn copy(range: &IoVec, start: usize, text: Text) {
         let address = range.start().expose_provenance() + start;
-        assert!(bytes_at(address, text.len) == text.bytes(), "other bytes than the owner's");
+        assert!(bytes_at(address, text.len) == text.bytes(), "the bytes differ from the owner's");
     }
 
     /// The kernel reads a part of a piece.
@@ -233,7 +236,7 @@ impl Memory {
         }
     }
 
-    /// The kernel lets go of a piece.
+    /// The kernel releases a piece.
     pub(crate) fn end(&mut self, piece: &Piece) {
         self.read(piece, 0, piece.text.len);
         let Some(cell) = piece.cell else { return };
@@ -247,13 +250,13 @@ impl Memory {
         }
     }
 
-    /// Whether the cell of the piece has new pages, and the kernel the old ones.
+    /// Returns `true` if the cell of the piece has new pages, and the kernel the former ones.
     fn is_replaced(&self, piece: &Piece) -> bool {
         piece.cell.is_some_and(|cell| self.replaced.contains_key(&cell))
     }
 
-    /// No slot is in anybody's hands while the kernel may read it, unless the slot has new pages
-    /// and the kernel the old ones. Of those there are no more than the pool says.
+    /// Checks that no program has a slot while the kernel may read it, except a slot with new
+    /// pages. Checks the number of replaced pages against the pool's.
     pub(crate) fn check(&mut self) {
         for (at, area) in self.areas.iter_mut().enumerate() {
             let Kind::Pool { witness } = &area.kind else { continue };
@@ -264,7 +267,10 @@ impl Memory {
                     SlotState::Free | SlotState::Owned => area.given[index] = false,
                     SlotState::InFlight => {}
                     SlotState::Quarantined => {
-                        assert!(area.given[index], "slot {index} is {state}, but was never given");
+                        assert!(
+                            area.given[index],
+                            "slot {index} is {state}, but no zero-copy call succeeded"
+                        );
                     }
                 }
                 if readers == 0 || !matches!(state, SlotState::Free | SlotState::Owned) {

@@ -1,4 +1,4 @@
-//! The owner of one sender: what it may ask for, and what it must be told.
+//! The owner of a sender: random calls, and checks of their results.
 
 use std::{
     cell::Cell,
@@ -20,34 +20,34 @@ use crate::{
     datagrams::{ECONNREFUSED, EMSGSIZE},
     kernel::SimKernel,
     memory::Text,
-    mischief::{self, Bell},
+    panics::{self, CountingWaker},
     socket::{Linger, Socket, Wire},
     stream::{EMFILE, ENOMEM, ENOTCONN, EPERM},
     world::Shared,
 };
 
-/// How long a send may wait.
+/// The limit of a send's wait.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Patience {
     None,
-    /// A lone buffer waits so long; several do not wait.
+    /// A lone buffer waits up to this limit; several buffers do not wait.
     UpTo(Duration),
     Endless,
 }
 
-/// A send that was accepted.
+/// An accepted send.
 struct Sent {
     ticket: Ticket,
-    /// Where it lies in the stream, or among the datagrams.
+    /// Its start in the stream, or among the datagrams.
     from: u64,
     to: u64,
     fate: Option<Fate>,
-    /// What is to be handed back.
+    /// Payloads still to be handed back.
     parts: Vec<(Discriminant<Payload>, Text)>,
 }
 
 impl Sent {
-    /// Whether nothing more can be told of it.
+    /// Returns `true` if no more can be told of the send.
     fn is_settled(&self) -> bool {
         self.parts.is_empty() && self.fate.is_some_and(|fate| fate != Fate::Quarantined)
     }
@@ -56,27 +56,27 @@ impl Sent {
 pub(crate) struct Owner {
     world: Shared,
     core: Arc<Core<SimKernel>>,
-    /// Whether the sender is in two halves, of which this owns both.
+    /// `true` if the sender is split, and the owner has both halves.
     pub(crate) is_split: bool,
     pub(crate) number: usize,
     transport: Transport,
     hands_back: bool,
-    /// How many calls, of how many bytes, may be in flight.
+    /// The largest number of calls in flight, and of their bytes.
     window: (usize, usize),
     sent: VecDeque<Sent>,
     sends: u64,
-    polls: Vec<(Ticket, Arc<Bell>)>,
-    /// The linger time, if nothing else ends the connection.
+    polls: Vec<(Ticket, Arc<CountingWaker>)>,
+    /// The linger time, unless the connection ends earlier.
     linger: Option<Duration>,
     users_linger: Linger,
-    /// Whether a send was lost to a panic of user code.
+    /// `true` if a panic of user code lost a send.
     lost: bool,
     aborted: bool,
-    /// The error of the connection, when it was last asked for.
+    /// The error of the connection at the last look.
     error: Cell<Option<OsError>>,
 }
 
-/// Whether these are the bytes; nobody can tell of mapped memory.
+/// Returns `true` if the payload has these bytes; mapped memory cannot be checked.
 fn holds(payload: &Payload, text: Text) -> bool {
     payload.len() == text.len
         && match payload {
@@ -124,7 +124,7 @@ impl Owner {
     /// Calls the library; `None` if user code panicked.
     fn call<R>(&self, body: impl FnOnce(&Arc<Core<SimKernel>>) -> R) -> Option<R> {
         self.world.lock().begin_call();
-        mischief::guarded(|| body(&self.core))
+        panics::guarded(|| body(&self.core))
     }
 
     /// As [`call`](Self::call), for a call that waits.
@@ -139,17 +139,17 @@ impl Owner {
         body(self.world.lock().socket(self.number).0)
     }
 
-    /// Returns `true` if every wait comes to an end: the peer or the limit of its silence sees to
-    /// that, and option memory of others does not hide what is released without a notification.
+    /// Returns `true` if every wait comes to an end. For this the peer or the limit of silence must
+    /// end silence, and no other user's option memory may hide releases without a notification.
     pub(crate) fn is_cooperative(&self) -> bool {
         self.with_socket(|socket| {
             let stalls =
                 matches!(&socket.wire, Wire::Stream(stream) if stream.is_stalled_for_ever());
-            (!stalls || socket.max_hold.is_some()) && socket.notes.filter_bytes == 0
+            (!stalls || socket.max_hold.is_some()) && socket.notifications.filter_bytes == 0
         })
     }
 
-    /// Offers payloads as one send; those refused come back.
+    /// Offers payloads as one send; refused payloads come back.
     pub(crate) fn send(
         &mut self,
         payloads: Vec<Payload>,
@@ -175,7 +175,7 @@ impl Owner {
         let kinds: Vec<_> = payloads.iter().map(mem::discriminant).collect();
         let mut back = payloads;
         let result = if back.len() == 1 {
-            let payload = back.pop().expect("there is one");
+            let payload = back.pop().expect("the send has one payload");
             self.call(|core| match patience {
                 Patience::Endless => core.send(payload),
                 Patience::UpTo(limit) => core.send_timeout(payload, limit),
@@ -207,37 +207,37 @@ impl Owner {
             Ok(ticket) | Err(SendError::Truncated { ticket, .. }) => Some(ticket),
             Err(SendError::Unfinished { ticket }) => {
                 self.check_time_is_up(began, patience);
-                assert!(self.has_rest(), "all of it is accepted");
+                assert!(self.has_unsent(), "no part is unsent");
                 Some(ticket)
             }
             Err(_) => None,
         };
         if let Some(ticket) = ticket {
-            assert!(back.is_empty(), "accepted, and came back");
+            assert!(back.is_empty(), "accepted, but came back");
             assert_eq!((ticket.sequence(), ticket.len()), (self.sends, len));
             self.accepted(ticket, from, kinds.into_iter().zip(texts.iter().copied()).collect());
             return back;
         }
         self.with_socket(|socket| socket.expected.withdraw(texts));
-        assert_eq!(back.len(), texts.len(), "refused, and not all came back");
+        assert_eq!(back.len(), texts.len(), "refused, but not all came back");
         for (payload, text) in back.iter().zip(texts) {
             assert!(holds(payload, *text), "came back changed");
         }
-        match result.expect_err("it has no ticket") {
+        match result.expect_err("a refused send has no ticket") {
             SendError::WouldBlock(()) => {
                 assert!(!blocking, "a blocking send would block");
                 let interest = self.call(|core| core.interest()).unwrap_or_default();
                 let waits = interest != Interest::default() || self.core.is_poisoned();
-                assert!(waits, "it would block on nothing");
+                assert!(waits, "the send would block without a cause");
             }
             SendError::TimedOut(()) => self.check_time_is_up(began, patience),
             SendError::Connection { error, .. } => {
                 let told = self.core.connection_error();
                 assert_eq!(told, Some(error), "the first error stays");
                 let alone = self.transport == Transport::Datagram && !self.aborted;
-                assert!(!alone, "a datagram fails alone");
+                assert!(!alone, "the error of a datagram is no connection error");
             }
-            SendError::BadAddress(()) => assert!(has_hole || self.has_rest(), "all is readable"),
+            SendError::BadAddress(()) => assert!(has_hole || self.has_unsent(), "all is readable"),
             SendError::Dropped { error, .. } => assert!(failures.contains(&error.raw())),
             SendError::Os { error, .. } => {
                 let known = [ENOMEM, EMFILE, EMSGSIZE, ECONNREFUSED, 1, 22, 105];
@@ -250,11 +250,11 @@ impl Owner {
     }
 
     fn check_time_is_up(&self, began: Instant, patience: Patience) {
-        let Patience::UpTo(limit) = patience else { panic!("there was no time to be up") };
+        let Patience::UpTo(limit) = patience else { panic!("the send had no limit") };
         assert!(self.world.lock().instant() >= began + limit, "the time is not up");
     }
 
-    /// No more is in flight than may be, but for a call that is larger by itself.
+    /// Checks the window: no more in flight than allowed, except a single larger call.
     fn check_window(&self) {
         let (calls, bytes) = self.window;
         let stats = self.core.stats();
@@ -262,7 +262,8 @@ impl Owner {
         assert!(fits || stats.in_flight_calls == 1, "{stats:?} is beyond the window");
     }
 
-    /// The first error of a connection stays, unless only the end of an idle one was seen so far.
+    /// Checks the error of a connection: the first one stays, unless only the end of an idle
+    /// connection was seen before.
     fn check_error(&self) {
         let error = self.core.connection_error();
         let before = self.error.replace(error);
@@ -270,7 +271,7 @@ impl Owner {
         assert!(stays, "{before:?} became {error:?}");
     }
 
-    /// Room is of interest only if the socket had none for this send.
+    /// Checks that the sender waits for room only if the socket had none for this send.
     fn check_interest(&self, result: &Result<Ticket, SendError<()>>) {
         let is_full = self.with_socket(|socket| socket.was_full);
         let is_over = matches!(result, Err(SendError::Connection { .. }));
@@ -278,8 +279,8 @@ impl Owner {
         assert!(is_full || is_over || !wants_room, "{result:?}, and waits for room that is there");
     }
 
-    /// Whether something of an earlier send is left.
-    fn has_rest(&self) -> bool {
+    /// Returns `true` if a part of an earlier send is unsent.
+    fn has_unsent(&self) -> bool {
         self.with_socket(|socket| socket.expected.pending() > 0)
     }
 
@@ -293,10 +294,10 @@ impl Owner {
         self.sent.push_back(Sent { ticket, from, to: from + len, fate: None, parts });
     }
 
-    /// User code panicked in a call that sends, and took its result with it.
+    /// User code panicked in a call that sends, and the result of the call is lost.
     fn recover(&mut self, from: u64, texts: &[Text], back: &[Payload]) {
         let wanted: usize = texts.iter().map(|text| text.len).sum();
-        assert!(wanted > 0, "whether it was accepted could not be told");
+        assert!(wanted > 0, "the owner could not tell if the send was accepted");
         let refused = self.with_socket(|socket| match &socket.wire {
             Wire::Stream(_) => socket.expected.accepted() <= from,
             Wire::Datagrams(datagrams) => datagrams.count() == from,
@@ -304,13 +305,13 @@ impl Owner {
         if refused {
             self.with_socket(|socket| socket.expected.withdraw(texts));
         } else {
-            assert!(back.is_empty(), "accepted, and came back");
+            assert!(back.is_empty(), "accepted, but came back");
             self.sends += 1;
             self.lost = true;
         }
     }
 
-    /// Asks what became of a send.
+    /// Asks for the fate of a send.
     pub(crate) fn ask(&mut self, which: usize) {
         if self.sent.is_empty() {
             return;
@@ -325,7 +326,7 @@ impl Owner {
         }
     }
 
-    /// A send has this fate.
+    /// Checks the fate of a send.
     fn judge(&mut self, at: usize, fate: Fate) {
         let Sent { ticket, from, to, fate: before, .. } = self.sent[at];
         match fate {
@@ -333,19 +334,19 @@ impl Owner {
             Fate::Truncated { accepted, len, .. } => {
                 assert_eq!(len, ticket.len());
                 let taken = self.with_socket(|socket| socket.expected.accepted());
-                assert_eq!(accepted as u64, taken - from, "what the kernel took of it");
+                assert_eq!(accepted as u64, taken - from, "the bytes taken by the kernel");
                 assert!(accepted < len && self.core.connection_error().is_some());
             }
             Fate::Quarantined => {
                 let taken = self.with_socket(|socket| socket.expected.accepted());
                 let is_stream = self.transport == Transport::Stream;
                 let sends = is_stream && taken < to && self.core.connection_error().is_none();
-                assert!(self.core.is_poisoned() && !sends, "a part of it is still to be sent");
+                assert!(self.core.is_poisoned() && !sends, "a part of the send is unsent");
             }
             _ => panic!("{fate:?}"),
         }
         if fate != Fate::Quarantined {
-            let live = self.with_socket(|socket| socket.notes.is_live(from, to));
+            let live = self.with_socket(|socket| socket.notifications.is_live(from, to));
             assert!(!live, "{fate:?}, but the kernel may read it");
         }
         let changed = before.is_some_and(|before| before != fate && before != Fate::Quarantined);
@@ -353,7 +354,7 @@ impl Owner {
         self.sent[at].fate = Some(fate);
     }
 
-    /// Waits for what becomes of a send.
+    /// Waits for the fate of a send.
     pub(crate) fn wait(&mut self, which: usize, limit: Option<Duration>) {
         if self.sent.is_empty() {
             return;
@@ -386,15 +387,15 @@ impl Owner {
         }
     }
 
-    /// With nothing in flight and nothing to send every send has its fate.
+    /// Checks that every send has its fate, with nothing in flight and nothing unsent.
     fn check_drained(&mut self) {
         self.fetch(usize::MAX);
         for at in 0..self.sent.len() {
             let ticket = self.sent[at].ticket;
-            let fate = self.core.fate(ticket).unwrap().expect("it is released");
-            assert!(fate != Fate::Quarantined, "it is released");
+            let fate = self.core.fate(ticket).unwrap().expect("the send is released");
+            assert!(fate != Fate::Quarantined, "the send is released");
             self.judge(at, fate);
-            // What got new pages after an abort has nothing to hand back.
+            // A slot that got new pages after an abort has nothing to hand back.
             let excused = self.lost || self.aborted;
             assert!(self.sent[at].parts.is_empty() || excused, "not handed back");
         }
@@ -404,62 +405,63 @@ impl Owner {
         assert_eq!((stats.in_flight_calls, stats.in_flight_bytes, stats.leases), (0, 0, 0));
     }
 
-    /// Asks to be woken when a send has its fate.
+    /// Asks for a wake-up at the fate of a send.
     pub(crate) fn poll(&mut self, which: usize, misbehaves: bool) {
         if self.sent.is_empty() {
             return;
         }
         let at = which % self.sent.len();
         let ticket = self.sent[at].ticket;
-        let bell = Bell::new(misbehaves);
-        let waker = Waker::from(Arc::clone(&bell));
+        let counter = CountingWaker::new(misbehaves);
+        let waker = Waker::from(Arc::clone(&counter));
         match self.call(|core| core.poll_fate(&mut Context::from_waker(&waker), ticket)) {
             Some(Poll::Ready(Ok(fate))) => self.judge(at, fate),
             Some(Poll::Pending) => {
                 self.polls.retain(|(polled, _)| *polled != ticket);
-                self.polls.push((ticket, bell));
+                self.polls.push((ticket, counter));
             }
             Some(Poll::Ready(Err(_))) | None => {}
         }
     }
 
-    /// Whoever is to be woken for a fate that is known has been.
-    fn check_rung(&self) {
-        for (ticket, bell) in &self.polls {
+    /// Checks that the waker of every known fate was called.
+    fn check_woken_tasks(&self) {
+        for (ticket, counter) in &self.polls {
             let fate = self.core.fate(*ticket).unwrap();
-            assert!(fate.is_none() || bell.is_rung(), "{fate:?}, but nobody was woken");
+            assert!(fate.is_none() || counter.is_woken(), "{fate:?}, but no task was woken");
         }
     }
 
-    /// Nothing more happens by itself: whoever is to be woken has been.
+    /// No event is left: every due wake-up must have happened.
     pub(crate) fn check_woken(&self) {
-        self.check_rung();
-        for (ticket, bell) in &self.polls {
+        self.check_woken_tasks();
+        for (ticket, counter) in &self.polls {
             let sent = self.sent.iter().find(|sent| sent.ticket == *ticket);
             if let Some(Sent { from, to, .. }) = sent
-                && !bell.is_rung()
+                && !counter.is_woken()
             {
-                // What no note tells of, the option memory does once nothing else holds it.
+                // Without a notification, the option memory tells the release, as soon as no other
+                // user holds any.
                 let open = self.with_socket(|socket| {
                     let ignores = matches!(&socket.wire, Wire::Stream(stream) if stream.ignores);
                     socket.expected.pending() > 0
-                        || socket.notes.is_live(*from, *to)
-                        || (socket.deaf || ignores) && socket.notes.optmem() > 0
+                        || socket.notifications.is_live(*from, *to)
+                        || (socket.deaf || ignores) && socket.notifications.optmem() > 0
                 });
-                assert!(open, "released, but nobody was woken");
+                assert!(open, "released, but no task was woken");
             }
         }
     }
 
-    /// Fetches what was handed back.
+    /// Fetches the payloads that were handed back.
     pub(crate) fn fetch(&mut self, most: usize) {
         for _ in 0..most {
             let Some(Some(returned)) = self.call(|core| core.next_returned()) else { break };
-            assert!(self.hands_back, "recycled, and handed back");
+            assert!(self.hands_back, "recycled, but handed back");
             let sent =
                 self.sent.iter_mut().find(|sent| sent.ticket.sequence() == returned.sequence);
             let Some(sent) = sent else {
-                assert!(self.lost, "handed back after all was");
+                assert!(self.lost, "handed back after all others");
                 self.drop_payload(returned.payload);
                 continue;
             };
@@ -479,27 +481,27 @@ impl Owner {
         self.call(|_| drop(payload));
     }
 
-    /// Reads the notes. A look that finds none tells of the end of the connection.
+    /// Reads the notifications. A look without any reports the end of the connection.
     pub(crate) fn reap(&self) {
         let was_over = self.with_socket(|socket| socket.is_over() && !socket.ends);
         let reaped = self.call(|core| {
             core.forget_refused();
             core.reap().map_err(|error| match error.raw_os_error() {
-                Some(EPERM) => assert!(core.is_poisoned(), "refused, and not said"),
+                Some(EPERM) => assert!(core.is_poisoned(), "refused without poison"),
                 errno => assert_eq!(errno, Some(ENOMEM)),
             })
         });
         if was_over && matches!(reaped, Some(Ok(reaped)) if reaped.messages == 0) {
-            assert!(self.core.connection_error().is_some(), "nobody is told of the end");
+            assert!(self.core.connection_error().is_some(), "the end is not reported");
         }
-        self.check_rung();
+        self.check_woken_tasks();
     }
 
     pub(crate) fn flush(&self) {
         self.call(|core| core.flush_now());
     }
 
-    /// Whatever else can be asked.
+    /// Asks for all other facts.
     pub(crate) fn look(&self) {
         self.check_error();
         self.call(|core| (core.stats(), core.capabilities(), core.oldest(), core.interest()));
@@ -510,14 +512,14 @@ impl Owner {
         self.is_split = true;
     }
 
-    /// Breaks the connection, and goes on asking.
+    /// Breaks the connection, and asks further.
     pub(crate) fn abort(&mut self) {
         self.aborted = true;
         self.with_socket(|socket| (socket.core, socket.ends) = (Weak::new(), true));
         self.call(|core| core.abort());
     }
 
-    /// Ends the stream in order, within a limit; `kind`: nothing stands in the way.
+    /// Ends the stream in order, within a limit; `kind`: without any obstacle.
     pub(crate) fn close(mut self, limit: Duration, kind: bool) {
         self.fetch(usize::MAX);
         let healthy = self.core.connection_error().is_none()
@@ -530,7 +532,7 @@ impl Owner {
         world.lock().begin_call();
         let closed_before = world.lock().closed;
         let deadline = world.lock().instant() + limit;
-        if let Some(report) = mischief::guarded(|| core.close(deadline)) {
+        if let Some(report) = panics::guarded(|| core.close(deadline)) {
             assert!(!(report.drained && report.aborted), "{report:?}");
             let tells_why = report.aborted || report.error.is_some();
             assert!(report.drained || tells_why, "{report:?}");
@@ -544,7 +546,7 @@ impl Owner {
 
     /// Drops the sender, or both of its halves.
     pub(crate) fn drop(self, sending_half_first: bool) {
-        let now = self.world.lock().nature.now;
+        let now = self.world.lock().environment.now;
         self.with_socket(|socket| {
             (socket.core, socket.ends) = (Weak::new(), true);
             socket.dropped = self.linger.map(|linger| (linger.as_nanos() as u64, now));
@@ -558,13 +560,13 @@ impl Owner {
         };
         for begins_end in halves {
             let core = Arc::clone(&core);
-            mischief::guarded(|| core.leave(*begins_end));
+            panics::guarded(|| core.leave(*begins_end));
         }
-        // With what was handed back and not fetched.
-        mischief::guarded(|| drop(core));
+        // Includes payloads that were handed back and not fetched.
+        panics::guarded(|| drop(core));
     }
 
-    /// The socket alone, and the id that it goes on with.
+    /// Returns the socket alone, and its next id.
     pub(crate) fn into_parts(mut self) -> Result<(SimKernel, u64), Box<Self>> {
         let drained = self.call(|core| core.step().is_ok() && core.is_drained());
         if drained != Some(true) || self.is_split || self.core.capabilities().reason.is_some() {
@@ -572,13 +574,13 @@ impl Owner {
         }
         self.fetch(usize::MAX);
         let id = self.core.next_id();
-        let next = self.with_socket(|socket| socket.notes.next_id());
+        let next = self.with_socket(|socket| socket.notifications.next_id());
         assert_eq!(id.0 as u32, next, "the ids of the kernel");
-        // Whoever goes on behind a gap does so knowingly.
+        // A user that continues behind a gap does so knowingly.
         self.with_socket(|socket| socket.expected.forget());
         let linger = self.with_socket(|socket| socket.linger);
         assert!(self.aborted || linger == self.users_linger, "the user's option is changed");
-        let kernel = Core::into_kernel(self.core).expect("nobody else has it");
+        let kernel = Core::into_kernel(self.core).expect("no other reference is left");
         Ok((kernel, id.0))
     }
 }

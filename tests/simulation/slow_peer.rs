@@ -1,4 +1,4 @@
-//! Dropped senders whose peers read slowly, or stop.
+//! Dropped senders with peers that read slowly, or stop.
 
 use std::{sync::Arc, time::Duration};
 
@@ -9,10 +9,10 @@ use pinbuf::{
 
 use crate::{
     choices::Choices,
+    environment::{Environment, FOR_EVER, MILLISECOND, SECOND, Weather},
     kernel::SimKernel,
     memory::{Memory, Text},
-    nature::{FOR_EVER, MILLISECOND, Nature, SECOND, Weather},
-    notes::{Notes, User},
+    notifications::{Notifications, User},
     socket::{Socket, Wire},
     stream::Stream,
     world::Shared,
@@ -30,20 +30,20 @@ struct Case {
     send_room: usize,
     /// Bytes of each read of the peer, and the pause after it.
     pace: (u64, u64),
-    /// Sends from so many bytes on go without copy.
+    /// Sends of at least this many bytes go by zero copy.
     threshold_bytes: usize,
     /// Bytes that the user wrote to the socket before.
     header_bytes: u64,
-    /// Whether the sender was dropped in two halves.
+    /// `true` if the sender was dropped in two halves.
     is_split: bool,
-    /// The peer reads so many bytes, then nothing any more.
+    /// The peer reads this many bytes, then none.
     stops_after: u64,
-    /// Calls without copy that may be in flight.
+    /// The largest number of zero-copy calls in flight.
     window_calls: usize,
 }
 
 impl Case {
-    /// Every sender and every pace.
+    /// All senders with all paces.
     fn all() -> Vec<Self> {
         let mut cases = Vec::new();
         let paces = [(1000, 10 * MILLISECOND), (10_000, 100 * MILLISECOND), (30_000, SECOND / 2)];
@@ -70,8 +70,8 @@ impl Case {
         cases
     }
 
-    /// Drops a sender and waits for its end. Returns when the stream was cut short, if it was, and
-    /// when the peer had last acknowledged something.
+    /// Drops a sender and waits for its end. Returns the time at which the stream was truncated, if
+    /// so, and the time of the peer's last acknowledgement.
     fn play(self, seed: u64) -> Option<(u64, u64)> {
         let mut stream = Stream::new(self.send_room, 64 << 10);
         stream.pace(Some(self.pace));
@@ -90,15 +90,17 @@ impl Case {
         world.lock().last_cut
     }
 
-    /// Drops a sender of such a stream, with all payloads sent.
+    /// Drops a sender over this stream, with all payloads sent.
     fn drop_sender(self, seed: u64, stream: Stream, weather: Weather) -> (Shared, usize) {
         let mut choices = Choices::random(seed);
         let texts = [(); PAYLOADS].map(|()| Text::new(&mut choices, PAYLOAD_BYTES));
         let user = User { limit_pages: None, charged_pages: 0, others_pages: 0 };
         let memory = Memory::new();
-        let world = Shared::new(Nature { choices, now: 0, memory, user, weather });
-        let kernel =
-            SimKernel::open(&world, Socket::new(Wire::Stream(stream), Notes::new(0, OPTMEM_MAX)));
+        let world = Shared::new(Environment { choices, now: 0, memory, user, weather });
+        let kernel = SimKernel::open(
+            &world,
+            Socket::new(Wire::Stream(stream), Notifications::new(0, OPTMEM_MAX)),
+        );
         let number = kernel.number();
         let config = Config {
             threshold_bytes: self.threshold_bytes,
@@ -116,7 +118,7 @@ impl Case {
         }
         {
             let mut world = world.lock();
-            let now = world.nature.now;
+            let now = world.environment.now;
             world.socket(number).0.dropped = Some((self.linger, now));
         }
         if self.is_split {
@@ -130,18 +132,18 @@ impl Case {
 }
 
 #[test]
-fn a_peer_that_goes_on_reading_is_never_reset() {
+fn a_reading_peer_is_never_reset() {
     for (seed, case) in (0..).zip(Case::all()) {
         assert_eq!(case.play(seed), None, "{case:?}");
     }
 }
 
 #[test]
-fn a_peer_that_stops_after_progress_is_reset_at_linger() {
+fn a_stopped_peer_is_reset_after_linger() {
     for (seed, case) in (0..).zip(Case::all()) {
         let total = case.header_bytes + (PAYLOADS * PAYLOAD_BYTES) as u64;
-        // The socket has taken everything before the second stop, if it holds much. What went by
-        // copy is then the kernel's alone.
+        // A large socket has taken everything before the second stop. Copied bytes then belong to
+        // the kernel alone.
         let holds_all = case.send_room > 200 << 10;
         let stops = [total - (500 << 10), total - (200 << 10)];
         for stops_after in stops.into_iter().take(if holds_all { 2 } else { 1 }) {
@@ -153,7 +155,7 @@ fn a_peer_that_stops_after_progress_is_reset_at_linger() {
                 let cut = case.play(seed);
                 let (cut_at, acknowledged_at) = cut.unwrap_or_else(|| panic!("{case:?}"));
                 let idle = cut_at - acknowledged_at;
-                // One look to see the last progress, one to see that the time is up.
+                // One look to see the last progress, one to see the timeout.
                 let late = 2 * SECOND.min(linger / 10);
                 assert!((linger..=linger + late).contains(&idle), "{idle} ns, {case:?}");
             }
@@ -161,9 +163,9 @@ fn a_peer_that_stops_after_progress_is_reset_at_linger() {
     }
 }
 
-/// The end of the stream counts as one byte of what is unacknowledged.
+/// The end of the stream counts as one unacknowledged byte.
 #[test]
-fn a_lost_end_of_the_stream_is_no_cause_for_a_reset() {
+fn a_lost_end_of_the_stream_causes_no_reset() {
     let mut cases = Case::all();
     cases.retain(|case| case.threshold_bytes == 1 && case.header_bytes == 0);
     for seed in 0..20 {
@@ -181,12 +183,12 @@ fn a_lost_end_of_the_stream_is_no_cause_for_a_reset() {
             if let Some(socket) = &world.sockets[number]
                 && let Wire::Stream(stream) = &socket.wire
                 && stream.unacked_data() == 0
-                && socket.notes.has_live()
+                && socket.notifications.has_live()
             {
                 turns_held += 1;
             }
-            if world.nature.now > 10 * MILLISECOND {
-                world.nature.weather.held = 0;
+            if world.environment.now > 10 * MILLISECOND {
+                world.environment.weather.held = 0;
             }
         }
         assert!(turns_held > 0);
@@ -194,10 +196,9 @@ fn a_lost_end_of_the_stream_is_no_cause_for_a_reset() {
     }
 }
 
-/// The peer has everything that the socket has taken, and a packet in a queue below TCP fills the
-/// window.
+/// The peer has all bytes taken by the socket, and a packet in a queue below TCP fills the window.
 #[test]
-fn an_unsent_part_that_stays_unsent_is_cut_off_at_linger() {
+fn a_stuck_unsent_part_is_cut_off_after_linger() {
     let mut cases = Case::all();
     cases.retain(|case| case.threshold_bytes == 1 && case.header_bytes == 0);
     let case = Case { linger: LINGER / 10, window_calls: 1, ..cases[0] };
@@ -212,6 +213,6 @@ fn an_unsent_part_that_stays_unsent_is_cut_off_at_linger() {
                 unsent = socket.expected.pending();
             }
         }
-        assert!(unsent > 0, "it waits for the packet");
+        assert!(unsent > 0, "the unsent part waits for the packet");
     }
 }

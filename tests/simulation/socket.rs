@@ -1,4 +1,4 @@
-//! One simulated socket: what it was given, what it tells, and who looks after it.
+//! A simulated socket: the bytes it was given, its events, and its reaper.
 
 use std::{
     collections::VecDeque,
@@ -10,15 +10,15 @@ use std::{
 use pinbuf::__internals::{Core, IoVec, Ready, Reclaim, SendFlags, Transport};
 
 use crate::{
-    datagrams::Datagrams, kernel::SimKernel, memory::Text, nature::Nature, notes::Notes,
-    stream::Stream,
+    datagrams::Datagrams, environment::Environment, kernel::SimKernel, memory::Text,
+    notifications::Notifications, stream::Stream,
 };
 
-/// What the owner has sent and the kernel has not taken: the bytes to come, in order.
+/// Bytes that the owner has sent and the kernel has not taken, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Expected {
     parts: VecDeque<Text>,
-    /// Bytes of the first part that are taken.
+    /// Taken bytes of the first part.
     used: usize,
     accepted: u64,
 }
@@ -28,24 +28,24 @@ impl Expected {
         self.parts.extend(parts);
     }
 
-    /// The owner got back what it sent last, of which nothing may be taken.
+    /// The owner got its last send back: no byte of it may be taken.
     pub(crate) fn withdraw(&mut self, parts: &[Text]) {
         let untouched =
             self.parts.len() > parts.len() || (self.parts.len() == parts.len() && self.used == 0);
-        assert!(untouched, "refused as a whole, but a part was accepted");
+        assert!(untouched, "refused as a whole, but partly accepted");
         self.parts.truncate(self.parts.len() - parts.len());
     }
 
-    /// What is not taken never will be.
+    /// Bytes not taken yet never will be.
     pub(crate) fn forget(&mut self) {
         self.parts.clear();
         self.used = 0;
     }
 
-    /// The next bytes, so many at most.
+    /// The next bytes, at most `most`.
     pub(crate) fn take(&mut self, most: usize) -> Text {
         self.skip_empty();
-        let front = self.parts.front().expect("no more is sent than the owner gave");
+        let front = self.parts.front().expect("the library sends only the owner's bytes");
         let len = most.min(front.len - self.used);
         let text = front.part(self.used, len);
         self.used += len;
@@ -63,7 +63,7 @@ impl Expected {
         }
     }
 
-    /// Bytes to come.
+    /// Bytes not taken yet.
     pub(crate) fn pending(&self) -> usize {
         self.parts.iter().map(|part| part.len).sum::<usize>() - self.used
     }
@@ -74,16 +74,16 @@ impl Expected {
     }
 }
 
-/// What happened since somebody looked: to those who wait, and to the reaper.
+/// Events since the last look of a waiting thread, and of the reaper.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct News {
+pub(crate) struct Events {
     pub(crate) writable: bool,
     pub(crate) error: bool,
     pub(crate) hangup: bool,
     pub(crate) to_reaper: bool,
 }
 
-impl News {
+impl Events {
     pub(crate) const ALL: Self =
         Self { writable: true, error: true, hangup: true, to_reaper: true };
 
@@ -95,7 +95,7 @@ impl News {
         (self.error, self.to_reaper) = (true, true);
     }
 
-    /// Whether there is any for those who wait.
+    /// Returns `true` if there is an event for waiting threads.
     pub(crate) fn is_any(self) -> bool {
         self.writable || self.error || self.hangup
     }
@@ -105,14 +105,14 @@ impl News {
     }
 }
 
-/// Who drives the sender when its owner does not.
+/// The reaper's reference to the sender.
 #[derive(Clone)]
-pub(crate) enum Care {
+pub(crate) enum Keeper {
     Watched(Weak<dyn Reclaim>),
     Owned(Arc<dyn Reclaim>),
 }
 
-impl Care {
+impl Keeper {
     pub(crate) fn sender(&self) -> Option<Arc<dyn Reclaim>> {
         match self {
             Self::Watched(sender) => sender.upgrade(),
@@ -125,7 +125,7 @@ impl Care {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Linger {
     Off,
-    /// As the user left it: the close blocks, or resets.
+    /// The user's setting: the close blocks, or resets.
     Users,
     /// The close resets.
     Reset,
@@ -138,55 +138,55 @@ pub(crate) enum Wire {
 
 pub(crate) struct Socket {
     pub(crate) wire: Wire,
-    pub(crate) notes: Notes,
+    pub(crate) notifications: Notifications,
     pub(crate) expected: Expected,
-    pub(crate) news: News,
-    pub(crate) care: Option<Care>,
-    /// When the reaper looks again without news.
+    pub(crate) events: Events,
+    pub(crate) keeper: Option<Keeper>,
+    /// The time of the reaper's next look without an event.
     pub(crate) due: Option<u64>,
     /// The reaper has a thread.
     pub(crate) served: bool,
-    /// The sender, which another thread may visit during every call.
+    /// The sender, which another thread may drive during every call.
     pub(crate) core: Weak<Core<SimKernel>>,
-    /// Whether somebody has descriptors to wait by for news, and was roused since he last did.
+    /// `true` if a thread has descriptors to wait with, and was woken since its last wait.
     pub(crate) has_edges: bool,
-    pub(crate) is_rung: bool,
-    /// How long the peer may acknowledge nothing, and whether the owner ends the sender itself.
+    pub(crate) is_woken: bool,
+    /// The limit of silence of the peer; `true` if the owner ends the sender itself.
     pub(crate) max_hold: Option<Duration>,
     pub(crate) ends: bool,
-    /// Whether the owner's call sends, and whether it may wait.
+    /// `true` during an owner's call that sends, and during one that may wait.
     pub(crate) sends: bool,
     pub(crate) waits: bool,
-    /// Whether a call found no room, since the owner's last send began.
+    /// `true` if a call found no room since the start of the owner's last send.
     pub(crate) was_full: bool,
-    /// Error numbers of the calls that failed, since somebody asked.
+    /// Error numbers of failed calls since the last look.
     pub(crate) failures: Vec<i32>,
-    /// Cause to poison: a note was read or sent by another user, a message was cut, or a read of
-    /// the error queue failed.
+    /// Cause of poison: another user read or caused a notification, a message was truncated, or a
+    /// read of the error queue failed.
     pub(crate) deaf: bool,
-    /// Another user has taken ids, of which a note on the error queue tells. The notes behind it
-    /// name other calls than the sender takes them for.
+    /// Another user has taken ids, and a notification on the error queue tells of them. Later
+    /// notifications name other calls than the sender assumes.
     pub(crate) is_shifted: bool,
     pub(crate) linger: Linger,
-    /// The linger time of a sender that was dropped, and when that was.
+    /// The linger time of a dropped sender, and the time of the drop.
     pub(crate) dropped: Option<(u64, u64)>,
-    /// A filter for system calls forbids reading the error queue.
+    /// A system-call filter forbids reads of the error queue.
     pub(crate) refused: bool,
 }
 
 impl Socket {
-    pub(crate) fn new(wire: Wire, notes: Notes) -> Self {
+    pub(crate) fn new(wire: Wire, notifications: Notifications) -> Self {
         Self {
             wire,
-            notes,
+            notifications,
             expected: Expected::default(),
-            news: News::default(),
-            care: None,
+            events: Events::default(),
+            keeper: None,
             due: None,
             served: true,
             core: Weak::new(),
             has_edges: false,
-            is_rung: false,
+            is_woken: false,
             max_hold: None,
             ends: false,
             sends: false,
@@ -212,31 +212,35 @@ impl Socket {
         &mut self,
         memory: &[IoVec],
         flags: SendFlags,
-        nature: &mut Nature,
+        environment: &mut Environment,
     ) -> io::Result<usize> {
-        let Self { wire, notes, expected, news, .. } = self;
+        let Self { wire, notifications, expected, events, .. } = self;
         let result = match wire {
-            Wire::Stream(stream) => stream.send(memory, flags, nature, notes, expected),
-            Wire::Datagrams(all) => all.send(memory, flags, nature, notes, expected, news),
+            Wire::Stream(stream) => {
+                stream.send(memory, flags, environment, notifications, expected)
+            }
+            Wire::Datagrams(all) => {
+                all.send(memory, flags, environment, notifications, expected, events)
+            }
         };
         if let Err(error) = &result {
             self.was_full |= error.kind() == io::ErrorKind::WouldBlock;
             self.failures.extend(error.raw_os_error());
-        } else if nature.choices.once_in(8) {
-            // The note may be there before the call returns.
+        } else if environment.choices.once_in(8) {
+            // The notification may come before the call returns.
             for _ in 0..8 {
-                self.turn(nature);
+                self.turn(environment);
             }
         }
         result
     }
 
-    /// Something happens by itself, if anything can now.
-    pub(crate) fn turn(&mut self, nature: &mut Nature) -> bool {
-        let Self { wire, notes, news, .. } = self;
+    /// Lets one event happen, if one is possible now.
+    pub(crate) fn turn(&mut self, environment: &mut Environment) -> bool {
+        let Self { wire, notifications, events, .. } = self;
         match wire {
-            Wire::Stream(stream) => stream.turn(nature, notes, news),
-            Wire::Datagrams(datagrams) => datagrams.turn(nature, notes, news),
+            Wire::Stream(stream) => stream.turn(environment, notifications, events),
+            Wire::Datagrams(datagrams) => datagrams.turn(environment, notifications, events),
         }
     }
 
@@ -258,17 +262,17 @@ impl Socket {
         matches!(&self.wire, Wire::Stream(stream) if stream.is_over())
     }
 
-    /// What a thread is told that looks now.
+    /// The state for a thread that looks now.
     pub(crate) fn state(&self) -> Ready {
         Ready {
             writable: self.is_writable(),
-            error: self.notes.has_unread(),
+            error: self.notifications.has_unread(),
             hangup: self.is_over(),
         }
     }
 
-    /// Checks that a dropped sender has cause to break the connection: the peer has acknowledged
-    /// nothing for the linger time, and does not have everything.
+    /// Checks the cause of a reset of a dropped sender: the peer has acknowledged nothing for the
+    /// linger time, and lacks bytes.
     pub(crate) fn check_patience(&self, now: u64) {
         let (Some((linger, since)), Wire::Stream(stream)) = (self.dropped, &self.wire) else {
             return;
@@ -282,19 +286,19 @@ impl Socket {
         assert!(left > 0, "a peer that has everything is reset");
     }
 
-    /// Whether closing the descriptor looks like the orderly end of a whole stream.
+    /// Returns `true` if closing the descriptor looks like the orderly end of a whole stream.
     pub(crate) fn ends_in_order(&self) -> bool {
         matches!(&self.wire, Wire::Stream(stream) if !stream.is_over())
             && self.linger != Linger::Reset
     }
 
-    /// Whether the connection is over, or will be without anybody's doing.
+    /// Returns `true` if the connection is over, or will be without further calls.
     pub(crate) fn is_doomed(&self) -> bool {
         matches!(&self.wire, Wire::Stream(stream) if stream.is_over() || stream.is_vanished())
     }
 
-    /// The library breaks the connection: if the owner has not asked for that, the peer must have
-    /// been silent for too long.
+    /// The library breaks the connection: unless the owner has asked for the abort, the peer must
+    /// have been silent for too long.
     pub(crate) fn check_abort(&mut self, now: u64) {
         let (Some(limit), Wire::Stream(stream)) = (self.max_hold, &self.wire) else { return };
         if self.ends || stream.is_over() {
@@ -304,15 +308,15 @@ impl Socket {
         assert!(silence > limit, "aborted, but the peer acknowledged something {silence:?} ago");
         let is_awaited = stream.unacked() > 0 || self.expected.pending() > 0;
         assert!(is_awaited, "aborted, but the peer has acknowledged everything");
-        // An abort that the kernel refuses is tried again, whatever the peer does meanwhile.
+        // An abort refused by the kernel is tried again, even if the peer makes progress.
         self.ends = true;
     }
 
     /// The connection fails.
-    pub(crate) fn reset(&mut self, errno: i32, nature: &mut Nature) {
-        let Self { wire, notes, news, .. } = self;
+    pub(crate) fn reset(&mut self, errno: i32, environment: &mut Environment) {
+        let Self { wire, notifications, events, .. } = self;
         if let Wire::Stream(stream) = wire {
-            stream.reset(errno, nature, notes, news);
+            stream.reset(errno, environment, notifications, events);
         }
     }
 }

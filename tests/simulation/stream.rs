@@ -1,15 +1,15 @@
-//! A TCP connection, seen from the end that sends: in order, with loss and retransmits that read
-//! the memory again, clones in queues below, resets (KERNEL 1, 4).
+//! A TCP connection, from the sender's side: in order, with loss, retransmits that read the memory
+//! again, clones in queues below, and resets (KERNEL 1, 4).
 
 use std::{collections::VecDeque, io};
 
 use pinbuf::__internals::{IoVec, SendFlags};
 
 use crate::{
+    environment::{Environment, FOR_EVER, MICROSECOND, MILLISECOND, SECOND},
     memory::{Memory, Piece},
-    nature::{FOR_EVER, MICROSECOND, MILLISECOND, Nature, SECOND},
-    notes::{GroupKey, Notes},
-    socket::{Expected, News},
+    notifications::{GroupKey, Notifications},
+    socket::{Events, Expected},
 };
 
 pub(crate) const EPERM: i32 = 1;
@@ -22,15 +22,15 @@ pub(crate) const EOPNOTSUPP: i32 = 95;
 pub(crate) const ECONNRESET: i32 = 104;
 pub(crate) const ETIMEDOUT: i32 = 110;
 
-/// What one call brought, until all its bytes are acknowledged.
+/// The bytes of one call, until all are acknowledged.
 #[derive(Debug)]
 struct Packet {
     from: u64,
     to: u64,
-    /// Where each piece begins; none if the bytes were copied.
+    /// The start of each piece; empty for copied bytes.
     pieces: Vec<(u64, Piece)>,
     group: Option<GroupKey>,
-    /// The queue of the connection, and clones below.
+    /// The number of holders: the queue of the connection, and clones below.
     holders: u32,
 }
 
@@ -49,23 +49,22 @@ pub(crate) struct Stream {
     queue: VecDeque<usize>,
     spare: Vec<Vec<(u64, Piece)>>,
     clones: Vec<Clone>,
-    /// Sequence numbers: the peer has acknowledged up to the first, was sent up to the second,
-    /// and is to be sent up to the last.
+    /// Sequence numbers: acknowledged by the peer, sent to the peer, and accepted from the sender.
     acknowledged: u64,
     sent: u64,
     end: u64,
-    /// What the peer has, and how much of it its program has not read.
+    /// Bytes received by the peer, and the part that its program has not read.
     received: u64,
     unread: u64,
     receive_room: u64,
     send_room: usize,
-    /// The peer's program reads nothing before.
+    /// The peer's program reads nothing before this time.
     stalled_until: u64,
-    /// How long the peer's program pauses after each read, and how much it reads at most.
+    /// The pause of the peer's program after each read, and the largest read.
     pace: Option<(u64, u64)>,
-    /// When the peer last acknowledged something.
+    /// The time of the peer's last acknowledgement.
     pub(crate) acknowledged_at: u64,
-    /// When the peer last acknowledged something, or was given something to acknowledge.
+    /// The time of the peer's last acknowledgement, or of the first byte to acknowledge after it.
     held_since: u64,
     acknowledges: bool,
     retransmits_at: u64,
@@ -73,17 +72,18 @@ pub(crate) struct Stream {
     tries: u32,
     vanished: bool,
     dies_at: Option<u64>,
-    /// Somebody found no room and is to be told when there is.
+    /// A call found no room, and its thread is to be told of room.
     no_space: bool,
     error: Option<i32>,
     over: bool,
     shut: bool,
-    /// The end of the stream is lost on the way, each time.
+    /// The network loses the end of the stream, each time.
     pub(crate) loses_end: bool,
     end_received: bool,
-    /// When the connection failed, if the peer had not acknowledged everything, its end included.
+    /// The time of the connection's failure, unless the peer had acknowledged everything, its end
+    /// included.
     cut_at: Option<u64>,
-    /// The socket has the option, and sends without copy are refused all the same.
+    /// The socket has the option, but refuses zero-copy sends.
     pub(crate) refuses: bool,
     /// The socket has the option and ignores the flag.
     pub(crate) ignores: bool,
@@ -98,7 +98,7 @@ impl Stream {
         self.stalled_until = until;
     }
 
-    /// The peer's program reads so many bytes at most, and pauses for so long after each read.
+    /// Limits each read of the peer's program, and sets the pause after each read.
     pub(crate) fn pace(&mut self, pace: Option<(u64, u64)>) {
         self.pace = pace;
     }
@@ -155,17 +155,17 @@ impl Stream {
         &mut self,
         memory: &[IoVec],
         flags: SendFlags,
-        nature: &mut Nature,
-        notes: &mut Notes,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
         expected: &mut Expected,
     ) -> io::Result<usize> {
         let wanted: usize = memory.iter().map(IoVec::len).sum();
-        assert!(wanted > 0 && memory.len() <= 1024, "a call that sends nothing, or too much");
+        assert!(wanted > 0 && memory.len() <= 1024, "an empty call, or one with too many ranges");
         assert!(!self.shut, "a call after the end");
         if self.over {
             return Err(io::Error::from_raw_os_error(self.error.take().unwrap_or(EPIPE)));
         }
-        if nature.choices.permille(nature.weather.errors) {
+        if environment.choices.permille(environment.weather.errors) {
             return Err(io::Error::from_raw_os_error(ENOMEM));
         }
         let zero_copy = flags.zerocopy && !self.ignores;
@@ -180,7 +180,7 @@ impl Stream {
         let mut taken = 0;
         for range in memory {
             let part = range.len().min(room - taken);
-            let readable = nature.memory.readable(range).min(part);
+            let readable = environment.memory.readable(range).min(part);
             taken += readable;
             if readable < range.len() {
                 self.no_space |= readable == part;
@@ -195,9 +195,9 @@ impl Stream {
             true => {
                 let tail = self.queue.back().filter(|_| self.sent < self.end);
                 let tail = tail.and_then(|tail| self.packet(*tail).group);
-                let key = notes.take_id(&mut nature.user, tail, wanted, self.end);
+                let key = notifications.take_id(&mut environment.user, tail, wanted, self.end);
                 let key = key.map_err(io::Error::from_raw_os_error)?;
-                notes.hold(key, self.end + taken as u64);
+                notifications.hold(key, self.end + taken as u64);
                 Some(key)
             }
         };
@@ -209,7 +209,7 @@ impl Stream {
                 let text = expected.take((range.len() - start).min(left));
                 if zero_copy {
                     let at = from + (taken - left) as u64;
-                    pieces.push((at, nature.memory.begin(range, start, text)));
+                    pieces.push((at, environment.memory.begin(range, start, text)));
                 } else {
                     Memory::copy(range, start, text);
                 }
@@ -218,7 +218,7 @@ impl Stream {
             }
         }
         if self.acknowledged == self.end {
-            self.held_since = nature.now;
+            self.held_since = environment.now;
         }
         self.end += taken as u64;
         let packet = Packet { from, to: self.end, pieces, group, holders: 1 };
@@ -232,24 +232,29 @@ impl Stream {
     }
 
     fn packet(&self, key: usize) -> &Packet {
-        self.packets[key].as_ref().expect("it has holders")
+        self.packets[key].as_ref().expect("the packet has holders")
     }
 
-    /// Something that happens by itself, of what can; `false`: nothing can now.
-    pub(crate) fn turn(&mut self, nature: &mut Nature, notes: &mut Notes, news: &mut News) -> bool {
+    /// Lets one of the possible events happen. Returns `false` if none is possible now.
+    pub(crate) fn turn(
+        &mut self,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
+        events: &mut Events,
+    ) -> bool {
         const ACTIONS: usize = 7;
-        let first = nature.choices.below(ACTIONS);
+        let first = environment.choices.below(ACTIONS);
         (first..first + ACTIONS).any(|action| match action % ACTIONS {
-            0 | 1 => self.transmit(nature, notes),
-            2 => self.acknowledge(nature, notes, news),
-            3 => self.leave(nature, notes, news),
-            4 => self.read(nature),
-            5 => self.retransmit(nature, notes),
-            _ => self.finish(nature, notes, news),
+            0 | 1 => self.transmit(environment, notifications),
+            2 => self.acknowledge(environment, notifications, events),
+            3 => self.leave(environment, notifications, events),
+            4 => self.read(environment),
+            5 => self.retransmit(environment, notifications),
+            _ => self.finish(environment, notifications, events),
         })
     }
 
-    /// When something more can happen, if nothing can now.
+    /// The time of the next event, if none is possible now.
     pub(crate) fn next_time(&self) -> u64 {
         let leaves = self.clones.iter().map(|clone| clone.leaves_at).min().unwrap_or(FOR_EVER);
         let retransmits = if self.is_outstanding() { self.retransmits_at } else { FOR_EVER };
@@ -262,38 +267,53 @@ impl Stream {
         !self.over && self.acknowledged < self.sent
     }
 
-    fn transmit(&mut self, nature: &mut Nature, notes: &mut Notes) -> bool {
+    fn transmit(
+        &mut self,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
+    ) -> bool {
         let window = self.receive_room.saturating_sub(self.unread + (self.sent - self.received));
         let most = (self.end - self.sent).min(window);
         if self.over || most == 0 {
             return false;
         }
-        let bytes = nature.choices.pick(&[64 << 10, 16 << 10, 1448, 1]).min(most);
+        let bytes = environment.choices.pick(&[64 << 10, 16 << 10, 1448, 1]).min(most);
         let from = self.sent;
         self.sent += bytes;
-        self.retransmits_at = nature.now + MILLISECOND;
-        self.emit(from, from + bytes, nature, notes);
+        self.retransmits_at = environment.now + MILLISECOND;
+        self.emit(from, from + bytes, environment, notifications);
         true
     }
 
-    fn retransmit(&mut self, nature: &mut Nature, notes: &mut Notes) -> bool {
-        if !self.is_outstanding() || nature.now < self.retransmits_at {
+    fn retransmit(
+        &mut self,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
+    ) -> bool {
+        if !self.is_outstanding() || environment.now < self.retransmits_at {
             return false;
         }
         self.tries += 1;
-        self.retransmits_at = nature.now + (MILLISECOND << self.tries.min(10));
+        self.retransmits_at = environment.now + (MILLISECOND << self.tries.min(10));
         let most = self.sent - self.acknowledged;
-        let bytes = nature.choices.pick(&[64 << 10, 16 << 10, 1448]).min(most);
+        let bytes = environment.choices.pick(&[64 << 10, 16 << 10, 1448]).min(most);
         self.acknowledges = true;
         let from = self.acknowledged;
-        self.emit(from, from + bytes, nature, notes);
+        self.emit(from, from + bytes, environment, notifications);
         true
     }
 
     /// The card reads the bytes and sends them, now or later.
-    fn emit(&mut self, from: u64, to: u64, nature: &mut Nature, notes: &mut Notes) {
-        let held = nature.choices.permille(nature.weather.held);
-        let leaves_at = nature.now + nature.choices.pick(&[MICROSECOND, MILLISECOND, SECOND]);
+    fn emit(
+        &mut self,
+        from: u64,
+        to: u64,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
+    ) {
+        let held = environment.choices.permille(environment.weather.held);
+        let leaves_at =
+            environment.now + environment.choices.pick(&[MICROSECOND, MILLISECOND, SECOND]);
         let first = self.queue.partition_point(|key| self.packet(*key).to <= from);
         for at in first..self.queue.len() {
             let packet = self.queue[at];
@@ -302,43 +322,43 @@ impl Stream {
             }
             if held {
                 self.clones.push(Clone { packet, from, to, leaves_at });
-                self.packets[packet].as_mut().expect("it has holders").holders += 1;
+                self.packets[packet].as_mut().expect("the packet has holders").holders += 1;
             } else {
-                self.read_packet(packet, from, to, nature, notes);
+                self.read_packet(packet, from, to, environment, notifications);
             }
         }
         if !held {
-            self.arrive(from, to, nature);
+            self.arrive(from, to, environment);
         }
     }
 
-    /// The card reads what of `from..to` is in this packet.
+    /// The card reads the bytes of `from..to` in this packet.
     fn read_packet(
         &mut self,
         packet: usize,
         from: u64,
         to: u64,
-        nature: &mut Nature,
-        notes: &mut Notes,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
     ) {
-        let packet = self.packets[packet].as_ref().expect("it has holders");
+        let packet = self.packets[packet].as_ref().expect("the packet has holders");
         for (start, piece) in &packet.pieces {
             let end = start + piece.len() as u64;
             let (from, to) = (from.max(*start), to.min(end));
             if from < to {
-                nature.memory.read(piece, (from - start) as usize, (to - from) as usize);
+                environment.memory.read(piece, (from - start) as usize, (to - from) as usize);
             }
         }
         if let Some(group) = packet.group
-            && nature.choices.permille(nature.weather.copied)
+            && environment.choices.permille(environment.weather.copied)
         {
-            notes.copied(group);
+            notifications.copied(group);
         }
     }
 
-    /// The bytes reach the peer, or not; what comes out of order it drops.
-    fn arrive(&mut self, from: u64, to: u64, nature: &mut Nature) {
-        if self.over || self.vanished || nature.choices.permille(nature.weather.loss) {
+    /// The bytes reach the peer, or are lost; the peer drops bytes out of order.
+    fn arrive(&mut self, from: u64, to: u64, environment: &mut Environment) {
+        if self.over || self.vanished || environment.choices.permille(environment.weather.loss) {
             return;
         }
         if from <= self.received && to > self.received {
@@ -348,67 +368,82 @@ impl Stream {
         self.acknowledges = true;
     }
 
-    fn acknowledge(&mut self, nature: &mut Nature, notes: &mut Notes, news: &mut News) -> bool {
+    fn acknowledge(
+        &mut self,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
+        events: &mut Events,
+    ) -> bool {
         if self.over || self.vanished || !self.acknowledges {
             return false;
         }
         self.acknowledges = false;
-        if nature.choices.permille(nature.weather.ack_loss) {
+        if environment.choices.permille(environment.weather.ack_loss) {
             return true;
         }
         self.tries = 0;
         let most = self.received - self.acknowledged;
         if most > 0 {
-            self.acknowledged_at = nature.now;
-            self.held_since = nature.now;
+            self.acknowledged_at = environment.now;
+            self.held_since = environment.now;
         }
-        let cut = most > 1 && nature.choices.once_in(8);
+        let cut = most > 1 && environment.choices.once_in(8);
         self.acknowledged +=
-            if cut { 1 + nature.choices.below(most as usize) as u64 } else { most };
+            if cut { 1 + environment.choices.below(most as usize) as u64 } else { most };
         while let Some(&key) = self.queue.front()
             && self.packet(key).to <= self.acknowledged
         {
             self.queue.pop_front();
-            self.let_go(key, nature, notes, news);
+            self.release_holder(key, environment, notifications, events);
         }
         if self.no_space && self.is_writable() {
             self.no_space = false;
-            news.room();
+            events.room();
         }
         true
     }
 
     /// A clone leaves the queue below.
-    fn leave(&mut self, nature: &mut Nature, notes: &mut Notes, news: &mut News) -> bool {
-        let at = self.clones.iter().position(|clone| clone.leaves_at <= nature.now);
+    fn leave(
+        &mut self,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
+        events: &mut Events,
+    ) -> bool {
+        let at = self.clones.iter().position(|clone| clone.leaves_at <= environment.now);
         let Some(at) = at else { return false };
         let Clone { packet, from, to, .. } = self.clones.swap_remove(at);
         let (from, to) = (from.max(self.packet(packet).from), to.min(self.packet(packet).to));
-        self.read_packet(packet, from, to, nature, notes);
-        self.arrive(from, to, nature);
-        self.let_go(packet, nature, notes, news);
+        self.read_packet(packet, from, to, environment, notifications);
+        self.arrive(from, to, environment);
+        self.release_holder(packet, environment, notifications, events);
         true
     }
 
     /// The peer's program reads.
-    fn read(&mut self, nature: &mut Nature) -> bool {
-        if self.over || self.unread == 0 || nature.now < self.stalled_until {
+    fn read(&mut self, environment: &mut Environment) -> bool {
+        if self.over || self.unread == 0 || environment.now < self.stalled_until {
             return false;
         }
-        let most = nature.choices.pick(&[u64::MAX, 64 << 10, 1000]);
+        let most = environment.choices.pick(&[u64::MAX, 64 << 10, 1000]);
         let (most, pause) = self.pace.unwrap_or((most, 0));
         self.unread -= self.unread.min(most);
-        self.stalled_until = nature.now + pause;
+        self.stalled_until = environment.now + pause;
         true
     }
 
-    /// The end of the stream arrives; a peer that is gone is noticed.
-    fn finish(&mut self, nature: &mut Nature, notes: &mut Notes, news: &mut News) -> bool {
+    /// The end of the stream arrives; a vanished peer is noticed.
+    fn finish(
+        &mut self,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
+        events: &mut Events,
+    ) -> bool {
         if self.over {
             return false;
         }
-        if self.dies_at.is_some_and(|at| at <= nature.now) {
-            self.reset(ETIMEDOUT, nature, notes, news);
+        if self.dies_at.is_some_and(|at| at <= environment.now) {
+            self.reset(ETIMEDOUT, environment, notifications, events);
             return true;
         }
         let arrives = self.shut && !self.end_received && !self.vanished && !self.loses_end;
@@ -420,48 +455,59 @@ impl Stream {
         false
     }
 
-    /// One holder of a packet less.
-    fn let_go(&mut self, key: usize, nature: &mut Nature, notes: &mut Notes, news: &mut News) {
-        let packet = self.packets[key].as_mut().expect("it has holders");
+    /// Removes a holder of a packet.
+    fn release_holder(
+        &mut self,
+        key: usize,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
+        events: &mut Events,
+    ) {
+        let packet = self.packets[key].as_mut().expect("the packet has holders");
         packet.holders -= 1;
         if packet.holders > 0 {
             return;
         }
         let Packet { mut pieces, group, .. } = self.packets[key].take().expect("just seen");
         for (_, piece) in pieces.drain(..) {
-            nature.memory.end(&piece);
+            environment.memory.end(&piece);
         }
         self.spare.push(pieces);
         if let Some(group) = group
-            && notes.let_go(&mut nature.user, group)
+            && notifications.release_holder(&mut environment.user, group)
         {
-            news.note();
+            events.note();
         }
     }
 
-    /// The connection ends, from whichever side: what is queued is dropped, but for clones below.
+    /// The connection ends, from either side: queued packets are dropped, except clones below.
     pub(crate) fn reset(
         &mut self,
         errno: i32,
-        nature: &mut Nature,
-        notes: &mut Notes,
-        news: &mut News,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
+        events: &mut Events,
     ) {
         if self.over {
             return;
         }
         self.over = true;
-        self.cut_at = (self.unacked() > 0).then_some(nature.now);
+        self.cut_at = (self.unacked() > 0).then_some(environment.now);
         self.error = Some(errno);
         while let Some(key) = self.queue.pop_front() {
-            self.let_go(key, nature, notes, news);
+            self.release_holder(key, environment, notifications, events);
         }
         self.acknowledged = self.end;
-        news.end();
+        events.end();
     }
 
-    pub(crate) fn abort(&mut self, nature: &mut Nature, notes: &mut Notes, news: &mut News) {
-        self.reset(EPIPE, nature, notes, news);
+    pub(crate) fn abort(
+        &mut self,
+        environment: &mut Environment,
+        notifications: &mut Notifications,
+        events: &mut Events,
+    ) {
+        self.reset(EPIPE, environment, notifications, events);
         self.error = None;
     }
 
@@ -473,7 +519,7 @@ impl Stream {
         Ok(())
     }
 
-    /// When it was decided that the peer never gets all that was accepted.
+    /// The time from which the peer could no longer get all accepted bytes.
     pub(crate) fn cut_at(&self) -> Option<u64> {
         self.cut_at
     }

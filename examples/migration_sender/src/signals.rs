@@ -92,7 +92,7 @@ fn poll(sockets: [BorrowedFd<'_>; 2], until: Option<Instant>) -> io::Result<[boo
         i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
     });
     let len = entries.len() as libc::nfds_t;
-    // SAFETY: poll(2) reads and writes the entries, which outlive the call; their descriptors are
+    // SAFETY: poll(2) reads and writes the entries, alive during the call; their descriptors are
     // open while borrowed.
     match unsafe { libc::poll(entries.as_mut_ptr(), len, timeout_ms) } {
         0.. => Ok(entries.map(|entry| entry.revents != 0)),

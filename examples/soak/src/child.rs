@@ -31,7 +31,7 @@ pub(crate) fn misuse(pool: &Pool, sender: &mut Sender<TcpStream>) -> Result<(), 
         }
         child => {
             let mut status = 0;
-            // SAFETY: waitpid(2) writes one int, which outlives the call.
+            // SAFETY: waitpid(2) writes one int, alive during the call.
             let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
             match (waited == child, status) {
                 (true, 0) => Ok(()),

@@ -134,6 +134,6 @@ fn reset_on_close(socket: &TcpStream) {
 pub(crate) fn set_option<T>(socket: &impl AsRawFd, name: i32, value: &T) {
     let len = size_of::<T>() as libc::socklen_t;
     let start = (&raw const *value).cast();
-    // SAFETY: setsockopt(2) reads `len` bytes of the value, which outlives the call.
+    // SAFETY: setsockopt(2) reads `len` bytes of the value, alive during the call.
     unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, start, len) };
 }

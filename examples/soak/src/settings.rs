@@ -14,11 +14,11 @@ use crate::random::Random;
 /// [gave up their exemption](bind_to_memlock).
 pub(crate) fn limit_memlock(random: &mut Random) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: getrlimit(2) writes one `rlimit`, which outlives the call.
+    // SAFETY: getrlimit(2) writes one `rlimit`, alive during the call.
     unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &raw mut limit) };
     let bytes = random.pick(&[256 << 10, 1 << 20, 4 << 20, limit.rlim_cur]);
     limit.rlim_cur = limit.rlim_cur.min(bytes);
-    // SAFETY: setrlimit(2) reads one `rlimit`, which outlives the call. Lowering the soft limit is
+    // SAFETY: setrlimit(2) reads one `rlimit`, alive during the call. Lowering the soft limit is
     // never refused.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
 }

@@ -101,7 +101,7 @@ fn refuse(command: &mut Command, call: libc::c_long, arguments: &[(u32, u32)], e
         // SAFETY: takes plain numbers only; an unprivileged filter needs it.
         let one = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
         let mode = libc::SECCOMP_MODE_FILTER;
-        // SAFETY: reads the program, which outlives the call.
+        // SAFETY: reads the program, alive during the call.
         let two = unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const filter) };
         if one == 0 && two == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     };

@@ -224,7 +224,7 @@ fn code_1_for_a_full_disk_and_nothing_left_behind() {
             let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
             // SAFETY: `signal` is async-signal-safe and SIG_IGN is a valid disposition.
             unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
-            // SAFETY: `setrlimit` reads the struct, which outlives the call.
+            // SAFETY: `setrlimit` reads the struct, alive during the call.
             match unsafe { libc::setrlimit(libc::RLIMIT_FSIZE, &raw const limit) } {
                 0 => Ok(()),
                 _ => Err(io::Error::last_os_error()),

@@ -1,4 +1,4 @@
-//! User code that panics where the library runs it.
+//! User code that panics inside calls of the library.
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -13,21 +13,21 @@ use pinbuf::__internals::{self, Record};
 
 use crate::world::Shared;
 
-/// What it panics with.
-struct Mischief;
+/// The payload of these panics.
+struct Panic;
 
-/// Panics without a word.
+/// Panics without a message.
 fn misbehave() {
     if !std::thread::panicking() {
-        panic::resume_unwind(Box::new(Mischief));
+        panic::resume_unwind(Box::new(Panic));
     }
 }
 
-/// Runs what may run user code; `None` if that panicked.
+/// Runs a call that may run user code; `None` after a panic.
 pub(crate) fn guarded<R>(body: impl FnOnce() -> R) -> Option<R> {
     match panic::catch_unwind(AssertUnwindSafe(body)) {
         Ok(result) => Some(result),
-        Err(panic) if panic.is::<Mischief>() => None,
+        Err(panic) if panic.is::<Panic>() => None,
         Err(panic) => panic::resume_unwind(panic),
     }
 }
@@ -54,27 +54,27 @@ pub(crate) struct Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        // Locks the world: the library holds no lock of its own while it drops what is the user's.
-        self.world.lock().nature.memory.give_block(self.block);
+        // Locks the world: the library holds no lock of its own while it drops a user's payload.
+        self.world.lock().environment.memory.give_block(self.block);
         if self.misbehaves {
             misbehave();
         }
     }
 }
 
-/// Counts how often it is rung.
+/// Counts its wake-ups.
 #[derive(Default)]
-pub(crate) struct Bell {
+pub(crate) struct CountingWaker {
     rung: AtomicUsize,
     misbehaves: bool,
 }
 
-impl Bell {
+impl CountingWaker {
     pub(crate) fn new(misbehaves: bool) -> Arc<Self> {
         Arc::new(Self { rung: AtomicUsize::new(0), misbehaves })
     }
 
-    pub(crate) fn is_rung(&self) -> bool {
+    pub(crate) fn is_woken(&self) -> bool {
         self.rung.load(Ordering::Relaxed) > 0
     }
 
@@ -83,7 +83,7 @@ impl Bell {
     }
 }
 
-impl Wake for Bell {
+impl Wake for CountingWaker {
     fn wake(self: Arc<Self>) {
         self.rung.fetch_add(1, Ordering::Relaxed);
         if self.misbehaves {

@@ -1,12 +1,12 @@
-//! What all sockets of a simulation share: time, chance, memory, the user's limits, the state of
-//! the network.
+//! The common state of all sockets of a simulation: time, chance, memory, the user's limits, the
+//! network.
 
-use crate::{choices::Choices, memory::Memory, notes::User};
+use crate::{choices::Choices, memory::Memory, notifications::User};
 
 #[derive(Debug)]
-pub(crate) struct Nature {
+pub(crate) struct Environment {
     pub(crate) choices: Choices,
-    /// Nanoseconds since the beginning.
+    /// Nanoseconds since the start.
     pub(crate) now: u64,
     pub(crate) memory: Memory,
     pub(crate) user: User,
@@ -18,18 +18,18 @@ pub(crate) const MILLISECOND: u64 = 1000 * MICROSECOND;
 pub(crate) const SECOND: u64 = 1000 * MILLISECOND;
 pub(crate) const FOR_EVER: u64 = u64::MAX;
 
-/// How things are on the way; chances in a thousand.
+/// The state of the network; chances in a thousand.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Weather {
     pub(crate) loss: usize,
     pub(crate) ack_loss: usize,
-    /// A packet waits in a queue below TCP, as long as that takes.
+    /// A packet waits in a queue below TCP for a while.
     pub(crate) held: usize,
-    /// What is delivered is copied, as on loopback.
+    /// Delivered bytes are copied, as on loopback.
     pub(crate) copied: usize,
-    /// A call fails for a reason of its own.
+    /// A call fails with an unrelated error.
     pub(crate) errors: usize,
-    /// Something goes wrong with a read of the error queue.
+    /// A read of the error queue fails or is truncated.
     pub(crate) cut: usize,
 }
 

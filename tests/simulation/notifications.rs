@@ -1,4 +1,4 @@
-//! The ids of a socket, what they cost, and the error queue (KERNEL 1.8, 1.9, 2, 7).
+//! The ids of a socket, their costs, and the error queue (KERNEL 1.8, 1.9, 2, 7).
 
 use std::collections::VecDeque;
 
@@ -8,11 +8,11 @@ use pinbuf::__internals::Record;
 pub(crate) const ENOBUFS: i32 = 105;
 
 const OPTMEM_PER_NOTE: usize = 832;
-/// TCP groups calls of so many bytes, or of so many calls, under one note.
+/// TCP groups at most this many bytes or calls under one notification.
 const MAX_GROUP_BYTES: usize = 512 << 10;
 const MAX_GROUP_CALLS: u32 = 65534;
 
-/// What the calls of a user id cost, over all of its processes.
+/// The locked memory charged to a user id, over all of its processes.
 #[derive(Debug)]
 pub(crate) struct User {
     pub(crate) limit_pages: Option<usize>,
@@ -32,14 +32,14 @@ impl User {
     }
 }
 
-/// Calls that are released together: a `ubuf` of the kernel.
+/// Calls with a common release: a `ubuf` of the kernel.
 #[derive(Debug)]
 struct Group {
     lo: u32,
     calls: u32,
     bytes: usize,
     pages: usize,
-    /// Packets, and clones of them, that carry its bytes.
+    /// Packets with bytes of the group, and their clones.
     packets: u32,
     copied: bool,
     /// Bytes of the stream, or datagrams, by number.
@@ -47,24 +47,24 @@ struct Group {
     to: u64,
 }
 
-/// Names a group that is live.
+/// Names a group in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct GroupKey(usize);
 
 #[derive(Debug)]
-pub(crate) struct Notes {
+pub(crate) struct Notifications {
     next_id: u32,
     groups: Vec<Option<Group>>,
     live: usize,
     queue: VecDeque<Record>,
-    /// Notes in the queue; the other messages cost nothing here.
+    /// Unread notifications; messages of other kinds cost nothing here.
     unread: usize,
     pub(crate) optmem_max: usize,
-    /// Option memory of others: a socket filter.
+    /// Option memory of another user: a socket filter.
     pub(crate) filter_bytes: usize,
 }
 
-impl Notes {
+impl Notifications {
     pub(crate) fn new(next_id: u32, optmem_max: usize) -> Self {
         Self {
             next_id,
@@ -125,36 +125,37 @@ impl Notes {
         self.groups[key.0].as_mut().expect("a packet keeps its group")
     }
 
-    /// Another user of the socket has made so many calls, all of them long over.
+    /// Another user of the socket has made `calls` calls, all released long ago.
     pub(crate) fn skip_ids(&mut self, calls: u32) {
         self.next_id = self.next_id.wrapping_add(calls);
     }
 
-    /// A packet carries bytes of the group, up to this number.
+    /// A packet carries bytes of the group, up to byte `to`.
     pub(crate) fn hold(&mut self, key: GroupKey, to: u64) {
         let group = self.group(key);
         group.packets += 1;
         group.to = group.to.max(to);
     }
 
-    /// Bytes of the group were copied after all.
+    /// The kernel copied bytes of the group after all.
     pub(crate) fn copied(&mut self, key: GroupKey) {
         self.group(key).copied = true;
     }
 
-    /// A packet is gone; with the last one the group is released. Whether that was news.
-    pub(crate) fn let_go(&mut self, user: &mut User, key: GroupKey) -> bool {
+    /// A packet is gone; the last packet releases the group. Returns `true` if a notification was
+    /// queued.
+    pub(crate) fn release_holder(&mut self, user: &mut User, key: GroupKey) -> bool {
         let group = self.group(key);
         group.packets -= 1;
         if group.packets > 0 {
             return false;
         }
         let Group { lo, calls, pages, copied, .. } =
-            self.groups[key.0].take().expect("it was just there");
+            self.groups[key.0].take().expect("the group exists");
         user.charged_pages -= pages;
         self.live -= 1;
         let hi = lo.wrapping_add(calls - 1);
-        // The tail's flag stays; the flag of what joins is lost.
+        // The last notification keeps its flag; the flag of a merged one is lost.
         if let Some(Record::Released { hi: tail, .. }) = self.queue.back_mut()
             && tail.wrapping_add(1) == lo
         {
@@ -165,7 +166,7 @@ impl Notes {
         true
     }
 
-    /// Something else arrives on the error queue.
+    /// Another message arrives on the error queue.
     pub(crate) fn push(&mut self, record: Record) {
         self.unread += usize::from(matches!(record, Record::Released { .. }));
         self.queue.push_back(record);
@@ -189,7 +190,7 @@ impl Notes {
         self.next_id
     }
 
-    /// Whether anything of the numbers `from..to` is not released.
+    /// Returns `true` if a byte in `from..to` is not released.
     pub(crate) fn is_live(&self, from: u64, to: u64) -> bool {
         from < to
             && self.live > 0
