@@ -48,3 +48,8 @@ pub use self::{
 #[allow(unsafe_code)]
 #[path = "internals.rs"]
 pub mod __internals;
+
+/// The programs of the pages, compiled.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/Porting.md")]
+mod pages {}

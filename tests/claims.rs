@@ -152,6 +152,45 @@ fn every_link_between_pages_leads_to_a_heading() {
     assert_eq!(found, [""; 0]);
 }
 
+/// References of a source to a page, with a heading or without.
+fn references(source: &str) -> impl Iterator<Item = &str> {
+    source.split('`').filter(|word| word.starts_with("docs/") && !word.contains([' ', '\n']))
+}
+
+#[test]
+fn every_page_that_a_source_names_has_the_heading() {
+    let mut found = Vec::new();
+    for path in ["src", "tests", "loom-tests", "benches", "examples"].map(|dir| root().join(dir)) {
+        for path in files(&path).iter().filter(|path| path.extension().is_some_and(|e| e == "rs")) {
+            let source = fs::read_to_string(path).unwrap();
+            let links: String = references(&source).map(|link| format!("]({link})")).collect();
+            let name = path.strip_prefix(root()).unwrap().display();
+            let broken = broken(&links, &root().join("a page at the top"));
+            found.extend(broken.iter().map(|link| format!("{name}: {link}")));
+        }
+    }
+    assert_eq!(found, [""; 0]);
+}
+
+#[test]
+fn each_kernel_fact_names_tests_that_exist() {
+    let page = fs::read_to_string(root().join("docs/Kernel.md")).unwrap();
+    let mut facts = 0;
+    for fact in page.split("\n### ").skip(1) {
+        let heading = fact.lines().next().unwrap();
+        let (_, tests) = fact.split_once("Shown by: ").unwrap_or_else(|| panic!("{heading}"));
+        let tests = tests.split("\n\n").next().unwrap();
+        let names: Vec<&str> = tests.split('`').skip(1).step_by(2).collect();
+        for pair in names.chunks(2) {
+            let [file, test] = pair else { panic!("{heading}: a file and a test in turn") };
+            let source = fs::read_to_string(root().join(file)).unwrap_or_default();
+            assert!(source.contains(&format!("fn {test}(")), "{heading}: {file} {test}");
+            facts += 1;
+        }
+    }
+    assert!(facts > 40, "the page is read");
+}
+
 #[test]
 fn a_broken_link_is_noticed() {
     let page = "# `ENOBUFS`, or: what now?\n[a](#enobufs-or-what-now) [b](#none) [c](none.md)\n\

@@ -6,7 +6,7 @@ mod common;
 
 use std::{
     any::Any,
-    io::{self, Read},
+    io::{self, Read, Write},
     net::{TcpStream, UdpSocket},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -400,6 +400,22 @@ fn a_close_during_which_the_peer_resets_is_not_called_drained() {
     let report = closing.join().unwrap();
     assert_tells_why(report);
     assert!(report.unacked_bytes.is_some_and(|bytes| bytes > 0), "{report:?}");
+}
+
+#[test]
+fn a_close_with_unread_input_resets_the_peer() {
+    let (near, mut far) = pair();
+    far.write_all(b"unread").unwrap();
+    eventually("the input is there", || near.peek(&mut [0; 6]).unwrap() == 6);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    sender.send(pattern(20_000, 1)).unwrap();
+    far.read_exact(&mut [0; 20_000]).unwrap();
+    assert!(sender.close(soon().unwrap()).drained);
+    // The end in order came before the reset.
+    let end = far.read(&mut [0]);
+    assert!(matches!(end, Ok(0)) || end.unwrap_err().kind() == io::ErrorKind::ConnectionReset);
+    eventually("the reset is there", || tcp_state(&far) == TCP_CLOSE);
+    assert_eq!(far.write(b"more").unwrap_err().kind(), io::ErrorKind::BrokenPipe);
 }
 
 #[test]

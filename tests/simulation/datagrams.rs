@@ -1,4 +1,6 @@
-//! A connected UDP socket over a device with two queues (KERNEL 2, 3.1, 3.2).
+//! A connected UDP socket over a device with two queues:
+//! `docs/Kernel.md#a-udp-call-that-fails-may-have-taken-a-number`,
+//! `docs/Kernel.md#notifications-come-in-any-order`.
 
 use std::{collections::VecDeque, io};
 

@@ -1,7 +1,7 @@
 //! A simulation of the kernel behind a sender: deterministic, seeded, made for millions of steps.
 //!
 //! The unchanged library runs over its interface to the kernel (`sender/kernel.rs`). Behind this
-//! interface is a simulation of the measurements in KERNEL.md.
+//! interface is a simulation of the facts in `docs/Kernel.md`.
 //!
 //! | file | contents |
 //! |---|---|

@@ -1,4 +1,6 @@
-//! The ids of a socket, their costs, and the error queue (KERNEL 1.8, 1.9, 2, 7).
+//! The ids of a socket, their costs, and the error queue: `docs/Kernel.md#the-counter`,
+//! `docs/Kernel.md#limits`, `docs/Kernel.md#the-copied-flag-is-the-first-members`,
+//! `docs/Kernel.md#tcp-releases-in-groups`.
 
 use std::collections::VecDeque;
 

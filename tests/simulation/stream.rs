@@ -1,5 +1,5 @@
 //! A TCP connection, from the sender's side: in order, with loss, retransmits that read the memory
-//! again, clones in queues below, and resets (KERNEL 1, 4).
+//! again, clones in queues below, and resets: `docs/Kernel.md#release`, `docs/Kernel.md#ends`.
 
 use std::{collections::VecDeque, io};
 
