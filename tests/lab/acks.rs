@@ -1,5 +1,5 @@
-//! Which acknowledgement releases what, to the byte, and that nothing else does: a peer that
-//! answers as it is told to, behind a device that never copies.
+//! The exact release of acknowledged bytes: a peer that answers on command, behind a device that
+//! never copies.
 
 use std::{
     io::Read,
@@ -27,11 +27,11 @@ use crate::{
 const LEN: usize = 4096;
 const MESSAGES: usize = 3;
 const ALL: u64 = (LEN * MESSAGES) as u64;
-/// The first retransmissions come after 200 ms, that of the end of a stream before others.
+/// The first retransmissions come after 200 ms; the end of a stream is retransmitted before others.
 const RETRANSMITTED_MS: u64 = 700;
 
-/// What happens to a source that sends. The error tells of memory that was written over while its
-/// id was outstanding, or was not when it was released.
+/// A course of events for a source. The error reports memory overwritten while its id was
+/// outstanding, or not overwritten after its release.
 type Course = fn(&mut dyn Source, &mut FakePeer) -> Result<(), String>;
 
 fn send_all(source: &mut dyn Source) {
@@ -45,14 +45,14 @@ fn library(course: Course) -> Library<TcpStream> {
     library
 }
 
-/// The control: a loop that writes over what was sent is seen to do so too early.
+/// The control: a loop that overwrites sent memory must be seen to do so too early.
 fn control(course: Course) {
     let (near, mut peer) = FakePeer::connect();
     let result = course(&mut Loop::over(near, Rule::Sent), &mut peer);
-    report(&format!("without the library: {}", result.expect_err("a check that cannot fail")));
+    report(&format!("without the library: {}", result.expect_err("the check cannot fail")));
 }
 
-/// Both of them.
+/// Runs the library and the control.
 fn library_and_control(course: Course) -> Library<TcpStream> {
     let library = library(course);
     control(course);
@@ -60,7 +60,7 @@ fn library_and_control(course: Course) -> Library<TcpStream> {
 }
 
 #[test]
-fn a_send_is_released_with_its_last_byte_and_was_not_copied() {
+fn a_send_is_released_uncopied_with_its_last_byte() {
     fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
         send_all(source);
         [(0, 0), (2048, 0), (4095, 0), (4096, 1), (12_287, 2), (12_288, 3)]
@@ -80,7 +80,7 @@ fn a_send_is_released_with_its_last_byte_and_was_not_copied() {
 }
 
 #[test]
-fn a_send_of_several_calls_is_released_with_the_last_byte_of_all() {
+fn a_send_of_several_calls_is_released_with_its_last_byte() {
     /// More than two of the sender's calls.
     const HUGE: usize = (5 << 20) / 2;
     fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
@@ -124,7 +124,7 @@ fn a_reset_releases_everything_at_once() {
     });
 }
 
-/// The first message is acknowledged, and no others are taken.
+/// Acknowledges the first message, and takes no others.
 fn send_into_closed_window(source: &mut dyn Source, peer: &mut FakePeer) {
     source.send(0, LEN);
     peer.ack_and_close_window(LEN as u64);
@@ -134,7 +134,7 @@ fn send_into_closed_window(source: &mut dyn Source, peer: &mut FakePeer) {
 }
 
 #[test]
-fn a_closed_window_holds_what_is_sent_into_it_until_it_opens() {
+fn a_closed_window_holds_sends_until_it_opens() {
     fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
         send_into_closed_window(source, peer);
         let closed = hold(source, 1, 500, "the window closed");
@@ -150,7 +150,7 @@ fn a_closed_window_holds_what_is_sent_into_it_until_it_opens() {
     });
 }
 
-/// Milliseconds after which the kernel gives the peer up.
+/// Milliseconds until the kernel gives up the peer.
 const USER_TIMEOUT: i32 = 1500;
 
 fn set_user_timeout(source: &dyn Source) {
@@ -159,12 +159,12 @@ fn set_user_timeout(source: &dyn Source) {
 
 fn assert_timed_out(library: &mut Library<TcpStream>) {
     library.sender.try_send(&b"more"[..]).unwrap_err();
-    let error = library.sender.connection_error().expect("it is over");
+    let error = library.sender.connection_error().expect("the connection is over");
     assert_eq!(error.raw(), libc::ETIMEDOUT);
 }
 
 #[test]
-fn a_vanished_peer_holds_everything_until_the_users_time_out() {
+fn a_vanished_peer_holds_all_sends_until_the_user_timeout() {
     fn course(source: &mut dyn Source, _peer: &mut FakePeer) -> Result<(), String> {
         set_user_timeout(source);
         send_all(source);
@@ -179,12 +179,12 @@ fn a_vanished_peer_holds_everything_until_the_users_time_out() {
 }
 
 #[test]
-fn a_window_that_stays_closed_holds_everything_until_the_users_time_out() {
+fn a_closed_window_holds_all_sends_until_the_user_timeout() {
     fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
         set_user_timeout(source);
         send_into_closed_window(source, peer);
         let held = hold(source, 1, 500, "the window closed");
-        // It answers every probe.
+        // The peer answers every probe.
         for _ in 0..100 {
             peer.ack_and_close_window(LEN as u64);
             thread::sleep(Duration::from_millis(50));
@@ -202,7 +202,7 @@ fn a_window_that_stays_closed_holds_everything_until_the_users_time_out() {
 }
 
 #[test]
-fn a_limit_on_the_hold_ends_the_connection_though_nobody_drives_and_not_before() {
+fn max_hold_ends_an_undriven_connection_on_time() {
     in_a_namespace(|| {
         fake_peer::furnish()?;
         let limit = Duration::from_millis(400);
@@ -210,8 +210,8 @@ fn a_limit_on_the_hold_ends_the_connection_though_nobody_drives_and_not_before()
         let mut library = Library::over(near, Sender::builder().max_hold(limit), LEN, MESSAGES);
         let end = Instant::now() + limit;
         send_all(&mut library);
-        eventually("something is written over", || !library.slots.reuse().is_empty());
-        assert!(Instant::now() >= end, "given up early");
+        eventually("a slot is overwritten", || !library.slots.reuse().is_empty());
+        assert!(Instant::now() >= end, "the connection ended early");
         assert_eq!(expect(&mut library, MESSAGES, "given up"), Ok(()));
         assert_timed_out(&mut library);
         let (near, _peer) = FakePeer::connect();
@@ -223,7 +223,7 @@ fn a_limit_on_the_hold_ends_the_connection_though_nobody_drives_and_not_before()
 }
 
 #[test]
-fn while_a_tap_is_open_retransmissions_carry_what_was_sent() {
+fn retransmissions_under_a_tap_carry_the_sent_bytes() {
     fn course(source: &mut dyn Source, peer: &mut FakePeer) -> Result<(), String> {
         send_all(source);
         let held = hold(source, 0, RETRANSMITTED_MS, "nothing acknowledged");
@@ -234,7 +234,7 @@ fn while_a_tap_is_open_retransmissions_carry_what_was_sent() {
         fake_peer::furnish()?;
         let (library, seen) = sniff(DEVICE, || library(course));
         assert_eq!(library.sender.stats().deferred_copies, 3, "the tap has the kernel copy");
-        assert!(seen.packets > MESSAGES, "nothing was sent twice: {seen:?}");
+        assert!(seen.packets > MESSAGES, "no packet was sent twice: {seen:?}");
         assert_eq!(seen.overwritten, 0, "{seen:?}");
         let ((), early) = sniff(DEVICE, || control(course));
         report(&format!("a tap sees {seen:?}; without the library {early:?}"));
@@ -244,7 +244,7 @@ fn while_a_tap_is_open_retransmissions_carry_what_was_sent() {
 }
 
 #[test]
-fn nothing_is_sent_from_memory_that_an_end_has_freed() {
+fn no_packet_is_sent_from_memory_freed_by_an_end() {
     in_a_namespace(|| {
         fake_peer::furnish()?;
         let ends: [fn(Sender<TcpStream>); 3] = [
@@ -268,29 +268,29 @@ fn nothing_is_sent_from_memory_that_an_end_has_freed() {
             thread::sleep(Duration::from_millis(RETRANSMITTED_MS));
         });
         assert!(seen.packets >= 3 * MESSAGES && seen.overwritten == 0, "{seen:?}");
-        // Closed and written over: nobody is told when the kernel is done with it.
+        // The control closes and overwrites: after a close no notification tells the release.
         let tap = Sniffer::on(DEVICE);
         let (near, peer) = FakePeer::connect();
         let mut control = Loop::over(near, Rule::Sent);
         send_all(&mut control);
         control.end(drop);
-        eventually("what was written later is sent", || tap.seen().overwritten > 0);
+        eventually("the new contents are sent", || tap.seen().overwritten > 0);
         peer.reset();
         report(&format!("ended: a tap sees {seen:?}; without the library {:?}", tap.stop()));
         Ok(())
     });
 }
 
-/// Whatever is sent and acknowledged: no byte is free before it is acknowledged, and all are in the
-/// end.
+/// Random sends and acknowledgements: no byte is free before its acknowledgement, and all are free
+/// in the end.
 #[test]
-fn random_acknowledgements_release_nothing_early_and_everything_in_the_end() {
+fn random_acknowledgements_release_exactly_their_bytes() {
     const SENDS: usize = 40;
     const MOST: usize = 80_000;
     fn course(source: &mut dyn Source, peer: &mut FakePeer, seed: u64) -> Result<(), String> {
         let mut random = random(seed);
         let mut below = move |bound: usize| (random() % bound as u64) as usize;
-        // Where each message ends in the stream.
+        // The end of each message in the stream.
         let mut ends = Vec::new();
         let mut acked = 0;
         let deadline = after(60_000);
@@ -302,7 +302,7 @@ fn random_acknowledgements_release_nothing_early_and_everything_in_the_end() {
                 ends.push(ends.last().copied().unwrap_or(0) + len as u64);
             }
             let sent = ends.last().copied().unwrap_or(0) - unsent(&source.socket());
-            // Often nothing new, often all.
+            // Often no new byte, often all bytes.
             acked = match below(4) {
                 0 => acked,
                 1 => sent,
@@ -329,19 +329,19 @@ fn random_acknowledgements_release_nothing_early_and_everything_in_the_end() {
         }
         let (near, mut peer) = FakePeer::connect();
         let control = course(&mut Loop::over(near, Rule::Sent), &mut peer, first);
-        report(&format!("without the library: {}", control.expect_err("a check that cannot fail")));
+        report(&format!("without the library: {}", control.expect_err("the check cannot fail")));
         Ok(())
     });
 }
 
 #[test]
-fn while_answers_get_lost_every_slot_is_held_and_sent_again_as_it_was() {
+fn lost_answers_hold_every_slot_unchanged() {
     fn course(road: &Road, source: &mut dyn Source) -> Result<(), String> {
         // The last packet of a message does not wait for an answer.
         set_option(&source.socket(), libc::IPPROTO_TCP, libc::TCP_NODELAY, &1_i32);
         road.lose_answers(100).unwrap();
         send_all(source);
-        // What is sent arrives.
+        // The sent bytes arrive.
         thread::sleep(Duration::from_millis(100));
         let held = hold(source, 0, RETRANSMITTED_MS, "no answer arrives");
         road.lose_nothing();
@@ -361,9 +361,9 @@ fn while_answers_get_lost_every_slot_is_held_and_sent_again_as_it_was() {
             (LEN * MESSAGES, (0, 0), 0)
         );
         let (early, stream) = sniff_arrivals(&road, |near, _| {
-            course(&road, &mut Loop::over(near, Rule::Sent)).expect_err("a check that cannot fail");
+            course(&road, &mut Loop::over(near, Rule::Sent)).expect_err("the check cannot fail");
         });
-        // Everything had arrived before: the stream is right, what the wire carries is not.
+        // All bytes had arrived before: the stream is right, and the packets are wrong.
         assert_eq!((stream.len(), wrong(&stream, LEN)), (LEN * MESSAGES, (0, 0)));
         report(&format!("answers lost: {seen:?} arrive; without the library {early:?}"));
         assert!(early.overwritten > 0, "{early:?}");
@@ -371,12 +371,12 @@ fn while_answers_get_lost_every_slot_is_held_and_sent_again_as_it_was() {
     });
 }
 
-/// So many packets were sent again when it has been seen enough.
+/// Enough retransmitted packets.
 const ENOUGH: u32 = 3;
 
-/// Out of a hundred answers so many get lost. Sends messages one at a time, so that no answer to
-/// the next one stands in for a lost one, and says how many they were. What is written over is so
-/// when it has arrived: the stream is right, whoever sends.
+/// Loses `percent` of the answers. Sends messages singly, so that no later answer stands in for a
+/// lost answer, and returns the number of messages. Slots are overwritten after their arrival, so
+/// the stream is right in any case.
 fn losing_answers(
     road: &Road,
     percent: u32,
@@ -384,7 +384,7 @@ fn losing_answers(
 ) -> Result<usize, String> {
     let (near, mut far) = road.connect(1 << 20);
     near.set_nodelay(true).unwrap();
-    // Ten times as many as it takes on average.
+    // Ten times the average number.
     let most = 1000 * ENOUGH as usize / percent as usize;
     let mut source = begin(near, most);
     let (mut message, mut early) = (vec![0; LEN], Ok(()));
@@ -394,7 +394,7 @@ fn losing_answers(
         far.read_exact(&mut message).unwrap();
         assert_eq!(message, *pattern(LEN, *seed));
         eventually("an answer gets through", || {
-            // In this order: it may be answered meanwhile.
+            // In this order: an answer may come meanwhile.
             let reused = source.reuse().contains(seed);
             let unacked = unacked(&source.socket());
             if reused && unacked > 0 {
@@ -405,11 +405,12 @@ fn losing_answers(
         retransmissions(&source.socket()) >= ENOUGH
     });
     road.lose_nothing();
-    let sent = sent.expect("nothing is sent again") + 1;
+    let sent = sent.expect("no message is sent again") + 1;
     early.and(expect(&mut *source, sent, "all answered")).map(|()| sent)
 }
 
-/// A lost answer has what arrived sent once more: after it was written over, in the control.
+/// After a lost answer the sender retransmits arrived bytes: in the control, after their
+/// overwriting.
 fn when_answers_get_lost(percent: u32) -> Result<(), String> {
     let road = Road::build()?;
     road.lose_answers(percent)?;
@@ -424,7 +425,7 @@ fn when_answers_get_lost(percent: u32) -> Result<(), String> {
     let (control, early) = sniff_far(&road, || {
         losing_answers(&road, percent, |near, _| Box::new(Loop::over(near, Rule::Sent)))
     });
-    let control = control.expect_err("a check that cannot fail");
+    let control = control.expect_err("the check cannot fail");
     report(&format!(
         "{percent} % of answers lost: {sent} messages, {seen:?} arrive; without the library \
          {early:?}, {control}"
@@ -434,16 +435,16 @@ fn when_answers_get_lost(percent: u32) -> Result<(), String> {
 }
 
 #[test]
-fn one_answer_in_a_hundred_gets_lost() {
+fn a_loss_of_1_percent_of_answers_releases_nothing_early() {
     in_a_namespace(|| when_answers_get_lost(1));
 }
 
 #[test]
-fn one_answer_in_twenty_gets_lost() {
+fn a_loss_of_5_percent_of_answers_releases_nothing_early() {
     in_a_namespace(|| when_answers_get_lost(5));
 }
 
 #[test]
-fn one_answer_in_five_gets_lost() {
+fn a_loss_of_20_percent_of_answers_releases_nothing_early() {
     in_a_namespace(|| when_answers_get_lost(20));
 }

@@ -1,11 +1,11 @@
-//! A TCP peer that is not there: a connection to an address behind a device that drops every
-//! packet, and forged answers.
+//! A fake TCP peer: a connection to an address behind a device that drops every packet, and forged
+//! answers.
 //!
-//! So what is acknowledged is known to the byte, nothing depends on time, and the kernel never
-//! copies: all notes are true zero copy. Needs a network namespace of our own and the device kind
-//! `ifb`.
+//! So acknowledgements are exact to the byte, no result depends on time, and the kernel never
+//! copies: all notifications report true zero copy. Needs a private network namespace and the
+//! device kind `ifb`.
 
-#![allow(dead_code, reason = "each program uses a part of it")]
+#![allow(dead_code, reason = "each program uses a part")]
 
 use std::{
     fs,
@@ -21,26 +21,26 @@ use crate::common::{
     set_option, socket, unacked, unsent,
 };
 
-/// The device behind which the peer would be.
+/// The device in front of the fake peer.
 pub(crate) const DEVICE: &str = "ifb0";
 const NEAR: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 1);
 pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 2);
 const FAR_PORT: u16 = 9;
-/// Where the numbers of our bytes and of theirs begin.
+/// The first sequence numbers of both sides.
 const NEAR_START: u32 = 0x1000_0000;
 const FAR_START: u32 = 0x2000_0000;
-/// The window it offers, and the shift it is sent with.
+/// The offered window, and its shift.
 const WINDOW: u32 = 8 << 20;
 const SHIFT: u32 = 8;
 
 const FLAG_RST: u8 = 4;
 const FLAG_ACK: u8 = 16;
 
-/// Makes the device, in a network namespace of this test's own.
+/// Makes the device, in a new network namespace of the test.
 pub(crate) fn furnish() -> Result<(), String> {
     if lent_devices().is_some() {
-        // They are lent to a namespace that stays, in which sockets of the test before go on
-        // sending.
+        // The devices are lent to a lasting namespace, where sockets of an earlier test may still
+        // send.
         leave()?;
     }
     furnish_here()
@@ -52,14 +52,14 @@ pub(crate) fn furnish_here() -> Result<(), String> {
     run(&format!("ip link add {DEVICE} type ifb"))?;
     run(&format!("ip address add {NEAR}/24 dev {DEVICE}"))?;
     run(&format!("ip link set {DEVICE} up"))?;
-    // Sends are accepted though nothing is acknowledged.
+    // So that sends are accepted without acknowledgements.
     set("tcp_wmem", "4096 4194304 4194304")?;
-    // Each connection starts as the first did, and stays as fast however long it rests.
+    // Each connection starts like the first, and stays fast after any pause.
     set("tcp_no_metrics_save", "1")?;
     set("tcp_slow_start_after_idle", "0")
 }
 
-/// Sets a limit of TCP's in this network namespace.
+/// Sets a limit of TCP in this network namespace.
 fn set(name: &str, value: &str) -> Result<(), String> {
     fs::write(format!("/proc/sys/net/ipv4/{name}"), value)
         .map_err(|error| format!("{name}: {error}"))
@@ -73,12 +73,12 @@ pub(crate) struct FakePeer {
 }
 
 impl FakePeer {
-    /// The end that sends, in a [furnished](furnish) namespace, and the one that is not there.
+    /// The sending end, in a [furnished](furnish) namespace, and the fake peer.
     pub(crate) fn connect() -> (TcpStream, Self) {
         let near = socket(libc::AF_INET, libc::SOCK_STREAM, 0);
         let set = |name, value: i32| set_option(&near, libc::IPPROTO_TCP, name, &value);
-        // Before anything else: bbr, the default of some machines, leaves its pacing behind, and
-        // with it a timer for every packet.
+        // First: bbr, the default of some machines, would leave its pacing behind, with a timer for
+        // every packet.
         set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno");
         set(libc::TCP_REPAIR, 1);
         name(&near, libc::bind, (NEAR, 0));
@@ -95,17 +95,17 @@ impl FakePeer {
         // `struct tcp_repair_window`.
         let window = [FAR_START, WINDOW, WINDOW, 1 << 16, FAR_START];
         set_option(&near, libc::IPPROTO_TCP, libc::TCP_REPAIR_WINDOW, &window);
-        // Without this the segment size that was set counts for nothing.
+        // Without this call the segment size has no effect.
         set_option(&near, libc::IPPROTO_IP, libc::IP_OPTIONS, &[0_u8; 0]);
-        // Over, and without a probe.
+        // End of the repair mode, without a probe.
         set(libc::TCP_REPAIR, -1);
         set(libc::TCP_NODELAY, 1);
         let mut near = TcpStream::from(near);
         let port = near.local_addr().unwrap().port();
         let raw = socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW);
         let mut peer = Self { raw, port, acked: 0 };
-        // One byte before the stream, so that a round trip was measured: else the first
-        // retransmission would come after a second.
+        // A byte before the stream, for a measured round trip: otherwise the first retransmission
+        // would come after a second.
         near.write_all(&[0]).unwrap();
         peer.ack(0);
         (near, peer)
@@ -117,15 +117,15 @@ impl FakePeer {
         self.answer(FLAG_ACK, WINDOW);
     }
 
-    /// Acknowledges all that was sent, and says up to which byte of the stream that is.
+    /// Acknowledges all sent bytes, and returns their number.
     pub(crate) fn ack_sent(&mut self, near: &impl AsFd) -> u64 {
         let on_its_way = unacked(near) - unsent(near);
         self.ack(self.acked + on_its_way);
         self.acked
     }
 
-    /// Acknowledges the first `bytes`, and takes no more. Must acknowledge something new: else
-    /// older kernels do not believe in a smaller window.
+    /// Acknowledges the first `bytes`, and takes no more. Must acknowledge a new byte: otherwise
+    /// older kernels ignore the smaller window.
     pub(crate) fn ack_and_close_window(&mut self, bytes: u64) {
         self.acked = bytes;
         self.answer(FLAG_ACK, 0);

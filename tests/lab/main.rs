@@ -1,9 +1,8 @@
-//! The library on networks of the tests' own making: network namespaces, of which nothing is left
-//! when a test ends, with devices that lose packets, hold them up or drop them all.
+//! The library on networks made by the tests: private network namespaces, with devices that lose
+//! packets, delay them or drop all. Nothing of a namespace is left after its test.
 //!
-//! Each test shows what it can tell: the same course without the library, in a loop that takes
-//! memory to be its own too early, is seen to fail the same check. `MEASURED` lines say by how
-//! much.
+//! Each test has a control without the library: a loop that reuses memory too early must fail the
+//! same check. `MEASURED` lines report the differences.
 
 #![cfg(target_os = "linux")]
 

@@ -1,5 +1,5 @@
-//! Sends that are released before earlier ones: of datagrams that go different ways, and of streams
-//! whose packets wait in a queue below TCP after they were sent again.
+//! Sends released before earlier sends: datagrams with different routes, and retransmitted packets
+//! of streams in a queue below TCP.
 
 use std::{
     collections::BTreeSet,
@@ -31,8 +31,8 @@ use crate::{
 
 pub(crate) const LEN: usize = 4096;
 
-/// In which order the messages of a source get written over; those seen at the same time in order
-/// of their numbers.
+/// The order in which the messages of a source are overwritten. Messages seen at the same time are
+/// in the order of their numbers.
 #[derive(Default)]
 struct Order(Vec<usize>);
 
@@ -49,7 +49,7 @@ impl Order {
         }
     }
 
-    /// Messages written over before one that was sent earlier.
+    /// Messages overwritten before an earlier message.
     fn overtaken(&self) -> usize {
         self.0.windows(2).filter(|pair| pair[0] > pair[1]).count()
     }
@@ -59,7 +59,7 @@ impl Order {
 
 const DATAGRAMS: usize = 16;
 
-/// Sends datagrams, each on the way that `choose` sets for it.
+/// Sends datagrams, each on the route that `choose` sets.
 fn datagrams(source: &mut dyn Source, choose: &dyn Fn(usize, BorrowedFd<'_>)) -> Order {
     let mut order = Order::default();
     for seed in 0..DATAGRAMS {
@@ -74,7 +74,7 @@ fn datagrams(source: &mut dyn Source, choose: &dyn Fn(usize, BorrowedFd<'_>)) ->
     order
 }
 
-/// Datagrams that arrived, by number, and how many are none that was sent.
+/// The numbers of the arrived datagrams, and the number of corrupt datagrams.
 pub(crate) fn received(far: &UdpSocket) -> (BTreeSet<usize>, usize) {
     far.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     let (mut seeds, mut corrupt) = (BTreeSet::new(), 0);
@@ -88,7 +88,7 @@ pub(crate) fn received(far: &UdpSocket) -> (BTreeSet<usize>, usize) {
     (seeds, corrupt)
 }
 
-/// `arrive`: numbers of the datagrams that reach the far end.
+/// `arrive`: numbers of the datagrams for the far end.
 fn overtake(far: &UdpSocket, arrive: BTreeSet<usize>, choose: &dyn Fn(usize, BorrowedFd<'_>)) {
     let near = || {
         let near = UdpSocket::bind("0.0.0.0:0").unwrap();
@@ -102,7 +102,7 @@ fn overtake(far: &UdpSocket, arrive: BTreeSet<usize>, choose: &dyn Fn(usize, Bor
     assert!(order.overtaken() > 0, "no send overtook another");
     assert_eq!(library.sender.stats().copied_calls, 0);
     assert_eq!(received(far), (arrive.clone(), 0));
-    // Whoever counts notes and releases the oldest is wrong about which ones.
+    // A program that counts notifications and releases the oldest sends is wrong.
     datagrams(&mut Loop::over(near(), Rule::Oldest), choose);
     let (intact, corrupt) = received(far);
     let total = arrive.len();
@@ -119,12 +119,12 @@ fn prioritize(socket: BorrowedFd<'_>, priority: i32) {
 }
 
 #[test]
-fn datagrams_to_a_fast_peer_overtake_those_to_a_slow_one() {
+fn datagrams_to_a_fast_peer_overtake_datagrams_to_a_slow_peer() {
     in_a_namespace(|| {
         let road = Road::build()?;
         road.limit_packets(9000)?;
         road.queue("tbf rate 400kbit burst 10kb limit 1mb")?;
-        // Whatever is sent to an address there is released at once.
+        // The device there releases sent packets at once.
         fake_peer::furnish_here()?;
         let far = far_socket(&road);
         let slow = far.local_addr().unwrap();
@@ -139,7 +139,7 @@ fn datagrams_to_a_fast_peer_overtake_those_to_a_slow_one() {
 }
 
 #[test]
-fn datagrams_in_a_fast_lane_overtake_those_in_a_slow_one() {
+fn datagrams_in_a_fast_lane_overtake_slow_datagrams() {
     in_a_namespace(|| {
         let road = Road::build()?;
         road.limit_packets(9000)?;
@@ -152,9 +152,9 @@ fn datagrams_in_a_fast_lane_overtake_those_in_a_slow_one() {
     });
 }
 
-/// There is no abort of datagrams: what waits in the queue leaves it some time.
+/// Datagrams have no abort: a queued datagram leaves its queue some time.
 #[test]
-fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
+fn queued_datagrams_outlive_their_sender_unchanged() {
     const SENDS: usize = 6;
     in_a_namespace(|| {
         let road = Road::build()?;
@@ -176,7 +176,7 @@ fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
         report(&format!("closed, without the library: {corrupt} of {SENDS} datagrams corrupt"));
         assert!(corrupt > 0);
         for pages in [Pages::Base, Pages::Thp] {
-            // So many slots that the former pages of all may be held.
+            // Enough slots for the former pages of all.
             let pool = Pool::builder().class(LEN, 4 * SENDS).backing(Backing::Require(pages));
             let pool = match pool.build() {
                 Ok(pool) => pool,
@@ -188,8 +188,8 @@ fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
             let Library { sender, mut slots } = library;
             let closed = sender.close(after(20));
             assert!(closed.quarantined > 0 && !closed.aborted, "{closed:?}");
-            eventually("every slot is written over", || slots.reuse().len() == SENDS);
-            // On new pages, while the queue has the old ones.
+            eventually("every slot is overwritten", || slots.reuse().len() == SENDS);
+            // On new pages, while the queue has the former pages.
             assert!(slots.pool.stats().replaced_bytes > 0);
             let_go();
             assert_eq!(received(&far), ((0..SENDS).collect(), 0));
@@ -202,29 +202,29 @@ fn datagrams_in_a_queue_leave_it_as_they_were_when_their_sender_is_gone() {
 
 // Streams.
 
-/// Id 0 is sent, again and again, while no answer comes; the last time it goes the slow lane. Then
-/// ids 1 and 2 go the fast one, and all three are acknowledged. [`Road::lose_answers`] works here.
+/// Id 0 is retransmitted repeatedly, without an answer, the last time on the slow lane. Then ids 1
+/// and 2 take the fast lane, and all three are acknowledged. Requires [`Road::lose_answers`].
 fn all_acknowledged_but_a_clone_waits(road: &Road, source: &mut dyn Source, mut far: TcpStream) {
     road.part_lanes("16kbit").unwrap();
     prioritize(source.socket(), FAST);
     road.lose_answers(100).unwrap();
     source.send(0, LEN);
     prioritize(source.socket(), SLOW);
-    // The slow lane lets one packet pass before others wait.
+    // The slow lane lets a first packet pass at once.
     eventually("sent twice more", || retransmissions(&source.socket()) >= 2);
     road.lose_nothing();
-    // Whatever the peer sends acknowledges what it has.
+    // Any packet of the peer acknowledges the received bytes.
     far.write_all(b"x").unwrap();
     prioritize(source.socket(), FAST);
     (1..3).for_each(|seed| source.send(seed, LEN));
-    eventually("all is acknowledged", || unacked(&source.socket()) == 0);
+    eventually("all bytes are acknowledged", || unacked(&source.socket()) == 0);
 }
 
-/// In which order that is released; the clone is gone afterwards.
+/// The order of the releases; the clone is gone afterwards.
 fn held_by_a_clone(road: &Road, source: &mut dyn Source, far: TcpStream) -> Order {
     all_acknowledged_but_a_clone_waits(road, source, far);
     let mut order = Order::default();
-    eventually("all is released", || {
+    eventually("all sends are released", || {
         order.look(source);
         optmem(&source.socket()) == 0
     });
@@ -232,13 +232,13 @@ fn held_by_a_clone(road: &Road, source: &mut dyn Source, far: TcpStream) -> Orde
 }
 
 #[test]
-fn what_is_acknowledged_stays_in_flight_while_a_clone_waits_in_a_queue() {
+fn acknowledged_bytes_stay_in_flight_while_a_clone_waits() {
     in_a_namespace(|| {
         let road = Road::build()?;
         // A message is a packet.
         road.limit_packets(9000)?;
         road.part_lanes("16kbit")?;
-        // What is missing here is told before anything is sent.
+        // A missing requirement shows before the first send.
         road.lose_answers(100)?;
         road.lose_nothing();
         let (seen, stream) = sniff_arrivals(&road, |near, far| {
@@ -248,19 +248,19 @@ fn what_is_acknowledged_stays_in_flight_while_a_clone_waits_in_a_queue() {
             assert_eq!(order.0, [1, 2, 0]);
         });
         assert_eq!((seen.overwritten, stream.len(), wrong(&stream, LEN)), (0, 3 * LEN, (0, 0)));
-        // Nor does the end of the sender release it: its address goes on with another page.
+        // The end of the sender does not release the id either: its address gets a new page.
         let (ended, stream) = sniff_arrivals(&road, |near, far| {
             let linger = Sender::builder().linger(Duration::from_millis(50));
             let mut library = Library::over(near, linger, LEN, 12);
             all_acknowledged_but_a_clone_waits(&road, &mut library, far);
             let Library { sender, mut slots } = library;
             drop(sender);
-            eventually("every slot is written over", || slots.reuse().len() == 3);
+            eventually("every slot is overwritten", || slots.reuse().len() == 3);
             assert_eq!(slots.pool.stats().replaced_bytes, LEN);
             assert!(pinbuf::reaper::wait_idle(after(60_000)));
         });
         assert_eq!((ended.overwritten, stream.len(), wrong(&stream, LEN)), (0, 3 * LEN, (0, 0)));
-        // Whoever takes an acknowledgement for a release leaks what is written later.
+        // A program that takes acknowledgements for releases leaks later contents.
         let (early, stream) = sniff_arrivals(&road, |near, far| {
             held_by_a_clone(&road, &mut Loop::over(near, Rule::Acknowledged), far);
         });
@@ -274,13 +274,13 @@ fn what_is_acknowledged_stays_in_flight_while_a_clone_waits_in_a_queue() {
     });
 }
 
-/// What a peer gets of this is released in two groups, of which the second is not sent at all while
-/// the first waits in the queue.
+/// The sends are released in two groups. The second group is unsent while the first waits in the
+/// queue.
 const LARGE: usize = 64 << 10;
 const SENDS: usize = 12;
 
 #[test]
-fn an_abort_releases_what_waits_in_no_queue_first_and_no_clones_memory_is_replaced() {
+fn an_abort_releases_unqueued_sends_first_and_keeps_clones() {
     in_a_namespace(|| {
         let road = Road::build()?;
         let blocked = |near: &TcpStream| {
@@ -309,7 +309,7 @@ fn an_abort_releases_what_waits_in_no_queue_first_and_no_clones_memory_is_replac
             let mut scribbled = Vec::new();
             let mut look = |order: &mut Order| {
                 for (seed, clone) in std::mem::take(&mut clones) {
-                    // Only the last holder can have it back.
+                    // Only the last holder can thaw the buffer.
                     match clone.try_into_pinned() {
                         Ok(mut buf) => {
                             buf.fill(SCRIBBLE);
@@ -324,14 +324,14 @@ fn an_abort_releases_what_waits_in_no_queue_first_and_no_clones_memory_is_replac
                 }
                 clones.len()
             };
-            eventually("something is released", || look(&mut order) < SENDS);
+            eventually("a send is released", || look(&mut order) < SENDS);
             let deadline = after(300);
             while Instant::now() < deadline {
-                assert!(look(&mut order) > 0, "nothing waits in the queue");
+                assert!(look(&mut order) > 0, "the queue is empty");
             }
             assert_eq!(pool.stats().replaced_bytes, 0);
             let_go();
-            eventually("all is released", || look(&mut order) == 0);
+            eventually("all sends are released", || look(&mut order) == 0);
             report(&format!("after an abort released in the order {:?}", order.0));
             assert!(order.overtaken() > 0);
             assert!(pinbuf::reaper::wait_idle(after(60_000)));
@@ -362,16 +362,16 @@ fn an_abort_releases_what_waits_in_no_queue_first_and_no_clones_memory_is_replac
 }
 
 #[test]
-fn a_reset_from_the_peer_releases_nothing_that_waits_in_a_queue() {
-    /// Sends, is reset, and some time later the queue is emptied.
+fn a_reset_by_the_peer_releases_no_queued_send() {
+    /// Sends, gets a reset, and later empties the queue.
     fn course(road: &Road, source: &mut dyn Source, far: &TcpStream) -> Result<(), String> {
         road.block().unwrap();
         (0..SENDS).for_each(|seed| source.send(seed, LARGE));
         disconnect(far);
-        eventually("something is released", || !source.reuse().is_empty());
+        eventually("a send is released", || !source.reuse().is_empty());
         let early = hold_some(source, 300);
         road.unblock();
-        eventually("all is released", || {
+        eventually("all sends are released", || {
             source.reuse().len() == SENDS && optmem(&source.socket()) == 0
         });
         early
@@ -380,7 +380,7 @@ fn a_reset_from_the_peer_releases_nothing_that_waits_in_a_queue() {
         let deadline = after(ms);
         while Instant::now() < deadline {
             if source.reuse().len() == SENDS {
-                return Err("written over while it waits in the queue".into());
+                return Err("overwritten while queued".into());
             }
         }
         Ok(())
@@ -399,7 +399,7 @@ fn a_reset_from_the_peer_releases_nothing_that_waits_in_a_queue() {
         assert_eq!((seen.overwritten, wrong(&stream, LARGE)), (0, (0, 0)));
         let (early, _) = sniff_arrivals(&road, |near, far| {
             let mut control = Loop::over(near, Rule::Sent);
-            course(&road, &mut control, &far).expect_err("a check that cannot fail");
+            course(&road, &mut control, &far).expect_err("the check cannot fail");
         });
         report(&format!("reset: {seen:?} arrive; without the library {early:?}"));
         assert!(early.overwritten > 0, "{early:?}");

@@ -1,4 +1,4 @@
-//! A second user of `MSG_ZEROCOPY` on the socket of a sender whose own datagrams wait in a queue
+//! A second user of `MSG_ZEROCOPY` on a sender's socket, with the sender's datagrams in a queue
 //! below: the notification of the second user's datagram overtakes theirs.
 
 use std::{net::UdpSocket, os::fd::AsFd};
@@ -19,8 +19,8 @@ use crate::{
 
 static FOREIGN: [u8; LEN] = [0xEE; LEN];
 
-/// A road on which datagrams to its far end wait and those to [`fake_peer::FAR`] do not; a sender
-/// to the far end, and the socket there.
+/// A road with a queue for datagrams to its far end, and none for datagrams to [`fake_peer::FAR`];
+/// a sender to the far end, and the socket there.
 fn furnish(policy: Policy) -> Result<(Road, Sender<UdpSocket>, UdpSocket), String> {
     let road = Road::build()?;
     road.limit_packets(9000)?;
@@ -42,7 +42,7 @@ fn send(sender: &mut Sender<UdpSocket>, pool: &Pool, seed: usize) {
     sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
 }
 
-/// The second user takes an id, whose notification is there at once.
+/// The second user takes an id, and its notification comes at once.
 fn intrude(sender: &Sender<UdpSocket>) {
     let other = UdpSocket::from(duplicate(sender));
     let peer = other.peer_addr().unwrap();
@@ -75,12 +75,12 @@ fn a_notification_releases_nothing_after_a_foreign_one() {
             sender.reap().unwrap();
             sender.stats().notes > before
         });
-        // What waits in the queue still holds option memory: so nothing is proven.
+        // The queued datagrams still hold option memory, so nothing is proven.
         let quarantined_now = census(&pool)[3];
         assert!(optmem(&sender) > 0, "the queue is empty already");
         assert_eq!(quarantined_now, quarantined);
         open(&road);
-        eventually("all is released", || {
+        eventually("all sends are released", || {
             sender.reap().unwrap();
             sender.stats().leases == 0
         });
@@ -91,13 +91,13 @@ fn a_notification_releases_nothing_after_a_foreign_one() {
 }
 
 #[test]
-fn a_poisoned_sender_that_only_sends_reads_its_notifications() {
+fn sends_of_a_poisoned_sender_read_its_notifications() {
     in_a_namespace(|| {
         let (road, mut sender, far) = furnish(Policy::Auto)?;
         let pool = pool(LEN, 1);
         let other = UdpSocket::from(duplicate(&sender));
         (0..3).for_each(|_| _ = other.send(&FOREIGN).unwrap());
-        // The first call finds out what the route does. All others go by copy meanwhile.
+        // The first call probes the route. All others go by copy meanwhile.
         send(&mut sender, &pool, 0);
         intrude(&sender);
         other.connect((fake_peer::FAR, 9)).unwrap();

@@ -1,7 +1,7 @@
-//! What goes over a device, packet by packet.
+//! The packets on a device.
 //!
-//! The kernel copies a packet for whoever listens, as it is then; so a sniffer shows what memory
-//! held when the device got it, and makes every note say that it was copied.
+//! The kernel copies a packet for a listener at the time of sending. So a sniffer shows the
+//! contents of the memory at the device, and makes every notification report a copy.
 
 use std::{
     ffi::CString,
@@ -22,11 +22,11 @@ use crate::common::{
     source::SCRIBBLE,
 };
 
-/// What a sniffer saw of the packets that carry data.
+/// The packets with data that a sniffer saw.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Sniffed {
     pub(crate) packets: usize,
-    /// Those of them with memory that was written over.
+    /// The packets with overwritten memory among them.
     pub(crate) overwritten: usize,
 }
 
@@ -42,7 +42,7 @@ struct Shared {
 }
 
 impl Sniffer {
-    /// Listens to a device of the namespace that the calling thread is in.
+    /// Listens to a device of the calling thread's namespace.
     pub(crate) fn on(device: &str) -> Self {
         let tap = open(device).unwrap();
         let shared = Arc::<Shared>::default();
@@ -65,7 +65,7 @@ impl Sniffer {
 impl Shared {
     fn sniff(&self, tap: &OwnedFd) {
         let mut packet = vec![0; 1 << 16];
-        // What was on its way when it was stopped is read to the end.
+        // After a stop, the remaining packets are still read.
         loop {
             let last = self.stop.load(Ordering::Relaxed);
             while let Some(len) = receive(tap, &mut packet) {
@@ -83,14 +83,14 @@ impl Shared {
     }
 }
 
-/// What goes over a device of this thread's namespace during an action.
+/// The packets on a device of this thread's namespace during an action.
 pub(crate) fn sniff<T>(device: &str, action: impl FnOnce() -> T) -> (T, Sniffed) {
     let sniffer = Sniffer::on(device);
     let result = action();
     (result, sniffer.stop())
 }
 
-/// What arrives at the far end during an action.
+/// The arrivals at the far end during an action.
 pub(crate) fn sniff_far<T>(road: &Road, action: impl FnOnce() -> T) -> (T, Sniffed) {
     let device = road.far_device().to_owned();
     let sniffer = road.at_far_end(move || Sniffer::on(&device));
@@ -98,8 +98,8 @@ pub(crate) fn sniff_far<T>(road: &Road, action: impl FnOnce() -> T) -> (T, Sniff
     (result, sniffer.stop())
 }
 
-/// A course for both ends of a connection, and what arrives at the far one by a sniffer's and by
-/// the peer's account.
+/// Runs a course with both ends of a connection, and returns the arrivals at the far end, as seen
+/// by a sniffer and by the peer.
 pub(crate) fn sniff_arrivals(
     road: &Road,
     course: impl FnOnce(TcpStream, TcpStream),
@@ -119,7 +119,7 @@ fn is_overwritten(packet: &[u8]) -> bool {
 
 fn open(device: &str) -> io::Result<OwnedFd> {
     let protocol = (libc::ETH_P_ALL as u16).to_be();
-    // Packets that come before it is bound are not wanted: protocol 0.
+    // No packets before the bind: protocol 0.
     let tap = socket(libc::AF_PACKET, libc::SOCK_DGRAM, 0);
     set_option(&tap, libc::SOL_SOCKET, libc::SO_RCVBUF, &(8_i32 << 20));
     let device = CString::new(device).unwrap();
@@ -136,7 +136,7 @@ fn open(device: &str) -> io::Result<OwnedFd> {
     if done == 0 { Ok(tap) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The next packet, from its IP header on; `None` if none comes for a moment.
+/// The next packet, from its IP header on; `None` after a moment without packets.
 fn receive(tap: &OwnedFd, packet: &mut [u8]) -> Option<usize> {
     let mut fd = libc::pollfd { fd: tap.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let moment = Duration::from_millis(20).as_millis() as i32;

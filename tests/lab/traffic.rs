@@ -1,8 +1,8 @@
-//! A stream out of few slots, each filled again as soon as the library gives it out, over networks
-//! that lose packets, hold them up, or are listened to. The peer compares byte for byte. The
-//! control writes the next message over the last one as soon as that is sent, though not before a
-//! round trip of an undisturbed network is over: it is the disturbance that makes the kernel read
-//! late.
+//! A stream from few slots, each refilled as soon as the library hands it out, over networks with
+//! loss, queues or a listener. The peer compares every byte.
+//!
+//! The control overwrites a message after its send, but not before a round trip of an undisturbed
+//! network: only the disturbance makes the kernel read late.
 
 use std::{
     net::TcpStream,
@@ -29,22 +29,22 @@ use crate::{
 const LEN: usize = 16 << 10;
 const SLOTS: usize = 4;
 const FEW: usize = 50;
-/// What the peer takes that reads, and one that does not.
+/// Receive buffers of a reading and of a stalled peer.
 const MUCH: i32 = 1 << 20;
 const LITTLE: i32 = 20_000;
 /// Many round trips between the two namespaces.
 const PACE: Duration = Duration::from_micros(300);
 
-/// What happens to the stream.
+/// The disturbance of a stream.
 struct Course {
     name: String,
-    /// Bytes the peer takes before it reads, and when it begins.
+    /// Bytes that the peer takes before its first read, and the time of this read.
     receive: i32,
     stall: Duration,
     messages: usize,
-    /// Out of a hundred packets, and on which side.
+    /// Percentage of lost packets, and the side of the loss.
     loss: Option<(Side, u32)>,
-    /// What is done for each message before it is sent.
+    /// An action before the send of each message.
     before: fn(usize, BorrowedFd<'_>),
 }
 
@@ -75,7 +75,7 @@ impl Course {
     /// The whole stream.
     fn end(&self, road: &Road, peer: Peer) -> Vec<u8> {
         if let Some((side, _)) = self.loss {
-            assert!(road.lost(side) > 0, "{}: nothing got lost", self.name);
+            assert!(road.lost(side) > 0, "{}: no packet was lost", self.name);
             road.lose_nothing();
         }
         peer.stream()
@@ -104,26 +104,26 @@ impl Course {
 
     fn reusing_at_once(&self, road: &Road) -> String {
         let (near, far) = self.begin(road);
-        // One that stalls does so until all is sent, however long that takes.
+        // A stalled peer stays stalled until all messages are sent.
         let mut far = Some(far);
         let peer = far.take_if(|_| self.stall.is_zero()).map(|far| self.peer(far));
         enable_zerocopy(&near);
         let message = Reused::new(LEN);
-        // More of them: by chance none might be read late.
+        // More messages: by chance none might be read late.
         let sent = 2 * self.messages;
         for seed in 0..sent {
             (self.before)(seed, near.as_fd());
             message.send(near.as_fd(), seed);
             thread::sleep(PACE);
-            // Or option memory runs out.
+            // Otherwise option memory runs out.
             read_notification_ids(near.as_fd());
         }
         drop(near);
         let peer = peer.unwrap_or_else(|| self.peer(far.expect("it stalled")));
         let stream = self.end(road, peer);
         let (messages, bytes) = wrong(&stream, LEN);
-        assert_eq!(stream.len(), LEN * sent, "it is delivered as good data");
-        assert!(messages > 0, "{}: a check that cannot fail", self.name);
+        assert_eq!(stream.len(), LEN * sent, "the corrupt stream is delivered as valid data");
+        assert!(messages > 0, "{}: the check cannot fail", self.name);
         let share = 100.0 * messages as f64 / sent as f64;
         format!("{messages} of {sent} corrupt ({share:.1} %), {bytes} bytes")
     }
@@ -145,37 +145,37 @@ fn losing(side: Side, percent: u32) -> Result<(), String> {
 }
 
 #[test]
-fn one_packet_in_a_hundred_is_lost_before_it_leaves() {
+fn a_loss_of_1_percent_by_the_sender_corrupts_no_byte() {
     in_a_namespace(|| losing(Side::Sender, 1));
 }
 
 #[test]
-fn one_packet_in_twenty_is_lost_before_it_leaves() {
+fn a_loss_of_5_percent_by_the_sender_corrupts_no_byte() {
     in_a_namespace(|| losing(Side::Sender, 5));
 }
 
 #[test]
-fn one_packet_in_five_is_lost_before_it_leaves() {
+fn a_loss_of_20_percent_by_the_sender_corrupts_no_byte() {
     in_a_namespace(|| losing(Side::Sender, 20));
 }
 
 #[test]
-fn one_packet_in_a_hundred_is_lost_before_it_is_received() {
+fn a_loss_of_1_percent_by_the_receiver_corrupts_no_byte() {
     in_a_namespace(|| losing(Side::Receiver, 1));
 }
 
 #[test]
-fn one_packet_in_twenty_is_lost_before_it_is_received() {
+fn a_loss_of_5_percent_by_the_receiver_corrupts_no_byte() {
     in_a_namespace(|| losing(Side::Receiver, 5));
 }
 
 #[test]
-fn one_packet_in_five_is_lost_before_it_is_received() {
+fn a_loss_of_20_percent_by_the_receiver_corrupts_no_byte() {
     in_a_namespace(|| losing(Side::Receiver, 20));
 }
 
 #[test]
-fn the_peer_stalls() {
+fn a_stalled_peer_corrupts_no_byte() {
     in_a_namespace(|| {
         let stall = Duration::from_millis(300);
         let course = Course { receive: LITTLE, stall, ..Course::new("a peer that stalls") };
@@ -185,7 +185,7 @@ fn the_peer_stalls() {
 }
 
 #[test]
-fn packets_wait_in_one_queue() {
+fn a_queue_below_tcp_corrupts_no_byte() {
     in_a_namespace(|| {
         let road = Road::build()?;
         road.queue("tbf rate 20mbit burst 20kb limit 8mb")?;
@@ -195,7 +195,7 @@ fn packets_wait_in_one_queue() {
 }
 
 #[test]
-fn every_second_message_waits_in_a_slow_lane() {
+fn a_slow_lane_for_every_second_message_corrupts_no_byte() {
     in_a_namespace(|| {
         let road = Road::build()?;
         road.part_lanes("20mbit")?;
@@ -203,14 +203,14 @@ fn every_second_message_waits_in_a_slow_lane() {
             let lane = if seed % 2 == 0 { FAST } else { SLOW };
             set_option(&near, libc::SOL_SOCKET, libc::SO_PRIORITY, &lane);
         };
-        let course = Course { before, ..Course::new("every second one at 20 Mbit/s (htb)") };
+        let course = Course { before, ..Course::new("every second message at 20 Mbit/s (htb)") };
         course.run(&road);
         Ok(())
     });
 }
 
 #[test]
-fn a_tap_is_open_while_packets_get_lost() {
+fn a_tap_during_losses_corrupts_no_byte() {
     in_a_namespace(|| {
         let road = Road::build()?;
         road.lose(Side::Receiver, 5)?;
