@@ -1,4 +1,4 @@
-//! Which sockets a sender takes over, and which it gives back.
+//! Adoption of sockets: which kinds a sender takes over, and which it refuses.
 
 mod common;
 
@@ -26,7 +26,7 @@ fn a_listener_is_refused() {
     let listener = error.into_socket();
     assert_eq!(listener.as_raw_fd(), fd);
     let near = TcpStream::connect(listener.local_addr().unwrap());
-    assert!(near.is_ok(), "it goes on listening");
+    assert!(near.is_ok(), "the socket still listens");
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn an_unconnected_socket_is_refused() {
     // SAFETY: socket(2) takes no pointers.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
     assert!(fd >= 0);
-    // SAFETY: it was just made and nobody else owns it.
+    // SAFETY: from_raw_fd needs an open, unowned fd: the call above made this one.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     let error = Sender::new(socket).unwrap_err();
     assert!(matches!(error, AdoptError::NotConnected(_)), "{error}");
@@ -56,7 +56,7 @@ fn an_unconnected_datagram_socket_is_refused() {
 }
 
 #[test]
-fn datagrams_that_are_not_udp_go_by_copy_and_it_says_so() {
+fn datagrams_other_than_udp_are_copied_with_a_reason() {
     let (near, far) = UnixDatagram::pair().unwrap();
     far.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let near = match Sender::builder().policy(Policy::Require).adopt(near) {
@@ -78,7 +78,7 @@ fn datagrams_that_are_not_udp_go_by_copy_and_it_says_so() {
 }
 
 #[test]
-fn what_is_no_socket_is_refused() {
+fn a_descriptor_of_a_file_is_refused() {
     let file = std::fs::File::open("/dev/null").unwrap();
     match Sender::new(file) {
         Err(AdoptError::Os { error, .. }) => assert_eq!(error.raw(), libc::ENOTSOCK),
@@ -87,7 +87,7 @@ fn what_is_no_socket_is_refused() {
 }
 
 #[test]
-fn a_socket_with_sends_of_another_in_flight_is_refused() {
+fn a_socket_with_foreign_sends_in_flight_is_refused() {
     static MEMORY: [u8; 64 << 10] = [1; 64 << 10];
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     enable_zerocopy(&near);
@@ -97,14 +97,14 @@ fn a_socket_with_sends_of_another_in_flight_is_refused() {
     assert!(optmem(&near) > 0);
     let error = Sender::new(near).unwrap_err();
     assert!(matches!(error, AdoptError::SocketInUse(_)), "{error}");
-    // Also when all is released and the notes are only unread.
+    // Also after their release, while the notifications are unread.
     let near = error.into_socket();
     let peer = reader(far, Duration::ZERO);
     std::thread::sleep(Duration::from_millis(50));
     let error = Sender::new(near).unwrap_err();
     assert!(matches!(error, AdoptError::SocketInUse(_)), "{error}");
     let near = error.into_socket();
-    eventually("all notes are read", || {
+    eventually("all notifications are read", || {
         read_error_queue(near.as_fd());
         optmem(&near) == 0
     });
@@ -113,7 +113,7 @@ fn a_socket_with_sends_of_another_in_flight_is_refused() {
 }
 
 #[test]
-fn a_unix_stream_sends_by_copy_and_says_so() {
+fn a_unix_stream_is_copied_with_a_reason() {
     let (near, mut far) = UnixStream::pair().unwrap();
     let near = match Sender::builder().policy(Policy::Require).adopt(near) {
         Err(AdoptError::ZeroCopyUnavailable { reason: CopyReason::KindOfSocket, socket }) => socket,
@@ -137,7 +137,7 @@ fn a_unix_stream_sends_by_copy_and_says_so() {
 }
 
 #[test]
-fn required_zero_copy_is_not_given_up_by_policy() {
+fn required_zero_copy_refuses_other_sockets() {
     let (near, _far) = pair();
     let sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
     assert!(sender.capabilities().zero_copy);
@@ -163,7 +163,7 @@ fn settings_out_of_range_are_refused() {
 }
 
 #[test]
-fn what_lies_on_the_error_queue_at_adoption_is_handed_on() {
+fn adoption_hands_on_messages_of_the_error_queue() {
     let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(closed).unwrap();

@@ -1,7 +1,7 @@
-//! Vectored sends cut by the kernel at every kind of place.
+//! Vectored sends truncated by the kernel at every kind of place.
 //!
-//! This binary has its own `send` and `sendmsg`, which the library calls instead of the C
-//! library's: they give the kernel no more than so many bytes of a call.
+//! The binary has its own `send` and `sendmsg`, which the library calls instead of the C library's:
+//! they pass only a limited number of bytes to the kernel.
 
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
@@ -17,11 +17,11 @@ use libc::{c_int, c_void};
 use pinbuf::{Fate, Payload};
 
 thread_local! {
-    /// Bytes that the coming calls of this thread may send; 0: the socket is full.
+    /// The bytes that the next calls of this thread may send; 0: the socket is full.
     static CUTS: RefCell<VecDeque<usize>> = const { RefCell::new(VecDeque::new()) };
 }
 
-/// Instead of the C library's.
+/// In place of the C library's.
 ///
 /// # Safety
 ///
@@ -29,19 +29,19 @@ thread_local! {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_int) -> isize {
     let Some(mut left) = CUTS.with_borrow_mut(VecDeque::pop_front) else {
-        // SAFETY: the caller's promises.
+        // SAFETY: the caller's contract.
         return unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) as isize };
     };
     if left == 0 {
         // SAFETY: always a valid address.
         let errno = unsafe { libc::__errno_location() };
-        // SAFETY: as above, and this thread's own.
+        // SAFETY: as above; the variable belongs to this thread.
         unsafe { *errno = libc::EAGAIN };
         return -1;
     }
-    // SAFETY: a message, says the caller.
+    // SAFETY: the pointer leads to a message, by the caller's contract.
     let mut cut = unsafe { *message };
-    // SAFETY: it has so many ranges, says the caller.
+    // SAFETY: the message has as many ranges, by the caller's contract.
     let ranges = unsafe { std::slice::from_raw_parts(cut.msg_iov, cut.msg_iovlen) };
     let mut ranges = ranges.to_vec();
     ranges.retain_mut(|range| {
@@ -51,11 +51,11 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_i
     });
     cut.msg_iov = ranges.as_mut_ptr();
     cut.msg_iovlen = ranges.len();
-    // SAFETY: the caller's promises; the ranges are parts of theirs.
+    // SAFETY: the caller's contract; the ranges are parts of the caller's.
     unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const cut, flags) as isize }
 }
 
-/// Instead of the C library's.
+/// In place of the C library's.
 ///
 /// # Safety
 ///
@@ -67,7 +67,7 @@ unsafe extern "C" fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = &raw mut range;
     message.msg_iovlen = 1;
-    // SAFETY: one range, which the caller says is readable.
+    // SAFETY: one range, readable by the caller's contract.
     unsafe { sendmsg(fd, &raw const message, flags) }
 }
 
@@ -75,7 +75,7 @@ const LEN: usize = 8 << 10;
 const COUNT: usize = 5;
 
 #[test]
-fn a_send_cut_anywhere_keeps_every_buffer_that_was_begun() {
+fn a_truncated_send_keeps_every_started_buffer() {
     let _turn = turn();
     let whole = LEN * COUNT;
     let ends = (1..=COUNT).map(|count| count * LEN);
@@ -83,7 +83,7 @@ fn a_send_cut_anywhere_keeps_every_buffer_that_was_begun() {
         let (near, far) = pair_at("127.0.0.1:0", STALLED);
         let pool = pool(LEN, COUNT);
         let mut sender = common::zero_copy().adopt(near).unwrap();
-        // The peer takes no more after this.
+        // The peer takes no more after the first send.
         sender.send(pattern(256 << 10, 1)).unwrap();
         let full = |seed| Payload::from(filled(pool.try_alloc(1).unwrap(), LEN, seed));
         let mut bufs: Vec<_> = (0..COUNT).map(full).collect();
@@ -94,7 +94,7 @@ fn a_send_cut_anywhere_keeps_every_buffer_that_was_begun() {
             assert_eq!(census(&pool), [0, 0, COUNT, 0], "cut at {end}");
         }
         CUTS.take();
-        assert_eq!(census(&pool), [0, 0, COUNT, 0], "cut at {end}: the peer has none of it");
+        assert_eq!(census(&pool), [0, 0, COUNT, 0], "cut at {end}: the peer has no byte");
         let peer = reader(far, Duration::ZERO);
         let fate = sender.wait(ticket, soon()).unwrap();
         assert!(matches!(fate, Fate::Released { accepted, .. } if accepted == whole), "{fate:?}");
@@ -109,7 +109,7 @@ fn a_send_cut_anywhere_keeps_every_buffer_that_was_begun() {
 }
 
 #[test]
-fn a_socket_that_is_full_at_once_gives_every_buffer_back() {
+fn a_full_socket_returns_every_buffer() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, COUNT);

@@ -1,7 +1,7 @@
-//! A process forks while another of its threads is about to build the first pool of all.
+//! A fork while another thread is about to build the first pool of the process.
 //!
-//! This binary has its own `madvise`, which the library calls instead of the C library's: the first
-//! call for a page that is wiped on fork takes until the test lets it go on.
+//! The binary has its own `madvise`, which the library calls instead of the C library's: the first
+//! call for a wiped-on-fork page waits for the test.
 
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
@@ -25,7 +25,7 @@ fn wait_for(stage: u32) {
     }
 }
 
-/// Instead of the C library's.
+/// In place of the C library's.
 ///
 /// # Safety
 ///
@@ -36,15 +36,15 @@ unsafe extern "C" fn madvise(start: *mut c_void, len: usize, advice: c_int) -> c
     if advice == libc::MADV_WIPEONFORK && first().is_ok() {
         wait_for(GO_ON);
     }
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's contract.
     unsafe { libc::syscall(libc::SYS_madvise, start, len, advice) as c_int }
 }
 
 #[test]
-fn a_child_does_not_wait_for_a_thread_that_it_does_not_have() {
+fn a_child_does_not_wait_for_a_thread_of_its_parent() {
     let first = thread::spawn(|| Pool::new(4096, 1).unwrap());
     wait_for(ARRIVED);
-    // SAFETY: fork(2); the child allocates, which glibc allows, and leaves by _exit(2).
+    // SAFETY: fork(2); the child allocates, as glibc allows, and exits by _exit(2).
     let child = unsafe { libc::fork() };
     if child == 0 {
         // SAFETY: alarm(2) takes no pointers.
@@ -59,5 +59,5 @@ fn a_child_does_not_wait_for_a_thread_that_it_does_not_have() {
     let mut status = 0;
     // SAFETY: waitpid(2) writes one int.
     assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
-    assert_eq!(status, 0, "a signal means that it hung");
+    assert_eq!(status, 0, "a signal means a hang");
 }

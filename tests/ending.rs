@@ -1,6 +1,5 @@
-//! How senders end: closed, dropped, dropped in the middle, with peers that read, stall or are
-//! gone. No end makes a buffer free that the kernel may still read, and none looks like the
-//! orderly end of a stream that was cut.
+//! Ends of senders: closed, dropped, dropped in the middle, with peers that read, stall or vanish.
+//! No end frees a buffer under the kernel's read, and no end of a truncated stream looks orderly.
 
 mod common;
 
@@ -33,7 +32,7 @@ fn send_some(sender: &mut Sender<TcpStream>, pool: &Pool, count: usize) {
     }
 }
 
-/// Writes into every slot that can be had, and keeps them.
+/// Overwrites every available slot, and keeps all of them.
 fn scribble(pool: &Pool) -> Vec<pinbuf::PinnedBuf> {
     let take = std::iter::from_fn(|| pool.try_alloc(1).ok());
     take.map(|mut buf| {
@@ -43,8 +42,8 @@ fn scribble(pool: &Pool) -> Vec<pinbuf::PinnedBuf> {
     .collect()
 }
 
-/// Waits until the pool's records agree and nothing is with the program, and says how many slots
-/// are not free.
+/// Waits until the pool's audit is clean and the program has no buffer, and returns the number of
+/// slots in use.
 fn accounted_for(pool: &Pool) -> usize {
     eventually("every slot is accounted for", || {
         let audit = pool.audit();
@@ -62,7 +61,7 @@ fn close_ends_the_stream_in_order() {
     let peer = reader(far, Duration::from_millis(50));
     for seed in 0..20 {
         let buf = filled(pool.alloc(LEN).unwrap(), LEN, seed);
-        // The last one is left in part to `close`.
+        // `close` has to send a part of the last buffer.
         if seed < 19 { sender.send(buf) } else { sender.try_send(buf) }.unwrap();
     }
     let report = sender.close(soon().unwrap());
@@ -84,7 +83,7 @@ fn a_dropped_sender_with_nothing_in_flight_closes_its_socket() {
 }
 
 #[test]
-fn a_dropped_sender_frees_nothing_that_the_peer_has_yet_to_get() {
+fn a_dropped_sender_frees_no_undelivered_buffer() {
     let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 12);
     let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -102,7 +101,7 @@ fn a_dropped_sender_frees_nothing_that_the_peer_has_yet_to_get() {
 }
 
 #[test]
-fn a_panic_in_the_senders_thread_frees_nothing_either() {
+fn a_panic_in_the_senders_thread_frees_no_buffer() {
     let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 12);
     let panicked = thread::scope(|scope| {
@@ -132,7 +131,7 @@ fn memory_outlives_pool_and_sender_while_the_kernel_may_read_it() {
     send_some(&mut sender, &pool, 12);
     drop(pool);
     drop(sender);
-    // Whoever gets the next mapping must not get this memory.
+    // The next mapping must not get this memory.
     let other = common::pool(LEN, 12);
     let scribbled = scribble(&other);
     let mut got = vec![0; 12 * LEN];
@@ -142,7 +141,7 @@ fn memory_outlives_pool_and_sender_while_the_kernel_may_read_it() {
     drop(scribbled);
 }
 
-/// What ended the stream: `Ok` in order, an error, or nothing within `patience`.
+/// The end of the stream: `Ok` in order, an error, or none within `patience`.
 fn end_of(mut far: TcpStream, patience: Duration) -> (Vec<u8>, Result<(), io::ErrorKind>) {
     far.set_read_timeout(Some(patience)).unwrap();
     let mut got = Vec::new();
@@ -151,7 +150,7 @@ fn end_of(mut far: TcpStream, patience: Duration) -> (Vec<u8>, Result<(), io::Er
 }
 
 #[test]
-fn the_rest_of_a_dropped_sender_reaches_a_peer_that_reads() {
+fn the_unsent_part_of_a_dropped_sender_reaches_its_peer() {
     for policy in [Policy::Never, Policy::Prefer] {
         let (near, far) = pair_at("127.0.0.1:0", TIGHT);
         let mut sender = Sender::builder().policy(policy).adopt(near).unwrap();
@@ -166,7 +165,7 @@ fn the_rest_of_a_dropped_sender_reaches_a_peer_that_reads() {
 }
 
 #[test]
-fn a_part_sent_by_copy_ends_in_a_reset_if_the_peer_stalls() {
+fn a_partial_copy_ends_in_a_reset_at_a_stalled_peer() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let linger = Duration::from_millis(50);
     let builder = Sender::builder().policy(Policy::Never).linger(linger);
@@ -181,7 +180,7 @@ fn a_part_sent_by_copy_ends_in_a_reset_if_the_peer_stalls() {
 }
 
 #[test]
-fn a_part_sent_without_copy_never_ends_in_order() {
+fn a_partial_zero_copy_send_never_ends_in_order() {
     for close in [false, true] {
         let (near, far) = pair_at("127.0.0.1:0", TIGHT);
         let pool = pool(4 << 20, 1);
@@ -206,18 +205,18 @@ fn a_part_sent_without_copy_never_ends_in_order() {
 }
 
 #[test]
-fn close_ends_by_its_deadline_when_the_peer_stalls() {
+fn close_at_a_stalled_peer_ends_at_its_deadline() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 12);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     send_some(&mut sender, &pool, 12);
     let deadline = after(200);
     let report = sender.close(deadline);
-    assert!(Instant::now() >= deadline, "it gave up early");
+    assert!(Instant::now() >= deadline, "the close ended early");
     assert!(!report.drained, "{report:?}");
     assert!(report.unacked_bytes.is_some_and(|bytes| bytes > LEN), "{report:?}");
     assert_eq!(accounted_for(&pool), report.quarantined);
-    // Whatever is free now may be written, and the peer does not see that.
+    // Free slots may be overwritten now, without effect on the peer.
     let scribbled = scribble(&pool);
     let (got, _) = end_of(far, Duration::from_millis(300));
     for (seed, message) in got.chunks(LEN).enumerate() {
@@ -227,7 +226,7 @@ fn close_ends_by_its_deadline_when_the_peer_stalls() {
 }
 
 #[test]
-fn a_reset_peer_releases_everything_and_every_fate_is_known() {
+fn a_reset_releases_all_slots_and_decides_every_fate() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 4);
     let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -252,20 +251,20 @@ fn close_of_a_dead_connection_does_not_wait_for_its_deadline() {
     reset(far);
     let deadline = after(60_000);
     let report = sender.close(deadline);
-    assert!(Instant::now() < deadline, "it waited to the end");
+    assert!(Instant::now() < deadline, "the close waited for its deadline");
     assert_eq!(report.quarantined, 0);
     assert_all_free(&pool);
 }
 
 #[test]
-fn a_deadline_in_the_past_still_reads_what_is_there() {
+fn a_past_deadline_still_reads_notifications() {
     let (near, far) = pair();
     let pool = pool(LEN, 4);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let peer = reader(far, Duration::ZERO);
     send_some(&mut sender, &pool, 4);
-    eventually("the kernel let go", || common::unacked(&sender) == 0);
-    // Where the path is no longer than the machine, what is acknowledged is released.
+    eventually("the peer has acknowledged", || common::unacked(&sender) == 0);
+    // On loopback, acknowledged bytes are released.
     thread::sleep(Duration::from_millis(50));
     let report = sender.close(Instant::now());
     assert_eq!(report.quarantined, 0, "{report:?}");
@@ -274,7 +273,7 @@ fn a_deadline_in_the_past_still_reads_what_is_there() {
 }
 
 #[test]
-fn an_owner_that_panics_when_dropped_takes_nothing_else_along() {
+fn a_panic_in_a_payloads_drop_affects_no_other_payload() {
     struct Bomb(Vec<u8>);
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -287,7 +286,7 @@ fn an_owner_that_panics_when_dropped_takes_nothing_else_along() {
     let bomb = Arc::new(Bomb(pattern(LEN, 2).to_vec()));
     let start = bomb.0.as_ptr();
     let owner: Arc<dyn Any + Send + Sync> = bomb;
-    // SAFETY: the owner keeps the bytes where they are, and nobody writes them.
+    // SAFETY: the owner keeps the bytes in place, and they have no writers.
     let slice = unsafe { MappedSlice::from_raw_parts(owner, start, LEN) };
     let mut tickets = Vec::new();
     for seed in [0, 1] {
@@ -317,7 +316,7 @@ fn an_owner_that_panics_when_dropped_takes_nothing_else_along() {
 }
 
 #[test]
-fn two_owners_that_panic_when_dropped_at_once_do_not_abort() {
+fn panics_in_two_drops_do_not_abort() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -327,7 +326,7 @@ fn two_owners_that_panic_when_dropped_at_once_do_not_abort() {
     static BYTES: [u8; LEN] = [7; LEN];
     let bomb = || {
         let owner: Arc<dyn Any + Send + Sync> = Arc::new(Bomb);
-        // SAFETY: the bytes are there for ever, and nobody writes them.
+        // SAFETY: the bytes are static and have no writers.
         Payload::from(unsafe { MappedSlice::from_raw_parts(owner, BYTES.as_ptr(), LEN) })
     };
     let (near, far) = pair_at("127.0.0.1:0", Buffers::default());
@@ -335,7 +334,7 @@ fn two_owners_that_panic_when_dropped_at_once_do_not_abort() {
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let peer = reader(far, Duration::ZERO);
     let buf = filled(pool.try_alloc(1).unwrap(), LEN, 0);
-    // One send, so that all of it is let go of at once.
+    // One send, so that all payloads are dropped at once.
     let ticket = sender.send_vectored(&mut vec![bomb(), bomb(), buf.into()]).unwrap();
     assert!(catch_unwind(AssertUnwindSafe(|| sender.wait(ticket, soon()))).is_err());
     assert!(matches!(sender.fate(ticket).unwrap(), Some(Fate::Released { .. })));
@@ -345,7 +344,7 @@ fn two_owners_that_panic_when_dropped_at_once_do_not_abort() {
 }
 
 #[test]
-fn payloads_that_nobody_fetched_end_with_the_sender() {
+fn unfetched_payloads_end_with_the_sender() {
     let (near, far) = pair_at("127.0.0.1:0", Buffers::default());
     let pool = pool(LEN, 4);
     let shared = pattern(LEN, 4);
@@ -354,14 +353,14 @@ fn payloads_that_nobody_fetched_end_with_the_sender() {
     send_some(&mut sender, &pool, 4);
     sender.send(Payload::from(Arc::clone(&shared))).unwrap();
     sender.drain(soon()).unwrap();
-    assert_eq!(census(&pool), [0, 4, 0, 0], "with the program, though not fetched");
+    assert_eq!(census(&pool), [0, 4, 0, 0], "owned by the program, though not fetched");
     assert!(sender.close(soon().unwrap()).drained);
     assert_all_free(&pool);
     assert_eq!(Arc::strong_count(&shared), 1);
     assert_arrived(&peer.join().unwrap(), LEN, 5);
 }
 
-// Why an end was not in order.
+// Reasons of an end that was not in order.
 
 fn assert_tells_why(report: CloseReport) {
     assert!(!report.drained, "{report:?}");
@@ -369,7 +368,7 @@ fn assert_tells_why(report: CloseReport) {
 }
 
 #[test]
-fn a_close_after_the_peers_reset_says_why_it_is_not_drained() {
+fn a_close_after_a_reset_tells_its_cause() {
     for policy in [Policy::Never, Policy::Prefer] {
         for bytes in [0, 100, 300_000] {
             let (near, far) = pair_at("127.0.0.1:0", STALLED);
@@ -389,7 +388,7 @@ fn a_close_after_the_peers_reset_says_why_it_is_not_drained() {
 }
 
 #[test]
-fn a_close_during_which_the_peer_resets_is_not_called_drained() {
+fn a_reset_during_a_close_is_not_drained() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     sender.try_send(pattern(300_000, 1)).unwrap();
@@ -419,7 +418,7 @@ fn a_close_with_unread_input_resets_the_peer() {
 }
 
 #[test]
-fn an_abort_of_a_datagram_socket_says_why_it_is_none() {
+fn an_abort_of_a_datagram_socket_is_an_error() {
     let far = UdpSocket::bind("127.0.0.1:0").unwrap();
     let near = UdpSocket::bind("127.0.0.1:0").unwrap();
     near.connect(far.local_addr().unwrap()).unwrap();

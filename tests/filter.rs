@@ -1,7 +1,7 @@
-//! Filters for system calls: what a sender cannot do without is tried at adoption, and a refusal
-//! later frees nothing early and makes no wait hang.
+//! System-call filters. Adoption tries the indispensable calls, and a later refusal frees no buffer
+//! early and makes no wait hang.
 //!
-//! A filter cannot be taken back, so every test runs in a process of its own.
+//! A filter is irrevocable, so every test runs in child processes.
 
 #![cfg(target_os = "linux")]
 
@@ -35,8 +35,7 @@ const LEN: usize = 64 << 10;
 const READ: Call = (libc::SYS_recvmmsg, None);
 const OPTION_MEMORY: Call = (libc::SYS_getsockopt, Some((2, libc::SO_MEMINFO as u32)));
 
-/// Runs the calling test, of which `body` is a closure, once in a process of its own for each of
-/// these error numbers.
+/// Runs the calling test, with `body` as its closure, in a child process for each error number.
 fn for_each_errno<F: Fn(i32)>(body: F) {
     let test = test_of(&body);
     let errnos = [libc::EPERM, libc::ENOSYS];
@@ -48,16 +47,16 @@ fn for_each_errno<F: Fn(i32)>(body: F) {
     }
 }
 
-/// Returns `false`, with a word, where no filter can be had.
+/// Returns `false`, with a report, where filters are unavailable.
 fn refused(test: &str, calls: &[Call], errno: i32) -> bool {
     let refused = refuse(calls, errno);
     if let Err(error) = &refused {
-        skip(test, &format!("no filter for system calls can be had: {error}"));
+        skip(test, &format!("no system-call filter is possible: {error}"));
     }
     refused.is_ok()
 }
 
-/// Sends `count` messages out of one slot of a pool, and ends in order.
+/// Sends `count` messages from one slot of a pool, and ends in order.
 fn assert_copies(mut sender: Sender<TcpStream>, far: TcpStream, count: usize) {
     let pool = pool(LEN, 1);
     let peer = reader(far, Duration::ZERO);
@@ -88,7 +87,7 @@ fn is_refused_at_adoption(test: &str, call: Call, errno: i32) {
     let sender = Sender::new(near).unwrap();
     assert_eq!(sender.capabilities().reason, Some(unprovable));
     assert!(!sender.capabilities().zero_copy);
-    // Nor is there anything to forbid that it be made anew.
+    // The sender can also be taken apart and made again.
     let (near, ids) = sender.into_parts().unwrap();
     let sender = common::zero_copy().resume(ids).adopt(near).unwrap();
     assert_eq!(sender.capabilities().reason, Some(unprovable));
@@ -127,7 +126,7 @@ fn a_sender_that_cannot_read_its_option_memory_copies() {
     });
 }
 
-/// Fails at once in every way, and goes on failing; `held` leases are left.
+/// Asserts that every wait fails at once, and that `held` leases are left.
 fn assert_quarantined(sender: &mut Sender<TcpStream>, held: usize) {
     assert_eq!(sender.drain(None), Err(WaitError::Poisoned));
     assert_eq!(sender.capabilities().reason, Some(CopyReason::Poisoned(Poison::Unread)));
@@ -136,9 +135,9 @@ fn assert_quarantined(sender: &mut Sender<TcpStream>, held: usize) {
 }
 
 #[test]
-fn what_is_in_flight_when_reading_is_refused_is_quarantined() {
+fn a_refused_read_quarantines_sends_in_flight() {
     for_each_errno(|errno| {
-        const NAME: &str = "what_is_in_flight_when_reading_is_refused_is_quarantined";
+        const NAME: &str = "a_refused_read_quarantines_sends_in_flight";
         let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
         let pool = pool(LEN, 2);
         let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -155,8 +154,8 @@ fn what_is_in_flight_when_reading_is_refused_is_quarantined() {
         assert_quarantined(&mut sender, 2);
         assert_eq!(sender.reap().unwrap_err().raw_os_error(), Some(errno), "a loop does not spin");
         assert_eq!(pool.alloc(LEN).unwrap_err(), AllocError::Exhausted, "not waited for");
-        // The stream goes on by copy. In the end the kernel has released all; that it did so is
-        // not to be known.
+        // The stream continues by copy. In the end the kernel has released all sends, but the
+        // library cannot know.
         let peer = thread::spawn(move || {
             let mut got = vec![0; 3 * LEN];
             far.read_exact(&mut got).unwrap();
@@ -167,7 +166,7 @@ fn what_is_in_flight_when_reading_is_refused_is_quarantined() {
         assert_eq!(sender.wait(ticket, soon()), Ok(fate));
         let (got, _far) = peer.join().unwrap();
         assert_arrived(&got, LEN, 3);
-        eventually("all is acknowledged", || unacked(&sender) == 0);
+        eventually("all bytes are acknowledged", || unacked(&sender) == 0);
         assert_quarantined(&mut sender, 2);
         assert_eq!(census(&pool), [0, 0, 0, 2]);
         let report = sender.close(after(20));
@@ -204,7 +203,7 @@ fn waits_end_when_reading_is_refused_meanwhile() {
             let (fate, _) = block_on(poll_fn(|cx| reaping.poll_fate(cx, tickets[1])));
             (fate, reaping.wait(tickets[0], None), reaping)
         });
-        // That they wait by then shows more, and either order must do.
+        // The pause lets the waits begin first, but either order must work.
         thread::sleep(Duration::from_millis(100));
         refuse(&[READ], errno).unwrap();
         let (fate, waited, reaping) = for_a_fate.join().unwrap();
@@ -241,7 +240,7 @@ fn a_sender_with_nothing_in_flight_copies_when_reading_is_refused() {
     });
 }
 
-/// Every way to wait, over messages that are out of a pool of one slot.
+/// Waits in every way for messages in flight from a pool of one slot.
 fn assert_waits(mut sender: Sender<TcpStream>, far: TcpStream, pool: &Pool, errno: i32) {
     const COUNT: usize = 20;
     let peer = reader(far, Duration::ZERO);
@@ -271,10 +270,10 @@ fn assert_waits(mut sender: Sender<TcpStream>, far: TcpStream, pool: &Pool, errn
     assert_arrived(&peer.join().unwrap(), LEN, 1);
 }
 
-/// Runs the calling test in a process for each group of calls that waits are made of.
+/// Runs the calling test in a child process for each group of calls behind waits.
 fn for_each_way_to_wait<F: Fn(&[Call])>(body: F) {
     let test = test_of(&body);
-    // Of the calls made here only wake-ups write 8 bytes.
+    // Only wake-ups write 8 bytes here.
     let wake_up = (libc::SYS_write, Some((2, 8)));
     let ways: [&[Call]; 6] = [
         &[any(libc::SYS_epoll_create1)],
@@ -297,9 +296,9 @@ fn for_each_way_to_wait<F: Fn(&[Call])>(body: F) {
 }
 
 #[test]
-fn waits_do_without_what_a_filter_refuses() {
+fn waits_work_without_the_refused_calls() {
     for_each_way_to_wait(|calls| {
-        if !refused("waits_do_without_what_a_filter_refuses", calls, libc::EPERM) {
+        if !refused("waits_work_without_the_refused_calls", calls, libc::EPERM) {
             return;
         }
         let (near, far) = pair_at("127.0.0.1:0", TIGHT);
@@ -309,7 +308,7 @@ fn waits_do_without_what_a_filter_refuses() {
 }
 
 #[test]
-fn waits_do_without_what_a_filter_refuses_later() {
+fn waits_work_without_the_later_refused_calls() {
     for_each_way_to_wait(|calls| {
         let (near, far) = pair_at("127.0.0.1:0", TIGHT);
         let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -323,7 +322,7 @@ fn waits_do_without_what_a_filter_refuses_later() {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(watched.poll_fate(&mut cx, ticket).is_pending(), "the reaper runs");
         assert_eq!(watched.wait(ticket, Some(after(1))), Err(WaitError::TimedOut));
-        if !refused("waits_do_without_what_a_filter_refuses_later", calls, libc::EPERM) {
+        if !refused("waits_work_without_the_later_refused_calls", calls, libc::EPERM) {
             return;
         }
         let peer = reader(other.1, Duration::ZERO);
@@ -336,11 +335,11 @@ fn waits_do_without_what_a_filter_refuses_later() {
 }
 
 #[test]
-fn notes_release_though_the_option_memory_is_refused_later() {
+fn notifications_release_without_the_option_memory() {
     for_each_errno(|errno| {
         let (near, far) = pair_at("127.0.0.1:0", TIGHT);
         let sender = common::zero_copy().adopt(near).unwrap();
-        let name = "notes_release_though_the_option_memory_is_refused_later";
+        let name = "notifications_release_without_the_option_memory";
         if refused(name, &[OPTION_MEMORY], errno) {
             assert_waits(sender, far, &pool(LEN, 1), errno);
         }
@@ -348,27 +347,30 @@ fn notes_release_though_the_option_memory_is_refused_later() {
 }
 
 #[test]
-fn an_end_does_without_the_count_of_unacknowledged_bytes() {
+fn an_end_works_without_the_unacknowledged_bytes() {
     for_each_errno(|errno| {
         let (near, far) = pair_at("127.0.0.1:0", TIGHT);
         let sender = common::zero_copy().adopt(near).unwrap();
         let (stuck, _stuck_far) = pair_at("127.0.0.1:0", STALLED);
         let linger = Duration::from_millis(100);
         let mut stuck = common::zero_copy().linger(linger).adopt(stuck).unwrap();
-        let name = "an_end_does_without_the_count_of_unacknowledged_bytes";
+        let name = "an_end_works_without_the_unacknowledged_bytes";
         let ioctl = (libc::SYS_ioctl, Some((1, libc::TIOCOUTQ as u32)));
         if refused(name, &[ioctl], errno) {
             let pool = pool(LEN, 1);
             stuck.send(filled(pool.alloc(LEN).unwrap(), LEN, 1)).unwrap();
             drop(stuck);
-            assert!(wait_idle(soon().unwrap()), "aborted, and all is back");
+            assert!(
+                wait_idle(soon().unwrap()),
+                "the connection is aborted, and all slots are free"
+            );
             assert_all_free(&pool);
             assert_waits(sender, far, &pool, errno);
         }
     });
 }
 
-/// The calls of a row of the page about system calls, as the row writes them.
+/// The calls in a row of the page about system calls.
 fn calls_of(row: &str) -> Vec<Call> {
     let option = |number, name| vec![(number, Some((2, name as u32)))];
     let poll = any(libc::SYS_ppoll);
@@ -404,8 +406,8 @@ fn calls_of(row: &str) -> Vec<Call> {
     }
 }
 
-/// The effect on a program that fills buffers and sends them one by one and together, and that
-/// aborts a sender whose peer reads nothing.
+/// The effect on a program that fills buffers, sends them singly and together, and aborts a sender
+/// with a stalled peer.
 fn effect_of(calls: &[Call]) -> &'static str {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let (stalled, _stalled_far) = pair_at("127.0.0.1:0", STALLED);
@@ -438,8 +440,8 @@ fn effect_of(calls: &[Call]) -> &'static str {
 }
 
 #[test]
-fn each_refused_call_has_the_effect_that_the_page_tells() {
-    const NAME: &str = "each_refused_call_has_the_effect_that_the_page_tells";
+fn each_refused_call_has_the_documented_effect() {
+    const NAME: &str = "each_refused_call_has_the_documented_effect";
     if !refused(NAME, &[], libc::EPERM) {
         return;
     }

@@ -1,12 +1,12 @@
-//! A peer that stalls, packets that get lost or wait in a queue, and then the end of the sender;
-//! every slot that the pool calls Free is written over at once. Nothing of that may be seen by the
-//! peer, whose stream is compared byte for byte. The same traffic without the library, closed or
-//! aborted and written over at once, arrives corrupt.
+//! A stalled peer, lost or queued packets, and then the end of the sender; every slot that the pool
+//! calls Free is overwritten at once. The peer's stream, compared byte for byte, must show none of
+//! that. The same traffic without the library, closed or aborted and overwritten at once, arrives
+//! corrupt.
 //!
-//! Both ends are in network namespaces of their own, joined by two devices (`common/road.rs`).
+//! Both ends are in private network namespaces, joined by two devices (`common/road.rs`).
 //!
-//! An abort of which no packet waits in a queue has no control of its own: the kernel drops all of
-//! its data before `connect` returns, and nothing that is written later can get out.
+//! An abort without queued packets has no control: the kernel drops all data before `connect`
+//! returns, and no later contents can leave.
 
 #![cfg(target_os = "linux")]
 
@@ -40,7 +40,7 @@ use pinbuf::{
 
 // The library's side.
 
-/// Takes every slot that is to be had, at once, writes over it, and keeps it.
+/// Takes every available slot at once, overwrites it, and keeps it.
 struct Scribbler {
     taken: Arc<AtomicUsize>,
     stop: Arc<AtomicBool>,
@@ -70,7 +70,7 @@ impl Scribbler {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Gives all of it back.
+    /// Returns all slots.
     fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
         drop(self.thread.join().unwrap());
@@ -79,19 +79,19 @@ impl Scribbler {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum End {
-    /// With all the time it needs.
+    /// With enough time.
     Close,
-    /// With a deadline while the peer stalls.
+    /// With a deadline during the peer's stall.
     CloseInHaste,
     Abort,
-    /// The peer goes on within the linger time.
+    /// The peer continues within the linger time.
     Drop,
-    /// It does not.
+    /// The peer does not.
     DropInHaste,
 }
 
 impl End {
-    /// Whether the connection is aborted.
+    /// Returns `true` if the connection is aborted.
     fn aborts(self) -> bool {
         !matches!(self, Self::Close | Self::Drop)
     }
@@ -124,7 +124,7 @@ fn pool(len: usize, slots: usize, pages: Pages) -> Result<Pool, String> {
     pool.map_err(|error| error.to_string())
 }
 
-/// Sends `count` messages out of as many slots, without copy.
+/// Sends `count` messages from as many slots, without copies.
 fn send_all(sender: &mut Sender<TcpStream>, pool: &Pool, len: usize, count: usize) {
     for seed in 0..count {
         sender.send(filled(pool.try_alloc(len).unwrap(), len, seed)).unwrap();
@@ -135,7 +135,7 @@ fn send_all(sender: &mut Sender<TcpStream>, pool: &Pool, len: usize, count: usiz
 
 // The same without the library.
 
-/// Sends messages without copy, ends the connection, writes over their memory at once.
+/// Sends messages without copies, ends the connection, and overwrites their memory at once.
 fn raw(near: TcpStream, len: usize, count: usize, end: impl FnOnce(TcpStream)) {
     set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno");
     let mut control = Loop::over(near, Rule::Sent);
@@ -147,7 +147,7 @@ fn raw(near: TcpStream, len: usize, count: usize, end: impl FnOnce(TcpStream)) {
 
 const SMALL: usize = 16 << 10;
 const MESSAGES: usize = 32;
-/// What a peer takes that does not read: a few KiB.
+/// The receive buffer of a stalled peer: a few KiB.
 const LITTLE: i32 = 20_000;
 const STALL: Duration = Duration::from_millis(300);
 
@@ -163,7 +163,7 @@ fn losing(side: Side) -> Result<(), String> {
         let scribbler = Scribbler::on(&pool);
         let in_flight = sender.stats().leases;
         assert!(in_flight > MESSAGES / 2, "only {in_flight} in flight");
-        // What is aborted is read afterwards: on a slow machine all could arrive before.
+        // Aborted sends are read afterwards: on a slow machine all bytes could arrive before.
         let peer = (!end.aborts()).then(|| Peer::of(far.try_clone().unwrap(), STALL, patience));
         let closed = end.bring_about(sender);
         eventually("every slot is free", || scribbler.taken() == MESSAGES);
@@ -180,7 +180,7 @@ fn losing(side: Side) -> Result<(), String> {
         ));
         assert_eq!((messages, bytes), (0, 0));
         if end.aborts() {
-            assert!(stream.len() < SMALL * MESSAGES, "nothing was cut off");
+            assert!(stream.len() < SMALL * MESSAGES, "the stream is whole");
         } else {
             assert_eq!(stream.len(), SMALL * MESSAGES);
         }
@@ -197,18 +197,18 @@ fn losing(side: Side) -> Result<(), String> {
          messages corrupt, {bytes} wrong of {} bytes",
         stream.len()
     ));
-    assert_eq!(stream.len(), SMALL * MESSAGES, "it is delivered as good data");
+    assert_eq!(stream.len(), SMALL * MESSAGES, "the corrupt stream is delivered as valid data");
     assert!(messages > MESSAGES / 2);
     Ok(())
 }
 
 #[test]
-fn a_stalled_peer_and_loss_at_the_sender_corrupt_nothing_however_it_ends() {
+fn loss_at_the_sender_corrupts_no_byte_of_any_end() {
     in_a_namespace(|| losing(Side::Sender));
 }
 
 #[test]
-fn a_stalled_peer_and_loss_at_the_receiver_corrupt_nothing_however_it_ends() {
+fn loss_at_the_receiver_corrupts_no_byte_of_any_end() {
     in_a_namespace(|| losing(Side::Receiver));
 }
 
@@ -216,9 +216,9 @@ fn a_stalled_peer_and_loss_at_the_receiver_corrupt_nothing_however_it_ends() {
 
 const LARGE: usize = 64 << 10;
 const SENT: usize = 12;
-/// So many that the former pages of all that is in flight may be held.
+/// Enough slots for the former pages of all sends in flight.
 const SLOTS: usize = 4 * SENT;
-/// What a peer takes that reads.
+/// The receive buffer of a reading peer.
 const MUCH: i32 = 1 << 20;
 
 /// A sender with packets in a queue below TCP.
@@ -234,7 +234,7 @@ fn queued(road: &Road, pool: &Pool, end: End) -> (Sender<TcpStream>, Peer) {
     (sender, peer)
 }
 
-/// The queue goes on its way: the peer gets what the queue had, and it is right.
+/// Empties the queue: the peer gets the queued bytes, and they are right.
 fn let_go(road: &Road, what: &str, pool: &Pool, scribbler: Scribbler, peer: Peer) {
     let before = peer.received();
     road.unblock();
@@ -250,11 +250,11 @@ fn let_go(road: &Road, what: &str, pool: &Pool, scribbler: Scribbler, peer: Peer
         stream.len()
     ));
     assert_eq!((messages, bytes), (0, 0));
-    assert!(stream.len() > before, "nothing was in the queue");
+    assert!(stream.len() > before, "the queue was empty");
 }
 
 #[test]
-fn a_slot_whose_packets_wait_in_a_queue_is_usable_at_once_and_the_queue_keeps_its_bytes() {
+fn a_slot_with_queued_packets_is_reusable_at_once() {
     in_a_namespace(|| {
         let road = Road::build()?;
         road.block()?;
@@ -286,7 +286,7 @@ fn a_slot_whose_packets_wait_in_a_queue_is_usable_at_once_and_the_queue_keeps_it
     });
 }
 
-/// Huge pages are reserved for as long as this lives.
+/// Reserves huge pages as long as it lives.
 struct Reserve;
 
 impl Reserve {
@@ -310,8 +310,9 @@ impl Drop for Reserve {
 }
 
 #[test]
-fn on_hugetlb_pages_what_waits_in_a_queue_stays_quarantined_until_the_proof() {
-    // In a user namespace there is no right to it, and no need: this process has made it already.
+fn queued_hugetlb_slots_stay_quarantined_until_the_proof() {
+    // A user namespace has no right to change the reserve, and no need: this process has made it
+    // already.
     let _reserve = Reserve::make();
     in_a_namespace(|| {
         let road = Road::build()?;
@@ -322,12 +323,12 @@ fn on_hugetlb_pages_what_waits_in_a_queue_stays_quarantined_until_the_proof() {
             let (sender, peer) = queued(&road, &pool, end);
             let scribbler = Scribbler::on(&pool);
             end.bring_about(sender);
-            eventually("something is quarantined", || pool.stats().quarantined() > 0);
+            eventually("a slot is quarantined", || pool.stats().quarantined() > 0);
             let quarantined = || pool.stats().quarantined();
-            eventually("whatever else is there is written over", || {
+            eventually("all other slots are overwritten", || {
                 scribbler.taken() == SLOTS - quarantined()
             });
-            // And stays so.
+            // The slots stay quarantined.
             thread::sleep(Duration::from_millis(300));
             let (stats, quarantined) = (pool.stats(), quarantined());
             assert!(quarantined > 0);
@@ -342,13 +343,13 @@ fn on_hugetlb_pages_what_waits_in_a_queue_stays_quarantined_until_the_proof() {
 }
 
 #[test]
-fn without_the_library_what_waits_in_a_queue_leaves_as_it_was_written_later() {
+fn without_the_library_queued_packets_leave_corrupt() {
     in_a_namespace(|| {
         let road = Road::build()?;
         road.block()?;
         let end: fn(TcpStream) = |near| {
             disconnect(&near);
-            // The descriptor is kept, to no avail.
+            // Keeping the descriptor does not help.
             std::mem::forget(near);
         };
         for (how, end) in [("disconnected", end), ("closed", drop), ("closed with a reset", reset)]

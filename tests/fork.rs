@@ -1,4 +1,4 @@
-//! What a forked child finds, and that nothing it does harms its parent.
+//! Forked children: their view of the library, and no harm to the parent.
 
 #![cfg(target_os = "linux")]
 
@@ -35,8 +35,8 @@ const LEN: usize = 64 << 10;
 
 /// Forks. `None` is the child, which has to [`leave`] and is killed if it hangs.
 fn fork() -> Option<libc::pid_t> {
-    // SAFETY: fork(2). What the child may do is what these tests are about: besides that it
-    // allocates, which glibc and musl allow, and leaves by _exit(2).
+    // SAFETY: fork(2). These tests are about the child's rights: beyond the library it only
+    // allocates, as glibc and musl allow, and exits by _exit(2).
     match unsafe { libc::fork() } {
         -1 => panic!("{}", std::io::Error::last_os_error()),
         0 => {
@@ -64,7 +64,7 @@ fn assert_left_well(child: libc::pid_t) {
 }
 
 #[test]
-fn a_child_that_misuses_and_drops_everything_harms_nothing() {
+fn a_child_that_drops_everything_harms_no_parent() {
     let pool = Pool::builder().class(LEN, 6).class(4096, 1).zero_on_recycle(true).build().unwrap();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
@@ -80,8 +80,8 @@ fn a_child_that_misuses_and_drops_everything_harms_nothing() {
         let mut waiting = Box::pin(pool.alloc_async(1));
         let mut cx = Context::from_waker(Waker::noop());
         assert!(waiting.as_mut().poll(&mut cx).is_pending());
-        // The reaper looks at the sender now, and a child would find it in the hands of a thread
-        // that it does not have, and could not close it.
+        // The reaper drives the sender now. A child could not close a sender in the hands of a
+        // thread of its parent.
         thread::sleep(Duration::from_millis(50));
 
         let Some(child) = fork() else {
@@ -122,7 +122,7 @@ fn a_child_that_misuses_and_drops_everything_harms_nothing() {
             })
         };
         assert_left_well(child);
-        assert!(waiting.as_mut().poll(&mut cx).is_pending(), "it keeps its place");
+        assert!(waiting.as_mut().poll(&mut cx).is_pending(), "the future stays pending");
     }
 
     assert_eq!(census(&pool), [0, 3, 4, 0]);
@@ -135,15 +135,19 @@ fn a_child_that_misuses_and_drops_everything_harms_nothing() {
         let fate = sender.wait(ticket, soon()).unwrap();
         assert!(matches!(fate, Fate::Released { accepted: LEN, .. }), "{fate:?}");
     }
-    assert!(sender.capabilities().zero_copy, "no note was stolen: {:?}", sender.capabilities());
+    assert!(
+        sender.capabilities().zero_copy,
+        "no notification was stolen: {:?}",
+        sender.capabilities()
+    );
     assert!(sender.close(soon().unwrap()).drained);
     let want: Vec<u8> = (0..6).flat_map(|seed| pattern(LEN, seed).to_vec()).collect();
     assert_same(&peer.join().unwrap(), &want);
 }
 
-/// The pool's addresses are free in a child, and somebody else's soon.
+/// In a child the pool's addresses are free, and soon other memory may lie there.
 #[test]
-fn a_child_that_drops_a_pool_unmaps_nothing() {
+fn a_child_that_drops_a_pool_unmaps_no_memory() {
     for order in ["pool, fork, buffer", "fork, pool, buffer", "fork, buffer, pool"] {
         let mut pool = Some(pool(LEN, 1));
         let buf = filled(pool.as_ref().unwrap().try_alloc(1).unwrap(), LEN, 1);
@@ -155,7 +159,7 @@ fn a_child_that_drops_a_pool_unmaps_nothing() {
                 let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
                 let access = libc::PROT_READ | libc::PROT_WRITE;
                 let place = buf.as_ptr().cast_mut();
-                // SAFETY: mmap(2): MAP_FIXED_NOREPLACE takes nothing away from anybody.
+                // SAFETY: mmap(2): MAP_FIXED_NOREPLACE replaces no mapping.
                 let map = unsafe { libc::mmap(place.cast(), LEN, access, flags, -1, 0) };
                 assert_eq!(map, place.cast(), "the pool is not mapped here");
                 if order.ends_with("buffer") {
@@ -163,7 +167,7 @@ fn a_child_that_drops_a_pool_unmaps_nothing() {
                 } else {
                     drop((buf, pool));
                 }
-                // SAFETY: it was mapped above.
+                // SAFETY: the memory was mapped above.
                 unsafe { place.write_volatile(1) };
             })
         };
@@ -175,14 +179,14 @@ fn a_child_that_drops_a_pool_unmaps_nothing() {
 }
 
 #[test]
-fn notes_that_wait_to_be_read_are_left_to_the_parent() {
+fn a_child_leaves_unread_notifications_to_its_parent() {
     let pool = pool(LEN, 4);
     let (near, mut far) = pair();
     let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
     let ticket = sender.send(filled(pool.try_alloc(1).unwrap(), LEN, 1)).unwrap();
     let mut got = vec![0; LEN];
     far.read_exact(&mut got).unwrap();
-    common::eventually("the note is on the error queue", || common::has_error(&sender));
+    common::eventually("the notification is on the error queue", || common::has_error(&sender));
     for way in 0..3 {
         let Some(child) = fork() else {
             leave(move || match way {
@@ -196,7 +200,7 @@ fn notes_that_wait_to_be_read_are_left_to_the_parent() {
     assert!(sender.fate(ticket).unwrap().is_none());
     assert_eq!(sender.reap().unwrap().messages, 1);
     assert!(sender.fate(ticket).unwrap().is_some());
-    // The connection is as it was, in both directions.
+    // The connection is unchanged in both directions.
     let ticket = sender.send(filled(pool.try_alloc(1).unwrap(), LEN, 2)).unwrap();
     far.read_exact(&mut got).unwrap();
     assert_same(&got, &pattern(LEN, 2));
@@ -229,12 +233,12 @@ fn the_halves_of_a_sender_only_close_in_a_child() {
     reaping.wait(ticket, soon()).unwrap();
     drop((sending, reaping));
     assert_same(&peer.join().unwrap(), &[pattern(LEN, 1), pattern(LEN, 2)].concat());
-    common::eventually("all is released", || pool.stats().free() == 4);
+    common::eventually("all sends are released", || pool.stats().free() == 4);
 }
 
 #[test]
-fn a_child_has_a_library_of_its_own() {
-    // The parent's reaper runs, and has something to do.
+fn a_child_can_use_the_library_itself() {
+    // The parent's reaper runs and has a sender.
     let pool = pool(LEN, 4);
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
@@ -266,13 +270,13 @@ fn a_child_has_a_library_of_its_own() {
     };
     assert_left_well(child);
     assert_same(&reader(far, Duration::ZERO).join().unwrap(), &pattern(LEN, 1).repeat(4));
-    common::eventually("the reaper has let go", || pool.stats().free() == 4);
+    common::eventually("the reaper has no sender left", || pool.stats().free() == 4);
 }
 
-/// Other threads are in the middle of everything when the process forks: they wait for slots and,
-/// meanwhile, drive the sender that has one.
+/// Other threads are in the middle of calls at the fork: they wait for slots and drive the sender
+/// with the only slot.
 #[test]
-fn a_child_never_waits_for_a_lock_that_nobody_holds() {
+fn a_child_never_waits_for_an_orphaned_lock() {
     let pool = pool(LEN, 2);
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
@@ -317,10 +321,10 @@ fn a_child_never_waits_for_a_lock_that_nobody_holds() {
         sender
     });
     sender.abort();
-    common::eventually("all is released", || pool.stats().free() == 2);
+    common::eventually("all sends are released", || pool.stats().free() == 2);
 }
 
-/// KiB of huge pages in the mapping that an address lies in.
+/// KiB of huge pages in the mapping of an address.
 fn huge_kib(address: *const u8) -> usize {
     let maps = fs::read_to_string("/proc/self/smaps").unwrap();
     let mut inside = false;
@@ -336,21 +340,19 @@ fn huge_kib(address: *const u8) -> usize {
     panic!("{address:?} is not mapped");
 }
 
-/// Whether an address is mapped in this process.
+/// Returns `true` if an address is mapped in this process.
 fn is_mapped(address: *const u8) -> bool {
     let page = address.cast_mut().with_addr(address.addr() & !4095).cast();
     let mut resident = 0;
-    // SAFETY: mincore(2) writes a byte for each page, of which there is one; it fails if the page
-    // is not mapped.
+    // SAFETY: mincore(2) writes a byte for each page, here one; it fails if the page is not mapped.
     unsafe { libc::mincore(page, 1, &raw mut resident) == 0 }
 }
 
-/// Children that live on, that end and that execute a program, while slots of the same pages are in
-/// flight, written and sent.
+/// Children that live on, exit or execute a program, while slots of the same pages are in flight,
+/// written and sent.
 #[test]
-fn on_every_kind_of_pages_children_come_and_go_and_the_peer_reads_what_was_sent() {
-    const NAME: &str =
-        "on_every_kind_of_pages_children_come_and_go_and_the_peer_reads_what_was_sent";
+fn children_change_no_sent_byte_on_any_kind_of_pages() {
+    const NAME: &str = "children_change_no_sent_byte_on_any_kind_of_pages";
     let huge = Pages::HugeTlb { page_bytes: Reserve::PAGE };
     for pages in [Pages::Base, Pages::Thp, huge] {
         // As many as the pool needs, and none to spare.
@@ -382,7 +384,7 @@ fn on_every_kind_of_pages_children_come_and_go_and_the_peer_reads_what_was_sent(
         let whole = huge_kib(start);
         assert!(pages != Pages::Thp || whole > 0);
         let peer = reader(far, Duration::from_millis(100));
-        // More than there are slots: each is written and sent again.
+        // More than the slots: each slot is written and sent again.
         let count = 3 * slots;
         let mut children = Vec::new();
         for seed in 1..count {
@@ -410,7 +412,7 @@ fn on_every_kind_of_pages_children_come_and_go_and_the_peer_reads_what_was_sent(
 }
 
 #[test]
-fn a_child_finds_no_slot_in_its_parents_magazines() {
+fn a_child_cannot_use_its_parents_magazines() {
     let pool = pool(4096, 256);
     let borrowed = pool.clone();
     let local = borrowed.local(4096).unwrap();
@@ -428,7 +430,7 @@ fn a_child_finds_no_slot_in_its_parents_magazines() {
             assert_eq!(pool.try_alloc(1).unwrap_err(), AllocError::Forked);
             assert!(pool.audit().is_clean());
             drop((local, pool));
-            // Its own have magazines, taken away and given back.
+            // The child's own pools have magazines, recalled and bound again.
             let own = common::pool(64, 64);
             thread::scope(|scope| scope.spawn(|| drop(own.try_alloc(1).unwrap())).join().unwrap());
             let bufs: Vec<_> = (0..64).map(|_| own.try_alloc(1).unwrap()).collect();

@@ -1,5 +1,5 @@
-//! `max_hold` and `send_timeout`: a peer that acknowledges nothing holds a call, or memory, for so
-//! long and no longer.
+//! `max_hold` and `send_timeout`: a peer without acknowledgements holds a call, or memory, up to
+//! the limit and no longer.
 
 mod common;
 
@@ -29,7 +29,7 @@ fn limited(policy: Policy) -> (Sender<TcpStream>, TcpStream) {
 }
 
 #[test]
-fn a_peer_that_never_reads_ends_a_blocking_send_on_every_path() {
+fn a_stalled_peer_ends_a_blocking_send_on_every_path() {
     for policy in [Policy::Never, Policy::Auto, Policy::Prefer] {
         let (mut sender, _far) = limited(policy);
         let sender = promptly(move || {
@@ -44,7 +44,7 @@ fn a_peer_that_never_reads_ends_a_blocking_send_on_every_path() {
 }
 
 #[test]
-fn a_socket_full_of_copies_ends_a_blocking_send_of_which_nothing_is_accepted() {
+fn a_socket_full_of_copies_ends_an_unaccepted_send() {
     let (mut sender, _far) = limited(Policy::Never);
     promptly(move || {
         let error = loop {
@@ -60,7 +60,7 @@ fn a_socket_full_of_copies_ends_a_blocking_send_of_which_nothing_is_accepted() {
 }
 
 #[test]
-fn accepted_copies_that_no_call_waits_for_count_as_held() {
+fn accepted_copies_without_a_waiting_call_count_as_held() {
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
     let builder = Sender::builder().policy(Policy::Never).max_hold(LIMIT);
     let mut sender = builder.adopt(near).unwrap();
@@ -69,16 +69,16 @@ fn accepted_copies_that_no_call_waits_for_count_as_held() {
         sender.try_send(&[7; 10_000][..]).unwrap();
     }
     assert!(sender.oldest_in_flight().is_some(), "the peer cannot have acknowledged all");
-    eventually("the connection is given up", || sender.connection_error().is_some());
-    assert_eq!(sender.oldest_in_flight(), None, "nothing is held any more");
+    eventually("the connection is aborted", || sender.connection_error().is_some());
+    assert_eq!(sender.oldest_in_flight(), None, "no call is held any more");
 }
 
 #[test]
-fn a_close_after_the_limit_says_that_the_connection_was_aborted() {
+fn a_close_after_the_limit_reports_the_abort() {
     for policy in [Policy::Never, Policy::Prefer] {
         let (mut sender, _far) = limited(policy);
         sender.try_send(pattern(LARGE, 1)).unwrap();
-        eventually("the connection is given up", || sender.connection_error().is_some());
+        eventually("the connection is aborted", || sender.connection_error().is_some());
         let report = sender.close(soon().unwrap());
         assert!(report.aborted && !report.drained, "{policy:?}: {report:?}");
         assert!(report.unacked_bytes > Some(0), "{policy:?}: {report:?}");
@@ -87,7 +87,7 @@ fn a_close_after_the_limit_says_that_the_connection_was_aborted() {
 }
 
 #[test]
-fn a_close_that_reaches_the_limit_says_that_the_connection_was_aborted() {
+fn a_close_beyond_the_limit_reports_the_abort() {
     let (mut sender, _far) = limited(Policy::Never);
     sender.try_send(pattern(LARGE, 1)).unwrap();
     let report = promptly(move || sender.close(soon().unwrap()));
@@ -96,21 +96,21 @@ fn a_close_that_reaches_the_limit_says_that_the_connection_was_aborted() {
 }
 
 #[test]
-fn a_peer_that_has_acknowledged_everything_is_never_reset() {
+fn a_peer_that_acknowledged_all_bytes_is_never_reset() {
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
     // A delayed acknowledgement comes within 200 ms.
     let limit = Duration::from_millis(500);
     let mut sender = Sender::builder().max_hold(limit).adopt(near).unwrap();
     for _ in 0..3 {
         sender.try_send(&[7; 1000][..]).unwrap();
-        eventually("all is acknowledged", || common::unacked(sender.get_ref()) == 0);
+        eventually("all bytes are acknowledged", || common::unacked(sender.get_ref()) == 0);
         thread::sleep(2 * limit);
     }
     assert_eq!(sender.connection_error(), None);
 }
 
 #[test]
-fn a_timed_send_that_starts_nothing_returns_the_buffer() {
+fn a_timed_out_send_returns_an_unaccepted_buffer() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = Sender::builder().policy(Policy::Never).adopt(near).unwrap();
     let data = pattern(1000, 1);
@@ -124,7 +124,7 @@ fn a_timed_send_that_starts_nothing_returns_the_buffer() {
         };
         assert!(matches!(error, SendError::TimedOut(_)), "{error:?}");
         assert!(error.is_backpressure());
-        let back = error.into_buf().expect("nothing of it is accepted");
+        let back = error.into_buf().expect("no byte is accepted");
         let peer = common::reader(far, Duration::ZERO);
         let ticket = sender.send(back).unwrap();
         assert_eq!(ticket.sequence(), sends, "the refused sends have no tickets");
@@ -134,7 +134,7 @@ fn a_timed_send_that_starts_nothing_returns_the_buffer() {
 }
 
 #[test]
-fn a_timed_send_that_is_not_finished_keeps_its_unsent_part() {
+fn a_timed_out_send_keeps_its_unsent_part() {
     for policy in [Policy::Never, Policy::Prefer] {
         let (near, far) = pair_at("127.0.0.1:0", TIGHT);
         let mut sender = Sender::builder().policy(policy).adopt(near).unwrap();
@@ -143,10 +143,10 @@ fn a_timed_send_that_is_not_finished_keeps_its_unsent_part() {
             let Err(SendError::Unfinished { ticket }) =
                 sender.send_timeout(Arc::clone(&data), Duration::from_millis(20))
             else {
-                panic!("{policy:?}: the socket does not take so much");
+                panic!("{policy:?}: the socket takes less");
             };
             assert_eq!((ticket.len(), sender.fate(ticket)), (LARGE, Ok(None)));
-            // What comes next waits for its turn.
+            // The next send waits for its turn.
             let second = sender.send_timeout(Arc::clone(&data), Duration::ZERO);
             assert!(matches!(second, Err(SendError::TimedOut(_))), "{policy:?}: {second:?}");
             let peer = common::reader(far, Duration::ZERO);
@@ -161,7 +161,7 @@ fn a_timed_send_that_is_not_finished_keeps_its_unsent_part() {
 }
 
 #[test]
-fn a_timed_send_of_a_sending_half_returns_too() {
+fn a_timed_send_of_a_sending_half_times_out_too() {
     let (near, _far) = pair_at("127.0.0.1:0", TIGHT);
     let (mut send, _reap) = Sender::new(near).unwrap().split();
     promptly(move || {

@@ -1,7 +1,6 @@
-//! Short of locked memory and of option memory: sends go by copy then, and nothing else changes.
+//! A shortage of locked memory and of option memory: sends are copied, without any other change.
 //!
-//! The limits belong to a process or to a network namespace, so each test runs again in a process
-//! of its own.
+//! The limits belong to a process or to a network namespace, so each test runs in a child process.
 
 #[path = "common/calls.rs"]
 mod calls;
@@ -16,8 +15,8 @@ use common::{
 };
 use pinbuf::{Fate, SendError, Sender, sender::SenderStats};
 
-/// Sends `count` messages of `len` bytes through a sender, to a peer that starts to read once the
-/// socket is full or the pool is empty.
+/// Sends `count` messages of `len` bytes, to a peer that starts to read when the socket is full or
+/// the pool is empty.
 fn messages_arrive(
     mut sender: Sender<TcpStream>,
     far: TcpStream,
@@ -57,7 +56,7 @@ fn messages_arrive(
     stats
 }
 
-/// Sends to a peer that is slow all the time. The sender must wait for the peer and must not spin.
+/// Sends to a slow peer. The sender must wait for the peer and must not spin.
 fn sustained(mut sender: Sender<TcpStream>, mut far: TcpStream) -> SenderStats {
     const LEN: usize = 128 << 10;
     const COUNT: usize = 100;
@@ -77,7 +76,7 @@ fn sustained(mut sender: Sender<TcpStream>, mut far: TcpStream) -> SenderStats {
     }
     sender.drain(soon()).unwrap();
     let calls = calls::of_all() - before;
-    // Some three for each message. A loop makes a hundred thousand in the time that the peer takes.
+    // About three calls for each message. A loop makes a hundred thousand during the peer's pauses.
     assert!(calls.all() < 20 * COUNT, "{calls:?}");
     assert_arrived(&peer.join().unwrap(), LEN, COUNT);
     assert_all_free(&pool);
@@ -88,15 +87,15 @@ fn in_a_process(test: &str, part: &str) {
     run_in_turn(again(&[], test, part));
 }
 
-/// The processes of an ordinary user share what may be locked, so there is one at a time.
+/// The processes of an ordinary user share the limit, so only one runs at a time.
 fn run_in_turn(test: Command) {
     let _turn = turn();
     must_succeed(test);
 }
 
 #[test]
-fn a_memlock_limit_lowered_behind_the_senders_back_makes_sends_copy() {
-    const NAME: &str = "a_memlock_limit_lowered_behind_the_senders_back_makes_sends_copy";
+fn sends_are_copied_after_a_lower_memlock_limit() {
+    const NAME: &str = "sends_are_copied_after_a_lower_memlock_limit";
     if !plays("lowered") {
         return in_a_process(NAME, "lowered");
     }
@@ -111,14 +110,14 @@ fn a_memlock_limit_lowered_behind_the_senders_back_makes_sends_copy() {
 }
 
 #[test]
-fn sustained_load_with_little_locked_memory_costs_waits_and_does_not_spin() {
-    const NAME: &str = "sustained_load_with_little_locked_memory_costs_waits_and_does_not_spin";
+fn load_with_little_locked_memory_does_not_spin() {
+    const NAME: &str = "load_with_little_locked_memory_does_not_spin";
     if !plays("sustained") {
         return in_a_process(NAME, "sustained");
     }
     let _ = become_ordinary();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
-    // Behind the sender's back, so that it runs into the limit again and again.
+    // Unknown to the sender, so that it meets the limit repeatedly.
     let sender = common::zero_copy().adopt(near).unwrap();
     assert!(limit_memlock(256 << 10) || limit_memlock(0));
     let stats = sustained(sender, far);
@@ -126,8 +125,8 @@ fn sustained_load_with_little_locked_memory_costs_waits_and_does_not_spin() {
 }
 
 #[test]
-fn another_process_of_the_user_that_takes_all_of_memlock_makes_sends_copy() {
-    const NAME: &str = "another_process_of_the_user_that_takes_all_of_memlock_makes_sends_copy";
+fn sends_are_copied_while_another_process_takes_all_memlock() {
+    const NAME: &str = "sends_are_copied_while_another_process_takes_all_memlock";
     static MEMORY: [u8; 16 << 10] = [1; 16 << 10];
     if !plays("hog") {
         return in_a_process(NAME, "hog");
@@ -136,7 +135,7 @@ fn another_process_of_the_user_that_takes_all_of_memlock_makes_sends_copy() {
     if !limit_memlock(512 << 10) {
         return skip(NAME, "RLIMIT_MEMLOCK is below 512 KiB");
     }
-    // It could as well be another process: the kernel counts by user.
+    // A second process would have the same effect: the kernel counts by user.
     let (hog, hogs_peer) = pair_at("127.0.0.1:0", STALLED);
     enable_zerocopy(&hog);
     let take_all = |len: usize| {
@@ -146,8 +145,8 @@ fn another_process_of_the_user_that_takes_all_of_memlock_makes_sends_copy() {
         assert_eq!(error, Some(libc::ENOBUFS), "a limit of 512 KiB");
         taken
     };
-    // Where packets take their time, the first few are acknowledged only a little later. What is
-    // left for less than a message goes too.
+    // With a delay, the first packets are acknowledged only later. The remaining bytes, less than a
+    // message, go too.
     while take_all(MEMORY.len()) + take_all(1) > 0 {
         thread::sleep(Duration::from_millis(50));
     }
@@ -159,8 +158,8 @@ fn another_process_of_the_user_that_takes_all_of_memlock_makes_sends_copy() {
 }
 
 #[test]
-fn a_small_memlock_limit_costs_neither_bytes_nor_many_calls() {
-    const NAME: &str = "a_small_memlock_limit_costs_neither_bytes_nor_many_calls";
+fn a_small_memlock_limit_loses_no_byte_and_few_calls() {
+    const NAME: &str = "a_small_memlock_limit_loses_no_byte_and_few_calls";
     let limits = [0, 8 << 10, 64 << 10, 256 << 10];
     let Some(bytes) = limits.into_iter().find(|bytes| plays(&format!("small {bytes}"))) else {
         for bytes in limits {
@@ -175,7 +174,7 @@ fn a_small_memlock_limit_costs_neither_bytes_nor_many_calls() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let stats = messages_arrive(common::zero_copy().adopt(near).unwrap(), far, 128 << 10, 60);
     let calls = stats.zero_copy_calls + stats.copied_calls;
-    // No call need be smaller than 16 KiB, but for the ones cut by a full socket.
+    // No call need be smaller than 16 KiB, except calls truncated by a full socket.
     assert!(calls < 60 * 8 * 2, "{calls} calls for 60 messages of 128 KiB: {stats:?}");
     if alone {
         assert_eq!(stats.no_bufs_memlock, 0, "kept below the limit: {stats:?}");
@@ -183,8 +182,8 @@ fn a_small_memlock_limit_costs_neither_bytes_nor_many_calls() {
 }
 
 #[test]
-fn a_large_buffer_accepted_in_many_parts_stays_within_the_memlock_budget() {
-    const NAME: &str = "a_large_buffer_accepted_in_many_parts_stays_within_the_memlock_budget";
+fn a_large_buffer_in_parts_stays_within_the_budget() {
+    const NAME: &str = "a_large_buffer_in_parts_stays_within_the_budget";
     if !plays("parts") {
         return in_a_process(NAME, "parts");
     }
@@ -207,14 +206,14 @@ fn a_large_buffer_accepted_in_many_parts_stays_within_the_memlock_budget() {
 
 const OPTMEM: &str = "/proc/sys/net/core/optmem_max";
 
-/// Runs this test again in a network namespace with so little option memory.
+/// Runs this test again in a network namespace with this much option memory.
 fn with_optmem(test: &str, bytes: u32) -> bool {
     if plays("optmem") {
         raise_loopback();
         return true;
     }
     let Some(way) = network_namespace() else {
-        skip(test, "no network namespace can be had");
+        skip(test, "this user may not make a network namespace");
         return false;
     };
     let there = Command::new(way[0]).args(&way[1..]).args(["test", "-e", OPTMEM]).status();
@@ -234,7 +233,7 @@ fn little_option_memory_makes_some_sends_copy() {
         return;
     }
     let setting = fs::read_to_string(OPTMEM).unwrap();
-    assert_eq!(setting.trim(), "1024", "for one note");
+    assert_eq!(setting.trim(), "1024", "room for one notification");
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let stats = messages_arrive(common::zero_copy().adopt(near).unwrap(), far, 256 << 10, 100);
     assert!(stats.no_bufs_optmem > 0, "{stats:?}");
@@ -242,8 +241,8 @@ fn little_option_memory_makes_some_sends_copy() {
 }
 
 #[test]
-fn sustained_load_with_little_option_memory_costs_waits_and_does_not_spin() {
-    if !with_optmem("sustained_load_with_little_option_memory_costs_waits_and_does_not_spin", 900) {
+fn load_with_little_option_memory_does_not_spin() {
+    if !with_optmem("load_with_little_option_memory_does_not_spin", 900) {
         return;
     }
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
@@ -253,8 +252,8 @@ fn sustained_load_with_little_option_memory_costs_waits_and_does_not_spin() {
 }
 
 #[test]
-fn option_memory_for_not_one_note_makes_all_sends_copy() {
-    if !with_optmem("option_memory_for_not_one_note_makes_all_sends_copy", 500) {
+fn all_sends_are_copied_without_option_memory() {
+    if !with_optmem("all_sends_are_copied_without_option_memory", 500) {
         return;
     }
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
@@ -264,12 +263,12 @@ fn option_memory_for_not_one_note_makes_all_sends_copy() {
 }
 
 #[test]
-fn unread_notification_ids_do_not_use_up_the_option_memory() {
-    if !with_optmem("unread_notification_ids_do_not_use_up_the_option_memory", 20_480) {
+fn a_sender_reads_before_its_option_memory_is_full() {
+    if !with_optmem("a_sender_reads_before_its_option_memory_is_full", 20_480) {
         return;
     }
-    // Every second send by copy in between: no two notes merge, each holds its 832 bytes until it
-    // is read, and 24 would fill the option memory.
+    // Every second send is copied: no two notifications merge, each holds its 832 bytes until its
+    // read, and 24 would fill the option memory.
     let (near, far) = common::pair();
     let peer = reader(far, Duration::ZERO);
     let mut sender = common::zero_copy().adopt(near).unwrap();

@@ -1,5 +1,5 @@
-//! Ends that take long, and ends of sockets with a linger time of the user's own: a peer that goes
-//! on reading gets everything, however slowly, one that stops is reset, and no end blocks.
+//! Long ends, and ends of sockets with the user's linger time: a reading peer gets all bytes at any
+//! speed, a stopped peer is reset, and no end blocks.
 
 #![cfg(target_os = "linux")]
 
@@ -31,26 +31,26 @@ const TCP_FIN_WAIT1: u8 = 4;
 /// The linger time of slow senders.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// Beyond this between two reads the peer itself is late, on a busy machine.
+/// With a longer pause between two reads the peer itself is late, on a busy machine.
 const LATE: Duration = Duration::from_millis(250);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum End {
     Drop,
-    /// The half that sends is dropped first, or last.
+    /// The sending half is dropped first, or last.
     Halves(bool),
     Close,
 }
 
-/// A sender that ends before its peer has got everything.
+/// A sender that ends before its peer has all bytes.
 #[derive(Clone, Copy, Debug)]
 struct Slow {
     policy: Policy,
     /// `SO_SNDBUF`; the kernel doubles it.
     send_buffer: i32,
-    /// Bytes that the peer reads in a second.
+    /// Bytes that the peer reads per second.
     rate: usize,
-    /// Bytes that the user writes to the socket before the sender sends.
+    /// Bytes that the user writes to the socket before the sender's first send.
     header: usize,
     end: End,
 }
@@ -72,12 +72,12 @@ impl Slow {
         all
     }
 
-    /// Bytes in all: more than the socket holds, and reading them takes three linger times.
+    /// All bytes: more than the socket holds, and three linger times of reading.
     fn total(self) -> usize {
         2 * self.send_buffer as usize + 3 * self.rate + self.header
     }
 
-    /// Ends the sender while its peer reads `stop` bytes, then nothing before the sender is gone.
+    /// Ends the sender. The peer reads `stop` bytes, then none until the sender is gone.
     fn play(self, stop: usize) -> Outcome {
         let buffers = Buffers { send: Some(self.send_buffer), ..STALLED };
         let (near, far) = pair_at("127.0.0.1:0", buffers);
@@ -115,17 +115,17 @@ impl Slow {
     }
 }
 
-/// What the peer has seen.
+/// The peer's view.
 struct Outcome {
     got: Vec<u8>,
-    /// How the stream ended.
+    /// The end of the stream.
     end: Result<(), io::ErrorKind>,
-    /// The longest time for which the peer itself did not read, though it was to.
+    /// The longest unwanted pause of the peer itself.
     late: Duration,
     report: Option<CloseReport>,
 }
 
-/// Reads at a rate up to `stop` bytes; from there on once the connection of `gone` is over.
+/// Reads at a rate up to `stop` bytes, and continues when the connection of `gone` is over.
 fn read_slowly(mut far: TcpStream, rate: usize, stop: usize, gone: &impl AsFd) -> Outcome {
     far.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let (begun, mut late, mut last) = (Instant::now(), Duration::ZERO, Instant::now());
@@ -154,7 +154,7 @@ fn read_slowly(mut far: TcpStream, rate: usize, stop: usize, gone: &impl AsFd) -
     Outcome { got, end: end.map_err(|error| error.kind()), late, report: None }
 }
 
-/// Plays all at once.
+/// Plays all senders at once.
 fn each(play: impl Fn(Slow) + Sync) {
     thread::scope(|scope| {
         for slow in Slow::all() {
@@ -165,7 +165,7 @@ fn each(play: impl Fn(Slow) + Sync) {
 }
 
 #[test]
-fn a_peer_that_goes_on_reading_gets_everything() {
+fn a_reading_peer_gets_all_bytes() {
     each(|slow| {
         for _ in 0..5 {
             let Outcome { got, end, late, report } = slow.play(usize::MAX);
@@ -176,12 +176,12 @@ fn a_peer_that_goes_on_reading_gets_everything() {
             let count = got.len();
             assert!(late >= LATE, "{end:?} after {count} of {} bytes, {slow:?}", slow.total());
         }
-        skip("a_peer_that_goes_on_reading_gets_everything", "the peer was late each time");
+        skip("a_reading_peer_gets_all_bytes", "the peer was late each time");
     });
 }
 
 #[test]
-fn a_peer_that_stops_after_progress_is_reset() {
+fn a_stopped_peer_is_reset() {
     each(|slow| {
         if slow.end == End::Close {
             return;
@@ -193,7 +193,7 @@ fn a_peer_that_stops_after_progress_is_reset() {
 }
 
 #[test]
-fn a_header_larger_than_all_sends_hides_no_progress() {
+fn a_large_header_hides_no_progress() {
     let slow = Slow {
         policy: Policy::Prefer,
         send_buffer: 1 << 20,
@@ -219,13 +219,13 @@ fn a_header_larger_than_all_sends_hides_no_progress() {
         }
         assert!(late >= LATE, "{end:?} after {} of {} bytes", got.len(), content.len());
     }
-    skip("a_header_larger_than_all_sends_hides_no_progress", "the peer was late each time");
+    skip("a_large_header_hides_no_progress", "the peer was late each time");
 }
 
-/// While the sender asks for what is unacknowledged, the peer acknowledges the end of the stream and
-/// ends its own.
+/// While the sender asks for unacknowledged bytes, the peer acknowledges the end of the stream and
+/// ends its own stream.
 #[test]
-fn a_peer_that_closes_during_a_close_spoils_no_order() {
+fn a_peer_that_closes_during_a_close_is_no_failure() {
     for policy in [Policy::Never, Policy::Prefer] {
         let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
         let mut sender = Sender::builder().policy(policy).adopt(near).unwrap();
@@ -238,7 +238,7 @@ fn a_peer_that_closes_during_a_close_spoils_no_order() {
             got
         });
         calls::before_answers(Some(|fd| {
-            // SAFETY: the caller of ioctl has it open.
+            // SAFETY: the caller of ioctl has the fd open.
             let socket = unsafe { BorrowedFd::borrow_raw(fd) };
             if tcp_state(&socket) == TCP_FIN_WAIT1 {
                 eventually("the connection is over", || tcp_state(&socket) == TCP_CLOSE);
@@ -253,7 +253,7 @@ fn a_peer_that_closes_during_a_close_spoils_no_order() {
 
 // The user's linger time.
 
-/// Switches lingering on with so many seconds.
+/// Switches lingering on with this time.
 fn set_linger(socket: &impl AsFd, seconds: i32) {
     let linger = libc::linger { l_onoff: 1, l_linger: seconds };
     set_option(socket, libc::SOL_SOCKET, libc::SO_LINGER, &linger);
@@ -294,7 +294,7 @@ fn builders() -> [SenderBuilder; 2] {
 
 #[test]
 fn no_end_waits_for_the_users_linger_time() {
-    // Longer than any test runs.
+    // Longer than any test.
     const HOURS: i32 = 10_000;
     for builder in builders() {
         for end in ENDS {
@@ -310,12 +310,12 @@ fn no_end_waits_for_the_users_linger_time() {
             told.recv_timeout(Duration::from_secs(60)).expect("the end blocks");
         }
     }
-    // Nor does the thread that ends those that were dropped.
+    // The thread that ends dropped senders does not wait either.
     assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
 }
 
 #[test]
-fn no_end_loses_a_tail_to_the_users_linger_time() {
+fn no_end_loses_bytes_to_the_users_linger_time() {
     let close: fn(Sender<TcpStream>) = |sender| {
         let report = sender.close(soon().unwrap());
         assert!(report.drained && !report.aborted, "{report:?}");
@@ -325,7 +325,7 @@ fn no_end_loses_a_tail_to_the_users_linger_time() {
             let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
             set_linger(&near, 0);
             let mut sender = builder.adopt(near).unwrap();
-            // In pieces that go by copy.
+            // In copied pieces.
             for seed in 0..20 {
                 sender.try_send(pattern(8000, seed)).unwrap();
             }
@@ -357,7 +357,7 @@ fn a_duplicate_sees_lingering_switched_off_by_the_end() {
 }
 
 #[test]
-fn a_socket_taken_back_has_the_users_linger_time() {
+fn a_socket_from_into_parts_has_the_users_linger_time() {
     for builder in builders() {
         for linger in [None, Some(0), Some(5)] {
             let (near, far) = pair();
@@ -370,7 +370,7 @@ fn a_socket_taken_back_has_the_users_linger_time() {
             sender.drain(soon()).unwrap();
             let (near, _) = sender.into_parts().unwrap();
             assert_eq!(linger_of(&near), linger);
-            eventually("all is acknowledged", || unacked(&near) == 0);
+            eventually("all bytes are acknowledged", || unacked(&near) == 0);
             drop(near);
             let _ = peer.join();
         }

@@ -1,5 +1,5 @@
-//! Magazines through the pool's public interface, with real threads: nothing is stranded in them,
-//! and they end well.
+//! Magazines through the pool's public interface, with real threads: no slot is stranded, and ends
+//! are clean.
 
 #![cfg(target_os = "linux")]
 
@@ -29,12 +29,12 @@ fn pool(count: usize) -> Pool {
     common::pool(64, count)
 }
 
-/// All that the pool has.
+/// All slots of a pool.
 fn all(pool: &Pool) -> Vec<PinnedBuf> {
     std::iter::from_fn(|| pool.try_alloc(1).ok()).collect()
 }
 
-/// Runs `body` on another thread, which then stays until the end of `meanwhile`.
+/// Runs `body` on a second thread, which then stays idle until the end of `meanwhile`.
 fn beside_idle<R: Send>(body: impl FnOnce() -> R + Send, meanwhile: impl FnOnce()) -> R {
     thread::scope(|scope| {
         let (done, is_done) = mpsc::channel();
@@ -53,7 +53,7 @@ fn beside_idle<R: Send>(body: impl FnOnce() -> R + Send, meanwhile: impl FnOnce(
 }
 
 #[test]
-fn what_an_idle_thread_has_is_found() {
+fn slots_of_an_idle_thread_are_found() {
     for count in [64, 100, 1000] {
         let pool = pool(count);
         let use_one = || drop(pool.try_alloc(1).unwrap());
@@ -78,7 +78,7 @@ fn what_an_idle_thread_has_is_found() {
 }
 
 #[test]
-fn a_waiter_gets_the_slot_that_would_go_into_its_own_threads_magazine() {
+fn a_waiter_gets_the_slot_before_its_threads_magazine() {
     let pool = pool(64);
     let mut bufs = all(&pool);
     assert_eq!(bufs.len(), 64);
@@ -91,8 +91,8 @@ fn a_waiter_gets_the_slot_that_would_go_into_its_own_threads_magazine() {
     assert_all_free(&pool);
 }
 
-/// Of 64 slots 62 are out, and two threads use one each: there is always one for either, on the
-/// list, in its own magazine or in the other's.
+/// 62 of 64 slots are in use, and two threads use one slot each. A slot for either is always free:
+/// on the list, or in a magazine of one of the threads.
 #[test]
 fn a_free_slot_is_always_found() {
     let pool = pool(64);
@@ -102,7 +102,7 @@ fn a_free_slot_is_always_found() {
             scope.spawn(|| {
                 for round in 0..20_000 {
                     let buf = pool.try_alloc(1);
-                    assert!(buf.is_ok(), "none found in round {round}");
+                    assert!(buf.is_ok(), "no slot in round {round}");
                 }
             });
         }
@@ -110,7 +110,7 @@ fn a_free_slot_is_always_found() {
 }
 
 #[test]
-fn threads_that_end_leave_nothing_behind() {
+fn ended_threads_leave_no_slot_behind() {
     let pool = pool(256);
     for _ in 0..50 {
         let pool = pool.clone();
@@ -120,13 +120,13 @@ fn threads_that_end_leave_nothing_behind() {
         })
         .join()
         .unwrap();
-        // A magazine left on the roster would be looked into, after its memory is gone.
+        // A magazine left on the list would be read after the end of its memory.
     }
     assert_all_free(&pool);
     assert_eq!(all(&pool).len(), 256);
 }
 
-/// Uses a pool when its thread ends.
+/// Uses a pool at the end of its thread.
 struct Late(Pool);
 
 impl Drop for Late {
@@ -138,7 +138,7 @@ impl Drop for Late {
 }
 
 #[test]
-fn what_ends_with_a_thread_can_use_the_pool() {
+fn destructors_of_thread_locals_can_use_the_pool() {
     thread_local! {
         static EARLIER: RefCell<Option<Late>> = const { RefCell::new(None) };
         static LATER: RefCell<Option<Late>> = const { RefCell::new(None) };
@@ -148,8 +148,8 @@ fn what_ends_with_a_thread_can_use_the_pool() {
     for _ in 0..10 {
         let pool = pool.clone();
         thread::spawn(move || {
-            // One is made before the thread's magazines and one after: whatever the order in which
-            // they end, one ends without.
+            // One value is made before the thread's magazines and one after: in any order of
+            // destruction, one of them has no magazines.
             EARLIER.with(|late| *late.borrow_mut() = Some(Late(pool.clone())));
             drop(pool.try_alloc(1).unwrap());
             LATER.with(|late| *late.borrow_mut() = Some(Late(pool)));
@@ -163,7 +163,7 @@ fn what_ends_with_a_thread_can_use_the_pool() {
 }
 
 #[test]
-fn a_pool_ends_although_its_slots_stand_in_magazines_of_others() {
+fn a_pool_ends_with_slots_in_magazines() {
     let pool = pool(1000);
     let alive = Alive::probe(&pool);
     let (one, two) = (pool.clone(), pool.clone());
@@ -181,14 +181,14 @@ fn a_pool_ends_although_its_slots_stand_in_magazines_of_others() {
             drop(pool);
         },
     );
-    assert!(alive.get(), "one buffer is out");
-    // On this thread, whose magazine was bound to the class.
+    assert!(alive.get(), "one buffer is in use");
+    // On this thread, with its magazine bound to the class.
     drop(last);
     assert!(!alive.get());
 }
 
 #[test]
-fn pools_end_while_their_buffers_go_into_magazines() {
+fn pools_end_beside_drops_into_magazines() {
     for _ in 0..300 {
         let pool = pool(64);
         let alive = Alive::probe(&pool);
@@ -208,13 +208,13 @@ fn pools_end_while_their_buffers_go_into_magazines() {
             start.wait();
             drop(pool);
         });
-        // A scope does not wait for what ends with its threads.
+        // A scope does not wait for thread-local destructors.
         common::eventually("the pool is gone", || !alive.get());
     }
 }
 
 #[test]
-fn memory_is_bounded_by_threads_and_not_by_pools() {
+fn memory_is_bounded_by_threads() {
     const POOLS: usize = 10_000;
     const THREADS: usize = 100;
     let pools: Vec<_> = (0..POOLS).map(|_| pool(64)).collect();
@@ -238,16 +238,18 @@ fn memory_is_bounded_by_threads_and_not_by_pools() {
         used.wait();
         let grown = resident().saturating_sub(before);
         over.wait();
-        // Two pages, a stack, and rosters of pools that a few threads have magazines for.
+        // Two pages, a stack, and lists of pools with magazines of a few threads.
         assert!(grown < THREADS * (256 << 10), "{} KiB a thread", (grown / THREADS) >> 10);
     });
     let last = pools.last().unwrap();
-    common::eventually("all is home", || last.audit().is_clean() && last.stats().free() == 64);
+    common::eventually("all slots are free", || {
+        last.audit().is_clean() && last.stats().free() == 64
+    });
     pools.iter().for_each(assert_all_free);
 }
 
 #[test]
-fn many_at_once_are_as_good_as_one_by_one() {
+fn drops_of_many_buffers_equal_single_drops() {
     let (pool, other) = (pool(64), pool(100));
     let mut bufs = Vec::new();
     assert_eq!(pool.try_alloc_many(1, 0, &mut bufs), Ok(0));
@@ -269,7 +271,7 @@ fn many_at_once_are_as_good_as_one_by_one() {
 }
 
 #[test]
-fn a_local_handle_takes_back_what_is_of_its_class_and_drops_the_rest() {
+fn a_local_handle_keeps_buffers_of_its_class_only() {
     let two = Pool::builder().class(64, 64).class(128, 64).build().unwrap();
     let local = two.local(65).unwrap();
     assert_eq!(two.local(129).unwrap_err(), AllocError::TooLarge { requested: 129, largest: 128 });
@@ -278,7 +280,7 @@ fn a_local_handle_takes_back_what_is_of_its_class_and_drops_the_rest() {
     let start = buf.as_ptr();
     local.recycle(buf);
     let buf = local.try_alloc().unwrap();
-    assert_eq!(buf.as_ptr(), start, "it came back to this handle's own magazine");
+    assert_eq!(buf.as_ptr(), start, "the slot is in the handle's own magazine");
     let small = two.try_alloc(1).unwrap();
     let foreign = pool(64).try_alloc(1).unwrap();
     [buf, small, foreign].into_iter().for_each(|buf| local.recycle(buf));
@@ -289,15 +291,15 @@ fn a_local_handle_takes_back_what_is_of_its_class_and_drops_the_rest() {
     buf.extend_from_slice(&[7; 64]);
     local.recycle(buf);
     let mut buf = local.try_alloc().unwrap();
-    // SAFETY: zeroing is what was asked for.
+    // SAFETY: the pool was built with zeroing.
     unsafe { buf.set_len(64) };
     assert_eq!(buf[..], [0; 64]);
 }
 
-/// Threads take and drop buffers in every way, pass them on, wait, and look at one another's marks,
-/// in a pool that is large enough, and in one that runs dry again and again.
+/// Threads take and drop buffers in every way, pass them on, wait, and check the marks of the other
+/// threads, in a large pool and in a pool that runs dry repeatedly.
 #[test]
-fn stays_correct_when_everything_goes_on_at_once() {
+fn concurrent_operations_keep_the_pool_correct() {
     let seed = common::seed();
     for (count, threads) in [(1000, 4), (64, 6)] {
         let pool = pool(count);
@@ -344,9 +346,9 @@ fn stays_correct_when_everything_goes_on_at_once() {
                 });
             }
         });
-        assert!(!failed.load(Ordering::Relaxed), "somebody wrote to another's buffer");
+        assert!(!failed.load(Ordering::Relaxed), "a thread wrote to the buffer of another");
         drop(shelf);
-        common::eventually("all is home", || {
+        common::eventually("all slots are free", || {
             pool.audit().is_clean() && pool.stats().free() == count
         });
     }

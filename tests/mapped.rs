@@ -1,4 +1,4 @@
-//! Sending memory that the user mapped, also when the file behind it shrinks.
+//! Sends of user-mapped memory, also with a shrinking file.
 
 mod common;
 
@@ -13,7 +13,7 @@ use common::{TIGHT, assert_same, pair, pair_at, pattern, reader, soon};
 use memmap2::{MmapOptions, MmapRaw};
 use pinbuf::{Fate, MappedSlice, Payload, SendError};
 
-/// A file that is gone when the test is over, and a mapping of it.
+/// A file, removed at the end of the test, and its mapping.
 fn mapped_file(name: &str, contents: &[u8]) -> (File, Arc<MmapRaw>) {
     let path = std::env::temp_dir().join(format!("pinbuf-{name}-{}", std::process::id()));
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
@@ -25,7 +25,7 @@ fn mapped_file(name: &str, contents: &[u8]) -> (File, Arc<MmapRaw>) {
 }
 
 #[test]
-fn a_mapped_file_arrives_in_whatever_pieces_it_is_cut() {
+fn a_mapped_file_arrives_in_any_pieces() {
     let data = pattern(1 << 20, 1);
     let (_file, map) = mapped_file("pieces", &data);
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
@@ -45,13 +45,13 @@ fn a_mapped_file_arrives_in_whatever_pieces_it_is_cut() {
 }
 
 #[test]
-fn a_truncated_file_is_a_bad_address_and_the_connection_goes_on() {
+fn a_truncated_file_is_a_bad_address() {
     let (file, map) = mapped_file("truncated", &pattern(256 << 10, 1));
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     file.set_len(0).unwrap();
-    // Without copy and by copy.
+    // By zero copy and by copy.
     for len in [256 << 10, 100] {
         let slice = MappedSlice::new(Arc::clone(&map), 0..len).unwrap();
         match sender.send(slice) {
@@ -71,7 +71,7 @@ fn a_truncated_file_is_a_bad_address_and_the_connection_goes_on() {
 }
 
 #[test]
-fn a_file_truncated_in_the_middle_of_a_send_ends_the_connection() {
+fn a_file_truncated_during_a_send_ends_the_connection() {
     let data = pattern(1 << 20, 1);
     let (file, map) = mapped_file("middle", &data);
     let (near, far) = pair();
@@ -95,10 +95,14 @@ fn a_file_truncated_in_the_middle_of_a_send_ends_the_connection() {
     assert_eq!((report.drained, report.quarantined, report.error), (false, 0, Some(error)));
     let (got, reset) = peer.join().unwrap();
     assert_same(&got, &data[..got.len()]);
-    assert!(reset, "a part must not end like a whole: {} bytes, then an orderly end", got.len());
+    assert!(
+        reset,
+        "a truncated stream must not end in order: {} bytes, then an orderly end",
+        got.len()
+    );
 }
 
-/// What came, and whether it ended with a reset.
+/// The received bytes, and `true` after a reset.
 fn read_until_reset(mut far: std::net::TcpStream) -> (Vec<u8>, bool) {
     let mut got = Vec::new();
     let result = std::io::Read::read_to_end(&mut far, &mut got);

@@ -1,8 +1,8 @@
-//! The corruption that the library exists to prevent, without it and with it.
+//! The corruption that the library prevents, without and with the library.
 //!
-//! The peer does not read for a while and its window is small. So what is sent waits in the
-//! socket, and the kernel reads the sender's pages when the peer goes on, not when it was sent.
-//! (With a peer that keeps up, loopback copies at once, and early reuse goes unnoticed.)
+//! The peer pauses, and its window is small. So sent messages wait in the socket, and the kernel
+//! reads the sender's pages after the peer's pause, not at the time of the send. (With a fast peer
+//! loopback copies at once, and early reuse stays invisible.)
 
 mod common;
 
@@ -19,7 +19,7 @@ const MESSAGES: usize = 96;
 const PAUSE: Duration = Duration::from_millis(200);
 
 #[test]
-fn a_buffer_that_is_reused_at_once_arrives_corrupt() {
+fn a_buffer_reused_at_once_arrives_corrupt() {
     for address in ["127.0.0.1:0", "[::1]:0"] {
         let (near, far) = pair_at(address, STALLED);
         enable_zerocopy(&near);

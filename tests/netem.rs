@@ -1,9 +1,8 @@
-//! Packets that come late, get lost, come twice and out of order (`netem`), with a pool so small
-//! that every slot is written again as soon as the library gives it out. The peer compares byte for
-//! byte; the same traffic out of one buffer that is written again at once, without the library,
-//! arrives corrupt on each of the courses.
+//! Packets late, lost, doubled and out of order (`netem`), with a pool so small that every slot is
+//! rewritten at its release. The peer compares byte for byte. The same traffic from one rewritten
+//! buffer without the library arrives corrupt on each course.
 //!
-//! Along devices that do not copy (`common/road.rs`) all of it is true zero copy, and seen to be.
+//! Devices without copies (`common/road.rs`) make all sends true zero copy, as the test checks.
 
 #![cfg(target_os = "linux")]
 
@@ -27,8 +26,7 @@ use common::{
 };
 use pinbuf::{Fate, Policy, Sender, sender::SenderStats};
 
-/// What the road does to packets. Without delay the kernel has read a buffer before anybody can
-/// write it again.
+/// The courses of the road. Without delay the kernel would read a buffer before any rewrite.
 const COURSES: [&str; 5] = [
     "delay 20ms",
     "delay 10ms 5ms loss 3%",
@@ -39,7 +37,7 @@ const COURSES: [&str; 5] = [
 const LEN: usize = 16 << 10;
 const SLOTS: usize = 6;
 const MESSAGES: usize = 64;
-/// What the peer takes that reads.
+/// The receive buffer of a reading peer.
 const MUCH: i32 = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -47,7 +45,7 @@ fn sender(near: TcpStream) -> Sender<TcpStream> {
     Sender::builder().policy(Policy::Require).adopt(near).unwrap()
 }
 
-/// Sends as fast as slots come back.
+/// Sends as fast as slots are recycled.
 fn send_all(sender: &mut Sender<TcpStream>) -> SenderStats {
     let pool = pool(LEN, SLOTS);
     for seed in 0..MESSAGES {
@@ -61,7 +59,7 @@ fn send_all(sender: &mut Sender<TcpStream>) -> SenderStats {
 }
 
 #[test]
-fn whatever_happens_to_packets_recycled_slots_arrive_intact() {
+fn recycled_slots_arrive_intact_on_every_course() {
     in_a_namespace(|| {
         let road = Road::build()?;
         for course in COURSES {
@@ -87,7 +85,7 @@ fn whatever_happens_to_packets_recycled_slots_arrive_intact() {
 }
 
 #[test]
-fn without_the_library_a_buffer_reused_at_once_arrives_corrupt_on_every_course() {
+fn without_the_library_reused_buffers_arrive_corrupt() {
     in_a_namespace(|| {
         let road = Road::build()?;
         for course in COURSES {
@@ -104,7 +102,11 @@ fn without_the_library_a_buffer_reused_at_once_arrives_corrupt_on_every_course()
                 "{course}, reused at once: {messages} of {MESSAGES} messages corrupt, {bytes} \
                  wrong bytes"
             ));
-            assert_eq!(stream.len(), LEN * MESSAGES, "it is delivered as good data");
+            assert_eq!(
+                stream.len(),
+                LEN * MESSAGES,
+                "the corrupt stream is delivered as valid data"
+            );
             assert!(messages > MESSAGES / 2, "only {messages}");
         }
         Ok(())
@@ -112,9 +114,9 @@ fn without_the_library_a_buffer_reused_at_once_arrives_corrupt_on_every_course()
 }
 
 #[test]
-fn a_clone_that_waits_in_a_queue_releases_a_send_after_later_ones() {
+fn a_queued_clone_releases_its_send_after_later_sends() {
     const SENDS: usize = 96;
-    /// The least that goes without copy: three packets.
+    /// The smallest zero-copy send: three packets.
     const ONE: usize = 4096;
     in_a_namespace(|| {
         let road = Road::build()?;
@@ -123,7 +125,7 @@ fn a_clone_that_waits_in_a_queue_releases_a_send_after_later_ones() {
         road.shape_from(Side::Receiver, "delay 0ms")?;
         let (near, far) = road.connect(MUCH);
         let peer = Peer::of(far, Duration::ZERO, PATIENCE);
-        // No send waits for the acknowledgement of the one before it.
+        // No send waits for the acknowledgement of the previous send.
         near.set_nodelay(true).unwrap();
         let builder = Sender::builder().policy(Policy::Require).threshold_bytes(ONE);
         let mut sender = builder.adopt(near).unwrap();
@@ -152,13 +154,13 @@ fn a_clone_that_waits_in_a_queue_releases_a_send_after_later_ones() {
         ));
         assert_eq!((stream.len(), wrong(&stream, ONE).0), (ONE * SENDS, 0));
         assert_eq!(stats.copied_calls, 0);
-        assert!(overtaken > 0, "they came in order");
+        assert!(overtaken > 0, "the releases came in order");
         Ok(())
     });
 }
 
 #[test]
-fn a_reset_in_the_middle_settles_every_send_and_frees_every_slot() {
+fn a_reset_settles_every_send_and_frees_every_slot() {
     in_a_namespace(|| {
         let road = Road::build()?;
         for (round, course) in COURSES.iter().enumerate() {
@@ -190,7 +192,7 @@ fn a_reset_in_the_middle_settles_every_send_and_frees_every_slot() {
                 fates.iter().filter(|fate| matches!(fate, Fate::Truncated { .. })).count();
             report(&format!("{course}, reset: {released} sends released, {truncated} truncated"));
             assert_eq!(released + truncated, tickets.len(), "{fates:?}");
-            assert!(tickets.len() < MESSAGES, "nobody was reset");
+            assert!(tickets.len() < MESSAGES, "no reset came");
             assert_eq!(wrong(&stream, LEN), (0, 0));
             drop(sender);
             assert!(pinbuf::reaper::wait_idle(soon().unwrap()));
@@ -201,12 +203,12 @@ fn a_reset_in_the_middle_settles_every_send_and_frees_every_slot() {
 }
 
 #[test]
-fn nobody_with_little_locked_memory_gets_everything_through() {
-    const NAME: &str = "nobody_with_little_locked_memory_gets_everything_through";
+fn an_ordinary_user_with_little_memlock_sends_all_bytes() {
+    const NAME: &str = "an_ordinary_user_with_little_memlock_sends_all_bytes";
     const LIMIT: u64 = 64 << 10;
     let part = std::env::var("PINBUF_TEST_PART").unwrap_or_default();
     if let Ok(address) = part.parse::<SocketAddr>() {
-        // Where it is not, others use up the same limit.
+        // As root, other processes use up the same limit.
         let alone = become_ordinary();
         assert!(limit_memlock(LIMIT));
         let mut sender = sender(TcpStream::connect(address).unwrap());

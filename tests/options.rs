@@ -1,4 +1,4 @@
-//! Options of a pool: where its memory comes from and when, and who may take how much.
+//! Options of a pool: the source and time of its memory, and quotas.
 
 mod common;
 
@@ -28,7 +28,7 @@ fn on(pages: Pages) -> PoolBuilder {
 mod memory {
     use super::*;
 
-    /// Bytes that are there of the mapping around an address.
+    /// Resident bytes of the mapping around an address.
     fn resident_bytes(address: *const u8) -> usize {
         smaps_bytes("Rss:", address)
     }
@@ -73,7 +73,7 @@ mod memory {
     }
 
     #[test]
-    fn a_populated_pool_is_all_there() {
+    fn a_populated_pool_is_resident() {
         let pool = on(Pages::Base).build().unwrap();
         let start = pool.try_alloc(1).unwrap().spare_capacity_mut().as_ptr().cast();
         assert_eq!(resident_bytes(start), 64 * LEN);
@@ -81,7 +81,7 @@ mod memory {
     }
 
     #[test]
-    fn reserved_pages_are_only_taken_populated() {
+    fn reserved_pages_are_always_populated() {
         let pages = Pages::HugeTlb { page_bytes: 2 << 20 };
         let error = on(pages).populate(false).build().unwrap_err();
         assert_eq!(error, BuildError::Unavailable { pages, refusal: Refusal::Unpopulated });
@@ -91,7 +91,7 @@ mod memory {
     }
 
     #[test]
-    fn unpopulated_pages_are_locked_as_they_come() {
+    fn unpopulated_pages_are_locked_at_their_first_touch() {
         let pool = match on(Pages::Base).populate(false).mlock(true).build() {
             Ok(pool) => pool,
             Err(error) => return skip("unpopulated_pages_are_locked", &error.to_string()),
@@ -105,18 +105,18 @@ mod memory {
     }
 
     #[test]
-    fn all_memory_comes_from_the_node_chosen() {
+    fn all_memory_comes_from_the_chosen_node() {
         let nodes = fs::read_to_string("/sys/devices/system/node/has_memory");
         let Some(node) = nodes.ok().and_then(|nodes| {
             nodes.trim().split([',', '-']).next().and_then(|node| node.parse().ok())
         }) else {
-            return skip("all_memory_comes_from_the_node_chosen", "the system knows no nodes");
+            return skip("all_memory_comes_from_the_chosen_node", "the system knows no nodes");
         };
         for pages in [Pages::Base, Pages::Thp] {
             let pool = match on(pages).numa_node(node).build() {
                 Ok(pool) => pool,
                 Err(error) => {
-                    skip("all_memory_comes_from_the_node_chosen", &error.to_string());
+                    skip("all_memory_comes_from_the_chosen_node", &error.to_string());
                     continue;
                 }
             };
@@ -131,7 +131,7 @@ mod memory {
     }
 
     #[test]
-    fn a_node_without_memory_is_named() {
+    fn the_error_names_a_node_without_memory() {
         for node in [1000, 1024, usize::MAX] {
             let error = Pool::builder().class(LEN, 1).numa_node(node).build().unwrap_err();
             let BuildError::NumaNode { node: named, .. } = error else { panic!("{error}") };
@@ -145,7 +145,7 @@ mod fallback {
     use super::*;
 
     #[test]
-    fn an_empty_class_borrows_from_the_next_larger_that_has_a_slot() {
+    fn an_empty_class_borrows_from_the_next_larger_class() {
         let pool = Pool::builder().class(100, 1).class(200, 1).class(300, 2).fallback(true);
         let pool = pool.build().unwrap();
         let mut bufs: Vec<_> = (0..3).map(|_| pool.try_alloc(1).unwrap()).collect();
@@ -164,7 +164,7 @@ mod fallback {
     }
 
     #[test]
-    fn who_waits_waits_for_the_class_that_fits() {
+    fn a_waiter_waits_for_the_class_that_fits() {
         let pool = Pool::builder().class(100, 1).class(200, 1).fallback(true).build().unwrap();
         let small = pool.try_alloc(1).unwrap();
         let large = pool.try_alloc(1).unwrap();
@@ -172,7 +172,7 @@ mod fallback {
             let waiter = scope.spawn(|| pool.alloc(1).unwrap().capacity());
             common::eventually("it waits", || pool.stats().classes[0].waiting == 1);
             drop(large);
-            assert_eq!(pool.stats().classes[1].free, 1, "not what it waits for");
+            assert_eq!(pool.stats().classes[1].free, 1, "the waiter waits for another class");
             drop(small);
             assert_eq!(waiter.join().unwrap(), 100);
         });
@@ -192,7 +192,7 @@ mod quota {
     }
 
     #[test]
-    fn each_sender_has_so_many_slots_in_flight_and_no_more() {
+    fn a_sender_keeps_its_quota_of_slots_in_flight() {
         let pool = quota(2);
         let free = super::pool(LEN, 4);
         let mut ends = Vec::new();
@@ -208,7 +208,7 @@ mod quota {
             }
             assert_eq!(sender.interest(), Interest { writable: false, released: true });
             assert_eq!(sender.stats().leases, 2);
-            // Another pool has a quota of its own, or none.
+            // A different pool has its own quota, or none.
             sender.try_send(buf(&free, seed + 2)).unwrap();
             ends.push((seed, sender, far));
         }
@@ -275,17 +275,17 @@ mod quota {
         for seed in 0..5 {
             sender.try_send(buf(&pool, seed)).unwrap();
             far.read_exact(&mut got).unwrap();
-            common::eventually("the note is there", || common::has_error(&sender));
+            common::eventually("the notification is there", || common::has_error(&sender));
         }
     }
 
     #[test]
-    fn what_is_handed_back_or_was_refused_no_longer_counts() {
+    fn returned_and_refused_buffers_do_not_count() {
         let pool = quota(1);
         let (near, far) = pair_at("127.0.0.1:0", STALLED);
         let builder = Sender::builder().policy(Policy::Require).hand_back(HandBack::Return);
         let mut sender = builder.max_in_flight_sends(1).adopt(near).unwrap();
-        // Fills the window with memory that is in no pool, so that the pool's is refused.
+        // Fills the window with memory of no pool, so that the pool's buffer is refused.
         sender.try_send(pattern(LEN, 0)).unwrap();
         for _ in 0..3 {
             let refused = sender.try_send(buf(&pool, 1));
@@ -304,7 +304,7 @@ mod quota {
     }
 
     #[test]
-    fn no_quota_holds_up_who_copies() {
+    fn a_quota_does_not_limit_copies() {
         let pool = quota(1);
         let (near, far) = pair_at("127.0.0.1:0", STALLED);
         let mut sender = Sender::builder().policy(Policy::Never).adopt(near).unwrap();
@@ -318,7 +318,7 @@ mod quota {
     }
 
     #[test]
-    fn a_quota_of_nothing_is_refused() {
+    fn a_quota_of_zero_is_refused() {
         let error = on(Pages::Base).sender_quota(0).build().unwrap_err();
         assert_eq!(error, BuildError::NoQuota);
     }

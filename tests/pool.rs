@@ -1,6 +1,6 @@
-//! The pool through its public interface.
+//! The public interface of pools.
 
-#![allow(clippy::print_stderr, reason = "seeds and skips are for whoever reads a failure")]
+#![allow(clippy::print_stderr, reason = "seeds and skips are for the reader of a failure")]
 
 #[path = "common/alive.rs"]
 mod alive;
@@ -105,7 +105,7 @@ mod alloc {
     }
 
     #[test]
-    fn stays_correct_under_threads_that_pass_buffers_on() {
+    fn threads_that_pass_buffers_on_keep_the_pool_correct() {
         let seed = RandomState::new().hash_one(0);
         eprintln!("seed {seed}");
         let pool = base(64, 7);
@@ -123,14 +123,18 @@ mod alloc {
                             0 => pool.try_alloc(64).ok(),
                             1 => pool.alloc_timeout(64, Duration::from_micros(random % 50)).ok(),
                             2 => {
-                                // A future that is dropped whatever became of it.
+                                // A future that is dropped in any state.
                                 let waker = Arc::<CountedWaker>::default();
                                 let _ = poll(&mut pool.alloc_async(64), &waker);
                                 None
                             }
                             _ => {
                                 if let Some((mark, buf)) = shelf.lock().unwrap().pop() {
-                                    assert_eq!(buf[..], mark.to_le_bytes(), "somebody wrote to it");
+                                    assert_eq!(
+                                        buf[..],
+                                        mark.to_le_bytes(),
+                                        "another thread wrote to the buffer"
+                                    );
                                 }
                                 None
                             }
@@ -154,7 +158,7 @@ mod waiting {
     use super::*;
 
     #[test]
-    fn slots_go_to_waiters_in_order_and_nobody_overtakes_them() {
+    fn slots_go_to_waiters_in_order() {
         let pool = base(64, 1);
         let buf = pool.try_alloc(1).unwrap();
         let wakers: [Arc<CountedWaker>; 3] = Default::default();
@@ -180,11 +184,11 @@ mod waiting {
         }
         drop(holding);
         assert_all_free(&pool);
-        assert!(pool.try_alloc(1).is_ok(), "with nobody waiting the list is in use again");
+        assert!(pool.try_alloc(1).is_ok(), "without waiters the list is in use again");
     }
 
     #[test]
-    fn a_granted_future_that_is_dropped_passes_its_slot_on() {
+    fn a_dropped_granted_future_passes_its_slot_on() {
         let pool = base(64, 1);
         let buf = pool.try_alloc(1).unwrap();
         let wakers: [Arc<CountedWaker>; 2] = Default::default();
@@ -203,7 +207,7 @@ mod waiting {
     }
 
     #[test]
-    fn a_waiter_that_gives_up_is_skipped() {
+    fn a_cancelled_waiter_is_skipped() {
         let pool = base(64, 1);
         let buf = pool.try_alloc(1).unwrap();
         let wakers: [Arc<CountedWaker>; 3] = Default::default();
@@ -231,7 +235,7 @@ mod waiting {
     }
 
     #[test]
-    fn a_forgotten_granted_future_costs_one_slot_and_no_safety() {
+    fn a_forgotten_granted_future_costs_only_its_slot() {
         let pool = base(64, 2);
         let bufs = [pool.try_alloc(1).unwrap(), pool.try_alloc(1).unwrap()];
         let waker = Arc::default();
@@ -249,7 +253,7 @@ mod waiting {
     }
 
     #[test]
-    fn a_blocked_thread_is_woken_by_another_that_drops() {
+    fn a_blocked_thread_is_woken_by_a_drop() {
         let pool = base(64, 1);
         for _ in 0..50 {
             let buf = pool.alloc(1).unwrap();
@@ -266,7 +270,7 @@ mod waiting {
     }
 
     #[test]
-    fn many_blocked_threads_all_get_their_turn() {
+    fn all_blocked_threads_get_a_slot() {
         let pool = base(64, 2);
         thread::scope(|scope| {
             for _ in 0..6 {
@@ -290,19 +294,18 @@ mod waiting {
         assert!(pool.alloc_timeout(1, Duration::ZERO).is_ok());
     }
 
-    /// What a waker does that is of no use, since a slot came home after all, is user code: it may
-    /// use the pool.
+    /// The drop of an unneeded waker, after a slot was recycled in time, is user code and may use
+    /// the pool.
     #[test]
-    fn a_waker_that_is_not_needed_is_dropped_with_no_lock_held() {
+    fn an_unneeded_waker_is_dropped_without_a_lock() {
         struct Task {
             pool: Pool,
-            /// Goes home when the waker is cloned, which is between the look for a slot and the
-            /// queue.
+            /// Recycled when the waker is cloned, between the look for a slot and the queue.
             last: Mutex<Option<PinnedBuf>>,
         }
 
         fn task(data: *const ()) -> &'static Task {
-            // SAFETY: it was leaked to be the data of these wakers.
+            // SAFETY: the task was leaked as the data of these wakers.
             unsafe { &*data.cast() }
         }
 
@@ -323,14 +326,14 @@ mod waiting {
             let last = bufs.pop().into();
             let task: &Task = Box::leak(Box::new(Task { pool: pool.clone(), last }));
             let raw = RawWaker::new(std::ptr::from_ref(task).cast(), &ACTIONS);
-            // SAFETY: the actions keep to the contract: they may be called from any thread, and the
+            // SAFETY: the actions keep the contract: they may be called from any thread, and the
             // data live for ever.
             let waker = unsafe { Waker::from_raw(raw) };
             let got = pin!(pool.alloc_async(1)).poll(&mut Context::from_waker(&waker));
             done.send(matches!(got, Poll::Ready(Ok(_)))).unwrap();
         });
         let got = wait.recv_timeout(Duration::from_secs(60)).expect("a deadlock");
-        assert!(got, "the slot that came home in between");
+        assert!(got, "the slot recycled in between");
     }
 
     #[test]
@@ -346,7 +349,7 @@ mod waiting {
     }
 
     #[test]
-    fn nobody_waits_for_slots_that_are_all_quarantined() {
+    fn no_waiter_waits_for_quarantined_slots_alone() {
         let pool = base(64, 2);
         let mut bufs = [pool.try_alloc(1).unwrap(), pool.try_alloc(1).unwrap()];
         let waker = Arc::<CountedWaker>::default();
@@ -358,14 +361,14 @@ mod waiting {
         bufs[0].quarantine();
         assert_eq!(waker.count(), 0);
         bufs[1].quarantine();
-        assert_eq!(waker.count(), 1, "a waiter is told when nothing is left to wait for");
+        assert_eq!(waker.count(), 1, "a waiter is woken when no slot can come");
         assert!(matches!(poll(&mut waiter, &waker), Poll::Ready(Err(AllocError::Exhausted))));
         assert_eq!(pool.alloc(1).unwrap_err(), AllocError::Exhausted);
         assert_eq!(pool.stats().quarantined(), 2);
         bufs[0].quarantine_released();
         let [first, second] = bufs;
         drop(first);
-        assert!(pool.alloc(1).is_ok(), "back after late proof");
+        assert!(pool.alloc(1).is_ok(), "free after a late proof");
         drop(second);
         assert_eq!(pool.stats().quarantined(), 1);
     }
@@ -374,7 +377,7 @@ mod waiting {
 mod reclaim {
     use super::*;
 
-    /// A holder of buffers that lets go of one each time it is driven after the first `deaf` times.
+    /// A holder of buffers that drops one at each drive after the first `deaf` drives.
     struct Holder {
         deaf: AtomicUsize,
         watches: bool,
@@ -412,12 +415,12 @@ mod reclaim {
     }
 
     #[test]
-    fn a_waiter_reaps_what_only_it_could_reap() {
+    fn a_waiter_reaps_its_own_senders() {
         let pool = base(64, 1);
         let holder = Holder::new(0, true, vec![pool.alloc(1).unwrap()]);
         holder.register(&pool);
         drop(pool.alloc(1).unwrap());
-        assert_eq!(holder.watched.load(Ordering::SeqCst), 0, "it never slept");
+        assert_eq!(holder.watched.load(Ordering::SeqCst), 0, "the waiter never slept");
         holder.bufs.lock().unwrap().push(pool.alloc(1).unwrap());
         assert!(matches!(poll(&mut pool.alloc_async(1), &Arc::default()), Poll::Ready(Ok(_))));
     }
@@ -441,7 +444,7 @@ mod reclaim {
     }
 
     #[test]
-    fn without_a_watching_thread_a_waiter_drives_again_by_itself() {
+    fn without_a_reaper_a_waiter_drives_repeatedly() {
         let pool = base(64, 1);
         let holder = Holder::new(3, false, vec![pool.alloc(1).unwrap()]);
         holder.register(&pool);
@@ -452,7 +455,7 @@ mod reclaim {
         let mut waiter = pin!(pool.alloc_async(1));
         let mut polls = 1;
         while poll(&mut waiter, &waker).is_pending() {
-            assert_eq!(waker.count(), polls, "it asks to be polled again");
+            assert_eq!(waker.count(), polls, "the future asks for another poll");
             polls += 1;
         }
         assert_eq!(polls, 4);
@@ -463,7 +466,7 @@ mod buffer {
     use super::*;
 
     #[test]
-    fn starts_empty_whatever_the_slot_held_before() {
+    fn starts_empty_after_any_former_contents() {
         let pool = base(64, 1);
         pool.try_alloc(64).unwrap().resize(64, 7);
         let mut buf = pool.try_alloc(64).unwrap();
@@ -473,7 +476,7 @@ mod buffer {
     }
 
     #[test]
-    fn starts_empty_whichever_way_its_slot_came_home() {
+    fn starts_empty_after_any_way_of_recycling() {
         let ways: [fn(PinnedBuf, &LocalPool<'_>); 5] = [
             |buf, _| drop(buf),
             |buf, local| local.recycle(buf),
@@ -516,7 +519,7 @@ mod buffer {
     }
 
     #[test]
-    fn write_takes_what_fits() {
+    fn write_takes_the_bytes_that_fit() {
         let pool = base(10, 1);
         let mut buf = pool.try_alloc(10).unwrap();
         assert_eq!(buf.write(b"0123456").unwrap(), 7);
@@ -540,20 +543,20 @@ mod buffer {
     }
 
     #[test]
-    fn zero_on_recycle_leaves_nothing_behind() {
+    fn zero_on_recycle_erases_all_contents() {
         let pool = Pool::builder().class(64, 1).zero_on_recycle(true).build().unwrap();
         let mut buf = pool.try_alloc(64).unwrap();
         buf.resize(64, 7);
         buf.truncate(1);
         drop(buf);
         let mut buf = pool.try_alloc(64).unwrap();
-        // SAFETY: the pool zeroes slots when they are recycled, and mapped memory starts zeroed.
+        // SAFETY: the pool zeroes slots on recycling, and mapped memory starts zeroed.
         unsafe { buf.set_len(64) };
         assert_eq!(buf[..], [0; 64]);
     }
 
     #[test]
-    fn dropped_in_flight_it_is_quarantined_even_while_unwinding() {
+    fn a_drop_in_flight_quarantines_even_while_unwinding() {
         let pool = base(64, 2);
         let mut buf = pool.try_alloc(1).unwrap();
         buf.begin_lease();
@@ -573,7 +576,7 @@ mod buffer {
     }
 
     #[test]
-    fn given_back_by_a_lease_it_is_an_ordinary_buffer_again() {
+    fn a_buffer_from_a_lease_is_an_ordinary_buffer() {
         let pool = base(64, 1);
         let mut buf = pool.try_alloc(1).unwrap();
         buf.extend_from_slice(b"abc");
@@ -624,7 +627,7 @@ mod closing {
     }
 
     #[test]
-    fn a_pool_with_everything_home_unmaps_at_once() {
+    fn a_pool_with_all_slots_free_unmaps_at_once() {
         let pool = base(4096, 3);
         let alive = Alive::probe(&pool);
         drop(pool.try_alloc(1).unwrap());
@@ -634,7 +637,7 @@ mod closing {
     }
 
     #[test]
-    fn memory_that_cannot_be_proven_released_stays_mapped() {
+    fn memory_without_proof_of_release_stays_mapped() {
         let pool = base(4096, 1);
         let alive = Alive::probe(&pool);
         let mut buf = pool.try_alloc(1).unwrap();
@@ -669,7 +672,7 @@ mod building {
     }
 
     #[test]
-    fn says_what_is_wrong_and_what_to_do() {
+    fn errors_tell_the_fault_and_the_remedy() {
         let class = |capacity, count| Pool::builder().class(capacity, count);
         assert_eq!(error(Pool::builder()), BuildError::NoClass);
         let empty = BuildError::EmptyClass { capacity: 0, count: 5 };
@@ -695,7 +698,7 @@ mod building {
 
     #[cfg(target_pointer_width = "64")]
     #[test]
-    fn more_memory_than_there_is_is_refused_not_killed() {
+    fn too_much_memory_is_an_error() {
         let error = error(Pool::builder().class(1 << 45, 1).class(1 << 44, 1));
         let BuildError::OutOfMemory { bytes, refusal: Refusal::Os(_) } = error else {
             panic!("{error:?}");
@@ -708,7 +711,7 @@ mod building {
 mod memory {
     use super::*;
 
-    /// Held by tests that may take hugetlb pages, while one of them counts.
+    /// Locked by tests that may take hugetlb pages, while one counts them.
     static RESERVE: Mutex<()> = Mutex::new(());
 
     /// The `VmFlags` of the mapping at `address`.
@@ -748,7 +751,7 @@ mod memory {
     }
 
     #[test]
-    fn the_report_says_what_was_got_and_why_nothing_better() {
+    fn the_report_tells_the_pages_and_the_refused_kinds() {
         let _reserve = RESERVE.lock().unwrap();
         let pool = Pool::builder().class(2 << 20, 4).build().unwrap();
         let [region] = pool.regions() else { panic!("one region") };
@@ -801,7 +804,7 @@ mod memory {
             std::fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
         };
         let reserve: usize = free().unwrap_or(0);
-        // One page more than there are.
+        // One page more than the reserve has.
         let greedy = Pool::builder().class(PAGE, reserve + 1).backing(Backing::Require(pages));
         assert!(matches!(
             greedy.build(),

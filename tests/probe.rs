@@ -1,11 +1,11 @@
-//! What a probe leaves behind. Alone in its process, whose descriptors and threads it counts.
+//! The remains of a probe. Alone in its process, to count its descriptors and threads.
 
 #![cfg(target_os = "linux")]
 
 use std::fs;
 
 #[test]
-fn a_probe_leaves_no_descriptor_and_no_thread_behind() {
+fn a_probe_leaves_no_descriptor_and_no_thread() {
     let count = |path: &str| fs::read_dir(path).unwrap().count();
     let all = || (count("/proc/self/fd"), count("/proc/self/task"));
     let before = all();

@@ -1,5 +1,5 @@
-//! Senders without an owner: one thread for all of them, none until it is needed, and a way when
-//! there is none to be had.
+//! Senders without an owner: one thread for all of them, started on demand, and a substitute for a
+//! missing thread.
 
 mod common;
 
@@ -25,7 +25,7 @@ fn prefer(near: TcpStream) -> Sender<TcpStream> {
 }
 
 #[test]
-fn there_is_no_thread_until_it_is_needed() {
+fn the_reaper_starts_on_demand() {
     alone(|| {
         let (near, far) = common::pair();
         let peer = common::reader(far, Duration::ZERO);
@@ -43,24 +43,24 @@ fn there_is_no_thread_until_it_is_needed() {
 
 /// The owner does nothing between the second send and its end.
 #[test]
-fn a_limit_on_the_hold_is_kept_for_a_send_behind_a_released_one() {
+fn max_hold_counts_for_a_send_behind_a_released_send() {
     alone(|| {
         let (near, far) = pair_at("127.0.0.1:0", STALLED);
-        // So long that the first send keeps to it on a busy machine too.
+        // Long enough for the first send on a busy machine.
         let limit = Duration::from_secs(3);
         let builder = Sender::builder().policy(Policy::Prefer).threshold_bytes(4096);
         let mut sender = builder.max_hold(limit).adopt(near).unwrap();
-        // The peer's socket takes the first send at once, and nothing more of the second.
+        // The peer's socket takes the first send at once, and no more of the second.
         sender.send(pattern(4096, 0)).unwrap();
         sender.drain(Some(after(10_000))).unwrap();
-        eventually("the reaper has let go", || pinbuf::reaper::stats().watched == 0);
+        eventually("the reaper watches no sender", || pinbuf::reaper::stats().watched == 0);
         sender.send(pattern(LEN, 1)).unwrap();
         eventually("the peer sees a reset", || take_error(&far) == libc::ECONNRESET);
     });
 }
 
 #[test]
-fn a_sender_is_watched_while_a_waiter_waits_and_no_longer() {
+fn a_sender_is_watched_only_during_a_wait() {
     alone(|| {
         let (near, _far) = pair_at("127.0.0.1:0", STALLED);
         let pool = pool(LEN, 1);
@@ -79,7 +79,7 @@ fn a_sender_is_watched_while_a_waiter_waits_and_no_longer() {
 }
 
 #[test]
-fn an_abort_brings_a_stalled_peers_slots_back_at_once() {
+fn an_abort_frees_a_stalled_peers_slots_at_once() {
     let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 12);
     let mut sender = prefer(near);
@@ -102,7 +102,7 @@ fn an_abort_brings_a_stalled_peers_slots_back_at_once() {
 }
 
 #[test]
-fn without_a_thread_every_call_serves_those_that_were_dropped() {
+fn without_a_reaper_every_call_serves_dropped_senders() {
     alone(|| {
         let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
         let pool = pool(LEN, 8);
@@ -111,7 +111,7 @@ fn without_a_thread_every_call_serves_those_that_were_dropped() {
             sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
         }
         assert!(pool.stats().in_flight() > 0);
-        // No descriptor is left for the reaper's own.
+        // No descriptor is left for the reaper.
         let hoard = hoard_descriptors(0);
         drop(sender);
         assert_eq!(pinbuf::reaper::stats().unserved, 1);
@@ -120,7 +120,7 @@ fn without_a_thread_every_call_serves_those_that_were_dropped() {
         let mut got = vec![0; 8 * LEN];
         far.read_exact(&mut got).unwrap();
         assert_arrived(&got, LEN, 8);
-        // Taking all slots at once needs what is in flight; nobody else looks after it.
+        // To take all slots at once, the call must reap the sends in flight; no other thread does.
         let all: Vec<_> = (0..8).map(|_| pool.alloc(LEN).unwrap()).collect();
         drop(all);
         assert!(wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());

@@ -1,4 +1,4 @@
-//! Page replacement: an address is free before the kernel has let go of the pages that were there.
+//! Page replacement: an address is free before the kernel has released its former pages.
 
 mod common;
 
@@ -28,8 +28,8 @@ fn quarantined(pool: &Pool, seed: usize) -> PinnedBuf {
     buf
 }
 
-/// Sends buffers to a peer that does not read, has `free` free them, writes over all their memory
-/// and answers what the peer reads then.
+/// Sends buffers to a stalled peer, frees them with `free`, overwrites all their memory, and
+/// returns the bytes that the peer then reads.
 fn sent_then_overwritten(pool: &Pool, free: impl Fn(PinnedBuf) -> Option<Replaced>) -> Vec<u8> {
     let buffers = Buffers { send: Some(1 << 20), receive: Some(20_000) };
     let (near, far) = pair_at("127.0.0.1:0", buffers);
@@ -39,7 +39,7 @@ fn sent_then_overwritten(pool: &Pool, free: impl Fn(PinnedBuf) -> Option<Replace
     let mut addresses = Vec::new();
     for message in 0..4 {
         let buf = quarantined(pool, message);
-        // SAFETY: a pool's memory stays mapped while a buffer is out, and the pool outlives this.
+        // SAFETY: a pool's memory stays mapped while a buffer is in use, and the pool lives longer.
         let sent = unsafe { common::send_raw(near.as_fd(), &raw const buf[..]) };
         assert_eq!(sent.unwrap(), LEN);
         addresses.push(buf.as_ptr());
@@ -61,9 +61,9 @@ fn messages() -> Vec<u8> {
     (0..4).flat_map(|message| pattern(LEN, message).to_vec()).collect()
 }
 
-/// Without it the peer reads what was written later: the control of the tests below.
+/// Without replacement the peer reads the later contents: the control of the tests below.
 #[test]
-fn without_new_pages_the_peer_reads_what_was_written_later() {
+fn without_new_pages_the_peer_reads_later_contents() {
     let pool = build(Pages::Base).build().unwrap();
     let got = sent_then_overwritten(&pool, |mut buf| {
         buf.quarantine_released();
@@ -73,8 +73,8 @@ fn without_new_pages_the_peer_reads_what_was_written_later() {
 }
 
 #[test]
-fn what_was_sent_arrives_although_its_address_is_used_again() {
-    const NAME: &str = "what_was_sent_arrives_although_its_address_is_used_again";
+fn sent_bytes_arrive_although_their_address_is_reused() {
+    const NAME: &str = "sent_bytes_arrive_although_their_address_is_reused";
     for (pages, mlock) in
         [(Pages::Base, false), (Pages::Base, true), (Pages::Thp, false), (Pages::Thp, true)]
     {
@@ -86,7 +86,7 @@ fn what_was_sent_arrives_although_its_address_is_used_again() {
             }
         };
         let got = sent_then_overwritten(&pool, |mut buf| {
-            let replaced = buf.replace_pages().expect("nobody else holds it");
+            let replaced = buf.replace_pages().expect("no other holder is left");
             assert!(buf.is_empty());
             buf.spare_capacity_mut().iter().for_each(|byte| {
                 // SAFETY: the memory is mapped and was written by the kernel.
@@ -99,14 +99,14 @@ fn what_was_sent_arrives_although_its_address_is_used_again() {
 }
 
 #[test]
-fn former_pages_are_counted_up_to_a_quarter_of_the_pool_until_the_proof() {
+fn former_pages_count_until_the_proof() {
     let pool = build(Pages::Base).build().unwrap();
     let mut bufs: Vec<_> = (0..5).map(|seed| quarantined(&pool, seed)).collect();
     let mut last = bufs.pop().unwrap();
     let replaced: Vec<_> = bufs.iter_mut().map(|buf| buf.replace_pages().unwrap()).collect();
     drop(bufs);
     assert_eq!(pool.stats().replaced_bytes, 4 * LEN);
-    assert!(last.replace_pages().is_none(), "that would be more than a quarter");
+    assert!(last.replace_pages().is_none(), "the limit is a quarter");
     assert_eq!(census(&pool), [15, 0, 0, 1]);
     assert_eq!(pool.stats().replaced_bytes, 4 * LEN);
     drop(replaced);
@@ -119,7 +119,7 @@ fn former_pages_are_counted_up_to_a_quarter_of_the_pool_until_the_proof() {
 }
 
 #[test]
-fn no_pages_are_replaced_that_somebody_else_holds_or_shares() {
+fn shared_pages_are_not_replaced() {
     let pool = build(Pages::Base).build().unwrap();
     let mut owned = pool.try_alloc(1).unwrap();
     assert!(owned.replace_pages().is_none());
@@ -162,7 +162,7 @@ fn hugetlb_pages_are_not_replaced() {
         Ok(reserve) => reserve,
         Err(error) => return skip(NAME, &error),
     };
-    // Whole pages, and room for one more: nothing but their kind speaks against it.
+    // Whole pages, and room for one more: only their kind forbids the replacement.
     let huge = Reserve::PAGE;
     let pool = Pool::builder().class(huge, 4);
     let pool = pool.backing(Backing::Require(Pages::HugeTlb { page_bytes: huge })).build();

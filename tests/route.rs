@@ -21,7 +21,7 @@ fn bytes(len: usize) -> &'static [u8] {
 }
 
 #[test]
-fn a_route_that_copies_is_left_and_the_stream_goes_on_by_copy() {
+fn auto_leaves_a_copying_route() {
     let _turn = turn();
     let (near, far) = pair();
     let peer = swallow(far);
@@ -29,7 +29,7 @@ fn a_route_that_copies_is_left_and_the_stream_goes_on_by_copy() {
     let capabilities = sender.capabilities();
     assert!(capabilities.zero_copy && capabilities.reason.is_none(), "{capabilities:?}");
     assert_eq!(sender.stats().route.mode, RouteMode::Trying);
-    // Pipelined: nobody waits, nobody reaps.
+    // Pipelined: no waits and no reaps.
     let sends = 2000;
     let data = bytes(LEN);
     for _ in 0..sends {
@@ -40,13 +40,13 @@ fn a_route_that_copies_is_left_and_the_stream_goes_on_by_copy() {
     assert_eq!(stats.zero_copy_calls, stats.route.probes);
     assert!((3..=10).contains(&stats.route.probes), "{stats:?}");
     let capabilities = sender.capabilities();
-    assert!(capabilities.zero_copy, "it could, but the route copies");
+    assert!(capabilities.zero_copy, "zero copy works, but the route copies");
     assert_eq!(capabilities.reason, Some(CopyReason::Route));
     assert!(sender.close(soon().unwrap()).drained);
     assert_eq!(peer.join().unwrap(), sends * LEN as u64);
 }
 
-/// Buffers that may go by copy unasked do so no more while a probe is in flight.
+/// Optional copies wait while a probe is in flight.
 #[test]
 fn the_next_send_reads_the_notification_of_a_probe() {
     let _turn = turn();
@@ -60,7 +60,7 @@ fn the_next_send_reads_the_notification_of_a_probe() {
             sender.stats().route.mode == RouteMode::Copied
         });
         sender.send(data).unwrap();
-        // The bytes after which the route is looked at again go other ways, and the time passes.
+        // The time and the bytes until the next probe pass with small sends.
         let small = bytes(15 << 10);
         (0..300).for_each(|_| _ = sender.send(small).unwrap());
         thread::sleep(Duration::from_millis(100));
@@ -71,7 +71,7 @@ fn the_next_send_reads_the_notification_of_a_probe() {
             sender.send(filled(pool(LEN, 1).try_alloc(LEN).unwrap(), LEN, 0)).unwrap();
         }
         assert_eq!(sender.stats().route.probes, probes + 1);
-        eventually("its notification is there", || has_error(&sender));
+        eventually("the probe's notification is there", || has_error(&sender));
         let notes = sender.stats().notes;
         sender.send(data).unwrap();
         assert_eq!(sender.stats().notes, notes + 1);
@@ -81,13 +81,14 @@ fn the_next_send_reads_the_notification_of_a_probe() {
 }
 
 #[test]
-fn one_large_send_finds_out_with_its_own_calls() {
+fn one_large_send_learns_of_a_copying_route() {
     let _turn = turn();
     let (near, far) = pair();
     let peer = swallow(far);
     let mut sender = Sender::new(near).unwrap();
-    // Where threads run seldom, all that two sockets hold is accepted between two looks for notes,
-    // some ten MiB, and it takes three notes. Memory is saved by saying it eight times.
+    // With rarely scheduled threads, a sender accepts the contents of two sockets, some ten MiB,
+    // between two looks for notifications, and needs three notifications. Eight references save
+    // memory.
     let part = bytes(32 << 20);
     let mut bufs: Vec<_> = (0..8).map(|_| Payload::Static(part)).collect();
     let ticket = sender.send_vectored(&mut bufs).unwrap();
@@ -101,12 +102,12 @@ fn one_large_send_finds_out_with_its_own_calls() {
 }
 
 #[test]
-fn a_peer_that_reads_nothing_holds_up_the_probe_and_nothing_else() {
+fn a_stalled_peer_delays_only_the_probe() {
     let _turn = turn();
     let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = Sender::new(near).unwrap();
     let (mut sent, data) = (0, bytes(LEN));
-    // Until nothing more goes in.
+    // Until the socket is full.
     while let Ok(ticket) = sender.try_send(data) {
         sent += ticket.len();
     }

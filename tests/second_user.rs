@@ -1,5 +1,5 @@
-//! A second user of `MSG_ZEROCOPY` on the sender's socket: against the rules, and noticed as far
-//! as it can be. What is noticed ends zero copy and quarantines; the stream stays right.
+//! A second user of `MSG_ZEROCOPY` on the sender's socket: a breach of the contract, detected as
+//! far as possible. A detection ends zero copy and quarantines; the stream stays right.
 
 mod common;
 
@@ -36,7 +36,7 @@ fn poison(sender: &Sender<TcpStream>) -> Option<Poison> {
 }
 
 #[test]
-fn a_note_for_an_id_never_given_out_poisons() {
+fn a_notification_for_an_unissued_id_poisons() {
     let (near, far) = pair();
     let pool = pool(LEN, 4);
     let peer = reader(far, Duration::ZERO);
@@ -44,12 +44,12 @@ fn a_note_for_an_id_never_given_out_poisons() {
     let first = send(&mut sender, &pool, 0);
     assert!(sender.wait(first, soon()).is_ok());
     send_static(duplicate(&sender).as_fd(), &FOREIGN).unwrap();
-    eventually("the foreign note is read", || {
+    eventually("the foreign notification is read", || {
         sender.reap().unwrap();
         !sender.capabilities().zero_copy
     });
     assert_eq!(poison(&sender), Some(Poison::UnknownIds { lo: 1, hi: 1 }));
-    // It goes on by copy.
+    // The sender continues by copy.
     let calls = sender.stats().zero_copy_calls;
     for seed in 2..5 {
         let ticket = send(&mut sender, &pool, seed);
@@ -65,14 +65,14 @@ fn a_note_for_an_id_never_given_out_poisons() {
 }
 
 #[test]
-fn what_is_in_flight_when_a_foreign_note_shows_is_quarantined_until_the_gauge_reads_0() {
+fn a_foreign_notification_quarantines_sends_until_the_proof() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 4);
     let mut sender = common::zero_copy().adopt(near).unwrap();
-    // The peer takes this one at once, so that its note, id 0, is there although it reads
-    // nothing; ours are then 1, 2 and 3, and the sender takes them for 0, 1 and 2.
+    // The peer takes this send at once, so its notification, id 0, comes although the peer reads
+    // nothing. The sender's ids are then 1, 2 and 3, while the sender counts 0, 1 and 2.
     send_static(duplicate(&sender).as_fd(), &FOREIGN[..100]).unwrap();
-    eventually("the foreign note is there", || optmem(&sender) > 0);
+    eventually("the foreign notification is there", || optmem(&sender) > 0);
     sender.reap().unwrap();
     assert_eq!(poison(&sender), Some(Poison::UnknownIds { lo: 0, hi: 0 }), "noticed in time");
     drop(sender);
@@ -83,11 +83,12 @@ fn what_is_in_flight_when_a_foreign_note_shows_is_quarantined_until_the_gauge_re
     };
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let tickets: Vec<_> = (0..4).map(|seed| send(&mut sender, &pool, seed)).collect();
-    // A foreign send behind ours: its id is the next one, 4.
+    // A foreign send behind the sender's: its id is the next, 4.
     send_static(duplicate(&sender).as_fd(), &FOREIGN).unwrap();
     let peer = reader(far, Duration::from_millis(50));
-    // Ours may be released by notes of their own; a range that names id 4 as well releases none.
-    eventually("noticed", || {
+    // The sender's sends may be released by their own notifications; a range with id 4 releases
+    // none.
+    eventually("the sender is poisoned", || {
         sender.reap().unwrap();
         poison(&sender).is_some()
     });
@@ -100,8 +101,8 @@ fn what_is_in_flight_when_a_foreign_note_shows_is_quarantined_until_the_gauge_re
             other => panic!("{other:?}"),
         }
     }
-    // The gauge reads 0 once all is released and read: the proof comes late, and is taken.
-    eventually("all is released", || {
+    // The option memory reads 0 after all releases and reads: a late proof, and valid.
+    eventually("all sends are released", || {
         sender.reap().unwrap();
         tickets
             .iter()
@@ -117,8 +118,8 @@ fn what_is_in_flight_when_a_foreign_note_shows_is_quarantined_until_the_gauge_re
 fn a_poisoned_sender_recycles_nothing_early() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 4);
-    // Used before: its next id is 10, and the sender is not told so. (With a next id of 1 to 3 the
-    // sender would take the first note for one of its own later sends: the rule is not for fun.)
+    // Used before: its next id is 10, unknown to the sender. (With a next id of 1 to 3 the sender
+    // would take the first notification for one of its later sends: the contract is necessary.)
     common::enable_zerocopy(&near);
     for part in FOREIGN[..100].chunks(10) {
         send_static(near.as_fd(), part).unwrap();
@@ -128,7 +129,7 @@ fn a_poisoned_sender_recycles_nothing_early() {
         optmem(&near) == 0
     });
     let mut sender = common::zero_copy().adopt(near).unwrap();
-    // Of its first send, which goes out at once, the note names id 10: not one of ours.
+    // The notification of the first send, which leaves at once, names id 10, unknown to the sender.
     let mut buf = pool.try_alloc(LEN).unwrap();
     buf.extend_from_slice(&pattern(16 << 10, 9));
     let first = sender.send(buf).unwrap();
@@ -138,13 +139,13 @@ fn a_poisoned_sender_recycles_nothing_early() {
         poison(&sender).is_some()
     });
     assert_eq!(sender.wait(first, soon()), Err(WaitError::Poisoned), "at once");
-    assert!(!sender.interest().released, "no notification proves anything");
+    assert!(!sender.interest().released, "no notification counts any more");
     assert_eq!(sender.drain(soon()), Err(WaitError::Poisoned));
     let [free, owned, in_flight, quarantined] = census(&pool);
-    // What went by copy after the poison is free.
+    // Buffers copied after the poison are free.
     assert_eq!((owned, in_flight), (0, 0));
     assert!(quarantined > 0 && free + quarantined == 4);
-    // Whatever can be had may be written: the peer must not see it.
+    // All available slots may be overwritten: the peer must not see that.
     while let Ok(mut buf) = pool.try_alloc(LEN) {
         buf.resize(LEN, 0xDD);
         std::mem::forget(buf);
@@ -153,7 +154,7 @@ fn a_poisoned_sender_recycles_nothing_early() {
         assert_eq!(pool.alloc(LEN).unwrap_err(), AllocError::Exhausted, "not waited for");
     }
     let peer = reader(far, Duration::ZERO);
-    eventually("all is released", || {
+    eventually("all sends are released", || {
         sender.reap().unwrap();
         sender.stats().leases == 0
     });
@@ -168,18 +169,18 @@ fn a_poisoned_sender_recycles_nothing_early() {
 }
 
 #[test]
-fn a_note_read_by_somebody_else_is_missed_and_made_up_for() {
+fn a_stolen_notification_is_replaced_by_the_proof() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 4);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let tickets: Vec<_> = (0..4).map(|seed| send(&mut sender, &pool, seed)).collect();
     let thief = duplicate(&sender);
     let peer = reader(far, Duration::ZERO);
-    eventually("all notes are stolen", || {
+    eventually("all notifications are stolen", || {
         read_error_queue(thief.as_fd());
         optmem(&thief) == 0
     });
-    // No event will come. The sender asks the gauge when a wait drags on.
+    // No event will come. The sender asks for the option memory during a long wait.
     for ticket in tickets {
         assert!(matches!(sender.wait(ticket, soon()), Ok(Fate::Released { accepted: LEN, .. })));
     }
@@ -190,24 +191,24 @@ fn a_note_read_by_somebody_else_is_missed_and_made_up_for() {
     assert_arrived(&peer.join().unwrap(), LEN, 4);
 }
 
-/// Whoever waits is a task: no thread of the owner's looks again after a while.
+/// Only a task waits: no thread of the owner looks again after a while.
 #[test]
-fn a_task_is_woken_though_somebody_else_has_read_the_note_it_waits_for() {
+fn a_task_is_woken_without_its_stolen_notification() {
     for (awaits_slot, is_full) in [(false, false), (true, false), (false, true)] {
         let (near, far) = pair_at("127.0.0.1:0", STALLED);
         let pool = pool(LEN, 1);
         let mut sender = common::zero_copy().threshold_bytes(4096).adopt(near).unwrap();
-        // So little that the peer's socket takes it at once.
+        // Few enough bytes for the peer's socket to take at once.
         let mut buf = pool.try_alloc(LEN).unwrap();
         buf.extend_from_slice(&FOREIGN[..4096]);
         let ticket = sender.send(buf).unwrap();
         let mut thief = TcpStream::from(duplicate(&sender));
-        eventually("the note is stolen", || {
+        eventually("the notification is stolen", || {
             read_error_queue(thief.as_fd());
             optmem(&thief) == 0
         });
         if is_full {
-            // The socket has no news at all then, not even room.
+            // Then the socket has no event, not even room.
             thief.set_nonblocking(true).unwrap();
             while thief.write(&FOREIGN).is_ok() {}
         }
@@ -218,13 +219,13 @@ fn a_task_is_woken_though_somebody_else_has_read_the_note_it_waits_for() {
         assert!(matches!(fate, Ok(Fate::Released { accepted: 4096, .. })), "{fate:?}");
         assert!(polls <= 4, "{polls}");
         assert_eq!(poison(&sender), Some(Poison::NoteStolen));
-        eventually("the slot is home", || census(&pool) == [1, 0, 0, 0]);
+        eventually("the slot is free", || census(&pool) == [1, 0, 0, 0]);
         drop((far, thief));
     }
 }
 
 #[test]
-fn a_task_whose_notes_are_stolen_while_it_waits_is_woken() {
+fn a_theft_of_notifications_still_wakes_the_task() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 4);
     let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -233,8 +234,8 @@ fn a_task_whose_notes_are_stolen_while_it_waits_is_woken() {
     assert!(sender.poll_fate(&mut cx, last).is_pending(), "watched from here on");
     let thief = duplicate(&sender);
     let peer = reader(far, Duration::ZERO);
-    // Or the reaper is faster; either way it is told.
-    eventually("all notes are read", || {
+    // Or the reaper is faster; in either case the task is told.
+    eventually("all notifications are read", || {
         read_error_queue(thief.as_fd());
         optmem(&thief) == 0
     });
@@ -246,7 +247,7 @@ fn a_task_whose_notes_are_stolen_while_it_waits_is_woken() {
 }
 
 #[test]
-fn a_full_window_whose_notes_were_stolen_opens_again() {
+fn a_full_window_opens_after_stolen_notifications() {
     let (near, far) = pair();
     let pool = pool(LEN, 4);
     let mut sender = common::zero_copy().max_in_flight_sends(2).adopt(near).unwrap();
@@ -259,7 +260,7 @@ fn a_full_window_whose_notes_were_stolen_opens_again() {
     }
     drop(thief);
     assert!(matches!(sender.drain(soon()), Ok(()) | Err(WaitError::Poisoned)));
-    eventually("all is released", || {
+    eventually("all sends are released", || {
         sender.reap().unwrap();
         sender.stats().leases == 0
     });
@@ -270,14 +271,14 @@ fn a_full_window_whose_notes_were_stolen_opens_again() {
 
 /// The owner would wait for an event that never comes.
 #[test]
-fn a_full_window_whose_notes_were_stolen_is_open_to_the_next_send() {
+fn a_send_opens_a_window_after_stolen_notifications() {
     let (near, far) = pair();
     let pool = pool(LEN, 3);
     let mut sender = common::zero_copy().max_in_flight_sends(2).adopt(near).unwrap();
     let thief = duplicate(&sender);
     let peer = reader(far, Duration::ZERO);
     (0..2).for_each(|seed| _ = send(&mut sender, &pool, seed));
-    eventually("all notes are stolen", || {
+    eventually("all notifications are stolen", || {
         read_error_queue(thief.as_fd());
         optmem(&thief) == 0
     });
@@ -290,14 +291,14 @@ fn a_full_window_whose_notes_were_stolen_is_open_to_the_next_send() {
 }
 
 #[test]
-fn a_poisoned_sender_taken_apart_stays_poisoned_when_put_together() {
+fn a_poisoned_socket_stays_poisoned_through_into_parts() {
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
     let mut sender = common::zero_copy().adopt(near).unwrap();
-    // The kernel's ids are one ahead of the sender's from here on: a note would free the send
-    // behind the one it is about.
+    // From here on the kernel's ids are ahead of the sender's by one: a notification would free the
+    // send behind the right one.
     send_static(duplicate(&sender).as_fd(), &FOREIGN).unwrap();
-    eventually("the foreign note is read", || {
+    eventually("the foreign notification is read", || {
         sender.reap().unwrap();
         poison(&sender).is_some()
     });

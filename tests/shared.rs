@@ -55,7 +55,7 @@ fn one_buffer_goes_to_many_sockets_with_a_lease_each() {
         peers.push(far);
     }
     assert_eq!(census(&pool), [0, 0, 1, 0], "in flight while any lease is left");
-    let shared = shared.try_into_pinned().expect_err("it is in flight");
+    let shared = shared.try_into_pinned().expect_err("the buffer is in flight");
     drop(shared);
     assert_eq!(census(&pool), [0, 0, 1, 0]);
 
@@ -73,7 +73,7 @@ fn one_buffer_goes_to_many_sockets_with_a_lease_each() {
 }
 
 #[test]
-fn a_slice_is_sent_where_it_lies_and_comes_back() {
+fn a_slice_is_sent_in_place_and_returned() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 1);
     let peer = reader(far, Duration::from_millis(20));
@@ -92,7 +92,7 @@ fn a_slice_is_sent_where_it_lies_and_comes_back() {
 }
 
 #[test]
-fn what_is_refused_comes_back_as_it_went_in() {
+fn a_refused_shared_buffer_comes_back_unchanged() {
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 1);
     let shared = filled(pool.try_alloc(1).unwrap(), LEN, 7).freeze();
@@ -109,7 +109,7 @@ fn what_is_refused_comes_back_as_it_went_in() {
     assert_eq!((back.as_ptr(), back.len()), (shared.as_ptr(), LEN));
     sender.abort();
     drop((back, shared));
-    common::eventually("the slot is home", || pool.stats().free() == 1);
+    common::eventually("the slot is free", || pool.stats().free() == 1);
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn handles_on_many_threads_are_counted() {
 
 #[cfg(feature = "bytes")]
 #[test]
-fn becomes_bytes_without_a_copy_and_is_home_after_the_last() {
+fn bytes_from_a_shared_buffer_need_no_copy() {
     let pool = pool(4096, 1);
     let mut buf = pool.try_alloc(1).unwrap();
     buf.extend_from_slice(b"0123456789");

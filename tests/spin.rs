@@ -1,4 +1,4 @@
-//! Nothing spins: waits are counted where `poll(2)` would return at once for ever.
+//! No spinning: counts of waits where `poll(2)` would return at once for ever.
 
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
@@ -28,16 +28,16 @@ use pinbuf::{
     sender::{Reaped, SenderBuilder},
 };
 
-/// How often this thread waited in `body`.
+/// The number of this thread's waits in `body`.
 fn waits(body: impl FnOnce()) -> usize {
     calls::during(body).waits
 }
 
-/// A thread that spins waits about a hundred thousand times in the pauses below.
+/// A spinning thread waits about a hundred thousand times during the pauses below.
 const MANY: usize = 2000;
 const PAUSE: Duration = Duration::from_millis(400);
 
-/// A peer that reads some, so that notes come, pauses, and then reads to the end.
+/// A peer that reads some bytes, so that notifications come, pauses, and then reads to the end.
 fn fitful(mut far: TcpStream, first: usize) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut got = vec![0; first];
@@ -54,12 +54,12 @@ fn waits_are_counted() {
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.send(pattern(1 << 20, 1)).unwrap();
     let waits = waits(|| assert!(sender.wait(ticket, Some(after(20))).is_err()));
-    assert!(waits > 0, "the library's calls are not those of this binary");
+    assert!(waits > 0, "the library does not call the functions of this binary");
     drop(far);
 }
 
 #[test]
-fn waiting_for_room_does_not_spin_on_notes() {
+fn a_wait_for_room_does_not_spin_on_notifications() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let peer = fitful(far, 300_000);
@@ -67,9 +67,9 @@ fn waiting_for_room_does_not_spin_on_notes() {
     let waits = waits(|| {
         let _ = sender.send(data.clone()).unwrap();
     });
-    assert!(waits > 0, "room enough: the test shows nothing");
+    assert!(waits > 0, "the socket had room: the test shows nothing");
     assert!(waits < MANY, "{waits}");
-    // They may have been left to the next call.
+    // The notifications may be left to the next call.
     sender.reap().unwrap();
     assert!(sender.stats().notes > 0);
     assert!(sender.close(soon().unwrap()).drained);
@@ -104,8 +104,8 @@ fn a_loop_over_interest_does_not_spin() {
     assert_arrived(&peer.join().unwrap(), 50_000, 30);
 }
 
-/// Waits for whatever is told of a sender without an interest, and reaps after each return, until
-/// `ended`; returns how often the wait returned.
+/// Waits for events of a sender without an interest, and reaps after each return, until `ended`.
+/// Returns the number of waits.
 fn turns_until_told(
     fd: i32,
     mut reap: impl FnMut() -> io::Result<Reaped>,
@@ -123,7 +123,7 @@ fn turns_until_told(
 }
 
 #[test]
-fn a_loop_by_the_book_is_told_of_the_reset_of_an_idle_connection() {
+fn an_event_loop_learns_of_an_idle_connections_reset() {
     for builder in [Sender::builder(), common::zero_copy(), Sender::builder().policy(Policy::Never)]
     {
         let (near, far) = pair();
@@ -137,12 +137,16 @@ fn a_loop_by_the_book_is_told_of_the_reset_of_an_idle_connection() {
             || sender.borrow().connection_error().is_some(),
         );
         assert!(turns < 10, "{turns}");
-        assert_eq!(take_error(*sender.borrow()), libc::ECONNRESET, "the owner's to read");
+        assert_eq!(
+            take_error(*sender.borrow()),
+            libc::ECONNRESET,
+            "the error is left to the owner"
+        );
     }
 }
 
 #[test]
-fn a_reaping_half_is_told_of_the_reset_of_an_idle_connection() {
+fn a_reaping_half_learns_of_an_idle_connections_reset() {
     let (near, far) = pair();
     let (_send, reap) = Sender::new(near).unwrap().split();
     let fd = reap.as_fd().as_raw_fd();
@@ -157,7 +161,7 @@ fn a_reaping_half_is_told_of_the_reset_of_an_idle_connection() {
 }
 
 #[test]
-fn the_cause_of_a_reset_that_was_noticed_comes_with_the_next_send() {
+fn the_next_send_returns_the_cause_of_a_noticed_reset() {
     let (near, far) = pair();
     let mut sender = Sender::new(near).unwrap();
     reset(far);
@@ -173,7 +177,7 @@ fn the_cause_of_a_reset_that_was_noticed_comes_with_the_next_send() {
 }
 
 #[test]
-fn the_end_of_the_peers_stream_is_no_end_of_the_connection() {
+fn the_end_of_the_peers_stream_keeps_the_connection() {
     let (near, far) = pair();
     let mut sender = Sender::new(near).unwrap();
     far.shutdown(Shutdown::Write).unwrap();
@@ -190,7 +194,7 @@ fn the_end_of_the_peers_stream_is_no_end_of_the_connection() {
 }
 
 #[test]
-fn an_icmp_error_is_no_end_of_a_datagram_sender() {
+fn an_icmp_error_does_not_end_a_datagram_sender() {
     let far = UdpSocket::bind("127.0.0.1:0").unwrap();
     let near = UdpSocket::bind("127.0.0.1:0").unwrap();
     near.connect(far.local_addr().unwrap()).unwrap();
@@ -202,7 +206,7 @@ fn an_icmp_error_is_no_end_of_a_datagram_sender() {
     assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 60_000) }, 1);
     sender.reap().unwrap();
     assert_eq!(sender.connection_error(), None);
-    assert_eq!(take_error(&sender), libc::ECONNREFUSED, "the owner's to read");
+    assert_eq!(take_error(&sender), libc::ECONNREFUSED, "the error is left to the owner");
 }
 
 #[test]
@@ -244,7 +248,8 @@ fn waiting_behind_a_hangup_does_not_spin() {
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.send(filled(pool.try_alloc(1).unwrap(), 256 << 10, 1)).unwrap();
     reset(far);
-    // The notes of a reset come at once; make them late. All the while the socket hangs up.
+    // The notifications of a reset come at once; here they seem late. All the while the socket
+    // hangs up.
     calls::blind_until(soon());
     let waits = waits(|| {
         assert_eq!(sender.wait(ticket, Some(after(200))), Err(WaitError::TimedOut));
@@ -261,7 +266,7 @@ fn waiting_for_packets_stuck_below_a_dead_connection_does_not_spin() {
     const NAME: &str = "waiting_for_packets_stuck_below_a_dead_connection_does_not_spin";
     if !plays("queue") {
         let Some(way) = network_namespace() else {
-            return skip(NAME, "no network namespace can be had");
+            return skip(NAME, "this user may not make a network namespace");
         };
         return must_succeed(again(way, NAME, "queue"));
     }
@@ -277,13 +282,13 @@ fn waiting_for_packets_stuck_below_a_dead_connection_does_not_spin() {
     for seed in 0..4 {
         sender.send(filled(pool.try_alloc(1).unwrap(), 16 << 10, seed)).unwrap();
     }
-    // The first packet leaves at once, the next ones wait in the queue for about a second. The
-    // connection ends; packets in the queue keep their ids until they leave it.
+    // The first packet leaves at once, the next packets wait in the queue for about a second. The
+    // connection ends; queued packets keep their ids until they leave.
     thread::sleep(Duration::from_millis(150));
     disconnect(&duplicate(&sender));
     let waits = waits(|| {
         let early = sender.drain(Some(after(200)));
-        assert_eq!(early, Err(WaitError::TimedOut), "nothing was stuck: the test shows nothing");
+        assert_eq!(early, Err(WaitError::TimedOut), "no packet was stuck: the test shows nothing");
         let census = common::census(&pool);
         assert!(census[2] > 0, "no early release: {census:?}");
         sender.drain(soon()).unwrap();
@@ -301,7 +306,7 @@ fn disconnect(socket: &impl AsFd) {
 }
 
 #[test]
-fn a_half_that_waits_sleeps_through_what_the_other_half_sends() {
+fn sends_of_a_half_do_not_wake_a_waiting_half() {
     const SENDS: usize = 1000;
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let (mut send, mut reap) = Sender::new(near).unwrap().split();
@@ -324,7 +329,7 @@ fn a_half_that_waits_sleeps_through_what_the_other_half_sends() {
 }
 
 #[test]
-fn a_waiter_for_whom_nobody_looks_sleeps_between_its_looks() {
+fn a_waiter_without_a_reaper_sleeps_between_its_looks() {
     alone(|| {
         let (near, far) = pair_at("127.0.0.1:0", STALLED);
         let pool = pool(256 << 10, 1);
@@ -354,7 +359,7 @@ fn the_reaper_does_not_spin() {
     let send = |sender: &mut Sender<TcpStream>, seed| {
         sender.send(filled(pool.alloc(1).unwrap(), 256 << 10, seed)).unwrap()
     };
-    // One socket has room all the while, the other hangs up.
+    // One socket has room all the while, the second hangs up.
     send(&mut sender, 1);
     send(&mut dead, 2);
     let before = calls::of_the_reaper().waits;
@@ -365,13 +370,13 @@ fn the_reaper_does_not_spin() {
     drop((first.unwrap(), second.unwrap()));
     let waits = calls::of_the_reaper().waits - before;
     assert!(waits > 0 && waits < MANY, "{waits}");
-    eventually("all slots are home", || pool.stats().free() == 2);
+    eventually("all slots are free", || pool.stats().free() == 2);
     let report = sender.close(soon().unwrap());
     assert!(report.drained, "{report:?}");
     assert_same(&peer.join().unwrap(), &pattern(256 << 10, 1));
 }
 
-/// Drops senders of which each has bytes left that its peer has no room for.
+/// Drops senders with unsent bytes and full peers.
 fn drop_stalled(builder: SenderBuilder, count: usize) -> Vec<TcpStream> {
     let builder = builder.policy(Policy::Never);
     let data = pattern(4 << 20, 1);
@@ -384,21 +389,22 @@ fn drop_stalled(builder: SenderBuilder, count: usize) -> Vec<TcpStream> {
 }
 
 #[test]
-fn a_stalled_ending_sender_is_looked_at_ten_times_per_linger() {
+fn a_stalled_dropped_sender_gets_ten_looks_per_linger() {
     alone(|| {
         const COUNT: usize = 10;
-        // Twice the fixed time between two looks, times ten: many more looks would be made by that.
+        // Ten times twice the fixed time between two looks: with the fixed time the reaper would
+        // make many more looks.
         let linger = Duration::from_secs(4);
         let _peers = drop_stalled(Sender::builder().linger(linger), COUNT);
         assert!(wait_idle(soon().unwrap()), "the reset comes");
         let looks = calls::of_the_reaper().questions;
-        // Some more at the begin, at the reset, and for news of the first segments.
+        // Some more at the start, at the reset, and at events of the first segments.
         assert!((COUNT..20 * COUNT).contains(&looks), "{looks} looks at {COUNT} senders");
     });
 }
 
 #[test]
-fn a_stalled_ending_sender_is_looked_at_once_a_second_at_most() {
+fn a_stalled_dropped_sender_gets_at_most_a_look_per_second() {
     alone(|| {
         const COUNT: usize = 100;
         let begun = Instant::now();
@@ -406,14 +412,14 @@ fn a_stalled_ending_sender_is_looked_at_once_a_second_at_most() {
         thread::sleep(Duration::from_secs(3));
         let looks = calls::of_the_reaper().questions;
         let seconds = times_since(begun, Duration::from_secs(1));
-        // Some more at the begin.
+        // Some more at the start.
         assert!(looks >= COUNT && looks < COUNT * (seconds + 4), "{looks} looks in {seconds} s");
         peers.into_iter().for_each(reset);
         assert!(wait_idle(soon().unwrap()));
     });
 }
 
-/// How often this thread has slept.
+/// The number of sleeps of this thread.
 fn sleeps() -> i64 {
     // SAFETY: all zero bytes are a value of a struct of integers.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
@@ -439,7 +445,7 @@ fn threads_in_wait_idle_sleep_until_the_last_sender_ends() {
         thread::sleep(PAUSE);
         reset(peers.pop().unwrap());
         thread::sleep(PAUSE);
-        assert!(waits.iter().all(|wait| !wait.is_finished()), "one sender goes on");
+        assert!(waits.iter().all(|wait| !wait.is_finished()), "one sender has not ended");
         reset(peers.pop().unwrap());
         eventually("both waits are woken", || waits.iter().all(|wait| wait.is_finished()));
         for wait in waits {

@@ -1,4 +1,4 @@
-//! Senders in two halves: one thread sends, another reaps, and either may go first.
+//! Split senders: one thread sends, a second thread reaps, and either may end first.
 
 #[path = "common/calls.rs"]
 mod calls;
@@ -19,7 +19,7 @@ use pinbuf::{Fate, Policy, Sender, sender::HandBack};
 const LEN: usize = 64 << 10;
 
 #[test]
-fn one_thread_sends_while_another_reaps() {
+fn one_thread_sends_while_a_second_reaps() {
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
     let pool = pool(LEN, 16);
@@ -45,7 +45,7 @@ fn one_thread_sends_while_another_reaps() {
 }
 
 #[test]
-fn the_reaping_half_sees_the_stream_to_its_end() {
+fn the_reaping_half_ends_the_stream() {
     let (near, far) = pair_at("127.0.0.1:0", Buffers { send: Some(50_000), receive: None });
     let peer = reader(far, Duration::from_millis(100));
     let pool = pool(1 << 20, 4);
@@ -65,7 +65,7 @@ fn the_reaping_half_sees_the_stream_to_its_end() {
 }
 
 #[test]
-fn halves_dropped_in_either_order_leave_to_the_reaper() {
+fn the_reaper_ends_halves_dropped_in_either_order() {
     for send_first in [false, true] {
         let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
         let pool = pool(LEN, 8);
@@ -86,13 +86,13 @@ fn halves_dropped_in_either_order_leave_to_the_reaper() {
         let mut got = Vec::new();
         far.read_to_end(&mut got).unwrap();
         assert_arrived(&got, LEN, 8);
-        eventually("the reaper brings every slot home", || pool.stats().free() == 8);
+        eventually("the reaper frees every slot", || pool.stats().free() == 8);
         assert_all_free(&pool);
     }
     assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
 }
 
-/// A peer that reads little at a time, so that the sender is held up all the while.
+/// A peer that reads little at a time, so that the sender has to wait all the while.
 fn slow_reader(mut far: std::net::TcpStream) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut got = Vec::new();
@@ -104,7 +104,7 @@ fn slow_reader(mut far: std::net::TcpStream) -> thread::JoinHandle<Vec<u8>> {
 }
 
 #[test]
-fn a_half_that_waits_hears_of_what_the_other_half_reads() {
+fn reads_of_a_half_wake_the_waiting_half() {
     const LEN: usize = 32 << 10;
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let peer = slow_reader(far);

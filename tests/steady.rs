@@ -1,8 +1,8 @@
-//! A busy sender: one system call for a buffer, now and then one for many notes, nothing allocated.
+//! A busy sender: one system call per buffer, a rare one for many notifications, and no allocation.
 //!
-//! This binary counts, per thread, what it allocates, and has its own system calls, which the
-//! library calls instead of the C library's. Datagrams to a group that no device sees complete at
-//! once, without a copy and without rights.
+//! The binary counts allocations per thread. It has its own system calls, which the library calls
+//! instead of the C library's. Datagrams to a group without members complete at once, without a
+//! copy and without privileges.
 
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
@@ -39,22 +39,22 @@ struct Counting;
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-// SAFETY: all is the system allocator's doing. Counting does not allocate: the count is initialized
-// by a constant and has no destructor.
+// SAFETY: the system allocator does the work. Counting does not allocate: the count has a constant
+// initial value and no destructor.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(&ALLOCATIONS);
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller's contract is the same.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promise is the one that is asked for.
+        // SAFETY: the caller's contract is the same.
         unsafe { System.dealloc(memory, layout) }
     }
 }
 
-/// Instead of the C library's.
+/// In place of the C library's.
 ///
 /// # Safety
 ///
@@ -62,14 +62,14 @@ unsafe impl GlobalAlloc for Counting {
 #[unsafe(no_mangle)]
 unsafe extern "C" fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_int) -> isize {
     count(&SENDS);
-    // SAFETY: the caller's promises; no address.
+    // SAFETY: the caller's contract; no address.
     unsafe { libc::syscall(libc::SYS_sendto, fd, bytes, len, flags, 0_usize, 0) as isize }
 }
 
-/// Makes functions to be called instead of the C library's: they count, and make the system call.
+/// Makes functions in place of the C library's: they count, and make the system call.
 macro_rules! counted {
     ($($counter:ident: $name:ident($($argument:ident: $kind:ty),*) = $number:ident;)+) => {$(
-        /// Instead of the C library's.
+        /// In place of the C library's.
         ///
         /// # Safety
         ///
@@ -78,7 +78,7 @@ macro_rules! counted {
         #[unsafe(no_mangle)]
         unsafe extern "C" fn $name($($argument: $kind),*) -> isize {
             count(&$counter);
-            // SAFETY: the caller's promises.
+            // SAFETY: the caller's contract.
             unsafe { libc::syscall(libc::$number, $($argument as c_long),*) as isize }
         }
     )+};
@@ -95,7 +95,7 @@ counted! {
 }
 
 const LEN: usize = 16 << 10;
-/// Buffers, and so the most that is in flight at once.
+/// The number of buffers, and so the most in flight at once.
 const DEPTH: usize = 64;
 const SENDS_COUNTED: usize = 10_000;
 
@@ -108,12 +108,13 @@ fn sender(builder: SenderBuilder) -> Sender<UdpSocket> {
 }
 
 fn buffer(pool: &Pool) -> PinnedBuf {
-    let mut buf = pool.try_alloc(LEN).expect("the notes are read before the last is gone");
+    let mut buf =
+        pool.try_alloc(LEN).expect("notifications are read before the last buffer is used");
     buf.resize(LEN, 7);
     buf
 }
 
-/// What one thread has counted.
+/// The counts of a thread.
 #[derive(Clone, Copy)]
 struct Counts {
     allocations: usize,
@@ -123,7 +124,7 @@ struct Counts {
     clocks: usize,
 }
 
-/// Sends until everything has its size, then counts.
+/// Sends until all structures have their size, then counts.
 fn counted<P: IntoPayload>(
     sender: &mut Sender<UdpSocket>,
     payload: &mut dyn FnMut() -> P,
@@ -145,7 +146,7 @@ fn counted<P: IntoPayload>(
 fn assert_steady<P: IntoPayload>(what: &str, mut payload: impl FnMut() -> P) {
     let mut sender = sender(zero_copy());
     let Counts { allocations, sends, reads, others, clocks } = counted(&mut sender, &mut payload);
-    assert_eq!(sender.stats().copied_calls, 0, "{what}: all without copy");
+    assert_eq!(sender.stats().copied_calls, 0, "{what}: all sends are zero-copy");
     assert_eq!((allocations, others), (0, 0), "{what}");
     assert_eq!(sends, SENDS_COUNTED, "{what}");
     assert!(reads > 0 && reads * 10 < sends, "{what}: {reads} reads of the error queue");
@@ -157,7 +158,7 @@ fn assert_steady<P: IntoPayload>(what: &str, mut payload: impl FnMut() -> P) {
 }
 
 #[test]
-fn a_busy_sender_makes_one_call_for_a_buffer_and_allocates_nothing() {
+fn a_busy_sender_makes_one_call_per_buffer() {
     let pool = pool(LEN, DEPTH);
     assert_steady("buffers of a pool", || buffer(&pool));
     let shared = buffer(&pool).freeze();

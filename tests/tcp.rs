@@ -1,4 +1,4 @@
-//! Sending over real TCP sockets on loopback: what arrives, and what becomes of every buffer.
+//! Sends over real TCP sockets on loopback: the arriving bytes, and the fate of every buffer.
 
 mod common;
 
@@ -30,8 +30,7 @@ fn assert_released<S: std::os::fd::AsFd + Send + Sync + 'static>(
     assert!(matches!(fate, Fate::Released { accepted, .. } if accepted == len), "{fate:?}");
 }
 
-/// Sends until the socket takes no more, however long one waits; returns the tickets and the buffer
-/// that was refused.
+/// Sends until the socket stays full. Returns the tickets and the refused buffer.
 fn send_until_full<S: std::os::fd::AsFd + Send + Sync + 'static, P: IntoPayload>(
     sender: &mut Sender<S>,
     mut next: impl FnMut(usize) -> P,
@@ -53,7 +52,7 @@ fn send_until_full<S: std::os::fd::AsFd + Send + Sync + 'static, P: IntoPayload>
 }
 
 #[test]
-fn everything_arrives_in_order_whatever_way_it_went() {
+fn all_bytes_arrive_in_order_by_copy_and_zero_copy() {
     let _turn = turn();
     let pairs = [pair(), pair_at("[::1]:0", Buffers::default()), mapped_pair()];
     for (near, far) in pairs {
@@ -85,7 +84,7 @@ fn everything_arrives_in_order_whatever_way_it_went() {
 }
 
 #[test]
-fn every_kind_of_payload_is_let_go_of_after_its_release() {
+fn every_kind_of_payload_is_dropped_after_its_release() {
     let _turn = turn();
     static CONSTANT: [u8; 40_000] = [7; 40_000];
     let (near, far) = pair();
@@ -120,7 +119,7 @@ fn every_kind_of_payload_is_let_go_of_after_its_release() {
 }
 
 #[test]
-fn a_payload_tells_its_length_and_a_ticket_its_position_too() {
+fn a_payload_has_a_length_and_a_ticket_a_position() {
     let _turn = turn();
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
@@ -162,7 +161,7 @@ fn vectored_sends_accepted_in_parts_arrive_byte_for_byte() {
     let pool = pinbuf::Pool::builder().class(64, 64).class(4096, 128).class(60_000, 8).build();
     let pool = pool.unwrap();
     let mut sender = zero_copy().adopt(near).unwrap();
-    // A peer that reads in fits, so that calls end anywhere in a buffer.
+    // A peer that reads at irregular times, so that calls end anywhere in a buffer.
     let peer = thread::spawn(move || {
         let (mut got, mut piece) = (Vec::new(), vec![0; 70_001]);
         loop {
@@ -193,14 +192,14 @@ fn vectored_sends_accepted_in_parts_arrive_byte_for_byte() {
         assert_released(&mut sender, ticket);
     }
     let stats = sender.stats();
-    assert!(stats.zero_copy_calls > 2 * 40, "none was cut: {stats:?}");
+    assert!(stats.zero_copy_calls > 2 * 40, "no call was partial: {stats:?}");
     assert!(sender.close(soon().unwrap()).drained);
     assert_same(&peer.join().unwrap(), &want);
     assert_all_free(&pool);
 }
 
 #[test]
-fn a_buffer_accepted_in_part_is_kept_until_its_last_part_is_released() {
+fn a_partial_buffer_is_kept_until_its_last_release() {
     let _turn = turn();
     let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(2 << 20, 1);
@@ -212,7 +211,8 @@ fn a_buffer_accepted_in_part_is_kept_until_its_last_part_is_released() {
     let refused = sender.try_send(pattern(20_000, 2)).unwrap_err();
     assert!(refused.is_backpressure());
     assert_eq!(refused.into_buf().unwrap(), pattern(20_000, 2));
-    // Half of it arrives; the slot stays out although all calls so far may be released.
+    // Half of the buffer arrives; the slot stays in flight although all calls so far may be
+    // released.
     let mut got = vec![0; 1 << 20];
     let read = thread::scope(|scope| {
         let half = scope.spawn(|| far.read_exact(&mut got));
@@ -284,7 +284,7 @@ fn a_reset_resolves_every_send_in_flight() {
 }
 
 #[test]
-fn a_reset_that_no_call_ran_into_stays_in_so_error() {
+fn a_reset_between_calls_stays_in_so_error() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 4);
@@ -302,18 +302,18 @@ fn a_reset_that_no_call_ran_into_stays_in_so_error() {
     resetter.join().unwrap();
     sender.drain(soon()).unwrap();
     assert_all_free(&pool);
-    assert_eq!(sender.connection_error(), None, "no call ran into it");
+    assert_eq!(sender.connection_error(), None, "no call met the reset");
     assert_eq!(take_error(sender.get_ref()), libc::ECONNRESET);
 }
 
 #[test]
-fn the_end_of_a_connection_is_told_to_a_send_that_waits_for_it() {
+fn a_waiting_send_returns_the_end_of_the_connection() {
     let _turn = turn();
     let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = zero_copy().adopt(near).unwrap();
     let message = pattern(4 << 20, 1);
     let peer = thread::spawn(move || {
-        // Not before the send has begun.
+        // Not before the start of the send.
         far.read_exact(&mut [0; 10_000]).unwrap();
         thread::sleep(Duration::from_millis(50));
         reset(far);
@@ -337,7 +337,7 @@ fn the_end_of_a_connection_is_told_to_a_send_that_waits_for_it() {
 }
 
 #[test]
-fn a_peer_that_never_reads_costs_time_and_nothing_else() {
+fn a_stalled_peer_costs_only_time() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 200);
@@ -355,7 +355,7 @@ fn a_peer_that_never_reads_costs_time_and_nothing_else() {
     let [free, owned, in_flight, quarantined] = census(&pool);
     assert_eq!((owned, quarantined), (0, 0));
     assert!(in_flight > 0 && free + in_flight == 200);
-    // It reads after all: nothing is lost.
+    // The peer reads at last: no byte is lost.
     let peer = reader(far, Duration::ZERO);
     for ticket in &tickets {
         assert_released(&mut sender, *ticket);
@@ -367,12 +367,12 @@ fn a_peer_that_never_reads_costs_time_and_nothing_else() {
 
 /// The id of a refused call goes to the next call. Its age does not.
 #[test]
-fn a_refused_call_makes_the_next_one_no_older() {
+fn a_refused_call_does_not_age_the_next_call() {
     const LEN: usize = 64 << 10;
     let _turn = turn();
     let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = zero_copy().adopt(near).unwrap();
-    // Bytes of another handle fill the socket, so that the sender has nothing in flight.
+    // Bytes of a second handle fill the socket, so that the sender has nothing in flight.
     let mut other = TcpStream::from(duplicate(&sender));
     other.set_nonblocking(true).unwrap();
     let mut bytes = 0;
@@ -386,7 +386,7 @@ fn a_refused_call_makes_the_next_one_no_older() {
         panic!("the socket is full");
     };
     far.read_exact(&mut vec![0; bytes]).unwrap();
-    eventually("all is acknowledged", || unacked(&sender) == 0);
+    eventually("all bytes are acknowledged", || unacked(&sender) == 0);
     // So that the two ages differ.
     thread::sleep(Duration::from_millis(20));
     let before = Instant::now();
@@ -395,9 +395,9 @@ fn a_refused_call_makes_the_next_one_no_older() {
     assert!(oldest <= Instant::now() - before, "{oldest:?} is the age of the refused call");
 }
 
-/// A send of more buffers than its place in the history counts.
+/// A send of more buffers than one place in the history counts.
 #[test]
-fn a_send_of_many_buffers_tells_that_it_was_copied() {
+fn a_send_of_many_buffers_is_told_as_copied() {
     let _turn = turn();
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
@@ -412,7 +412,7 @@ fn a_send_of_many_buffers_tells_that_it_was_copied() {
 }
 
 #[test]
-fn a_send_is_no_older_than_itself() {
+fn a_send_does_not_have_an_earlier_sends_age() {
     let _turn = turn();
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = zero_copy().threshold_bytes(4096).adopt(near).unwrap();
@@ -427,9 +427,9 @@ fn a_send_is_no_older_than_itself() {
     assert!(oldest <= Instant::now() - before, "{oldest:?} is the age of the send before");
 }
 
-/// A sender whose owner only sends needs no other calls to learn what is released.
+/// A sender with an owner that only sends needs no other calls to learn of releases.
 #[test]
-fn every_32_calls_read_the_notifications_of_those_before() {
+fn every_32nd_call_reads_notifications() {
     let _turn = turn();
     for vectored in [false, true] {
         let (near, far) = pair();
@@ -443,11 +443,11 @@ fn every_32_calls_read_the_notifications_of_those_before() {
                 true => sender.send_vectored(&mut bufs).map(|_| ()).unwrap(),
                 false => sender.send(bufs.remove(0)).map(|_| ()).unwrap(),
             }
-            eventually("it is acknowledged", || unacked(&sender) == 0);
+            eventually("the send is acknowledged", || unacked(&sender) == 0);
             let stats = sender.stats();
             assert!(stats.in_flight_calls <= 32, "{stats:?}");
             let held = sent.iter().filter(|payload| Arc::strong_count(payload) > 1).count();
-            assert_eq!(held, stats.in_flight_calls, "what is released is dropped");
+            assert_eq!(held, stats.in_flight_calls, "released payloads are dropped");
         }
         assert_eq!(sender.stats().zero_copy_calls, 80);
         assert!(sender.close(soon().unwrap()).drained);
@@ -472,7 +472,7 @@ fn released_payloads_come_back_in_order_with_their_contents() {
             && let Some(mut buf) = bufs.pop()
         {
             buf.clear();
-            // Some go by copy.
+            // Some are copied.
             let buf = filled(buf, if sent % 5 == 4 { 1000 } else { 32 << 10 }, sent);
             want.extend_from_slice(&buf);
             let ticket = sender.send(buf).unwrap();
@@ -499,7 +499,7 @@ fn released_payloads_come_back_in_order_with_their_contents() {
 }
 
 #[test]
-fn what_is_refused_comes_back_untouched_and_once() {
+fn refused_buffers_come_back_unchanged_and_once() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 8);
@@ -521,7 +521,7 @@ fn what_is_refused_comes_back_untouched_and_once() {
     }
     assert_all_free(&pool);
     reset(far);
-    eventually("all are back", || {
+    eventually("all slots are free", || {
         sender.reap().unwrap();
         sender.stats().leases == 0
     });
@@ -534,7 +534,7 @@ fn what_is_refused_comes_back_untouched_and_once() {
 }
 
 #[test]
-fn an_empty_buffer_in_front_comes_back_with_the_others() {
+fn a_leading_empty_buffer_comes_back_too() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 3);
@@ -565,7 +565,7 @@ fn an_empty_buffer_in_front_comes_back_with_the_others() {
 }
 
 #[test]
-fn without_zero_copy_everything_is_released_at_once() {
+fn copied_sends_are_released_at_once() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 2);
@@ -584,7 +584,7 @@ fn without_zero_copy_everything_is_released_at_once() {
 }
 
 #[test]
-fn the_users_options_and_flags_stay_as_they_were() {
+fn the_users_options_and_flags_stay_unchanged() {
     let _turn = turn();
     fn all(socket: &TcpStream) -> Vec<i32> {
         // SAFETY: F_GETFL takes no pointer.
@@ -614,7 +614,7 @@ fn the_users_options_and_flags_stay_as_they_were() {
         let before = all(&near);
         let mut sender = zero_copy().adopt(near).unwrap();
         let peer = reader(far, Duration::from_millis(100));
-        // Longer than the user's write timeout, which is about calls of theirs.
+        // Longer than the user's write timeout, which is for the user's calls.
         let ticket = sender.send(pattern(1 << 20, 3)).unwrap();
         assert_released(&mut sender, ticket);
         let (near, _) = sender.into_parts().unwrap();
@@ -625,7 +625,7 @@ fn the_users_options_and_flags_stay_as_they_were() {
 }
 
 #[test]
-fn a_sender_taken_apart_can_be_put_together_again() {
+fn a_sender_can_be_made_from_its_parts() {
     let _turn = turn();
     let (near, far) = pair();
     let peer = reader(far, Duration::ZERO);
@@ -646,13 +646,13 @@ fn a_sender_taken_apart_can_be_put_together_again() {
     let ticket = sender.send(pattern(20_000, 9)).unwrap();
     want.extend_from_slice(&pattern(20_000, 9));
     assert_released(&mut sender, ticket);
-    assert!(sender.capabilities().zero_copy, "the ids went on where they were");
+    assert!(sender.capabilities().zero_copy, "the ids continue");
     assert!(sender.close(soon().unwrap()).drained);
     assert_same(&peer.join().unwrap(), &want);
 }
 
 #[test]
-fn a_sender_with_something_in_flight_is_not_taken_apart() {
+fn into_parts_refuses_sends_in_flight() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = zero_copy().adopt(near).unwrap();

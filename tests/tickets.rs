@@ -1,4 +1,4 @@
-//! Tickets: only the sender that gave one answers for it.
+//! Tickets: only the sender of a ticket answers for it.
 
 #![cfg(target_os = "linux")]
 
@@ -15,7 +15,7 @@ use pinbuf::{Fate, Sender, Ticket, WaitError};
 
 const LEN: usize = 256 << 10;
 
-/// A sender of so many sends that are released and of one that is open, its peer, and the tickets.
+/// A sender with `released` released sends and an open one, the peer, and the tickets.
 fn sender(released: usize) -> (Sender<TcpStream>, TcpStream, Vec<Ticket>) {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -43,7 +43,7 @@ fn assert_foreign(sender: &mut Sender<TcpStream>, tickets: &[Ticket]) {
 fn a_ticket_of_another_sender_is_an_error() {
     let (mut few, _few_far, of_few) = sender(1);
     let (mut many, _many_far, of_many) = sender(3);
-    // Sends that the one asked has released, has open, and has never made.
+    // Numbers of sends that the asked sender has released, has open, and has never made.
     assert_foreign(&mut few, &of_many);
     assert_foreign(&mut many, &of_few);
     let (sending, mut reaping) = many.split();
@@ -54,7 +54,7 @@ fn a_ticket_of_another_sender_is_an_error() {
 }
 
 #[test]
-fn no_fate_means_that_a_send_is_open() {
+fn no_fate_means_an_open_send() {
     let (mut sender, far, tickets) = sender(3);
     let (open, released) = tickets.split_last().unwrap();
     for ticket in released {
@@ -83,14 +83,14 @@ fn both_halves_answer_for_the_whole_sender() {
 }
 
 #[test]
-fn a_sender_made_anew_from_parts_is_another() {
+fn a_sender_from_parts_has_new_tickets() {
     let (mut sender, far, tickets) = sender(3);
     let peer = reader(far, Duration::ZERO);
     sender.drain(soon()).unwrap();
     let (socket, ids) = sender.into_parts().unwrap();
     let mut sender = common::zero_copy().resume(ids).adopt(socket).unwrap();
     assert_foreign(&mut sender, &tickets);
-    // Also once it has made sends of the same numbers.
+    // Also after sends with the same numbers.
     let again: Vec<_> = (0..5).map(|_| sender.send(&[7; 10][..]).unwrap()).collect();
     assert_eq!(again[3].sequence(), tickets[3].sequence());
     assert_foreign(&mut sender, &tickets);

@@ -1,4 +1,4 @@
-//! Sending over real, connected UDP sockets.
+//! Sends over real, connected UDP sockets.
 
 mod common;
 
@@ -18,7 +18,7 @@ use pinbuf::{Fate, Payload, Policy, SendError, Sender, sender::RouteMode};
 const SOL_UDP: i32 = 17;
 const UDP_SEGMENT: i32 = 103;
 
-/// Two sockets, connected to each other; no read blocks for ever.
+/// Two sockets, connected to each other, without endless reads.
 fn pair_at(host: &str) -> (UdpSocket, UdpSocket) {
     let [near, far] = [(); 2].map(|()| UdpSocket::bind((host, 0)).unwrap());
     near.connect(far.local_addr().unwrap()).unwrap();
@@ -35,7 +35,7 @@ fn received(far: &UdpSocket) -> Vec<u8> {
 }
 
 #[test]
-fn datagrams_arrive_whole_whatever_way_they_went() {
+fn datagrams_arrive_whole_by_copy_and_zero_copy() {
     for host in ["127.0.0.1", "::1"] {
         let (near, far) = pair_at(host);
         let mut sender = zero_copy().adopt(near).unwrap();
@@ -98,9 +98,9 @@ fn a_datagram_of_segments_takes_one_id() {
 }
 
 #[test]
-fn a_refused_datagram_whose_id_was_used_leaves_the_ids_right() {
+fn a_refused_datagram_with_a_used_id_keeps_ids_right() {
     let (near, far) = pair_at("127.0.0.1");
-    // More segments than the kernel makes of one datagram: EINVAL, after taking an id.
+    // More segments than the kernel makes from one datagram: EINVAL, after taking an id.
     set_option(&near, SOL_UDP, UDP_SEGMENT, &10);
     let mut sender = zero_copy().adopt(near).unwrap();
     let data = pattern(20_000, 1);
@@ -146,7 +146,7 @@ fn parts_of_more_than_17_pages_go_by_copy() {
 }
 
 #[test]
-fn a_datagram_larger_than_any_comes_back() {
+fn an_oversized_datagram_comes_back() {
     let (near, _far) = pair_at("127.0.0.1");
     let mut sender = zero_copy().adopt(near).unwrap();
     match sender.send(pattern(70_000, 1)) {
@@ -158,8 +158,8 @@ fn a_datagram_larger_than_any_comes_back() {
 }
 
 #[test]
-fn a_port_that_nobody_listens_on_is_an_error_of_the_next_send_only() {
-    // The kernel forgets the error when its record is read, which it writes if asked to.
+fn a_closed_port_is_an_error_of_the_next_send_only() {
+    // The kernel clears the error at the read of its record, which an option requests.
     for (with_records, refusals, records) in [(false, 3, 0), (true, 0, 6)] {
         let (near, far) = pair_at("127.0.0.1");
         if with_records {
@@ -173,7 +173,7 @@ fn a_port_that_nobody_listens_on_is_an_error_of_the_next_send_only() {
             match sender.send(data.clone()) {
                 Ok(ticket) => {
                     sender.wait(ticket, soon()).unwrap();
-                    // Where packets take their time, so does the refusal.
+                    // With a delay on the route, the refusal is late too.
                     std::thread::sleep(Duration::from_millis(20));
                     sender.reap().unwrap();
                 }
@@ -185,7 +185,7 @@ fn a_port_that_nobody_listens_on_is_an_error_of_the_next_send_only() {
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(refused, refusals, "every other one");
+        assert_eq!(refused, refusals, "every second send");
         assert_eq!(sender.connection_error(), None);
         let stats = sender.stats();
         let accepted = 6 - refusals;
@@ -200,7 +200,7 @@ fn a_port_that_nobody_listens_on_is_an_error_of_the_next_send_only() {
 }
 
 #[test]
-fn timestamps_are_handed_on() {
+fn time_stamps_are_handed_on() {
     let (near, far) = pair_at("127.0.0.1");
     let stamps = libc::SOF_TIMESTAMPING_TX_SOFTWARE
         | libc::SOF_TIMESTAMPING_SOFTWARE
@@ -228,7 +228,7 @@ fn timestamps_are_handed_on() {
 }
 
 #[test]
-fn a_flood_is_held_up_and_every_id_comes_back() {
+fn a_flood_waits_and_every_id_is_released() {
     let (near, _far) = pair_at("127.0.0.1");
     let mut sender = zero_copy().max_in_flight_sends(8).adopt(near).unwrap();
     let data = pattern(60_000, 1);
@@ -243,8 +243,8 @@ fn a_flood_is_held_up_and_every_id_comes_back() {
     assert!(sender.close(soon().unwrap()).drained);
 }
 
-/// A socket whose datagrams reach members of a group on this host, and nobody if there are none:
-/// then the kernel frees them before anything was copied, and the route is a true one.
+/// A socket for datagrams to members of a group on this host. Without members the kernel frees the
+/// datagrams before any copy, and the route is a true zero-copy route.
 fn group_sender(group: Ipv4Addr, port: u16) -> UdpSocket {
     let near = UdpSocket::bind("127.0.0.1:0").unwrap();
     let lo = libc::in_addr { s_addr: u32::from(Ipv4Addr::LOCALHOST).to_be() };
@@ -288,13 +288,13 @@ fn auto_follows_the_route() {
     assert!(sender.close(soon().unwrap()).drained);
 }
 
-/// A queue that takes 400 kbit/s and holds three datagrams.
+/// A queue of 400 kbit/s with room for three datagrams.
 #[test]
-fn a_full_queue_drops_and_a_slow_one_is_waited_for() {
-    const NAME: &str = "a_full_queue_drops_and_a_slow_one_is_waited_for";
+fn a_full_queue_drops_and_a_slow_queue_waits() {
+    const NAME: &str = "a_full_queue_drops_and_a_slow_queue_waits";
     if !plays("queue") {
         let Some(way) = network_namespace() else {
-            return skip(NAME, "no network namespace can be had");
+            return skip(NAME, "this user may not make a network namespace");
         };
         return must_succeed(again(way, NAME, "queue"));
     }
@@ -324,14 +324,14 @@ fn a_full_queue_drops_and_a_slow_one_is_waited_for() {
     assert!(dropped >= 5 && accepted.len() >= 3, "{dropped} {}", accepted.len());
     assert_eq!((stats.dropped_sends, stats.zero_copy_calls), (dropped, 10), "{stats:?}");
     assert_eq!((stats.no_bufs_optmem, stats.no_bufs_memlock, stats.copied_calls), (0, 0, 0));
-    assert!(stats.in_flight_calls >= 2, "what waits in the queue is in flight: {stats:?}");
-    // The ids are right: what is accepted is released one by one, as it leaves.
+    assert!(stats.in_flight_calls >= 2, "queued datagrams are in flight: {stats:?}");
+    // The ids are right: accepted datagrams are released singly, as they leave.
     let first = accepted[1];
     let fate = sender.wait(first, soon()).unwrap();
     assert_eq!(fate, Fate::Released { accepted: 20_000, copied: Some(true) });
     assert!(sender.stats().in_flight_calls > 0);
     let report = sender.close(after(20));
     assert!(!report.drained && !report.aborted && report.quarantined > 0, "{report:?}");
-    eventually("all is home", || common::census(&pool)[0] == 12);
+    eventually("all slots are free", || common::census(&pool)[0] == 12);
     assert_all_free(&pool);
 }

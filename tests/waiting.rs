@@ -1,5 +1,5 @@
-//! Waiting for slots and for fates never ends in a deadlock: one slot, one thread, blocking and
-//! as a future, and slots that are in flight on senders of others.
+//! Waits for slots and for fates never deadlock: one slot, one thread, blocking and as a future,
+//! and slots in flight on other senders.
 
 #[path = "common/calls.rs"]
 mod calls;
@@ -27,9 +27,9 @@ use pinbuf::{AllocError, Fate, Policy, Pool, SendError, Sender, Ticket, WaitErro
 const LEN: usize = 64 << 10;
 const PAUSE: Duration = Duration::from_millis(150);
 
-/// The reaper may still be dropping what it saw released.
+/// The reaper may still be dropping released buffers.
 fn comes_home(pool: &Pool) {
-    eventually("all slots are home", || pool.stats().free() == pool.stats().classes[0].slots);
+    eventually("all slots are free", || pool.stats().free() == pool.stats().classes[0].slots);
     assert_all_free(pool);
 }
 
@@ -40,7 +40,7 @@ fn fill_up(sender: &mut Sender<TcpStream>, pool: &Pool) -> Vec<Ticket> {
 }
 
 #[test]
-fn one_thread_with_one_slot_goes_on_and_on() {
+fn one_thread_with_one_slot_makes_progress() {
     for buffers in [STALLED, TIGHT] {
         let (near, far) = pair_at("127.0.0.1:0", buffers);
         let pool = pool(LEN, 1);
@@ -57,7 +57,7 @@ fn one_thread_with_one_slot_goes_on_and_on() {
 }
 
 #[test]
-fn one_task_with_one_slot_goes_on_and_on() {
+fn one_task_with_one_slot_makes_progress() {
     for buffers in [STALLED, TIGHT] {
         let (near, far) = pair_at("127.0.0.1:0", buffers);
         let pool = pool(LEN, 1);
@@ -69,7 +69,7 @@ fn one_task_with_one_slot_goes_on_and_on() {
             polls += polled;
             sender.try_send(filled(buf.unwrap(), LEN, seed)).unwrap();
         }
-        // Woken for a slot, not polled round and round.
+        // Woken for a slot, not polled in a loop.
         assert!(polls < 50 * 20, "{polls}");
         assert!(sender.close(soon().unwrap()).drained);
         assert_arrived(&peer.join().unwrap(), LEN, 50);
@@ -78,8 +78,8 @@ fn one_task_with_one_slot_goes_on_and_on() {
 }
 
 #[test]
-fn a_waiter_is_served_by_senders_that_nobody_else_drives() {
-    // All slots are in flight on two senders, which lie around.
+fn a_waiter_drives_otherwise_undriven_senders() {
+    // All slots are in flight on two idle senders.
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let (other_near, other_far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 8);
@@ -89,7 +89,7 @@ fn a_waiter_is_served_by_senders_that_nobody_else_drives() {
         sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
         other.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
     }
-    // The other one's peer alone goes on, and the slots of one sender are all there is.
+    // Only the peer of the second sender reads, so only the slots of one sender become free.
     let peer = reader(other_far, PAUSE);
     let mut bufs = Vec::new();
     while other.stats().leases > 0 {
@@ -120,8 +120,8 @@ impl Wake for Bell {
     }
 }
 
-/// Has a task queue for a slot of `pool`, calls `then`, and sees that the task is woken though
-/// neither it nor the owner of a sender does anything more.
+/// Queues a task for a slot of `pool`, calls `then`, and checks that the task is woken without a
+/// further call of it or of a sender's owner.
 fn is_woken<R>(pool: &Pool, then: impl FnOnce() -> R) {
     let bell = Arc::new(Bell::default());
     let waker = Waker::from(Arc::clone(&bell));
@@ -152,14 +152,14 @@ fn a_task_is_woken_by_a_send_that_begins_after_its_wait() {
             let (mut sender, pool) = (common::zero_copy().adopt(near).unwrap(), pool(len, 2));
             let mut far = Some(far);
             if len == LEN {
-                // The next send like this one need not ask whether it may go.
+                // The next similar send needs a grant only.
                 reader(far.take().unwrap(), Duration::ZERO);
                 sender.send(filled(pool.try_alloc(len).unwrap(), len, 0)).unwrap();
                 sender.drain(soon()).unwrap();
             }
             let [buf, _kept] = [1, 2].map(|seed| filled(pool.try_alloc(len).unwrap(), len, seed));
             is_woken(&pool, || {
-                eventually("the reaper has let go", || pinbuf::reaper::stats().watched == 0);
+                eventually("the reaper watches no sender", || pinbuf::reaper::stats().watched == 0);
                 sender.try_send(buf).unwrap();
                 far.map(|far| reader(far, Duration::ZERO))
             });
@@ -168,7 +168,7 @@ fn a_task_is_woken_by_a_send_that_begins_after_its_wait() {
 }
 
 #[test]
-fn a_task_is_woken_by_the_end_of_a_copy_that_the_socket_took_in_parts() {
+fn a_task_is_woken_by_the_end_of_a_partial_copy() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(1 << 20, 1);
     let mut sender = Sender::builder().policy(Policy::Never).adopt(near).unwrap();
@@ -177,7 +177,7 @@ fn a_task_is_woken_by_the_end_of_a_copy_that_the_socket_took_in_parts() {
 }
 
 #[test]
-fn a_task_is_woken_by_the_reaper_and_not_by_being_polled_again() {
+fn a_task_is_woken_by_the_reaper() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(1 << 20, 1);
     let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -192,9 +192,10 @@ fn a_task_is_woken_by_the_reaper_and_not_by_being_polled_again() {
     assert_same(&peer.join().unwrap(), &pattern(1 << 20, 0));
 }
 
-/// The waiter came before the sender knew its pool, so only the send can have the sender watched.
+/// The waiter came before the sender's first buffer of the pool, so only the send can have the
+/// sender watched.
 #[test]
-fn a_send_of_a_slot_that_is_waited_for_has_its_sender_watched() {
+fn a_send_with_a_waiter_has_its_sender_watched() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 1);
     let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -214,12 +215,12 @@ fn a_send_of_a_slot_that_is_waited_for_has_its_sender_watched() {
 }
 
 #[test]
-fn a_rest_that_nobody_flushes_is_flushed_for_a_waiter() {
+fn a_waiter_flushes_an_unsent_part() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(4 << 20, 1);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.try_send(filled(pool.alloc(1).unwrap(), 4 << 20, 0)).unwrap();
-    assert!(!sender.flush().unwrap(), "accepted in part");
+    assert!(!sender.flush().unwrap(), "the send is partial");
     let peer = reader(far, PAUSE);
     let (buf, _) = block_on(pool.alloc_async(1));
     drop(buf.unwrap());
@@ -254,7 +255,7 @@ fn a_fate_is_awaited_without_a_runtime() {
 }
 
 #[test]
-fn a_fate_that_a_reset_decides_wakes_too() {
+fn a_fate_decided_by_a_reset_wakes_its_task() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(4 << 20, 1);
     let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -305,7 +306,7 @@ trait TrySendOrWait {
 }
 
 impl TrySendOrWait for Sender<TcpStream> {
-    /// Leaves the rest of a send to whoever waits for a slot, unless it stands in the way.
+    /// Leaves the unsent part of a send to the next waiter for a slot, unless it blocks this send.
     fn try_send_or_wait(&mut self, buf: pinbuf::PinnedBuf) {
         if let Err(error) = self.try_send(buf) {
             assert!(error.is_backpressure(), "{error}");
@@ -315,7 +316,7 @@ impl TrySendOrWait for Sender<TcpStream> {
 }
 
 #[test]
-fn a_waiter_that_gives_up_leaves_nothing_behind() {
+fn a_cancelled_waiter_leaves_the_queue() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(1 << 20, 1);
     let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -329,8 +330,8 @@ fn a_waiter_that_gives_up_leaves_nothing_behind() {
     }
     assert_eq!(sender.wait(ticket, Some(after(30))), Err(WaitError::TimedOut));
     let peer = reader(far, Duration::ZERO);
-    // Whether the reaper or this thread reads the note, the slot goes home.
-    eventually("the slot is home", || {
+    // The reaper or this thread reads the notification; in either case the slot becomes free.
+    eventually("the slot is free", || {
         sender.reap().unwrap();
         pool.stats().free() == 1
     });
@@ -340,7 +341,7 @@ fn a_waiter_that_gives_up_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_pool_dropped_before_its_sender_keeps_its_memory_until_the_release() {
+fn a_dropped_pool_keeps_its_memory_until_the_release() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 8);
     let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -355,7 +356,7 @@ fn a_pool_dropped_before_its_sender_keeps_its_memory_until_the_release() {
 }
 
 #[test]
-fn a_full_window_opens_with_the_next_note() {
+fn a_full_window_opens_with_the_next_notification() {
     let (near, far) = pair();
     let pool = pool(LEN, 2);
     let builder = common::zero_copy().max_in_flight_sends(1).max_in_flight_bytes(1);
@@ -370,7 +371,7 @@ fn a_full_window_opens_with_the_next_note() {
     comes_home(&pool);
 }
 
-/// Fills a socket by other means, so that it takes nothing more at all.
+/// Fills a socket by other means, so that it takes no more bytes.
 fn stuff(socket: &TcpStream) -> usize {
     socket.set_nonblocking(true).unwrap();
     let mut filled = 0;
@@ -384,7 +385,7 @@ fn stuff(socket: &TcpStream) -> usize {
 }
 
 #[test]
-fn a_send_refused_as_a_whole_waits_for_room_and_no_longer() {
+fn a_refused_send_waits_for_room_and_no_longer() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = Sender::builder().policy(Policy::Never).adopt(near).unwrap();
     let filled = stuff(sender.get_ref());
@@ -400,7 +401,7 @@ fn a_send_refused_as_a_whole_waits_for_room_and_no_longer() {
 }
 
 #[test]
-fn a_refused_sender_still_asks_for_room_when_others_have_driven_it() {
+fn a_refused_sender_asks_for_room_after_a_visit() {
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(16 << 10, 1);
     let mut sender = common::zero_copy().adopt(near).unwrap();
@@ -410,20 +411,20 @@ fn a_refused_sender_still_asks_for_room_when_others_have_driven_it() {
     assert!(sender.interest().writable);
     pool.alloc_timeout(1, Duration::from_millis(5)).unwrap_err();
     assert!(sender.interest().writable);
-    // Until the owner gives it up.
+    // Until the owner drops the buffer.
     drop(buf);
     sender.reap().unwrap();
     assert!(!sender.interest().writable);
 }
 
-/// There is never news of it: the first send fills the socket, and the peer reads nothing.
+/// No event ever comes: the first send fills the socket, and the peer reads nothing.
 #[test]
-fn a_limit_on_the_hold_is_kept_for_a_socket_that_is_full_from_the_first_send() {
+fn max_hold_works_for_a_socket_full_from_the_start() {
     let (near, _far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(4 << 20, 1);
     let limit = Duration::from_millis(200);
     let mut sender = common::zero_copy().max_hold(limit).adopt(near).unwrap();
     let ticket = sender.try_send(filled(pool.alloc(1).unwrap(), 4 << 20, 0)).unwrap();
-    eventually("it is given up", || sender.fate(ticket).unwrap().is_some());
+    eventually("the connection is aborted", || sender.fate(ticket).unwrap().is_some());
     comes_home(&pool);
 }

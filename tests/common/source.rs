@@ -1,5 +1,5 @@
-//! Who sends, and writes over whatever memory it takes to be its own again: the library, or a loop
-//! without it that is wrong about that.
+//! Sources of messages that overwrite their memory after the assumed release: the library, or a
+//! loop with a wrong assumption.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,21 +13,21 @@ use pinbuf::{PinnedBuf, Policy, Pool, Sender, sender::SenderBuilder};
 
 use super::{after, enable_zerocopy, fill, filled, pool, read_notification_ids, send_raw, unacked};
 
-/// What memory is written over with; no pattern has a run of it.
+/// The overwriting byte; no pattern has a run of it.
 pub(crate) const SCRIBBLE: u8 = 0xDD;
 
 pub(crate) trait Source {
-    /// Sends `len` bytes of the pattern of `seed`, which is the number of the message.
+    /// Sends `len` bytes of the pattern of `seed`, the number of the message.
     fn send(&mut self, seed: usize, len: usize);
 
-    /// Writes over all the memory it takes to be its own again, and says of which messages that
-    /// was, since the beginning.
+    /// Overwrites all memory that the source takes for released, and returns the messages there,
+    /// since the start.
     fn reuse(&mut self) -> BTreeSet<usize>;
 
     fn socket(&self) -> BorrowedFd<'_>;
 }
 
-/// Exactly the first `released` messages get written over, within a patient wait.
+/// Expects exactly the first `released` messages to be overwritten, within a patient wait.
 pub(crate) fn expect(source: &mut dyn Source, released: usize, when: &str) -> Result<(), String> {
     let deadline = after(60_000);
     loop {
@@ -42,7 +42,7 @@ pub(crate) fn expect(source: &mut dyn Source, released: usize, when: &str) -> Re
     }
 }
 
-/// The same at any time within so many milliseconds.
+/// As [`expect`], at every time within `ms` milliseconds.
 pub(crate) fn hold(
     source: &mut dyn Source,
     released: usize,
@@ -58,14 +58,13 @@ pub(crate) fn hold(
     held
 }
 
-/// A sender and a pool of as many slots as there are messages: whatever slot is Free is taken,
-/// written over and kept.
+/// A sender, and a pool with a slot per message: every Free slot is taken, overwritten and kept.
 pub(crate) struct Library<S: AsFd + Send + Sync + 'static> {
     pub(crate) sender: Sender<S>,
     pub(crate) slots: Slots,
 }
 
-/// The slots of a pool, each used for one message and then written over.
+/// The slots of a pool, each used for one message and then overwritten.
 pub(crate) struct Slots {
     pub(crate) pool: Pool,
     messages: BTreeMap<*const u8, usize>,
@@ -84,7 +83,7 @@ impl Slots {
     }
 
     pub(crate) fn reuse(&mut self) -> BTreeSet<usize> {
-        // Those for messages to come go back.
+        // Slots for later messages are returned.
         let mut unused = Vec::new();
         while let Ok(mut buf) = self.pool.try_alloc(1) {
             if self.messages.contains_key(&buf.as_ptr()) {
@@ -125,14 +124,14 @@ impl<S: AsFd + Send + Sync + 'static> Source for Library<S> {
     }
 }
 
-/// What a loop without the library goes by.
+/// The assumption of a loop without the library.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Rule {
-    /// What was sent may be written.
+    /// Sent messages may be overwritten.
     Sent,
-    /// What was acknowledged may be written.
+    /// Acknowledged messages may be overwritten.
     Acknowledged,
-    /// As many messages as notes have named may be written, from the oldest on.
+    /// As many messages as notifications have named may be overwritten, from the oldest on.
     Oldest,
 }
 
@@ -140,7 +139,7 @@ pub(crate) enum Rule {
 pub(crate) struct Loop<S: AsFd> {
     near: S,
     rule: Rule,
-    /// For ever: nobody can tell when the kernel is done with it.
+    /// Leaked: without the library no one can tell the end of the kernel's reads.
     messages: Vec<*mut [u8]>,
     named: usize,
 }
@@ -151,7 +150,7 @@ impl<S: AsFd> Loop<S> {
         Self { near, rule, messages: Vec::new(), named: 0 }
     }
 
-    /// Ends the socket, and writes over everything.
+    /// Ends the socket, and overwrites all messages.
     pub(crate) fn end(self, end: impl FnOnce(S)) {
         end(self.near);
         self.messages.into_iter().for_each(overwrite);
@@ -161,7 +160,7 @@ impl<S: AsFd> Loop<S> {
 impl<S: AsFd> Source for Loop<S> {
     fn send(&mut self, seed: usize, len: usize) {
         assert_eq!(seed, self.messages.len());
-        // Whole pages, which a fork does not share: after one, the first write would go to a copy.
+        // Whole pages without copy on write: after a fork the first write would go to a copy.
         let pages = len.next_multiple_of(4096);
         let memory = vec![0_u8; pages + 4096].leak();
         let start = memory.as_ptr().align_offset(4096);
@@ -172,7 +171,7 @@ impl<S: AsFd> Source for Loop<S> {
         let message = &mut memory[..len];
         fill(message, seed);
         let message = ptr::from_mut(message);
-        // SAFETY: it was leaked.
+        // SAFETY: the message was leaked.
         let sent = unsafe { send_raw(self.near.as_fd(), message) };
         assert_eq!(sent.unwrap(), len);
         self.messages.push(message);
@@ -197,27 +196,26 @@ impl<S: AsFd> Source for Loop<S> {
 }
 
 fn overwrite(message: *mut [u8]) {
-    // SAFETY: it was leaked, and no other reference to it is left. That the kernel may be reading
-    // is the point.
+    // SAFETY: the message was leaked, and no other reference is left. A concurrent read by the
+    // kernel is the point.
     unsafe { slice::from_raw_parts_mut(message.cast::<u8>(), message.len()) }.fill(SCRIBBLE);
 }
 
-/// One buffer for all messages, written again as soon as the last one is sent.
+/// One buffer for all messages, rewritten after each send.
 pub(crate) struct Reused(*mut [u8]);
 
 impl Reused {
-    /// For messages of `len` bytes.
+    /// A buffer for messages of `len` bytes.
     pub(crate) fn new(len: usize) -> Self {
-        // For ever: nobody can tell when the kernel is done with it.
+        // Leaked: without the library no one can tell the end of the kernel's reads.
         Self(vec![0; len].leak())
     }
 
     pub(crate) fn send(&self, near: BorrowedFd<'_>, seed: usize) {
         let Self(memory) = *self;
-        // SAFETY: it was leaked, and no other reference to it is left.
+        // SAFETY: the buffer was leaked, and no other reference is left.
         fill(unsafe { slice::from_raw_parts_mut(memory.cast::<u8>(), memory.len()) }, seed);
-        // SAFETY: it was leaked. That the kernel may read while the next message is written is the
-        // point.
+        // SAFETY: the buffer was leaked. A read by the kernel during the next rewrite is the point.
         let sent = unsafe { send_raw(near, memory) };
         assert_eq!(sent.unwrap(), memory.len());
     }

@@ -334,7 +334,7 @@ impl History {
         }
     }
 
-    /// Notifications the fates and hand-backs of a sender, whose queue was read.
+    /// Records the fates and hand-backs of a sender, whose queue was read.
     fn tell(&mut self, at: usize) {
         let Owner { number, core, tickets, returned, .. } = &self.owners[at];
         for ticket in tickets {

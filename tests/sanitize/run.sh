@@ -24,7 +24,7 @@ export PINBUF_SIM_STEPS=${PINBUF_SIM_STEPS:-5000}
 # The tests to leave out, as arguments of the test harness: the memory in use is not what it is
 # without a sanitizer, and what is freed is kept aside.
 leave_out=(
-  --skip memory_is_bounded_by_threads_and_not_by_pools
+  --skip memory_is_bounded_by_threads
 )
 build=(--target "$target")
 case $kind in
@@ -42,8 +42,8 @@ case $kind in
     export TSAN_OPTIONS=history_size=4:suppressions=$here/races.txt
     # The sanitizer has no threads in a child that was forked from several.
     leave_out+=(
-      --skip a_child_has_a_library_of_its_own
-      --skip a_child_finds_no_slot_in_its_parents_magazines
+      --skip a_child_can_use_the_library_itself
+      --skip a_child_cannot_use_its_parents_magazines
     )
     ;;
   *)
