@@ -1,4 +1,4 @@
-//! Sends 256 MiB out of pool buffers over loopback, and shows what became of them.
+//! Sends 256 MiB from pool buffers over loopback, and shows their fate.
 //!
 //! `cargo run --release --example hello_zerocopy`
 
@@ -28,12 +28,12 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let start = Instant::now();
     for round in 0..1024_u32 {
-        // Waits for a free buffer, reading this sender's notes meanwhile.
+        // Waits for a free buffer, and meanwhile reads this sender's notifications.
         let mut buf = pool.alloc(256 * 1024)?;
         while buf.len() < buf.capacity() {
             buf.write_all(&round.to_le_bytes())?;
         }
-        // From here the buffer is the kernel's, until it has let go of it.
+        // From here the buffer belongs to the kernel, until its release.
         sender.send(buf)?;
     }
     let report = sender.close(Instant::now() + Duration::from_secs(10));

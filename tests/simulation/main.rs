@@ -41,7 +41,6 @@
 //! `PINBUF_SIM_SEED` chooses the first history; a failure prints the command to repeat it.
 //! `tests/simulation/mutants.sh` weakens the library in one place at a time, and shows the number
 //! of steps until the failure.
-//! many steps that is caught.
 
 #![allow(clippy::print_stdout, reason = "seeds and rates are for the reader of the output")]
 

@@ -1,4 +1,4 @@
-//! Tells whether zero copy will work on this machine and on the way to a peer, and what to change.
+//! Tells whether zero copy works on this machine and on the route to a peer, and what to change.
 
 use std::{
     fmt,
@@ -10,16 +10,16 @@ use std::{
 use pinbuf::probe::{Check, Environment, RouteError, Status};
 use serde::Serialize;
 
-/// The exit code for zero copy that does not work.
+/// The exit code for failing zero copy.
 const NOT_MET: u8 = 4;
 
 /// The command line.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Also look at the way to this host: HOST, HOST:PORT or an IP address.
+    /// Also check the route to this host: HOST, HOST:PORT or an IP address.
     #[arg(long, value_name = "ADDR")]
     peer: Option<String>,
-    /// Exit with code 4 for a warning too, not only when zero copy does not work.
+    /// Exit with code 4 for a warning too.
     #[arg(long)]
     strict: bool,
     /// Print the findings as JSON.
@@ -28,7 +28,7 @@ pub struct Args {
 }
 
 impl Args {
-    /// Looks, and prints what was found.
+    /// Runs the checks and prints the findings.
     pub fn run(&self) -> ExitCode {
         let mut lines: Vec<_> = Environment::probe().checks().into_iter().map(Line::from).collect();
         lines.extend(self.peer.iter().flat_map(|peer| routes(peer)));
@@ -52,7 +52,7 @@ struct Findings {
     checks: Vec<Line>,
 }
 
-/// A [`Check`] of the library, or one of ours.
+/// A [`Check`] of the library, or one of the doctor's.
 #[derive(Debug, Serialize)]
 struct Line {
     name: &'static str,
@@ -93,7 +93,7 @@ impl From<Check> for Line {
     }
 }
 
-/// The way to each address of the peer.
+/// The routes to the addresses of the peer.
 fn routes(peer: &str) -> Vec<Line> {
     let line = |status, found, advice: &str| Line {
         name: "route",
@@ -124,7 +124,7 @@ fn routes(peer: &str) -> Vec<Line> {
     lines
 }
 
-/// Takes what `send` takes, and a host or address without a port.
+/// Resolves the same forms as `send`, and a host or address without a port.
 fn resolve(peer: &str) -> std::io::Result<Vec<SocketAddr>> {
     let peer = peer.strip_prefix("tcp:").unwrap_or(peer);
     let with_port = peer.to_socket_addrs();

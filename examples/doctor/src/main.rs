@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-/// Says whether zero copy will work here, and what to change.
+/// Tells whether zero copy works here, and what to change.
 #[derive(Parser)]
 #[command(name = "pinbuf-doctor", version)]
 struct Cli {

@@ -1,4 +1,4 @@
-//! The program from the outside, also where zero copy does not work.
+//! The program from the outside, also without zero copy.
 
 #![cfg(target_os = "linux")]
 #![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]
@@ -22,7 +22,7 @@ use crate::process::{Done, STUCK, program, run, start_with};
 /// The program.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_pinbuf-doctor");
 
-/// The status of each check called `name`, with all of its line.
+/// The status and the whole line of each check called `name`.
 fn checks(json: &Value, name: &str) -> Vec<(String, String)> {
     let checks = json["checks"].as_array().unwrap().iter();
     let named = checks.filter(|check| check["name"] == name);
@@ -40,14 +40,14 @@ fn doctor(args: &[&str]) -> Done {
     run(args)
 }
 
-/// Runs `doctor --json` after `prepare` in the new process; `None` if that failed.
+/// Runs `doctor --json` after `prepare` in the new process; `None` if `prepare` failed.
 fn doctor_after(
     args: &[&str],
     prepare: impl FnMut() -> io::Result<()> + Send + Sync + 'static,
 ) -> Option<Done> {
     let args = [&["--json"], args].concat();
     let process = start_with(&args, |command| {
-        // SAFETY: `pre_exec` allows what is safe between fork and exec: the closures given here
+        // SAFETY: `pre_exec` allows calls that are safe between fork and exec: the given closures
         // only make system calls.
         unsafe { command.pre_exec(prepare) };
     });
@@ -62,7 +62,7 @@ fn check(result: libc::c_int) -> io::Result<libc::c_int> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Into a network namespace of its own, where loopback is down.
+/// Moves to a new network namespace, with loopback down.
 fn leave_network() -> io::Result<()> {
     // SAFETY: unshare(2) takes no pointers.
     check(unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) }).map(drop)
@@ -97,7 +97,7 @@ fn a_peer_on_this_machine_is_a_warning() {
 }
 
 #[test]
-fn a_peer_that_cannot_be_is_a_failure_that_says_why() {
+fn an_impossible_peer_is_a_failure_with_a_reason() {
     let endless = "x".repeat(300);
     for (peer, says) in [
         ("224.0.0.1:4444", "no single peer"),
@@ -120,7 +120,7 @@ fn a_peer_that_cannot_be_is_a_failure_that_says_why() {
 #[cfg(target_endian = "little")]
 fn a_kernel_without_zero_copy_is_a_failure() {
     let Ok(process) = start_with(&["--json"], lab::without_zerocopy) else {
-        return skipped("a_kernel_without_zero_copy_is_a_failure", "no seccomp filter can be had");
+        return skipped("a_kernel_without_zero_copy_is_a_failure", "no seccomp filter is possible");
     };
     let done = process.wait(STUCK);
     done.expect(4);
@@ -131,11 +131,11 @@ fn a_kernel_without_zero_copy_is_a_failure() {
 
 #[test]
 #[cfg(target_endian = "little")]
-fn a_filter_that_forbids_reading_notes_is_a_failure() {
+fn a_filter_against_notifications_is_a_failure() {
     let Ok(process) = start_with(&["--json"], lab::without_reading) else {
         return skipped(
-            "a_filter_that_forbids_reading_notes_is_a_failure",
-            "no seccomp filter can be had",
+            "a_filter_against_notifications_is_a_failure",
+            "no seccomp filter is possible",
         );
     };
     let done = process.wait(STUCK);
@@ -144,10 +144,10 @@ fn a_filter_that_forbids_reading_notes_is_a_failure() {
 }
 
 #[test]
-fn without_a_network_that_is_what_it_says() {
+fn a_missing_network_is_reported() {
     let peer = ["--peer", "192.0.2.7"];
     let Some(done) = doctor_after(&peer, leave_network) else {
-        return skipped("without_a_network_that_is_what_it_says", "no user namespace can be had");
+        return skipped("a_missing_network_is_reported", "no user namespace is possible");
     };
     done.expect(4);
     let json = done.json();
@@ -164,7 +164,7 @@ fn without_a_network_that_is_what_it_says() {
 }
 
 #[test]
-fn a_tap_is_seen() {
+fn the_doctor_reports_a_tap() {
     let open_tap = || {
         leave_network()?;
         let everything = libc::c_int::from((libc::ETH_P_ALL as u16).to_be());
@@ -172,7 +172,10 @@ fn a_tap_is_seen() {
         check(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW, everything) }).map(drop)
     };
     let Some(done) = doctor_after(&[], open_tap) else {
-        return skipped("a_tap_is_seen", "no user namespace with packet sockets can be had");
+        return skipped(
+            "the_doctor_reports_a_tap",
+            "no user namespace with packet sockets is possible",
+        );
     };
     assert_check(&done.json(), "packet taps", "warn", "on all interfaces");
 }

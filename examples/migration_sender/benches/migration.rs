@@ -1,8 +1,8 @@
-//! The migration against a bare loop of write(2) over the same pages, with as many
-//! threads and sockets, and what the last round costs the stopped guest.
+//! The migration against a bare loop of write(2) over the same pages, with as many threads and
+//! sockets, and the cost of the last round for the stopped guest.
 //!
-//! Over loopback, where the kernel copies whatever is asked of it; and between two devices that do
-//! not copy, where somebody lends some (`tests/common/road.rs`; `tests/guest/run.sh` does).
+//! Over loopback, where the kernel always copies; and between two devices without copies, if some
+//! are lent (`tests/common/road.rs`; `tests/guest/run.sh` does).
 
 #![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]
 
@@ -49,8 +49,8 @@ const POLICIES: [&str; 3] = ["auto", "prefer", "never"];
 fn main() {
     if lent_devices().is_none() && namespace::enter().is_ok() {
         raise_loopback();
-        // With the default of some machines, bbr, copying over loopback is slow, and zero copy
-        // flattered. This one may be chosen in any namespace.
+        // With bbr, the default of some machines, copying over loopback is slow, and zero copy
+        // flattered. Any namespace may choose reno.
         let chosen = fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno");
         chosen.expect("the namespace is this process's own");
     }
@@ -64,7 +64,7 @@ fn main() {
     bench.finish();
 }
 
-/// Where the bytes go.
+/// The receiver of the bytes.
 struct Place {
     name: &'static str,
     listener: TcpListener,
@@ -80,7 +80,7 @@ impl Place {
         if lent_devices().is_some() {
             let road = Road::build().expect("the devices are joined");
             let listener = road.listener();
-            // They are those of a guest, which is small and slow.
+            // The lent devices belong to a small and slow guest.
             let (name, small) = ("devices that do not copy", "64M");
             return Self { name, listener, copies: false, small, large: small, _road: Some(road) };
         }
@@ -90,9 +90,9 @@ impl Place {
     }
 }
 
-/// Tells of each run first its time, then its CPU.
+/// Reports the time of each run first, then its CPU time.
 fn move_a_guest(bench: &mut Bench, place: &Place, size: &str) {
-    // Made anew for each run of all contestants: what fresh memory costs depends on what was freed.
+    // Made anew for each run of all contestants: the cost of fresh memory depends on earlier frees.
     let standing = arguments(size, "never", &[]);
     let memory = || guest::memory(&standing.source).expect("memory for a guest");
     let plan = bare::plan(&memory(), CHANNELS);
@@ -124,7 +124,7 @@ fn move_a_guest(bench: &mut Bench, place: &Place, size: &str) {
     });
 }
 
-/// Where the time goes in which a busy guest stands still.
+/// The parts of the downtime of a busy guest.
 fn stop_a_guest(bench: &mut Bench, place: &Place, size: &str) {
     let name = "downtime of a busy guest, 64K of device state";
     bench.table(name, "us").rounds(ROUNDS).case(place.name, "send", |case| {
@@ -164,7 +164,7 @@ fn find_dirty_pages(bench: &mut Bench) {
     });
 }
 
-/// What the runs of one contestant have cost, so that each is told in two tables.
+/// The costs of one contestant's runs, each for two tables.
 #[derive(Default)]
 struct Runs(RefCell<VecDeque<Cost>>);
 
@@ -175,14 +175,14 @@ impl Runs {
         cost
     }
 
-    /// The oldest run that was not told again, or a new one.
+    /// The oldest run without a second report, or a new run.
     fn again(&self, run: impl FnOnce() -> Cost) -> Cost {
         let oldest = self.0.borrow_mut().pop_front();
         oldest.unwrap_or_else(run)
     }
 }
 
-/// Some pages, all over the place.
+/// Some pages, spread over the memory.
 fn marks() -> impl Iterator<Item = usize> {
     (0..1000).map(|n| memory::mix(n) as usize % TERABYTE)
 }

@@ -1,4 +1,4 @@
-//! The destination's side of opening and closing the channels.
+//! The destination's part in opening and closing the channels.
 
 use std::{
     fmt,
@@ -25,7 +25,7 @@ pub struct Channels {
 }
 
 impl Channels {
-    /// Waits for a source and all its channels. Sets `started` when the first one comes.
+    /// Waits for a source and all its channels. Sets `started` at the first.
     pub fn accept(
         listener: &TcpListener,
         config: &Config<'_>,
@@ -42,7 +42,7 @@ impl Channels {
             }
             let stream = match listener.accept() {
                 Ok((stream, _)) => stream,
-                // A source that has gone again leaves nothing to accept.
+                // A vanished source leaves no connection to accept.
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                     continue;
                 }
@@ -65,7 +65,7 @@ impl Channels {
         Ok(Self { streams, layout, session })
     }
 
-    /// Reads the `Hello` of a connection and says which channel it is.
+    /// Reads the `Hello` of a connection and returns its channel.
     fn greet(
         mut stream: &TcpStream,
         config: &Config<'_>,
@@ -112,13 +112,13 @@ impl Channels {
         }
     }
 
-    /// Does something that takes long, saying every second that this end lives.
+    /// Runs a long task, with a sign of life to the source every second.
     pub fn keep_alive_while<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let (done, waiting) = mpsc::channel::<()>();
         thread::scope(|scope| {
             scope.spawn(move || {
                 while waiting.recv_timeout(KEEP_ALIVE) == Err(RecvTimeoutError::Timeout) {
-                    // A source that is gone shows at the next read.
+                    // A vanished source shows at the next read.
                     let _ = (&self.streams[0]).write_all(&Header::KeepAlive.encode());
                 }
             });
@@ -128,20 +128,20 @@ impl Channels {
         })
     }
 
-    /// Says how it ended, in a way that the source gets to read it, and closes.
+    /// Tells the outcome, in time for the source to read, and closes.
     pub fn goodbye(self, failure: Option<&Failure>, patience: Duration) {
         let last = match failure {
             None => goodbye(0, ""),
             Some(failure) => goodbye(failure.code as u8, &failure.message),
         };
         let _ = (&self.streams[0]).write_all(&last);
-        // Closing with unread bytes would reset the connection and might overtake the goodbye.
+        // A close with unread bytes would reset the connection and might overtake the goodbye.
         let patience = if failure.is_some() { Duration::from_millis(500) } else { patience };
         linger(&self.streams[0], patience);
     }
 }
 
-/// Ends our side of the stream and waits until the other end has ended its own.
+/// Ends the destination's stream and waits for the end of the source's.
 fn linger(mut stream: &TcpStream, patience: Duration) {
     let until = Instant::now() + patience;
     let _ = stream.shutdown(Shutdown::Write);
@@ -158,7 +158,7 @@ fn linger(mut stream: &TcpStream, patience: Duration) {
     }
 }
 
-/// The failure for a frame that may not come here, which a `Goodbye` explains itself.
+/// The failure for an unexpected frame; a `Goodbye` explains itself.
 pub fn refuse(stream: &mut impl Read, header: Header) -> Failure {
     match header {
         Header::Goodbye { code, bytes } => {
@@ -169,7 +169,7 @@ pub fn refuse(stream: &mut impl Read, header: Header) -> Failure {
     }
 }
 
-/// The failure behind an error of a read from the source.
+/// The failure for an error of a read from the source.
 pub fn lost(error: &io::Error, when: impl fmt::Display, stall: Duration) -> Failure {
     match error.kind() {
         ErrorKind::InvalidData => Failure::new(Code::Io, error.to_string()),
@@ -190,7 +190,7 @@ pub fn lost(error: &io::Error, when: impl fmt::Display, stall: Duration) -> Fail
     }
 }
 
-/// The failure behind a broken rule.
+/// The failure for a violation of the protocol.
 pub fn protocol(error: ProtocolError) -> Failure {
     Failure::new(Code::Io, error.to_string())
 }

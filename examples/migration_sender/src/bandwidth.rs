@@ -1,22 +1,22 @@
-//! How fast the network is, as far as the rounds so far tell.
+//! The speed of the network, estimated from the rounds so far.
 
 use std::time::Duration;
 
-/// How fast the destination applies what is sent, in bytes per second.
+/// The destination's rate of applying pages, in bytes per second.
 #[derive(Debug, Default)]
 pub struct Bandwidth {
-    /// Of the last round that was long enough to tell.
+    /// From the last long round.
     told: Option<f64>,
     /// The best of the shorter rounds.
     hinted: Option<f64>,
 }
 
 impl Bandwidth {
-    /// A round with fewer bytes mostly measures the way there and back.
+    /// A round with fewer bytes mostly measures the round trip.
     const TELLING: u64 = 8 << 20;
-    /// A round with fewer bytes says nothing.
+    /// A round with fewer bytes is ignored.
     const HINTING: u64 = 64 << 10;
-    /// What is assumed of a network that has carried nothing yet: 1 Gbit/s.
+    /// The initial assumption: 1 Gbit/s.
     const ASSUMED: f64 = 125e6;
 
     pub fn measured(&mut self, bytes: u64, took: Duration) {
@@ -39,7 +39,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_rounds_outweigh_short_ones_and_short_ones_a_guess() {
+    fn long_rounds_outweigh_short_rounds() {
         let second = Duration::from_secs(1);
         let mut bandwidth = Bandwidth::default();
         bandwidth.measured(100, second);

@@ -1,26 +1,26 @@
-//! Which pages changed: the dirty bitmap.
+//! The dirty bitmap: the changed pages.
 //!
-//! The rule that makes pre-copy right: a writer writes first and marks afterwards, the harvest
-//! takes the marks of a chunk before any page of it is read for the round. A write whose mark the
-//! harvest took is seen by the round; a write that came later leaves its mark for the next one. So
-//! no write is ever lost, and a page that was torn on the wire is always sent again.
+//! The rule of pre-copy: a writer writes first and marks afterwards. The harvest takes the marks of
+//! a chunk before the round reads any page of the chunk. If the harvest took the mark of a write,
+//! the round sees the write. A later write leaves its mark for the next round. So no write is lost,
+//! and a torn page is always sent again.
 //!
 //! The stopped guest must not wait for a scan of the whole bitmap, 32 MiB for a terabyte of memory.
-//! So every chunk has a bit in a summary, and each pump harvests its own chunks while it sends
-//! them: before the first page of the last round a pump looks at 64 KiB at most.
+//! So a summary has a bit per chunk, and each pump harvests its own chunks while it sends: before
+//! the first page of the last round a pump reads 64 KiB at most.
 
 use std::iter;
 #[cfg(not(loom))]
 use std::sync::atomic::{AtomicU64, Ordering};
 
-#[cfg(loom)] // A model of it is in `loom-tests`.
+#[cfg(loom)] // The model is in `loom-tests`.
 use loom::sync::atomic::{AtomicU64, Ordering};
 
 use crate::protocol::{CHUNK, PAGE, Run, channel_of};
 
 /// Pages of one chunk.
 const CHUNK_PAGES: usize = CHUNK / PAGE;
-/// Words of the marks of one chunk, which are a cache line.
+/// Words of a chunk's marks: a cache line.
 const CHUNK_WORDS: usize = CHUNK_PAGES / 64;
 
 /// One bit for each page of a chunk.
@@ -32,13 +32,13 @@ struct Marks([AtomicU64; CHUNK_WORDS]);
 #[derive(Debug)]
 pub struct DirtyBitmap {
     chunks: Box<[Marks]>,
-    /// One bit for each chunk, set if the chunk has a mark.
+    /// A bit for each chunk, set if the chunk has a mark.
     summary: Box<[AtomicU64]>,
     pages: usize,
 }
 
 impl DirtyBitmap {
-    /// A bitmap with every page marked, as a migration starts.
+    /// A bitmap with every page marked, the state at the start of a migration.
     pub fn all_dirty(pages: usize) -> Self {
         let chunks = pages.div_ceil(CHUNK_PAGES);
         let marks = |chunk| {
@@ -56,15 +56,15 @@ impl DirtyBitmap {
     pub fn mark(&self, page: usize) {
         assert!(page < self.pages);
         let chunk = page / CHUNK_PAGES;
-        // Release, with `take`'s Acquire: who sees the mark sees the write before it. Never skipped
-        // when the bit seems set: the harvest may be about to take that older mark.
+        // Release, with `take`'s Acquire: a thread with the mark sees the write before the mark.
+        // Never skipped if the bit seems set: the harvest may be about to take the older mark.
         self.chunks[chunk].0[page % CHUNK_PAGES / 64].fetch_or(1 << (page % 64), Ordering::Release);
-        // Release, with `harvest`'s Acquire: who takes the chunk's bit finds the mark. The other
-        // way round, a harvest in between would take the bit, find no mark, and miss it ever after.
+        // Release, with `harvest`'s Acquire: a harvest with the chunk's bit finds the mark. In the
+        // other order a harvest in between would take the bit, find no mark, and never look again.
         self.summary[chunk / 64].fetch_or(1 << (chunk % 64), Ordering::Release);
     }
 
-    /// Number of pages marked now.
+    /// The number of marked pages.
     pub fn count(&self) -> u64 {
         // Relaxed, here and below: an estimate.
         let chunks = self.summary.iter().enumerate().flat_map(|(index, word)| {
@@ -74,12 +74,12 @@ impl DirtyBitmap {
         words.map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
     }
 
-    /// Takes all marks in the chunks of one channel, a chunk at a time and as late as it is asked
-    /// for, in ascending order.
+    /// Takes all marks in the chunks of one channel in ascending order, each chunk only when asked
+    /// for.
     pub fn harvest(&self, channel: usize, channels: usize) -> impl Iterator<Item = DirtyChunk> {
         self.summary.iter().enumerate().flat_map(move |(index, word)| {
-            // Relaxed: what is marked now may as well be left for the next round, and the last one
-            // comes after the dirtier was joined.
+            // Relaxed: a present mark may as well wait for the next round, and the last round comes
+            // after the join of the dirtier.
             let taken = match word.load(Ordering::Relaxed) {
                 0 => 0,
                 _ => {
@@ -110,23 +110,23 @@ pub struct DirtyChunk {
 }
 
 impl DirtyChunk {
-    /// The numbers of its pages, ascending.
+    /// The page numbers, ascending.
     pub fn pages(self) -> impl Iterator<Item = usize> {
         let words = self.words.into_iter().enumerate();
         words.flat_map(move |(at, word)| bits(word).map(move |bit| self.first_page + at * 64 + bit))
     }
 
-    /// Those of its pages that `wanted` is true of.
+    /// The pages with a true `wanted`.
     pub fn filter(mut self, wanted: impl Fn(usize) -> bool) -> Self {
         for page in self.pages() {
-            // No branch, so that a processor is not kept from looking at the next pages meanwhile.
+            // Without a branch, so that the processor can look at the next pages meanwhile.
             let unwanted = u64::from(!wanted(page)) << (page % 64);
             self.words[page % CHUNK_PAGES / 64] &= !unwanted;
         }
         self
     }
 
-    /// Its pages that `others` has not.
+    /// The pages that `others` lacks.
     pub fn without(mut self, others: Self) -> Self {
         self.words.iter_mut().zip(others.words).for_each(|(word, others)| *word &= !others);
         self
@@ -139,16 +139,16 @@ pub fn page_run(page: usize, memory_len: usize) -> Run {
     Run { offset, len: PAGE.min(memory_len - offset) }
 }
 
-/// A word with its first `count` bits set, all of them if it has not so many.
+/// A word with its first `count` bits set, at most all of them.
 fn ones(count: usize) -> AtomicU64 {
     AtomicU64::new(if count < 64 { (1 << count) - 1 } else { u64::MAX })
 }
 
-/// The numbers of the bits that are set.
+/// The numbers of the set bits.
 fn bits(mut word: u64) -> impl Iterator<Item = usize> {
     iter::from_fn(move || {
         let bit = word.trailing_zeros() as usize;
-        // Clears the lowest bit that is set.
+        // Clears the lowest set bit.
         word &= word.checked_sub(1)?;
         Some(bit)
     })
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn starts_with_every_page_and_none_beyond_the_end() {
+    fn a_new_bitmap_has_exactly_all_pages() {
         for count in [1, 63, 64, 65, CHUNK_PAGES, CHUNK_PAGES + 1, 65 * CHUNK_PAGES + 3] {
             let bitmap = DirtyBitmap::all_dirty(count);
             assert_eq!(bitmap.count(), count as u64);
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn the_pages_of_a_chunk_are_parted_without_loss() {
+    fn filtered_pages_of_a_chunk_are_complete() {
         let bitmap = DirtyBitmap::all_dirty(3 * CHUNK_PAGES - 7);
         let chunk = bitmap.harvest(1, 2).next().unwrap();
         let odd = chunk.filter(|page| page % 2 == 1);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_made_during_the_harvest_is_taken_now_or_later() {
+    fn a_mark_during_a_harvest_is_taken_in_time() {
         let bitmap = DirtyBitmap::all_dirty(3 * CHUNK_PAGES);
         let mut harvest = bitmap.harvest(0, 1);
         assert_eq!(harvest.next().unwrap().pages().count(), CHUNK_PAGES);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn no_mark_made_during_a_harvest_is_missed() {
+    fn no_mark_during_a_harvest_is_lost() {
         const MARKS: usize = 500;
         const BURSTS: usize = 500;
         let bitmap = DirtyBitmap::all_dirty(MARKS);
@@ -233,7 +233,7 @@ mod tests {
                     burst.store(number as u64, Ordering::Relaxed);
                     (0..MARKS).for_each(|page| bitmap.mark(page));
                     let all = (number * MARKS) as u64;
-                    // A missed one is never seen, for no other comes meanwhile.
+                    // A lost mark never shows, since no other comes meanwhile.
                     while seen.load(Ordering::Relaxed) < all && Instant::now() < deadline {
                         thread::yield_now();
                     }

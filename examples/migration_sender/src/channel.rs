@@ -1,12 +1,12 @@
-//! One connection of the source: what pinbuf is used for.
+//! A connection of the source: the use of pinbuf.
 //!
-//! A packet is one vectored send: a header with its run table in a pool buffer, and behind it the
-//! pages where they lie, as [`MappedSlice`]s. The sender copies the small header and sends the
-//! pages without copying them; both stay with the sender until the kernel has let go of them, which
-//! nobody here waits for before the end.
+//! A packet is one vectored send: a header with its run table in a pool buffer, and the pages in
+//! place, as [`MappedSlice`]s. The sender copies the small header and sends the pages without
+//! copies. Both stay with the sender until their release, and no thread waits for a release before
+//! the end.
 //!
-//! That a guest writes a page while the kernel reads it is part of the plan: what arrives may be
-//! torn, and the page is sent again in a later round.
+//! A guest may write a page while the kernel reads it: the page may arrive torn, and is sent again
+//! in a later round.
 
 use std::{
     io,
@@ -33,19 +33,19 @@ use crate::{
 const HEADER_BUFFER: usize = 4096;
 /// Room for a piece of the device state, in bytes.
 const DEVICE_BUFFER: usize = 64 << 10;
-/// Buffers of each size and channel. Headers go by copy and are back at once, so that few do.
+/// Buffers per size and channel. Headers are copied and recycled at once, so a few suffice.
 const BUFFERS: usize = 16;
 
-/// How a channel sends.
+/// The settings of a channel.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     pub zerocopy: ZeroCopy,
     pub threshold: Option<usize>,
-    /// How long to wait for a free buffer of the pool.
+    /// The longest wait for a free buffer of the pool.
     pub patience: Duration,
 }
 
-/// The pool that the headers and the device state of all channels travel in.
+/// The pool for the headers and the device state of all channels.
 #[derive(Clone, Debug)]
 pub struct Buffers(Pool);
 
@@ -59,7 +59,7 @@ impl Buffers {
         Ok(Self(pool))
     }
 
-    /// The states of all slots, for the end: nothing may move meanwhile.
+    /// The states of all slots at the end, without concurrent changes.
     pub fn audit(&self) -> PoolReport {
         let audit = self.0.audit();
         PoolReport {
@@ -72,7 +72,7 @@ impl Buffers {
     }
 }
 
-/// Why a channel could not send.
+/// The cause of a failed send.
 #[derive(Debug)]
 pub enum SendFailure {
     /// The connection is over.
@@ -88,7 +88,7 @@ impl From<SendError<()>> for SendFailure {
         let unreadable = OsError::from_raw(libc::EFAULT);
         match error {
             SendError::BadAddress(()) => Self::Memory,
-            // A part of the packet was readable: the stream is cut in its midst.
+            // A part of the packet was readable: the stream is truncated inside a packet.
             SendError::Truncated { error, .. } | SendError::Connection { error, .. }
                 if error == unreadable =>
             {
@@ -105,13 +105,13 @@ pub struct Channel {
     sender: Sender<Arc<TcpStream>>,
     pool: Pool,
     settings: Settings,
-    /// The send being put together; kept for its room.
+    /// The parts of the next send; kept to reuse their memory.
     parts: Vec<Payload>,
     sent: u64,
 }
 
 impl Channel {
-    /// Takes over a connected stream that nobody else sends on.
+    /// Takes over a connected stream without other senders.
     pub fn open(
         stream: Arc<TcpStream>,
         buffers: &Buffers,
@@ -143,7 +143,7 @@ impl Channel {
         self.send_parts()
     }
 
-    /// Sends bytes through pool buffers, as a device that saves its state would fill them.
+    /// Sends bytes through pool buffers, like a device that saves its state.
     pub fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), SendFailure> {
         for piece in bytes.chunks(DEVICE_BUFFER) {
             let mut buf = self.alloc(piece.len())?;
@@ -154,7 +154,7 @@ impl Channel {
         Ok(())
     }
 
-    /// Sends a header with its run table and, where it has a payload, the runs of the memory.
+    /// Sends a header with its run table and, for pages, the runs of the memory.
     pub fn send_runs(
         &mut self,
         header: Header,
@@ -183,12 +183,12 @@ impl Channel {
         self.sent
     }
 
-    /// Ends the stream in order, waits until the kernel has let go of everything, and adds up
-    /// what it and the calling thread did.
-    /// Without a deadline the migration is off: the connection is aborted.
+    /// Ends the stream in order, waits for the release of all sends, and adds up the counts of the
+    /// channel and the calling thread. Without a deadline the migration is cancelled and the
+    /// connection aborted.
     pub fn close(mut self, deadline: Option<Instant>) -> ZeroCopyReport {
         if deadline.is_some() {
-            // Only to read the counts after the last note; what is amiss here, `close` tells too.
+            // Only for the counts after the last notification; `close` reports errors too.
             let _ = self.sender.drain(deadline);
         }
         let stats = self.sender.stats();
@@ -221,7 +221,7 @@ impl Channel {
     fn send_parts(&mut self) -> Result<(), SendFailure> {
         let bytes: usize = self.parts.iter().map(Payload::len).sum();
         let sent = self.sender.send_vectored(&mut self.parts);
-        // What was not taken is of no use any more: the channel is given up after a failure.
+        // Refused parts are useless: a failure ends the channel.
         self.parts.clear();
         sent?;
         self.sent += bytes as u64;

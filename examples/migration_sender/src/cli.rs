@@ -26,12 +26,12 @@ Exit codes:
   5  the memory was dirtied faster than it was sent, or the time was up
   6  a buffer of the pool was not free at the end";
 
-/// Migrates the memory of a make-believe guest the way a hypervisor does.
+/// Migrates the memory of a make-believe guest, like a hypervisor.
 ///
-/// Pre-copy in rounds over several TCP connections: the memory is sent in place and without a copy
-/// while a thread goes on writing it, then again what was written meanwhile, until the rest fits
-/// into the downtime limit; the last round runs with the writer stopped. Both ends compare a digest
-/// of the final memory.
+/// Pre-copy in rounds over several TCP connections: the memory is sent in place and without copies
+/// while a thread writes to it. Then the changed pages are sent again, until the remaining pages
+/// fit into the downtime limit. The last round runs with the writer stopped. Both ends compare a
+/// digest of the final memory.
 ///
 /// Without a sub-command both ends run in this process, over TCP loopback.
 #[derive(Debug, Parser)]
@@ -46,13 +46,13 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Be the source: send the memory to a destination that listens.
+    /// Be the source: send the memory to a listening destination.
     #[command(after_help = EXAMPLES)]
     Send(SendArgs),
     /// Be the destination: wait for a source and take its memory.
     #[command(after_help = EXAMPLES)]
     Receive(ReceiveArgs),
-    /// Say whether zero copy will work here, and what to change.
+    /// Tell whether zero copy works here, and what to change.
     #[command(after_help = EXAMPLES)]
     Doctor(pinbuf_doctor::Args),
 }
@@ -61,11 +61,11 @@ pub enum Command {
 pub struct BothArgs {
     #[command(flatten)]
     pub source: SourceArgs,
-    /// Where to listen and connect to, an IPv4 or IPv6 address of this machine.
+    /// Address of this machine for both ends, IPv4 or IPv6.
     #[arg(long, default_value = "127.0.0.1", value_name = "IP", value_parser = parse_ip)]
     pub address: IpAddr,
-    /// Write the received memory to this file, whole or not at all, for its owner alone to read. A
-    /// link is followed; there must be a regular file or nothing.
+    /// Write the received memory to this file, whole or not at all, readable by its owner alone. A
+    /// link is followed; the target must be a regular file or absent.
     #[arg(long, value_name = "FILE")]
     pub memory_out: Option<PathBuf>,
     #[command(flatten)]
@@ -74,7 +74,7 @@ pub struct BothArgs {
 
 #[derive(Debug, Args)]
 pub struct SendArgs {
-    /// Where the destination listens: tcp:HOST:PORT, an IPv6 address in brackets.
+    /// Address of the destination: tcp:HOST:PORT, an IPv6 address in brackets.
     #[arg(value_name = "tcp:HOST:PORT", value_parser = parse_target)]
     pub target: String,
     #[command(flatten)]
@@ -85,11 +85,12 @@ pub struct SendArgs {
 
 #[derive(Debug, Args)]
 pub struct ReceiveArgs {
-    /// Listen on HOST:PORT, as in 0.0.0.0:4444 or [::]:4444; port 0 takes a free one and says which.
+    /// Listen on HOST:PORT, as in 0.0.0.0:4444 or [::]:4444; port 0 takes a free port and prints
+    /// the number.
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_listen)]
     pub listen: String,
-    /// Write the received memory to this file, whole or not at all, for its owner alone to read. A
-    /// link is followed; there must be a regular file or nothing.
+    /// Write the received memory to this file, whole or not at all, readable by its owner alone. A
+    /// link is followed; the target must be a regular file or absent.
     #[arg(long, value_name = "FILE")]
     pub memory_out: Option<PathBuf>,
     /// Refuse a guest with more memory than this.
@@ -101,10 +102,10 @@ pub struct ReceiveArgs {
 
 #[derive(Debug, Args)]
 pub struct CommonArgs {
-    /// Give up after so many seconds of migration.
+    /// Give up after this many seconds of migration.
     #[arg(long, value_name = "SECONDS", default_value = "600", value_parser = parse_seconds)]
     pub timeout: Duration,
-    /// Give up when the other end is silent for so many seconds.
+    /// Give up when the other end is silent for this many seconds.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_stall)]
     pub stall_timeout: Duration,
     /// Print the result as JSON, with the names of QEMU's query-migrate.
@@ -123,11 +124,11 @@ pub struct SourceArgs {
     /// Take this file as the guest memory, in place; it is never changed.
     #[arg(long, value_name = "FILE", conflicts_with = "memory")]
     pub memory_in: Option<PathBuf>,
-    /// TCP connections, a thread each.
+    /// Number of TCP connections, with a thread each.
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u16).range(1..=MAX_CHANNELS as i64))]
     pub channels: u16,
-    /// How fast the guest dirties its memory; 0 for a guest that stands still.
+    /// Rate at which the guest dirties its memory; 0 for an idle guest.
     #[arg(long, value_name = "RATE", default_value = "100M", value_parser = parse_size)]
     pub dirty_rate: u64,
     /// The part of the memory that the guest writes [default: 64M, at most the memory].
@@ -136,34 +137,34 @@ pub struct SourceArgs {
     /// Seed of the memory's pattern and of the dirtier.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
-    /// Size of the device state that travels in pool buffers.
+    /// Size of the device state, sent in pool buffers.
     #[arg(long, value_name = "SIZE", default_value = "512K", value_parser = parse_device_state)]
     pub device_state: u64,
-    /// Stop the guest when the rest can be sent in so many milliseconds, or is no memory.
+    /// Stop the guest when the remaining pages need at most this many milliseconds.
     #[arg(long, value_name = "MS", default_value_t = 300)]
     pub downtime_limit: u64,
-    /// Give up when so many rounds with the guest running did not suffice.
+    /// Give up after this many rounds with the guest running.
     #[arg(long, value_name = "N", default_value_t = 30,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rounds: u32,
-    /// Send at most so fast, over all channels together.
+    /// Limit of the rate, over all channels together.
     #[arg(long, value_name = "RATE", value_parser = parse_rate_limit)]
     pub rate_limit: Option<u64>,
-    /// When to send without a copy.
+    /// Use of zero copy.
     #[arg(long, value_enum, default_value_t = ZeroCopy::Auto)]
     pub zerocopy: ZeroCopy,
-    /// Send by copy what is smaller than this [default: the library's].
+    /// Copy sends smaller than this [default: the library's].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub threshold: Option<u64>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum ZeroCopy {
-    /// What the library does by default.
+    /// The library's default.
     Auto,
     /// Whenever the kernel accepts it.
     Prefer,
-    /// As prefer, but fail (exit code 4) where it cannot be had.
+    /// As prefer, but fail (exit code 4) without zero copy.
     Require,
     /// Never.
     Never,

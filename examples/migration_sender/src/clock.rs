@@ -1,4 +1,4 @@
-//! What the calling thread has cost (unsafe code).
+//! The CPU time of the calling thread (unsafe code).
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The source's side of opening a channel.
+//! The source's part in opening a channel.
 
 use std::{
     io::ErrorKind,
@@ -12,13 +12,13 @@ use crate::{
     protocol::{Header, ProtocolError, read_message},
 };
 
-/// Connects to the first target that answers.
+/// Connects to the first answering target.
 pub fn connect(targets: &[SocketAddr], patience: Duration) -> Result<TcpStream, Failure> {
     let mut failure = Failure::new(Code::Io, "the address has no IP addresses");
     for target in targets {
         match TcpStream::connect_timeout(target, patience) {
             Ok(stream) => {
-                // Small frames must not wait; a socket without the option is only slower.
+                // Small frames must not wait; without the option the socket is only slower.
                 let _ = stream.set_nodelay(true);
                 let _ = stream.set_read_timeout(Some(patience));
                 return Ok(stream);
@@ -59,15 +59,15 @@ pub fn welcome(mut stream: &TcpStream, session: u64) -> Result<(), Failure> {
     }
 }
 
-/// The failure that the destination's `Goodbye` reports.
+/// The failure in the destination's `Goodbye`.
 pub fn their_failure(code: u8, message: &str) -> Failure {
     Failure::new(Code::from_wire(code), format!("the destination gave up: {message}"))
 }
 
-/// Ends all connections in both directions, which wakes whoever is blocked in one.
+/// Ends all connections in both directions, and so wakes every thread blocked in one.
 pub fn hang_up(streams: &[Arc<TcpStream>]) {
     for stream in streams {
-        // One that is closed already is as good.
+        // A closed connection needs no shutdown.
         let _ = stream.shutdown(Shutdown::Both);
     }
 }

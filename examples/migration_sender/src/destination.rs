@@ -1,8 +1,8 @@
-//! The destination: takes the channels of one migration, applies what they carry, verifies.
+//! The destination: accepts the channels of a migration, applies their frames, verifies.
 //!
 //! One thread per channel reads straight into the channel's [`View`] of the memory. The coordinator
-//! collects the end marks, tells the source when a round is applied, and after the last one owns
-//! the whole memory again. Nothing that comes over the wire is believed before it is checked.
+//! collects the end marks, tells the source of each applied round, and after the last round owns
+//! the whole memory again. Every byte from the wire is checked before use.
 
 use std::{
     io::{self, Write},
@@ -28,10 +28,10 @@ use crate::{
     signals::{self, Stop},
 };
 
-/// How often the coordinator looks at clocks and flags.
+/// The coordinator's period of looks at clocks and flags.
 const TICK: Duration = Duration::from_millis(50);
 
-/// What the destination was asked to do.
+/// The destination's task.
 #[derive(Debug)]
 pub struct Config<'a> {
     pub output: Option<OutputFile>,
@@ -42,7 +42,7 @@ pub struct Config<'a> {
     pub progress: &'a Progress,
 }
 
-/// Takes one migration. The report says what was achieved, also after a failure.
+/// Serves one migration. Returns a report even after a failure.
 pub fn serve(listener: &TcpListener, config: &Config<'_>) -> (Report, Result<(), Failure>) {
     let mut report = Report::default();
     let mut started = None;
@@ -115,7 +115,7 @@ fn take(
     Ok(())
 }
 
-/// What a channel's thread tells the coordinator.
+/// A message of a channel's thread to the coordinator.
 enum Event {
     End { round: u32, last: bool },
     Failed(Failure),
@@ -126,10 +126,10 @@ struct Rounds<'a> {
     channels: &'a Channels,
     config: &'a Config<'a>,
     started: Option<Instant>,
-    /// The round whose frames may come. Stored (Release) before `RoundApplied` is written; the
-    /// source's next frames come after it has read that.
+    /// The round of acceptable frames. Stored (Release) before `RoundApplied` is written; the
+    /// source sends the next frames only after reading that answer.
     current: AtomicU32,
-    // Relaxed counts, read after the threads were joined or just to be shown.
+    // Relaxed counts, read after the join of the threads, or for display.
     received: AtomicU64,
     normal: AtomicU64,
     normal_bytes: AtomicU64,
@@ -150,7 +150,7 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Applies all rounds and gives the memory back, with the device state.
+    /// Applies all rounds and returns the memory with the device state.
     fn run(
         self,
         memory: GuestMemory,
@@ -168,7 +168,7 @@ impl<'a> Rounds<'a> {
             drop(events_in);
             let outcome = self.coordinate(&events);
             if outcome.is_err() {
-                // Wakes the other channels. Channel 0 can still be written to: for the goodbye.
+                // Wakes the other channels. Channel 0 stays writable, for the goodbye.
                 for (number, stream) in streams.iter().enumerate() {
                     let how = if number == 0 { Shutdown::Read } else { Shutdown::Both };
                     let _ = stream.shutdown(how);
@@ -205,7 +205,7 @@ impl<'a> Rounds<'a> {
             match event {
                 Ok(Event::Failed(failure)) => return Err(reason_behind(failure, events)),
                 Ok(Event::End { round, last }) => {
-                    // The threads have checked that the round is the current one.
+                    // The threads have checked the number of the round.
                     ended += 1;
                     last_ones += usize::from(last);
                     if ended < self.channels.streams.len() {
@@ -250,7 +250,7 @@ impl<'a> Rounds<'a> {
         Ok(())
     }
 
-    /// The thread of a channel. `None` after a failure, which the coordinator has been told.
+    /// The thread of a channel. Returns `None` after a failure, reported to the coordinator.
     fn receive(
         &self,
         stream: &TcpStream,
@@ -296,7 +296,7 @@ impl<'a> Rounds<'a> {
                     let pages: u64 = runs.iter().map(|run| run.pages()).sum();
                     received += table.len() as u64;
                     if let Header::Zeros { .. } = header {
-                        // Every page comes once in a round, and memory is zero from the start.
+                        // A page comes at most once per round, and the memory starts zeroed.
                         if round > 0 {
                             view.clear(&runs);
                         }
@@ -317,7 +317,8 @@ impl<'a> Rounds<'a> {
                 Header::RoundEnd { round, last } => {
                     self.expect(round, ended)?;
                     ended = Some(round);
-                    // Counted before the end mark is told, so the coordinator's sum is whole.
+                    // Counted before the end mark is reported, so that the coordinator's sum is
+                    // complete.
                     self.received.fetch_add(received, Ordering::Relaxed);
                     let _ = events.send(Event::End { round, last });
                     if last {
@@ -332,10 +333,10 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Refuses a frame of a round other than the current one, or behind this round's end mark.
+    /// Refuses a frame of any round but the current, or behind this round's end mark.
     fn expect(&self, round: u32, ended: Option<u32>) -> Result<(), Failure> {
-        // Acquire, with the coordinator's Release. Loaded anew: the frame may have been waited for
-        // since before the round began.
+        // Acquire, with the coordinator's Release. Loaded again: the wait for the frame may have
+        // begun before the round.
         let expected = self.current.load(Ordering::Acquire);
         match round == expected && ended != Some(round) {
             true => Ok(()),
@@ -344,7 +345,7 @@ impl<'a> Rounds<'a> {
     }
 }
 
-/// The source says on channel 0 why it gave up, and closes the others at the same time.
+/// The source tells its reason on channel 0, and closes the others at the same time.
 fn reason_behind(mut failure: Failure, events: &Receiver<Event>) -> Failure {
     let until = Instant::now() + Duration::from_millis(300);
     while failure.hearsay {

@@ -1,4 +1,4 @@
-//! The dirtier, which plays a running guest: writes pages and marks them.
+//! The dirtier, in the role of a running guest: writes pages and marks them.
 
 use std::{
     io,
@@ -14,20 +14,20 @@ use crate::{
     protocol::{PAGE, Run},
 };
 
-/// One dirtied page in so many becomes zero.
+/// One of this many dirtied pages becomes zero.
 const ZERO_EVERY: u64 = 32;
 
-/// How a dirtier behaves.
+/// The settings of a dirtier.
 #[derive(Clone, Copy, Debug)]
 pub struct DirtierConfig {
-    /// Bytes of pages to write per second; 0: no dirtier at all.
+    /// Bytes of pages to write per second; 0: no dirtier.
     pub bytes_per_second: u64,
-    /// The first so many bytes of the memory are written.
+    /// The length of the written part of the memory, from its start.
     pub working_set: usize,
     pub seed: u64,
 }
 
-/// A thread that writes pages of a guest memory as a running guest would.
+/// A thread that writes pages of a guest memory, like a running guest.
 #[derive(Debug)]
 pub struct Dirtier {
     stop: Arc<AtomicBool>,
@@ -54,14 +54,14 @@ impl Dirtier {
         Ok(Self { stop, thread })
     }
 
-    /// Stops the thread and returns how many pages it wrote. When this returns, all its writes and
-    /// marks are visible to the caller: joining a thread synchronizes with all it did.
+    /// Stops the thread and returns the number of written pages. All writes and marks of the thread
+    /// are then visible to the caller: a join synchronizes with the whole thread.
     pub fn stop(mut self) -> u64 {
         self.halt()
     }
 
     fn halt(&mut self) -> u64 {
-        // Relaxed: only a request. The join is what the caller relies on.
+        // Relaxed: only a request. The caller relies on the join.
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().map_or(0, |thread| thread.join().unwrap_or(0))
     }
@@ -87,7 +87,7 @@ fn dirty(
     let mut random = config.seed;
     while !stop.load(Ordering::Relaxed) && memory.check_backing().is_ok() {
         let due = (start.elapsed().as_secs_f64() * rate) as u64;
-        // At most so many between two looks at `stop`: they count as downtime.
+        // At most 64 between two looks at `stop`, since they count as downtime.
         for _ in 0..due.saturating_sub(written).min(64) {
             random = mix(random);
             let page = (random % pages) as usize;
@@ -102,7 +102,7 @@ fn dirty(
     written
 }
 
-/// Writes one line of a page, or now and then zeroes the page.
+/// Writes one line of a page, or rarely zeroes the page.
 fn write_page(memory: &GuestMemory, run: Run, random: u64) {
     const LINE: usize = 64;
     let words = run.len / 8 * 8;
@@ -124,7 +124,7 @@ mod tests {
     use crate::protocol::CHUNK;
 
     #[test]
-    fn the_dirtier_stays_in_its_working_set_and_marks_what_it_writes() {
+    fn the_dirtier_marks_its_writes_in_the_working_set() {
         let memory = Arc::new(GuestMemory::zeroed(CHUNK).unwrap());
         let bitmap = Arc::new(DirtyBitmap::all_dirty(memory.pages()));
         assert_eq!(bitmap.harvest(0, 1).count(), 1);

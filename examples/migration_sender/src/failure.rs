@@ -1,8 +1,8 @@
-//! Why a migration ended, as a process tells it: an exit code and a sentence for a person.
+//! The reason for the end of a migration: an exit code and a sentence.
 
 use std::{error::Error, fmt, io};
 
-/// The exit codes other than 0. Scripts rely on these numbers.
+/// The exit codes other than 0. Scripts depend on these numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Code {
@@ -12,16 +12,16 @@ pub enum Code {
     Usage = 2,
     /// Both ends hold different bytes.
     Mismatch = 3,
-    /// Zero copy was required and cannot be had here.
+    /// Zero copy was required and is unavailable here.
     Environment = 4,
-    /// The memory was dirtied faster than it was sent, or the time was up.
+    /// The memory was dirtied faster than sent, or the time was up.
     NotConverged = 5,
     /// A buffer of the pool is not Free at the end.
     Unaccounted = 6,
 }
 
 impl Code {
-    /// The code that the other end reported; a number it cannot mean is an I/O error.
+    /// The code reported by the other end; an unknown number is an I/O error.
     pub fn from_wire(code: u8) -> Self {
         match code {
             3 => Self::Mismatch,
@@ -33,12 +33,12 @@ impl Code {
     }
 }
 
-/// An exit code with its reason.
+/// An exit code with a reason.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Failure {
     pub code: Code,
     pub message: String,
-    /// Only says that the other end went away, so a reason that the other end gives is better.
+    /// The other end is gone, so a reason from the other end is better.
     pub hearsay: bool,
 }
 
@@ -47,7 +47,7 @@ impl Failure {
         Self { code, message: message.into(), hearsay: false }
     }
 
-    /// An I/O error with what was being done.
+    /// An I/O error with the failed action.
     pub fn io(doing: impl fmt::Display, error: &io::Error) -> Self {
         Self::new(Code::Io, format!("{doing}: {error}"))
     }
@@ -61,7 +61,7 @@ impl Failure {
         Self::new(Code::Io, "interrupted by a signal; nothing was migrated")
     }
 
-    /// Of two failures the one that explains the other; the first when neither does.
+    /// Of two failures, the one that explains the other; the first if neither does.
     pub fn explaining(self, other: Option<Failure>) -> Self {
         match other {
             Some(other) if self.hearsay && !other.hearsay => other,

@@ -1,4 +1,4 @@
-//! The make-believe guest: what is in its memory, how it writes there, what its devices save.
+//! The make-believe guest: its memory, its writes, its device state.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use crate::{
     report::mib,
 };
 
-/// What the guest dirties unless told otherwise, in bytes.
+/// The default working set of the guest, in bytes.
 const WORKING_SET: u64 = 64 << 20;
 
-/// The guest memory that the arguments ask for.
+/// The guest memory for the arguments.
 pub fn memory(args: &SourceArgs) -> Result<GuestMemory, Failure> {
     let memory = match &args.memory_in {
         Some(path) => GuestMemory::from_image(path)
@@ -34,7 +34,7 @@ pub fn memory(args: &SourceArgs) -> Result<GuestMemory, Failure> {
     }
 }
 
-/// How the arguments ask the guest to write.
+/// The guest's writes for the arguments.
 pub fn dirtier(args: &SourceArgs) -> DirtierConfig {
     DirtierConfig {
         bytes_per_second: args.dirty_rate,
@@ -43,7 +43,7 @@ pub fn dirtier(args: &SourceArgs) -> DirtierConfig {
     }
 }
 
-/// What the devices of the stopped guest would save.
+/// The device state of the stopped guest.
 pub fn device_state(args: &SourceArgs) -> Arc<[u8]> {
     (0..args.device_state).map(|at| mix(args.seed ^ at) as u8).collect()
 }

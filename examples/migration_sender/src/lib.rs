@@ -67,7 +67,7 @@ use crate::{
     signals::Stop,
 };
 
-/// Does what the command line asks for.
+/// Runs the command line.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
     signals::install();
@@ -111,7 +111,7 @@ fn both(args: &BothArgs) -> Outcome {
         let destination = scope.spawn(|| destination::serve(&listener, &config).1);
         let source = source::migrate(&plan, memory);
         if source.1.is_err() {
-            // It may still be waiting for a connection.
+            // The destination may still wait for a connection.
             stop_destination.request();
         }
         (source, destination.join())
@@ -157,7 +157,7 @@ fn receive(args: &ReceiveArgs) -> Outcome {
         Err(failure) => return failed(failure),
     };
     let (stop, progress) = (Stop::default(), Progress::new(args.common.quiet));
-    // Also with --quiet when the port was left open: nobody could know it otherwise.
+    // With an open port even under --quiet: the user could not know the number otherwise.
     if !args.common.quiet || args.listen.ends_with(":0") {
         report::say(&format!("listening on tcp:{address}"));
     }

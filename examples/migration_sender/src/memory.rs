@@ -1,13 +1,14 @@
-//! The guest memory of either end: a mapping that several threads and the kernel touch at once.
+//! The guest memory of either end: a mapping with concurrent access by several threads and the
+//! kernel.
 //!
-//! This file, `clock.rs` and `signals.rs` hold all the unsafe code of the example. The rules:
+//! This file, `clock.rs` and `signals.rs` contain all unsafe code of the example. The rules:
 //!
-//! - Nothing makes a reference to plain bytes of a [`GuestMemory`]. The source's memory is written
-//!   by the dirtier while other threads test and send it, so Rust reads and writes it as relaxed
-//!   atomics only. The kernel reads it for a send through the pointer that a `MappedSlice` holds.
-//! - The destination's memory is cut into [`View`]s, one per channel, that own disjoint chunks.
-//!   Only a view writes, and only while nobody reads: [`GuestMemory::split`] takes the memory away
-//!   and [`GuestMemory::rejoin`] gives it back when all views are there again.
+//! - No code makes a reference to plain bytes of a [`GuestMemory`]. The dirtier writes the source's
+//!   memory while other threads test and send it, so Rust accesses the memory as relaxed atomics
+//!   only. The kernel reads through the pointer in a `MappedSlice`.
+//! - The destination's memory is cut into [`View`]s, one per channel, with disjoint chunks. Only a
+//!   view writes, and only without readers: [`GuestMemory::split`] takes the memory away, and
+//!   [`GuestMemory::rejoin`] returns it for all views together.
 
 use std::{
     fs::{self, File},
@@ -28,18 +29,18 @@ use crate::{
     signals,
 };
 
-/// One run of patterned memory is random or zero as a whole, in bytes.
+/// Each run of this many bytes of patterned memory is random or zero as a whole.
 const PATTERN_RUN: usize = 256 << 10;
-/// One in so many runs of patterned memory is zero.
+/// One in this many runs of patterned memory is zero.
 const ZERO_RUN_EVERY: u64 = 8;
 /// Elements of one vectored read.
 const READ_SLICES: usize = 128;
 
-/// Memory of a guest, mapped. See the module's head for who may touch it how.
+/// Memory of a guest, mapped. The module's head has the rules of access.
 #[derive(Debug)]
 pub struct GuestMemory {
     map: Arc<MmapRaw>,
-    /// Length in bytes, which need not be a multiple of the page size.
+    /// Length in bytes, not always a multiple of the page size.
     len: usize,
     /// The file behind the mapping, if any.
     image: Option<File>,
@@ -51,7 +52,7 @@ impl GuestMemory {
         Self::filled(len, |_| ())
     }
 
-    /// Memory as a busy guest's might look: pseudo-random, one in eight 256 KiB runs zero.
+    /// Memory like a busy guest's: pseudo-random, with one in eight runs of 256 KiB zero.
     pub fn patterned(len: usize, seed: u64) -> io::Result<Self> {
         Self::filled(len, |bytes| {
             let workers = thread::available_parallelism().map_or(1, |n| n.get());
@@ -71,32 +72,32 @@ impl GuestMemory {
 
     fn filled(len: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<Self> {
         let mut map = MmapMut::map_anon(len)?;
-        // Huge pages make both ends several times cheaper to fault in; without them all works.
+        // Huge pages make page faults several times cheaper at both ends, but are optional.
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage);
         fill(&mut map);
         Ok(Self { map: Arc::new(map.into()), len, image: None })
     }
 
-    /// Memory with the contents of a file or block device, copied on write: the file is never
-    /// changed. Whoever changes or truncates it meanwhile changes the guest's memory.
+    /// Memory with the contents of a file or block device, copied on write: the file never changes.
+    /// A change or truncation by another program changes the guest's memory.
     pub fn from_image(path: &Path) -> io::Result<Self> {
-        // Asked before opening: opening a FIFO waits for a writer.
+        // Before the open, since an open of a FIFO waits for a writer.
         let kind = fs::metadata(path)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let why = "neither a file nor a block device";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let mut image = File::open(path)?;
-        // Unlike the metadata this also knows the size of a block device.
+        // Unlike the metadata, a seek tells the size of a block device too.
         let len = image.seek(SeekFrom::End(0))?;
         let len = usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
         if len == 0 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the file is empty"));
         }
-        // SAFETY: the bytes of the mapping may change when others write the file. No reference to
-        // them is made from this map: it is turned into an `MmapRaw` at once, and that is only read
-        // as atomics. A truncated file raises SIGBUS, which `signals` turns into an exit.
+        // SAFETY: the bytes of the mapping may change with the file. No reference to them is made
+        // from this map: it becomes an `MmapRaw` at once, and is read as atomics only. A truncated
+        // file raises SIGBUS, and `signals` turns the signal into an exit.
         let map = unsafe { MmapOptions::new().len(len).no_reserve_swap().map_copy(&image) }?;
         Ok(Self { map: Arc::new(map.into()), len, image: Some(image) })
     }
@@ -106,18 +107,18 @@ impl GuestMemory {
         self.len
     }
 
-    /// Number of pages, the last of which may be a partial one.
+    /// Number of pages; the last page may be partial.
     pub fn pages(&self) -> usize {
         self.len.div_ceil(PAGE)
     }
 
-    /// The mapping, to send from.
+    /// The mapping, as the origin of sends.
     pub fn map(&self) -> &Arc<MmapRaw> {
         &self.map
     }
 
-    /// Fails when the file behind the memory has become shorter. Asked before memory is touched,
-    /// it leaves only a short window to SIGBUS.
+    /// Fails if the file behind the memory has become shorter. A check before an access leaves only
+    /// a short window for SIGBUS.
     pub fn check_backing(&self) -> io::Result<()> {
         let Some(image) = &self.image else { return Ok(()) };
         let metadata = image.metadata()?;
@@ -130,13 +131,13 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Whether the bytes all read zero. `offset` is a multiple of 8.
+    /// Returns `true` if all bytes are zero. `offset` is a multiple of 8.
     pub fn is_zero(&self, offset: usize, len: usize) -> bool {
         let (words, tail) = self.cells(offset, len);
         let (pieces, rest) = words.as_chunks::<16>();
-        // Relaxed: a write that races is marked afterwards, so its page is looked at again. Vectors
-        // would be plain reads, which may not race, and no faster: an atomic load is an operand of
-        // an `or`, and with one branch for two cache lines that keeps up with any memory.
+        // Relaxed: a racing write is marked afterwards, so its page is checked again. Vectors would
+        // be plain reads and a data race, and no faster: an atomic load is an operand of an `or`,
+        // and with one branch for two cache lines the loop keeps up with any memory.
         let zero = |words: &[AtomicU64]| {
             words.iter().fold(0, |bits, word| bits | word.load(Ordering::Relaxed)) == 0
         };
@@ -145,11 +146,10 @@ impl GuestMemory {
             && tail.iter().all(|byte| byte.load(Ordering::Relaxed) == 0)
     }
 
-    /// Writes a word the way a guest does: beside readers that do not wait. `offset` is a multiple
-    /// of 8.
+    /// Writes a word like a guest, beside concurrent readers. `offset` is a multiple of 8.
     pub fn write_word(&self, offset: usize, value: u64) {
         let (words, _) = self.cells(offset, 8);
-        // Relaxed: the dirty bitmap publishes it.
+        // Relaxed: the dirty bitmap publishes the word.
         words[0].store(value, Ordering::Relaxed);
     }
 
@@ -157,7 +157,7 @@ impl GuestMemory {
     pub fn read(&self, offset: usize, out: &mut [u8]) {
         let (words, tail) = self.cells(offset, out.len());
         let (out_words, out_tail) = out.as_chunks_mut::<8>();
-        // Relaxed: the bytes belong together only while nobody writes, which is up to the caller.
+        // Relaxed: the bytes are consistent only without writers, a duty of the caller.
         for (out, word) in out_words.iter_mut().zip(words) {
             *out = word.load(Ordering::Relaxed).to_ne_bytes();
         }
@@ -166,7 +166,7 @@ impl GuestMemory {
         }
     }
 
-    /// Hands the whole memory to `each` in pieces of at most 64 KiB.
+    /// Passes the whole memory to `each` in pieces of at most 64 KiB.
     pub fn for_each_piece<E>(&self, mut each: impl FnMut(&[u8]) -> Result<(), E>) -> Result<(), E> {
         let mut piece = vec![0; 64 << 10];
         for offset in (0..self.len).step_by(piece.len()) {
@@ -177,7 +177,7 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// XXH3-128 of the whole memory. Means something while nobody writes.
+    /// XXH3-128 of the whole memory. Meaningful only without writers.
     pub fn digest(&self) -> io::Result<u128> {
         self.check_backing()?;
         let mut hasher = Xxh3Default::new();
@@ -195,7 +195,7 @@ impl GuestMemory {
         (0..channels).map(|channel| View { memory: Arc::clone(&memory), channel, layout }).collect()
     }
 
-    /// Puts the views of one memory together again. `None` unless all are there.
+    /// Joins the views of one memory. `None` unless all are present.
     pub fn rejoin(views: Vec<View>) -> Option<Self> {
         let mut memory = None;
         for view in views {
@@ -204,14 +204,14 @@ impl GuestMemory {
         memory
     }
 
-    /// The bytes as atomic words and, behind them, the up to 7 bytes that make no word.
+    /// The bytes as atomic words, and the up to 7 bytes behind the last word.
     fn cells(&self, offset: usize, len: usize) -> (&[AtomicU64], &[AtomicU8]) {
         assert!(offset.is_multiple_of(8) && offset <= self.len && len <= self.len - offset);
         let start = self.map.as_mut_ptr().wrapping_add(offset);
         let tail = start.wrapping_add(len / 8 * 8);
         // SAFETY: within the mapping, which lives as long as `self`; a mapping starts on a page, so
-        // the words are aligned; initialized, for the mapping is zeros or a file; nobody makes
-        // references to plain bytes of it while these live (module's head).
+        // the words are aligned; initialized, since the mapping is zeros or a file; no code makes
+        // references to plain bytes while these live (module's head).
         let words = unsafe { std::slice::from_raw_parts(start.cast::<AtomicU64>(), len / 8) };
         // SAFETY: as above; a byte is always aligned.
         let tail = unsafe { std::slice::from_raw_parts(tail.cast::<AtomicU8>(), len % 8) };
@@ -219,10 +219,10 @@ impl GuestMemory {
     }
 }
 
-/// The chunks of the destination's memory that belong to one channel.
+/// The chunks of the destination's memory for one channel.
 ///
-/// Holding one proves that nobody else touches these chunks: the views of a memory are made
-/// together, own disjoint chunks, and keep the memory itself out of reach.
+/// A view proves exclusive access to its chunks: the views of a memory are made together, have
+/// disjoint chunks, and keep the memory itself out of reach.
 #[derive(Debug)]
 pub struct View {
     memory: Arc<GuestMemory>,
@@ -231,7 +231,7 @@ pub struct View {
 }
 
 impl View {
-    /// Which channel's chunks these are, of a memory of which length.
+    /// The channel of the view, and the layout of its memory.
     pub fn place(&self) -> (usize, Layout) {
         (self.channel, self.layout)
     }
@@ -246,9 +246,9 @@ impl View {
                 previous_end = run.end();
                 let range = self.own(*run);
                 let start = self.memory.map.as_mut_ptr().wrapping_add(range.start);
-                // SAFETY: the range lies in the mapping and in chunks that only this view touches
-                // (`own`), `&mut self` keeps this view's other calls away, and ascending runs do
-                // not overlap. Every byte of an anonymous mapping is initialized.
+                // SAFETY: the range lies in the mapping and in chunks of this view only (`own`).
+                // `&mut self` excludes other calls of the view, and ascending runs do not overlap.
+                // Every byte of an anonymous mapping is initialized.
                 let bytes = unsafe { std::slice::from_raw_parts_mut(start, range.len()) };
                 slices.push(IoSliceMut::new(bytes));
             }
@@ -265,7 +265,7 @@ impl View {
         Ok(())
     }
 
-    /// Makes `runs` zero. A page that reads zero is not written, so it stays unpopulated.
+    /// Zeroes `runs`. A page of zeros is not written, and so stays unpopulated.
     pub fn clear(&mut self, runs: &[Run]) {
         for run in runs {
             let range = self.own(*run);
@@ -273,15 +273,15 @@ impl View {
                 let len = PAGE.min(range.end - offset);
                 if !self.memory.is_zero(offset, len) {
                     let start = self.memory.map.as_mut_ptr().wrapping_add(offset);
-                    // SAFETY: within the mapping and within chunks that only this view touches.
+                    // SAFETY: within the mapping and within chunks of this view only.
                     unsafe { std::ptr::write_bytes(start, 0, len) };
                 }
             }
         }
     }
 
-    /// The run as a range, checked once more to be within this view's chunks: soundness must not
-    /// hang on the parsing of what a peer sent.
+    /// The run as a range, checked again to be within this view's chunks: soundness must not depend
+    /// on the parsing of a peer's bytes.
     fn own(&self, run: Run) -> Range<usize> {
         let Run { offset, len } = run;
         assert!(len > 0 && len <= self.layout.memory_len && offset <= self.layout.memory_len - len);
@@ -291,7 +291,7 @@ impl View {
     }
 }
 
-/// Fills one run of patterned memory; `seed` decides whether it is zero.
+/// Fills a run of patterned memory; `seed` decides whether the run is zero.
 fn fill_run(bytes: &mut [u8], seed: u64) {
     if seed.is_multiple_of(ZERO_RUN_EVERY) {
         return;
@@ -303,7 +303,7 @@ fn fill_run(bytes: &mut [u8], seed: u64) {
     tail.fill(seed as u8 | 1);
 }
 
-/// A cheap word that is never zero, for bulk.
+/// A cheap nonzero word, for bulk.
 fn scatter(seed: u64, index: u64) -> u64 {
     (seed.wrapping_add(index) | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ (index << 1)
 }
@@ -334,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn the_odd_bytes_at_the_end_count() {
+    fn the_last_partial_word_counts() {
         let memory = GuestMemory::zeroed(LEN).unwrap();
         let last = memory.pages() * PAGE - PAGE;
         assert!(memory.is_zero(last, 13));
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn views_receive_and_clear_their_own_chunks_and_come_back_as_memory() {
+    fn views_receive_clear_and_rejoin() {
         let mut views = GuestMemory::zeroed(LEN).unwrap().split(2);
         let runs = [Run { offset: CHUNK, len: PAGE }, Run { offset: 3 * CHUNK + PAGE, len: 13 }];
         let bytes: Vec<u8> = (0..PAGE + 13).map(|n| n as u8 | 1).collect();

@@ -9,18 +9,18 @@ use std::{
 
 use crate::{failure::Failure, memory::GuestMemory};
 
-/// The target of the memory: a regular file, or a name that is free. It is checked before the
-/// migration, so that a wrong name fails at once and not after a long transfer.
+/// The target of the memory: a regular file or a free name. Checked before the migration, so that a
+/// wrong name fails at once.
 #[derive(Debug)]
 pub struct OutputFile {
-    /// The path as the user wrote it.
+    /// The path as given by the user.
     asked: PathBuf,
     /// The path behind all links.
     target: PathBuf,
 }
 
 impl OutputFile {
-    /// Checks that the file can be written where it is to be.
+    /// Checks that the file can be written there.
     pub fn new(path: &Path) -> Result<Self, Failure> {
         let target = behind_links(path).map_err(|e| failure(path, &e))?;
         let output = Self { asked: path.to_owned(), target };
@@ -45,10 +45,10 @@ impl OutputFile {
             out.flush()?;
             drop(out);
             partial.file.sync_all()?;
-            // The target may have become something else during the migration.
+            // The target may have changed during the migration.
             check(fs::symlink_metadata(&self.target))?;
             fs::rename(&partial.path, &self.target)?;
-            // The name is on disk when its directory is.
+            // The directory makes the name durable.
             self.directory().and_then(|dir| File::open(dir)?.sync_all())
         };
         save().map_err(|e| failure(&self.asked, &e))
@@ -58,7 +58,7 @@ impl OutputFile {
         let name = self.target.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
         let name = format!(".{}.{}.partial", name.to_string_lossy(), std::process::id());
         let path = self.directory()?.join(name);
-        // For the owner alone: the memory of a guest holds its secrets.
+        // For the owner alone: the memory of a guest contains secrets.
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         Ok(Partial { path, file })
     }
@@ -69,25 +69,25 @@ impl OutputFile {
     }
 }
 
-/// The path behind all links. Fails unless that is a regular file or a name that is free.
+/// The path behind all links. Fails unless the target is a regular file or a free name.
 fn behind_links(path: &Path) -> io::Result<PathBuf> {
     if check(fs::metadata(path))? {
         return path.canonicalize();
     }
-    // `canonicalize` fails for a name that is free. The kernel has found no loop of links.
+    // `canonicalize` fails for a free name. The kernel has found no loop of links.
     let mut path = path.to_owned();
     while let Ok(next) = fs::read_link(&path) {
         path = path.parent().unwrap_or(&path).join(next);
     }
-    // With a slash at its end it names a directory.
+    // A trailing slash names a directory.
     match path.as_os_str().as_bytes().ends_with(b"/") {
         true => Err(io::Error::new(io::ErrorKind::NotFound, "no such directory")),
         false => Ok(path),
     }
 }
 
-/// Returns `true` if there is a regular file and `false` if there is nothing. Fails for anything
-/// else: a rename would replace even a device.
+/// Returns `true` for a regular file and `false` for a free name. Fails for all else: a rename
+/// would replace even a device.
 fn check(found: io::Result<Metadata>) -> io::Result<bool> {
     match found {
         Ok(metadata) if metadata.is_file() => Ok(true),
@@ -101,7 +101,7 @@ fn failure(path: &Path, error: &io::Error) -> Failure {
     Failure::io(format_args!("--memory-out {}", path.display()), error)
 }
 
-/// A file that is not whole yet; removed when dropped, which after the rename finds nothing.
+/// An incomplete file; removed when dropped, without effect after the rename.
 #[derive(Debug)]
 struct Partial {
     path: PathBuf,

@@ -1,10 +1,10 @@
-//! What travels over the channels: fixed headers, run tables, and the rules a receiver checks.
+//! The wire format: fixed headers, run tables, and the checks of the receiver.
 //!
 //! A migration opens N TCP connections, the channels. Every channel carries frames from the source
 //! to the destination; channel 0 also carries the destination's answers. A frame is a header of
-//! [`Header::SIZE`] bytes, little endian, and what its kind says follows:
+//! [`Header::SIZE`] bytes, little endian, and the bytes of its kind:
 //!
-//! | frame          | direction | follows the header                                         |
+//! | frame          | direction | behind the header                                          |
 //! |----------------|-----------|------------------------------------------------------------|
 //! | `Hello`        | →         |                                                            |
 //! | `Welcome`      | ←         | (on every channel)                                         |
@@ -17,28 +17,28 @@
 //! | `KeepAlive`    | ↔         | (every second of silence)                                  |
 //! | `Goodbye`      | ↔         | a message in UTF-8; ends the migration                     |
 //!
-//! # Why no page goes backwards
+//! # The order of a page's copies
 //!
-//! A page is sent once per round, and an older copy must never be applied after a newer one.
-//! Released or ACKed says nothing about applied, so the source cannot order two connections by
-//! watching its own sends. Either of two rules suffices, and both hold here:
+//! A page is sent once per round, and an older copy must never be applied after a newer copy.
+//! Neither a release nor an acknowledgement means an applied page, so the source cannot order two
+//! connections by watching its own sends. Either of two rules suffices, and both hold here:
 //!
 //! - **A page always uses the same channel** ([`channel_of`]: its 2 MiB chunk modulo the number of
-//!   channels). TCP keeps the order within a connection and one thread applies it, so the copies
-//!   of a page are applied in the order they were sent. The destination refuses a run that arrives
-//!   on another channel.
+//!   channels). TCP keeps the order within a connection and a single thread applies the frames, so
+//!   the copies of a page are applied in the order of their sends. The destination refuses a run on
+//!   a wrong channel.
 //! - **Every run carries its round, and round n+1 starts only after all end marks of round n.** The
-//!   destination answers `RoundApplied` when the end mark has come on every channel, the source
-//!   waits for it, and the destination refuses a run of any round but the current one.
+//!   destination answers `RoundApplied` after the end mark on every channel, the source waits for
+//!   the answer, and the destination refuses a run of any round but the current.
 //!
-//! The first alone would do for correctness. The second makes the bandwidth honest that the source
-//! measures: what a socket buffer has swallowed has not been transferred.
+//! The first rule alone is enough for correctness. The second makes the measured bandwidth honest:
+//! bytes in a socket buffer have not been transferred.
 
 use std::{fmt, io, io::Read};
 
 /// The unit of dirty tracking, in bytes.
 pub const PAGE: usize = 4096;
-/// The unit that is bound to a channel, in bytes.
+/// The unit of the assignment to channels, in bytes.
 pub const CHUNK: usize = 2 << 20;
 /// Most bytes of pages behind one `Pages` header. Both ends have some microseconds of work for
 /// each.
@@ -55,15 +55,15 @@ pub const MAX_MESSAGE: usize = 1024;
 const MAGIC: [u8; 4] = *b"PbMg";
 const VERSION: u16 = 1;
 
-/// The channel that carries the page at `offset`.
+/// The channel of the page at `offset`.
 pub fn channel_of(offset: usize, channels: usize) -> usize {
     offset / CHUNK % channels
 }
 
-/// The shape of a migration, known to both ends since the `Hello`.
+/// The shape of a migration, known to both ends after the `Hello`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Layout {
-    /// Bytes of guest memory; the last page may be a partial one.
+    /// Bytes of guest memory; the last page may be partial.
     pub memory_len: usize,
     pub channels: usize,
 }
@@ -94,7 +94,7 @@ impl Run {
     }
 }
 
-/// Reads and checks the table of a `Pages` or `Zeros` frame that arrived on `channel`.
+/// Reads and checks the table of a `Pages` or `Zeros` frame from `channel`.
 ///
 /// Afterwards every run lies within the memory and within one chunk of this channel, starts on a
 /// page, is whole pages (or ends with the memory), and the runs ascend without overlap.
@@ -136,21 +136,21 @@ pub enum Header {
     Hello { session: u64, memory_len: u64, channel: u16, channels: u16 },
     /// The destination has the memory and all channels.
     Welcome { session: u64 },
-    /// `runs` table entries, then `bytes` bytes.
+    /// The destination has the memory and all channels.
     Pages { round: u32, runs: u32, bytes: u64 },
-    /// `runs` table entries that cover `bytes` zero bytes.
+    /// `runs` table entries for `bytes` zero bytes.
     Zeros { round: u32, runs: u32, bytes: u64 },
-    /// This channel has sent all of the round; `last` when the guest stands still.
+    /// The channel has sent all of the round; `last` with the guest stopped.
     RoundEnd { round: u32, last: bool },
-    /// All channels' end marks of the round have come and everything before them is in memory.
+    /// All channels' end marks of the round have come, and all earlier bytes are in memory.
     RoundApplied { round: u32 },
     /// `bytes` bytes of device state.
     DeviceState { bytes: u64 },
     /// XXH3-128 of the final memory and of the device state.
     Digest { memory: u128, device: u128 },
-    /// Nothing to say, but alive.
+    /// A sign of life.
     KeepAlive,
-    /// The end, with an exit code (0: all is well) and a message of `bytes` bytes.
+    /// The end, with an exit code (0: success) and a message of `bytes` bytes.
     Goodbye { code: u8, bytes: u64 },
 }
 
@@ -192,7 +192,7 @@ impl Header {
         out
     }
 
-    /// Reads a header and checks every limit that needs no context.
+    /// Reads a header and checks every limit independent of context.
     pub fn decode(bytes: &[u8; Self::SIZE]) -> Result<Self, ProtocolError> {
         if bytes[..4] != MAGIC {
             return Err(ProtocolError::Magic);
@@ -261,7 +261,7 @@ impl Header {
     }
 }
 
-/// Fills `buf`. Unlike `Read::read_exact` it gives up when the process was asked to stop.
+/// Fills `buf`. Unlike `Read::read_exact`, gives up after a request to stop the process.
 pub fn read_exact(input: &mut impl Read, mut buf: &mut [u8]) -> io::Result<()> {
     while !buf.is_empty() {
         match input.read(buf) {
@@ -274,7 +274,7 @@ pub fn read_exact(input: &mut impl Read, mut buf: &mut [u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether a read was only disturbed by a signal that does not end the process.
+/// Returns `true` if only a harmless signal disturbed the read.
 pub fn retryable(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::Interrupted && !crate::signals::interrupted()
 }
@@ -283,11 +283,11 @@ pub fn retryable(error: &io::Error) -> bool {
 pub fn read_message(input: &mut impl Read, bytes: u64) -> io::Result<String> {
     let mut message = vec![0; bytes.min(MAX_MESSAGE as u64) as usize];
     read_exact(input, &mut message)?;
-    // A terminal must not be at the mercy of the other end.
+    // Protects the terminal from the other end.
     Ok(String::from_utf8_lossy(&message).chars().filter(|c| !c.is_control()).collect())
 }
 
-/// A `Goodbye` with its message, ready to be written.
+/// An encoded `Goodbye` with its message.
 pub fn goodbye(code: u8, message: &str) -> Vec<u8> {
     let end = (0..=message.len().min(MAX_MESSAGE)).rev().find(|i| message.is_char_boundary(*i));
     let message = &message.as_bytes()[..end.unwrap_or(0)];
@@ -312,7 +312,7 @@ fn size(n: u64) -> Result<usize, ProtocolError> {
     usize::try_from(n).map_err(|_| ProtocolError::RunOutOfBounds)
 }
 
-/// What the other end said that this program never says.
+/// A message from the other end outside the protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProtocolError {
     Magic,
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_is_told_apart() {
+    fn a_foreign_protocol_is_refused() {
         let mut http = [0; Header::SIZE];
         http[..14].copy_from_slice(b"GET / HTTP/1.1");
         assert_eq!(Header::decode(&http), Err(ProtocolError::Magic));
@@ -441,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn a_goodbye_is_cut_at_a_character_and_cleaned() {
+    fn a_goodbye_is_truncated_at_a_character_and_cleaned() {
         let long = "é".repeat(MAX_MESSAGE);
         let bytes = goodbye(1, &long);
         assert_eq!(bytes.len(), Header::SIZE + MAX_MESSAGE);

@@ -1,7 +1,7 @@
 //! The thread of one channel at the source: turns the dirty pages of a round into packets.
 //!
-//! A pump never waits for a release: what it has sent stays with the channel until the kernel has
-//! let go of it, and pages that change meanwhile are sent again in a later round.
+//! A pump never waits for a release: sent pages stay with the channel until their release, and
+//! pages with later changes are sent again in a later round.
 
 use std::{
     io::{self, ErrorKind},
@@ -24,50 +24,50 @@ use crate::{
     report::ZeroCopyReport,
 };
 
-/// How often an idle channel says that it is alive.
+/// The period of signs of life on an idle channel.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(1);
-/// How long closing a channel may take after all went well.
+/// The longest close of a channel after a success.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long the reason for giving up may take to the destination.
+/// The longest time for sending the reason of a failure.
 const GOODBYE_PATIENCE: Duration = Duration::from_secs(1);
 
-/// What [`Shared::round`] says after the last round.
+/// The value of [`Shared::round`] after the last round.
 pub const VERIFYING: u32 = u32::MAX;
 
-/// What the coordinator tells a pump.
+/// A command of the coordinator to a pump.
 #[derive(Debug)]
 pub enum Command {
     /// Send this channel's share of the pages, then the round's end mark.
     Round { round: u32, last: Option<Arc<[u8]>> },
-    /// Send this last word.
+    /// Send this final header.
     Last(Header),
 }
 
-/// What the coordinator hears from pumps and from the destination.
+/// A message from a pump or from the destination to the coordinator.
 #[derive(Debug)]
 pub enum Event {
     /// A pump has sent its share of a round.
     Sent(Share),
-    /// The destination said this, with the message of a `Goodbye`.
+    /// The destination's header, with the message of a `Goodbye`.
     Heard(Header, String),
-    /// A channel is of no more use.
+    /// The channel has failed.
     Failed(Failure),
 }
 
-/// What a pump has sent of a round.
+/// A pump's share of a round.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Share {
-    /// Pages sent with their bytes, and these.
+    /// Pages sent with their bytes, and the number of bytes.
     pub normal: u64,
     pub normal_bytes: u64,
     /// Zero pages.
     pub duplicate: u64,
-    /// Time that went into finding the pages.
+    /// Time for finding the pages.
     pub scan: Duration,
 }
 
-/// What all threads of the source share.
+/// The common state of all threads of the source.
 #[derive(Debug)]
 pub struct Shared {
     pub memory: Arc<GuestMemory>,
@@ -75,10 +75,10 @@ pub struct Shared {
     pub layout: Layout,
     /// Bytes per second of one channel.
     pub rate_limit: Option<u64>,
-    /// Set once when the migration is given up; the pumps see it between two packets.
+    /// Set once, when the migration is given up; the pumps look between two packets.
     pub abandoned: OnceLock<Failure>,
-    // The counters are Relaxed: they are shown and compared, nothing is published with them.
-    /// The round that is being sent, or [`VERIFYING`]; for messages.
+    // The counters are Relaxed: for display and comparison, without publishing other data.
+    /// The current round, or [`VERIFYING`]; for messages.
     pub round: AtomicU32,
     /// Bytes accepted on all channels.
     pub sent: AtomicU64,
@@ -87,7 +87,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// What is going on, for messages.
+    /// The present phase, for messages.
     pub fn phase(&self) -> String {
         match self.round.load(Ordering::Relaxed) {
             VERIFYING => "while both ends were verifying".into(),
@@ -116,7 +116,7 @@ impl Shared {
     }
 }
 
-/// Listens to the destination's side of channel 0 until its `Goodbye` or the end.
+/// Listens to the destination's answers on channel 0 until its `Goodbye` or the end.
 pub fn listen(mut stream: &TcpStream, shared: &Shared, events: &Sender<Event>) {
     loop {
         let heard = Header::read(&mut stream).and_then(|header| match header {
@@ -138,7 +138,7 @@ pub fn listen(mut stream: &TcpStream, shared: &Shared, events: &Sender<Event>) {
                 (Event::Failed(failure), false)
             }
         };
-        // An error means that the coordinator has given up: then nobody wants to know.
+        // An error means that the coordinator has given up, and needs no events.
         if events.send(event).is_err() || !more {
             return;
         }
@@ -155,7 +155,7 @@ pub struct Pump {
     pages: RunList,
     zeros: RunList,
     counted: u64,
-    /// When the rate limit allows the next packet.
+    /// The earliest time of the next packet, by the rate limit.
     due: Instant,
 }
 

@@ -1,4 +1,4 @@
-//! A forked child that misuses what it inherits.
+//! A forked child that misuses its inheritance.
 
 use std::{
     net::TcpStream,
@@ -7,11 +7,11 @@ use std::{
 
 use pinbuf::{AllocError, Pool, SendError, Sender};
 
-/// Forks. The child tries the pool and the sender of its parent, drops the sender, and ends;
-/// `Err`: it found something else than `Forked`, was killed, or hung.
+/// Forks. The child tries the pool and the sender of its parent, drops the sender, and ends.
+/// Returns `Err` if the child saw another error than `Forked`, was killed, or hung.
 pub(crate) fn misuse(pool: &Pool, sender: &mut Sender<TcpStream>) -> Result<(), String> {
-    // SAFETY: fork(2). The child allocates, which glibc and musl allow, takes no lock of this
-    // program, and leaves by _exit(2).
+    // SAFETY: fork(2). The child allocates, as glibc and musl allow, takes no lock of this program,
+    // and exits by _exit(2).
     match unsafe { libc::fork() } {
         -1 => Ok(()),
         0 => {
@@ -22,8 +22,8 @@ pub(crate) fn misuse(pool: &Pool, sender: &mut Sender<TcpStream>) -> Result<(), 
                     && matches!(sender.try_send(&[7; 20_000][..]), Err(SendError::Forked(_)))
                     && sender.reap().is_err()
                     && sender.drain(None).is_err()
-                    // SAFETY: `sender` is valid for reads, and this process ends before anybody
-                    // looks at it again.
+                    // SAFETY: `sender` is valid for reads, and the process ends before another use
+                    // of it.
                     && { drop(unsafe { std::ptr::read(sender) }); true }
             }));
             // SAFETY: _exit(2) ends the process.

@@ -13,15 +13,14 @@ Exit codes:
   1  a fault was found; the seed is printed
   2  the command line makes no sense";
 
-/// Loads the library with all that it can do, at random, and checks every byte and every slot.
+/// Loads the library with all features at random, and checks every byte and every slot.
 #[derive(Debug, Parser)]
 #[command(name = "soak", version, after_help = AFTER)]
 pub(crate) struct Cli {
-    /// For so many minutes; a part of one will do.
+    /// Run for this many minutes; fractions are allowed.
     #[arg(long, value_name = "N", default_value = "1", value_parser = parse_minutes)]
     pub(crate) minutes: Duration,
-    /// Make the choices of the run that printed this seed. Threads and the kernel still take their
-    /// own course.
+    /// Repeat the choices of the run with this seed. Threads and the kernel still vary.
     #[arg(long, value_name = "S")]
     pub(crate) seed: Option<u64>,
 }

@@ -1,6 +1,6 @@
-//! Bytes that tell where they come from.
+//! Bytes that identify their origin.
 
-/// A part of an endless pattern: `len` bytes from `at` on of the one that belongs to `seed`.
+/// A part of an endless pattern: `len` bytes from `at` on of the pattern of `seed`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Piece {
     pub(crate) seed: u64,
@@ -12,7 +12,7 @@ fn word(seed: u64, index: usize) -> u64 {
     (seed.rotate_left(32) ^ index as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
-/// Fills `bytes` with the beginning of a pattern.
+/// Fills `bytes` with the start of a pattern.
 pub(crate) fn fill(bytes: &mut [u8], seed: u64) {
     for (index, chunk) in bytes.chunks_mut(8).enumerate() {
         chunk.copy_from_slice(&word(seed, index).to_le_bytes()[..chunk.len()]);
@@ -20,12 +20,12 @@ pub(crate) fn fill(bytes: &mut [u8], seed: u64) {
 }
 
 impl Piece {
-    /// The beginning of a pattern.
+    /// The start of a pattern.
     pub(crate) fn first(seed: u64, len: usize) -> Self {
         Self { seed, at: 0, len }
     }
 
-    /// Without the first `count` bytes, cut to `len`.
+    /// Without the first `count` bytes, limited to `len`.
     pub(crate) fn part(self, count: usize, len: usize) -> Self {
         Self { at: self.at + count, len: len.min(self.len - count), ..self }
     }
@@ -39,7 +39,7 @@ impl Piece {
         bytes.truncate(start + self.len);
     }
 
-    /// Where `got`, which is as long, is something else.
+    /// The first difference from `got`, which has the same length.
     pub(crate) fn differs(self, got: &[u8]) -> Option<usize> {
         let mut want = Vec::with_capacity(self.len + 16);
         self.write_to(&mut want);

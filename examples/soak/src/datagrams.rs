@@ -27,7 +27,7 @@ use crate::{
 /// Bytes that fit into one datagram, less the headers.
 const MAX_DATAGRAM: usize = 60_000;
 
-/// Plays one session: datagrams may be lost, but what arrives is what was sent.
+/// Plays one session: datagrams may be lost, but arriving datagrams are intact.
 pub(crate) fn play(
     random: &mut Random,
     stock: &Stock,
@@ -80,7 +80,7 @@ pub(crate) fn play(
             report => Err(format!("datagrams are out for a minute: {report:?}")),
         },
     };
-    // Relaxed: a flag on its own, nothing is published with it.
+    // Relaxed: a flag on its own, without other data.
     over.store(true, Ordering::Relaxed);
     sent.and(closed)
 }

@@ -18,14 +18,13 @@ impl Footprint {
         };
         Self {
             rss_bytes: number("VmRSS:") << 10,
-            // Less the one of the listing itself.
+            // Without the descriptor of the listing itself.
             descriptors: fs::read_dir("/proc/self/fd").map_or(0, |entries| entries.count() - 1),
             threads: number("Threads:"),
         }
     }
 
-    /// Gives memory that is free within the allocator back to the system, so that what is left is
-    /// in use.
+    /// Returns the allocator's free memory to the system, so that only used memory is left.
     pub(crate) fn settled() -> Self {
         #[cfg(target_env = "gnu")]
         // SAFETY: malloc_trim(3) takes no pointers.
@@ -36,7 +35,7 @@ impl Footprint {
     }
 }
 
-/// Where everything has to be back after a round.
+/// The limits after a round.
 #[derive(Debug)]
 pub(crate) struct Baseline {
     start: Footprint,

@@ -14,12 +14,12 @@ use migration_sender::{
 
 use crate::harness::thread_cpu;
 
-/// What a run has cost; per gigabyte in milliseconds.
+/// The cost of a run; per gigabyte in milliseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Cost {
     pub(crate) bytes: u64,
     pub(crate) wall: Duration,
-    /// Of the sending threads.
+    /// CPU time of the sending threads.
     pub(crate) cpu: Duration,
 }
 
@@ -33,7 +33,7 @@ impl Cost {
     }
 }
 
-/// The runs that each channel has to send: all pages that are not zero, found beforehand.
+/// The runs for each channel: all nonzero pages, found beforehand.
 pub(crate) fn plan(memory: &GuestMemory, channels: usize) -> Vec<Vec<Run>> {
     let mut plan = vec![Vec::<Run>::new(); channels];
     for offset in (0..memory.len()).step_by(PAGE) {
@@ -82,11 +82,11 @@ pub(crate) fn migrate(memory: &GuestMemory, plan: &[Vec<Run>], listener: &TcpLis
 fn send(memory: &GuestMemory, runs: &[Run], mut stream: TcpStream) -> Duration {
     for run in runs {
         let start = memory.map().as_mut_ptr().wrapping_add(run.offset);
-        // SAFETY: the run lies within the memory, which nobody writes.
+        // SAFETY: the run lies within the memory, which has no writers.
         let bytes = unsafe { slice::from_raw_parts(start, run.len) };
         stream.write_all(bytes).unwrap();
     }
-    // The other end has it all when it closes.
+    // The other end has all bytes when it closes.
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(stream.read(&mut [0]).unwrap(), 0);
     thread_cpu()
@@ -95,7 +95,7 @@ fn send(memory: &GuestMemory, runs: &[Run], mut stream: TcpStream) -> Duration {
 fn receive(target: &GuestMemory, runs: &[Run], mut stream: TcpStream) {
     for run in runs {
         let start = target.map().as_mut_ptr().wrapping_add(run.offset);
-        // SAFETY: the run lies within the target and is no other thread's.
+        // SAFETY: the run lies within the target, and no other thread has it.
         let bytes = unsafe { slice::from_raw_parts_mut(start, run.len) };
         stream.read_exact(bytes).unwrap();
     }

@@ -1,4 +1,4 @@
-//! What the runs are put into: files, a corrupting relay, a kernel without zero copy.
+//! The surroundings of the runs: files, a corrupting relay, a kernel without zero copy.
 
 use std::{
     ffi::CString,
@@ -12,7 +12,7 @@ use std::{
     thread,
 };
 
-/// A TCP relay that may change bytes from the source to the destination.
+/// A TCP relay with optional changes of bytes from the source to the destination.
 pub(crate) struct Relay {
     pub(crate) target: String,
 }
@@ -63,20 +63,20 @@ pub(crate) fn without_zerocopy(command: &mut Command) {
     refuse(command, libc::SYS_setsockopt, &arguments, libc::EOPNOTSUPP);
 }
 
-/// Makes every look at the error queue find nothing in the child.
+/// Hides the error queue from the child.
 #[cfg(all(target_os = "linux", target_endian = "little"))]
 pub(crate) fn without_notes(command: &mut Command) {
     refuse(command, libc::SYS_recvmmsg, &[], libc::EAGAIN);
 }
 
-/// Refuses every look at the error queue in the child.
+/// Refuses all reads of the error queue in the child.
 #[allow(dead_code, reason = "the doctor's test uses it")]
 #[cfg(all(target_os = "linux", target_endian = "little"))]
 pub(crate) fn without_reading(command: &mut Command) {
     refuse(command, libc::SYS_recvmmsg, &[], libc::EPERM);
 }
 
-/// Makes a system call fail in the child when the arguments named by position have these values.
+/// Makes a system call fail in the child if the arguments named by position have these values.
 #[cfg(all(target_os = "linux", target_endian = "little"))]
 fn refuse(command: &mut Command, call: libc::c_long, arguments: &[(u32, u32)], errno: i32) {
     use libc::{
@@ -98,7 +98,7 @@ fn refuse(command: &mut Command, call: libc::c_long, arguments: &[(u32, u32)], e
     program.extend([answer(SECCOMP_RET_ERRNO | errno as u32), answer(SECCOMP_RET_ALLOW)]);
     let install = move || {
         let filter = sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
-        // SAFETY: takes plain numbers only; an unprivileged filter needs it.
+        // SAFETY: takes plain numbers only; an unprivileged filter needs the call.
         let one = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
         let mode = libc::SECCOMP_MODE_FILTER;
         // SAFETY: reads the program, alive during the call.
@@ -109,7 +109,7 @@ fn refuse(command: &mut Command, call: libc::c_long, arguments: &[(u32, u32)], e
     unsafe { command.pre_exec(install) };
 }
 
-/// Bytes without zero pages, of which no two pages are the same.
+/// Bytes without zero pages, and without two equal pages.
 pub(crate) fn noise(len: usize) -> Vec<u8> {
     let mut state = 1u64;
     let mut words = Vec::with_capacity(len / 8 + 1);
@@ -122,8 +122,8 @@ pub(crate) fn noise(len: usize) -> Vec<u8> {
     bytes
 }
 
-/// A device node: one in `dir` that is as `/dev/full`, or that itself, which only root could replace
-/// and only root can do without.
+/// A device node: a copy of `/dev/full` in `dir`, or else `/dev/full`, which only root could
+/// replace.
 pub(crate) fn device(dir: &TempDir) -> PathBuf {
     let node = dir.file("full");
     match make_node(&node, libc::S_IFCHR, libc::makedev(1, 7)) {
@@ -135,7 +135,7 @@ pub(crate) fn device(dir: &TempDir) -> PathBuf {
 /// Makes a file of the kind `S_IFIFO`, `S_IFCHR` and their like.
 pub(crate) fn make_node(path: &Path, kind: libc::mode_t, device: libc::dev_t) -> io::Result<()> {
     let path = CString::new(text(path)).unwrap();
-    // SAFETY: mknod(2) reads a string that ends with a zero byte and outlives the call.
+    // SAFETY: mknod(2) reads a string with a final zero byte, alive during the call.
     match unsafe { libc::mknod(path.as_ptr(), kind | 0o600, device) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
@@ -146,7 +146,7 @@ pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-/// A directory that goes away with its contents.
+/// A directory, removed with its contents.
 pub(crate) struct TempDir(pub(crate) PathBuf);
 
 impl TempDir {
@@ -171,7 +171,7 @@ impl TempDir {
         names
     }
 
-    /// Exactly these files are there: nothing half-written was left.
+    /// Asserts that exactly these files exist: no incomplete file is left.
     #[track_caller]
     pub(crate) fn assert_holds(&self, names: &[&str]) {
         assert_eq!(self.names(), names);

@@ -25,7 +25,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_migration_sender");
 
 #[test]
 fn both_ends_in_one_process_agree() {
-    // The guest writes no more than a slow machine can send while it is stopped.
+    // The guest writes only as much as a slow machine can send during the stop.
     let done = run(&["--memory=48M", "--dirty-rate=200M", "--dirty-working-set=8M", "--json"]);
     done.expect(0);
     let json = done.json();
@@ -106,7 +106,7 @@ fn every_policy_and_many_channels_arrive() {
 
 #[test]
 fn scattered_dirty_pages_arrive() {
-    // So little downtime that single pages are left in the last rounds.
+    // With so short a downtime that single pages are left in the last rounds.
     let done = run(&[
         "--memory=32M",
         "--dirty-rate=40M",
@@ -122,7 +122,7 @@ fn scattered_dirty_pages_arrive() {
 }
 
 #[test]
-fn a_file_arrives_byte_for_byte_whatever_its_size() {
+fn files_of_any_size_arrive_unchanged() {
     for len in [1, 4095, 4097, (2 << 20) + 1, (300 << 20) + 4096 + 13] {
         let dir = TempDir::new();
         let (image, copy) = (dir.file("image"), dir.file("copy"));
@@ -145,13 +145,13 @@ fn a_file_arrives_byte_for_byte_whatever_its_size() {
 }
 
 #[test]
-fn the_guest_writes_its_memory_and_not_the_file() {
+fn the_guest_does_not_write_the_file() {
     let dir = TempDir::new();
     let (image, copy) = (dir.file("image"), dir.file("copy"));
     let content = noise((8 << 20) + 100);
     fs::write(&image, &content).unwrap();
     let files = ["--memory-in", text(&image), "--memory-out", text(&copy)];
-    // The guest runs for half a second, so that it writes however busy the machine is.
+    // The guest runs for half a second, so that it writes even on a busy machine.
     let pace = ["--rate-limit=16M", "--dirty-rate=4M", "--json"];
     run(&[files.as_slice(), &pace].concat()).expect(0);
     assert!(fs::read(&image).unwrap() == content, "the image was changed");
@@ -187,7 +187,7 @@ fn ipv6_in_one_process() {
 }
 
 #[test]
-fn code_1_for_files_and_sockets_that_fail() {
+fn failing_files_and_sockets_exit_with_1() {
     let dir = TempDir::new();
     let (missing, empty) = (dir.file("missing/file"), dir.file("empty"));
     fs::write(&empty, "").unwrap();
@@ -214,8 +214,8 @@ fn code_1_for_files_and_sockets_that_fail() {
 }
 
 #[test]
-fn code_1_for_a_full_disk_and_nothing_left_behind() {
-    // /dev/full has no directory of its own; a limit on file sizes fails a write as well.
+fn a_full_disk_exits_with_1_and_leaves_no_file() {
+    // A limit on file sizes, since /dev/full has no writable directory.
     let dir = TempDir::new();
     let out = dir.file("out");
     let args = ["--memory=4M", "--memory-out", text(&out)];
@@ -241,7 +241,7 @@ fn code_1_for_a_full_disk_and_nothing_left_behind() {
 
 #[test]
 fn the_memory_is_written_behind_a_link() {
-    // To a file that is there, to one that is not, and through a relative link to a link.
+    // To an existing file, to a missing file, and through a relative link to a link.
     let (dir, elsewhere) = (TempDir::new(), TempDir::new());
     fs::write(elsewhere.file("old"), "old").unwrap();
     symlink(elsewhere.file("old"), dir.file("to-old")).unwrap();
@@ -259,7 +259,7 @@ fn the_memory_is_written_behind_a_link() {
 }
 
 #[test]
-fn a_target_that_is_no_regular_file_is_refused_before_anything_listens() {
+fn an_irregular_target_is_refused_before_the_listen() {
     let dir = TempDir::new();
     let targets = [dir.file("fifo"), dir.file("socket"), lab::device(&dir), dir.file("directory")];
     lab::make_node(&targets[0], libc::S_IFIFO, 0).unwrap();
@@ -292,11 +292,11 @@ fn a_target_that_is_no_regular_file_is_refused_before_anything_listens() {
         assert!(done.stderr.contains("--memory-out"), "{}", done.stderr);
     }
     fs::remove_file(looping).unwrap();
-    assert_eq!(dir.names(), before, "nothing was left, and nothing replaced");
+    assert_eq!(dir.names(), before, "no file was added or replaced");
 }
 
 #[test]
-fn a_target_that_becomes_a_fifo_meanwhile_is_not_replaced() {
+fn a_target_turned_fifo_is_not_replaced() {
     let dir = TempDir::new();
     let out = dir.file("out");
     let (receiver, target) = receive("127.0.0.1", &["--memory-out", text(&out)]);
@@ -311,18 +311,18 @@ fn a_target_that_becomes_a_fifo_meanwhile_is_not_replaced() {
 }
 
 #[test]
-fn a_guest_that_stands_still_needs_no_downtime_limit() {
+fn an_idle_guest_needs_no_downtime_limit() {
     for device_state in ["0", "512K"] {
         let still = ["--dirty-rate=0", "--downtime-limit=0", "--device-state", device_state];
         let done = run(&[&["--memory=8M", "--json"][..], &still].concat());
         done.expect(0);
-        // Round 0 and the last one.
+        // Round 0 and the last round.
         assert_eq!(done.json()["ram"]["dirty-sync-count"], 2, "{}", done.stdout);
     }
 }
 
 #[test]
-fn memory_that_cannot_be_had_is_named_by_its_option() {
+fn unavailable_memory_is_named_by_its_option() {
     // More than the address space of a process.
     let done = run(&["--memory=99999T"]);
     done.expect(1);
@@ -353,7 +353,7 @@ fn a_destination_sleeps_until_its_source_comes() {
 }
 
 #[test]
-fn code_2_for_a_command_line_that_makes_no_sense() {
+fn an_invalid_command_line_exits_with_2() {
     for args in [
         &["--memory=0"][..],
         &["--memory=much"],
@@ -385,7 +385,7 @@ fn code_2_for_a_command_line_that_makes_no_sense() {
 }
 
 #[test]
-fn code_3_when_a_byte_is_changed_on_the_way() {
+fn a_changed_byte_exits_with_3() {
     let dir = TempDir::new();
     let out = dir.file("out");
     let (receiver, target) = receive("127.0.0.1", &["--json", "--memory-out", text(&out)]);
@@ -405,7 +405,7 @@ fn code_3_when_a_byte_is_changed_on_the_way() {
 }
 
 #[test]
-fn a_relay_that_changes_nothing_is_not_noticed() {
+fn an_honest_relay_causes_no_failure() {
     let (receiver, target) = receive("127.0.0.1", &[]);
     let relay = Relay::start(&target, |_, _, _| ());
     let sender = start(&["send", &relay.target, "--memory=16M", "--dirty-working-set=1M"]);
@@ -413,19 +413,17 @@ fn a_relay_that_changes_nothing_is_not_noticed() {
     receiver.wait(STUCK).expect(0);
 }
 
-/// A filter of system calls hides the notes: nothing proves that the kernel has let go.
+/// A system-call filter hides the notifications, so that no release is proven.
 #[cfg(all(target_os = "linux", target_endian = "little"))]
 #[test]
-fn code_6_when_nothing_says_that_the_kernel_has_let_go() {
-    // Little enough for the memlock budget of an ordinary user: more would wait for notes. Pages
-    // that are dirtied meanwhile, many on a slow machine, would be more.
+fn an_unproven_release_exits_with_6() {
+    // Few enough bytes for the memlock budget of an ordinary user: more would wait for
+    // notifications. Dirtied pages, many on a slow machine, would add to them.
     let args = ["--memory=2M", "--dirty-rate=0", "--json", "--zerocopy=prefer"];
     let process = match start_with(&args, lab::without_notes) {
         Ok(process) => process,
         Err(e) => {
-            println!(
-                "SKIPPED code_6_when_nothing_says_that_the_kernel_has_let_go: no seccomp: {e}"
-            );
+            println!("SKIPPED an_unproven_release_exits_with_6: no seccomp: {e}");
             return;
         }
     };
@@ -434,18 +432,18 @@ fn code_6_when_nothing_says_that_the_kernel_has_let_go() {
     assert!(done.stderr.contains("unaccounted for"), "{}", done.stderr);
     let json = done.json();
     assert_eq!(json["verify"]["digest_match"], true, "the migration itself went well");
-    // Slots may be Free all the same, on new pages.
+    // Slots may still be Free, on new pages.
     assert!(json["zerocopy"]["unreleased"].as_u64() > Some(0), "{json}");
 }
 
-/// A filter of system calls answers EOPNOTSUPP to SO_ZEROCOPY, as a kernel without it does.
+/// A system-call filter answers EOPNOTSUPP to SO_ZEROCOPY, like a kernel without zero copy.
 #[cfg(all(target_os = "linux", target_endian = "little"))]
 #[test]
-fn code_4_when_zero_copy_is_required_and_refused() {
+fn a_refusal_of_required_zero_copy_exits_with_4() {
     let process = match start_with(&["--memory=8M", "--zerocopy=require"], lab::without_zerocopy) {
         Ok(process) => process,
         Err(e) => {
-            println!("SKIPPED code_4_when_zero_copy_is_required_and_refused: no seccomp: {e}");
+            println!("SKIPPED a_refusal_of_required_zero_copy_exits_with_4: no seccomp: {e}");
             return;
         }
     };
@@ -459,7 +457,7 @@ fn code_4_when_zero_copy_is_required_and_refused() {
 }
 
 #[test]
-fn code_5_when_the_guest_is_faster_than_the_network() {
+fn a_guest_faster_than_the_network_exits_with_5() {
     let fast = ["--dirty-rate=400M", "--rate-limit=20M", "--downtime-limit=10"];
     for limit in [["--max-rounds", "2"], ["--timeout", "1"]] {
         let (receiver, target) = receive("127.0.0.1", &[]);
@@ -477,7 +475,7 @@ fn code_5_when_the_guest_is_faster_than_the_network() {
 }
 
 #[test]
-fn killing_the_destination_ends_the_source_with_code_1() {
+fn a_killed_destination_ends_the_source_with_1() {
     let (mut receiver, target) = receive("127.0.0.1", &[]);
     let mut sender = start_slow(&target, &[]);
     sender.until("connected");
@@ -494,7 +492,7 @@ fn killing_the_destination_ends_the_source_with_code_1() {
 }
 
 #[test]
-fn killing_the_source_ends_the_destination_with_code_1() {
+fn a_killed_source_ends_the_destination_with_1() {
     let dir = TempDir::new();
     let out = dir.file("out");
     let (receiver, target) = receive("127.0.0.1", &["--memory-out", text(&out)]);
@@ -514,7 +512,7 @@ fn killing_the_source_ends_the_destination_with_code_1() {
 }
 
 #[test]
-fn a_stopped_end_is_given_up_by_the_other() {
+fn a_stopped_end_makes_its_peer_give_up() {
     for stop_the_source in [false, true] {
         let (mut receiver, target) = receive("127.0.0.1", &["--stall-timeout=3"]);
         let mut sender = start_slow(&target, &["--stall-timeout=3"]);
@@ -550,7 +548,7 @@ fn an_interrupt_ends_both_sides_in_order() {
 }
 
 #[test]
-fn an_image_that_is_truncated_meanwhile_is_a_clear_failure() {
+fn an_image_truncated_meanwhile_is_a_clear_failure() {
     for dirty_rate in ["0", "100M"] {
         let dir = TempDir::new();
         let image = dir.file("image");

@@ -1,4 +1,4 @@
-//! Runs the program and waits for it.
+//! Runs the program and waits for its end.
 
 use std::{
     fs,
@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::Value;
 
-/// A run that takes longer is stuck. Debug builds on a busy machine need some of it.
+/// A longer run is stuck. Debug builds on a busy machine need a part of it.
 pub(crate) const STUCK: Duration = Duration::from_secs(120);
 /// Starts a source slow enough to be disturbed.
 pub(crate) fn start_slow(target: &str, more: &[&str]) -> Process {
@@ -21,7 +21,7 @@ pub(crate) fn start_slow(target: &str, more: &[&str]) -> Process {
     start(&args)
 }
 
-/// Starts a destination and returns its address as `send` takes it.
+/// Starts a destination and returns its address in the form of `send`.
 pub(crate) fn receive(address: &str, more: &[&str]) -> (Process, String) {
     let listen = format!("{address}:0");
     let mut args = vec!["receive", "--listen", &listen];
@@ -40,7 +40,7 @@ pub(crate) struct Process {
     stderr: String,
 }
 
-/// How it ended.
+/// The outcome of a run.
 pub(crate) struct Done {
     pub(crate) status: Option<ExitStatus>,
     pub(crate) stdout: String,
@@ -77,7 +77,7 @@ pub(crate) fn start_with(args: &[&str], prepare: impl FnOnce(&mut Command)) -> i
 }
 
 impl Process {
-    /// Waits for a line of stderr that contains `text`.
+    /// Waits for a line of stderr with `text`.
     pub(crate) fn until(&mut self, text: &str) -> String {
         let until = Instant::now() + STUCK;
         loop {
@@ -93,11 +93,12 @@ impl Process {
 
     pub(crate) fn signal(&mut self, signal: libc::c_int) {
         let pid = self.child.id() as libc::pid_t;
-        // SAFETY: `kill` takes plain numbers; the child has not been waited for, so the pid is its.
+        // SAFETY: `kill` takes plain numbers; the child has not been waited for, so the pid is
+        // still valid.
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
-    /// How often its main thread has slept.
+    /// The number of sleeps of the main thread.
     #[cfg(target_os = "linux")]
     pub(crate) fn sleeps(&mut self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
@@ -149,8 +150,8 @@ impl Done {
     }
 }
 
-/// The program: beside the folder of this test's program, as cargo lays them out and wherever the
-/// two are copied to, or where cargo built it.
+/// The path of the program: beside the folder of this test's program, in cargo's layout or in a
+/// copy of it, or where cargo built it.
 pub(crate) fn program() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let name = Path::new(crate::PROGRAM).file_name().unwrap();

@@ -1,4 +1,4 @@
-//! Peers that are not a migration_sender, or not an honest one.
+//! Peers that are no migration_sender, or a dishonest one.
 
 use std::{
     io::{Read, Write},
@@ -8,7 +8,7 @@ use std::{
 use crate::process::{STUCK, receive};
 
 #[test]
-fn strangers_get_a_clear_error() {
+fn foreign_protocols_get_a_clear_error() {
     for (bytes, message) in [
         (
             &b"GET / HTTP/1.1\r\nHost: here\r\nAccept: everything\r\n\r\n"[..],
@@ -32,7 +32,7 @@ fn strangers_get_a_clear_error() {
 }
 
 #[test]
-fn a_source_that_breaks_the_rules_is_refused() {
+fn a_source_outside_the_protocol_is_refused() {
     let run = |offset: u64, len: u64| [offset.to_le_bytes(), len.to_le_bytes()].concat();
     let memory = (2 << 20) + 4096;
     let pages = |round, offset, len| [frame(3, round, 1, len, 0), run(offset, len)].concat();
@@ -67,7 +67,7 @@ fn a_source_that_breaks_the_rules_is_refused() {
     }
 }
 
-/// A header as `protocol.rs` lays it out, made by hand: the layout is a promise between builds.
+/// A header in the layout of `protocol.rs`, made by hand: the layout is a promise between builds.
 fn frame(kind: u8, round: u32, count: u32, first: u64, second: u64) -> Vec<u8> {
     let mut bytes = b"PbMg\x01\x00".to_vec();
     bytes.extend([kind, 0]);
