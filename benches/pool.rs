@@ -1,5 +1,5 @@
-//! The pool against other pools, against allocators, and against the least code that could do its
-//! job; and what it costs to set one up.
+//! The pool against other pools, against allocators, and against the least code for the same job;
+//! and the cost of a pool's set-up.
 
 mod harness;
 
@@ -47,7 +47,7 @@ const OPOOL_LOCAL: &str = "opool, local pool";
 const PINBUF_LOCAL: &str = "pinbuf, local handle";
 const ONE_THREAD: &str = "pinbuf, one thread";
 
-/// Enters all that can be used by several threads.
+/// Enters all contestants for several threads.
 macro_rules! enter_shared {
     ($case:ident, $workload:path) => {
         enter($case, MAGAZINE, || Ok(MagazineAndDepot::new()), $workload);
@@ -65,7 +65,7 @@ macro_rules! enter_shared {
     };
 }
 
-/// Enters the rest, too.
+/// Enters all contestants.
 macro_rules! enter_all {
     ($case:ident, $workload:path) => {
         enter($case, BARE, || Ok(BareStack), $workload);

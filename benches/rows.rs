@@ -1,9 +1,9 @@
-//! Single figures of pinbuf, for `benches/compare.sh`: the program of an earlier revision and that of
-//! today take turns, so nothing else is measured beside a row.
+//! Single figures of pinbuf, for `benches/compare.sh`: the programs of an earlier and of the
+//! present revision take turns, so no other work is measured beside a row.
 //!
-//! Each row runs in a process of its own, prints its name and the median of its rounds, in
-//! nanoseconds for one operation. All senders are the library's own over a socket that takes
-//! everything, so only user space is measured.
+//! Each row runs in a process of its own. It prints its name and the median of its rounds, in
+//! nanoseconds per operation. All senders are the library's own over a socket without a limit, so
+//! only user space is measured.
 
 #![allow(clippy::print_stdout, reason = "the figures are for the reader of the output")]
 
@@ -48,7 +48,8 @@ const SIZE: usize = 64 << 10;
 const MILLION: usize = 1 << 20;
 
 const SENDERS: usize = 10_000;
-/// From sender to sender in this step, each has its turn, in an order that no prefetcher guesses.
+/// The step from sender to sender: every sender has its turn, in an order that no prefetcher
+/// guesses.
 const STRIDE: usize = 7919;
 /// Senders that share an exhausted pool.
 const WAITING: usize = 1000;
@@ -134,7 +135,7 @@ fn row(name: &str) -> Option<Row> {
         "wander" => wander(number),
         "unbarred" => {
             if let Err(error) = filter::refuse(&[filter::any(libc::SYS_membarrier)], libc::ENOSYS) {
-                println!("SKIPPED {name}: no filter for system calls can be had: {error}");
+                println!("SKIPPED {name}: no system-call filter is possible: {error}");
                 return None;
             }
             senders(1, 1, number, None)
@@ -147,7 +148,7 @@ fn row(name: &str) -> Option<Row> {
     })
 }
 
-/// `count` buffers sent and released, `batch` for each notification, by one sender after another.
+/// `count` buffers sent and released, `batch` per notification, on all senders in turn.
 fn senders(count: usize, stride: usize, batch: usize, limit: Option<usize>) -> Row {
     let Pinbuf(pool) = Pinbuf::new();
     let budget = Arc::new(MemlockBudget::new(limit));
@@ -167,8 +168,8 @@ fn pool(workload: workload::Workload<Pinbuf>) -> Row {
     Box::new(move |slice| workload(&stock, slice))
 }
 
-/// Every sender has a buffer in flight and the pool has no other, so each alloc reads notifications
-/// of senders.
+/// Every sender has a buffer in flight and the pool has none left, so each alloc reads
+/// notifications of senders.
 fn exhausted() -> Row {
     let Pinbuf(pool) = Pinbuf::of(WAITING);
     let budget = Arc::new(MemlockBudget::new(None));
@@ -183,7 +184,7 @@ fn exhausted() -> Row {
     })
 }
 
-/// One thread sends; another reads the notifications of the same sender.
+/// One thread sends; a second thread reads the notifications of the same sender.
 fn halves() -> Row {
     let Pinbuf(pool) = Pinbuf::new();
     let line = Line::new(&Arc::new(MemlockBudget::new(None)));
@@ -198,7 +199,7 @@ fn halves() -> Row {
                 let figure = per_op(wall, slice, 32, || {
                     (0..32).for_each(|_| line.send_one(waited(&pool)));
                 });
-                // Relaxed: nothing is published by the flag.
+                // Relaxed: the flag publishes no data.
                 over.store(true, Ordering::Relaxed);
                 figure
             }
@@ -225,8 +226,8 @@ fn waited(pool: &Pool) -> pinbuf::PinnedBuf {
     }
 }
 
-/// Two threads use one sender in turn, each for so many sends, as a task does that changes its
-/// thread.
+/// Two threads use a sender in turn, for `sends` sends each, like a task that moves between
+/// threads.
 fn wander(sends: usize) -> Row {
     let Pinbuf(pool) = Pinbuf::new();
     let line = Arc::new(Line::new(&Arc::new(MemlockBudget::new(None))));
@@ -239,7 +240,7 @@ fn wander(sends: usize) -> Row {
             move || {
                 let (start, mut done) = (wall(), 0_usize);
                 for looks in 1_u32.. {
-                    // Acquire: pairs with the Release below, the task's hand-over.
+                    // Acquire: pairs with the Release below, the hand-over of the task.
                     let now = turn.load(Ordering::Acquire);
                     if over.load(Ordering::Relaxed) {
                         break;

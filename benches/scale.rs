@@ -1,8 +1,8 @@
 //! Many senders on one pool and one reaper, and many leases of one sender.
 //!
-//! What a completion costs in user space is measured over a socket that takes everything and posts
-//! one note for all of a batch: the sender is the library's own, only the system calls are not
-//! made. What a sender takes of memory and threads is measured over real sockets.
+//! The user-space cost of a completion is measured over a socket without a limit, with one
+//! notification per batch: the sender is the library's own, and only the system calls are missing.
+//! The memory and threads of a sender are measured over real sockets.
 
 mod harness;
 
@@ -32,11 +32,11 @@ static ALLOCATOR: Counting = Counting;
 /// Bytes of a buffer.
 const SIZE: usize = 64 << 10;
 
-/// From sender to sender in this step, each has its turn, and the processor guesses none: prime,
-/// and far more than a page.
+/// The step from sender to sender: every sender has its turn, in an order that the processor does
+/// not guess. A prime, and far more than a page.
 const ASTRAY: usize = 7919;
 
-/// Leases that are a million.
+/// A million leases.
 const MILLION: usize = 1 << 20;
 
 fn main() {
@@ -48,7 +48,7 @@ fn main() {
     bench.finish();
 }
 
-/// A pool of address space only: nobody touches what is behind the first bytes.
+/// A pool of address space only: no thread touches more than the first bytes.
 fn pool(count: usize) -> Pool {
     let builder = Pool::builder().class(SIZE, count).backing(Backing::Require(Pages::Base));
     builder.populate(false).build().expect("address space is not scarce")
@@ -59,7 +59,7 @@ fn completions(bench: &mut Bench, many: usize) {
     let astray = format!("{all}, astray");
     let mut table = bench.table("One buffer sent and released", "ns of CPU in user space");
     for batch in [1, 4, 32] {
-        table.case(&format!("{batch} for a note"), one, |case| {
+        table.case(&format!("{batch} per notification"), one, |case| {
             for (name, count, stride) in [(one, 1, 1), (&all, many, 1), (&astray, many, ASTRAY)] {
                 case.row(name, move || {
                     let pool = pool(1024);
@@ -91,7 +91,9 @@ fn leases(bench: &mut Bench) {
                 let mut bufs = Vec::with_capacity(count);
                 Ok(move |slice| {
                     per_op(thread_cpu, slice, count, || {
-                        bufs.extend((0..count).map(|_| pool.try_alloc(SIZE).expect("one is free")));
+                        bufs.extend(
+                            (0..count).map(|_| pool.try_alloc(SIZE).expect("a slot is free")),
+                        );
                         bufs.clear();
                     })
                 })
@@ -144,10 +146,10 @@ fn allocated_by(work: impl FnOnce() -> Result<(), String>) -> Result<f64, String
     work().map(|()| (allocated() - before) as f64)
 }
 
-/// Senders over sockets of their own, after the limit on descriptors was raised as far as it goes.
+/// Senders over sockets of their own, after raising the limit on descriptors as far as possible.
 fn idle_senders(count: usize, senders: &mut Vec<Sender<UdpSocket>>) -> Result<(), String> {
     raise_descriptor_limit();
-    // Not a part of any of them.
+    // Allocated outside of the measurement.
     let mut made = Vec::with_capacity(count);
     let peer = UdpSocket::bind("127.0.0.1:0").map_err(|error| error.to_string())?;
     for _ in 0..count {
@@ -163,7 +165,7 @@ fn idle_senders(count: usize, senders: &mut Vec<Sender<UdpSocket>>) -> Result<()
     Ok(())
 }
 
-/// Has each sender send one datagram and waits for its release.
+/// Sends a datagram with each sender and waits for its release.
 fn use_each(senders: &mut [Sender<UdpSocket>]) -> Result<(), String> {
     let pool = Pool::new(SIZE, 4).map_err(|error| error.to_string())?;
     for sender in senders {
@@ -182,7 +184,7 @@ fn threads() -> Option<usize> {
 
 fn raise_descriptor_limit() {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: getrlimit(2) writes one rlimit where it is told to, and that is a live one.
+    // SAFETY: getrlimit(2) writes one live rlimit.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } == 0 {
         limit.rlim_cur = limit.rlim_max;
         // SAFETY: setrlimit(2) reads one rlimit, a live one. A refusal shows when sockets run out.

@@ -1,12 +1,11 @@
-//! Sending: the library against plain sends, the least code that sends without copy, and
-//! `io_uring`.
+//! Sending: the library against plain sends, the least zero-copy code, and `io_uring`.
 //!
-//! Everybody sends the same lengths out of 32 MiB in turn, which is colder than the caches next to
-//! the CPU, over sockets of the same kind; notes are read after every 32 sends. Paths that do not
-//! copy need a network namespace of our own and the device kind `ifb`.
+//! All contestants send the same lengths from 32 MiB in turn, colder than the caches next to the
+//! CPU, over sockets of the same kind. Notifications are read after every 32 sends. Routes without
+//! copies need a private network namespace and the device kind `ifb`.
 //!
-//! User instructions are counted by `valgrind --tool=callgrind`, where installed: they do not
-//! depend on the machine, nor on what else it does.
+//! User instructions are counted by `valgrind --tool=callgrind`, if installed: they depend neither
+//! on the machine nor on its other load.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -60,7 +59,7 @@ fn main() {
     if count::counts() {
         return;
     }
-    // Else the kernel cuts a datagram into fragments, and copies it for that.
+    // Otherwise the kernel cuts a datagram into fragments, and copies them.
     let whole_datagrams = || namespace::run(&format!("ip link set {DEVICE} mtu 65535"));
     let furnished =
         namespace::enter().and_then(|()| fake_peer::furnish()).and_then(|()| whole_datagrams());
@@ -126,12 +125,12 @@ fn main() {
 struct SetUp<'a> {
     way: Way,
     len: usize,
-    /// Bytes that are sent in turn.
+    /// The number of bytes sent in turn.
     data: usize,
     huge: bool,
-    /// Or why there is no device.
+    /// The reason of a missing device.
     furnished: &'a Result<(), String>,
-    /// How long a contestant has to find out about its way, and a connection to get going.
+    /// The time for a contestant to probe its route, and for a connection to speed up.
     warm_up: Duration,
 }
 
@@ -169,7 +168,7 @@ impl SetUp<'_> {
     }
 }
 
-/// Bytes that are timed together.
+/// The number of bytes per measurement.
 const BATCH: usize = 4 << 20;
 
 fn enter<'a>(case: &mut Case<'a>, names: &[&'static str], set_up: SetUp<'a>) {
@@ -190,7 +189,7 @@ fn enter<'a>(case: &mut Case<'a>, names: &[&'static str], set_up: SetUp<'a>) {
             while started.elapsed() < warm_up {
                 batch();
             }
-            // From nanoseconds of a send to milliseconds of a gigabyte.
+            // From nanoseconds per send to milliseconds per gigabyte.
             Ok(move |slice| per_op(clock, slice, BATCH / len, &mut batch) * 1e3 / len as f64)
         });
     }

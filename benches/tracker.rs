@@ -1,10 +1,9 @@
-//! The tracker against maps, scans, and the least code that could do its job.
+//! The tracker against maps, scans, and the least code for the same job.
 //!
-//! What is tracked has 80 bytes, somewhat more than a sender's lease. Its floor is a bare ring of
-//! what has to be kept for each id, the lease and the bytes of its call: found by one index, and
-//! nothing is checked. The tracker is used as the sender uses it around the call of a lone buffer:
-//! it enters a lease with an id of its own, settles it, and later releases the ids of a note, all
-//! of them or none.
+//! A tracked value has 80 bytes, somewhat more than a sender's lease. The floor is a bare ring with
+//! the lease and the bytes of each id: found by one index, without checks. The tracker is used like
+//! the sender uses it around the call of a lone buffer: enter a lease with an id of its own, settle
+//! it, and later release the ids of a notification, all or none.
 
 mod harness;
 
@@ -29,10 +28,10 @@ static ALLOCATOR: Counting = Counting;
 const RING: &str = "floor: ring";
 const PINBUF: &str = "pinbuf";
 
-/// Ids that are timed together.
+/// The number of ids per measurement.
 const COUNT: usize = 1024;
 
-/// The largest window in which ids are searched for one by one.
+/// The largest window for a search id by id.
 const MAX_SCANNED: usize = 1 << 13;
 
 macro_rules! enter_all {
@@ -89,7 +88,7 @@ fn enter<C: FnMut(Duration) -> f64 + 'static>(
     case.row(name, move || Ok(measure(order)));
 }
 
-/// Leaves out what would take minutes.
+/// Leaves out cases of minutes.
 fn enter_scan<C: FnMut(Duration) -> f64 + 'static>(
     case: &mut Case<'_>,
     name: &str,
@@ -101,13 +100,13 @@ fn enter_scan<C: FnMut(Duration) -> f64 + 'static>(
     }
 }
 
-/// The time that an id takes, in and out.
+/// The time for an id, in and out.
 fn time<T: Tracker>(order: Rc<Order>) -> impl FnMut(Duration) -> f64 + use<T> {
     let mut driver = Driver::<T>::new(order);
     move |slice| per_op(thread_cpu, slice, COUNT, || driver.run(COUNT))
 }
 
-/// The memory that an id takes when the window has been full a while.
+/// The memory for an id, after a while with a full window.
 fn memory<T: Tracker>(order: Rc<Order>) -> impl FnMut(Duration) -> f64 + use<T> {
     let window = order.window;
     let before = allocated();

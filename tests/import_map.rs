@@ -1,8 +1,8 @@
-//! Reads `src/` and enforces the import map of DESIGN.md: who may import whom, who may name the
-//! system and the threads, and where unsafe code may stand.
+//! A linter of `src/` for the import map of DESIGN.md: the allowed imports, the modules that may
+//! name the system and the threads, and the places of unsafe code.
 //!
-//! It looks at tokens, not at text: comments, strings and `#[cfg(test)]` items do not count, groups
-//! of imports are taken apart, and `super` is followed to where it leads.
+//! The linter reads tokens, not text: comments, strings and `#[cfg(test)]` items do not count,
+//! groups of imports are taken apart, and `super` is resolved.
 
 use std::{fs, path::Path};
 
@@ -41,7 +41,7 @@ const UNSAFE_CODE: [&str; 15] = [
     "sender/kernel.rs",
 ];
 
-/// What only some may name: the paths, the file or folder that may, and what the others do.
+/// Reserved paths: the paths, the file or folder that may name them, and the advice for all others.
 const RESERVED: [(&[&str], &str, &str); 2] = [
     (
         &[
@@ -59,15 +59,15 @@ const RESERVED: [(&[&str], &str, &str); 2] = [
     (&["libc"], "sys/", "add a function to crate::sys"),
 ];
 
-/// Modules that know nothing of sockets, and what they must not import.
+/// Modules without knowledge of sockets, and their forbidden imports.
 const SOCKETLESS: [&str; 3] = ["raw", "pool", "tracker"];
 const SOCKET_CODE: [&str; 4] = ["socket", "errqueue", "epoll", "fallback"];
 
-/// All that the tracker may import from the crate.
+/// All imports of the tracker from the crate.
 const TRACKER_IMPORTS: [&str; 2] = ["id", "error"];
 
-/// Files, or folders with a slash at the end, in which files import each other, directly or through
-/// others. The list may only shrink.
+/// Files, or folders with a slash at the end, with files that import each other, directly or
+/// through further files. The list may only shrink.
 const CIRCLES: [&str; 0] = [];
 
 #[test]
@@ -78,7 +78,7 @@ fn the_source_keeps_to_the_map() {
 }
 
 #[test]
-fn no_files_import_each_other_but_the_known_ones() {
+fn no_files_import_each_other() {
     let circles = circles(&source());
     let is_known = |circle: &Vec<String>| {
         CIRCLES.iter().any(|place| circle.iter().all(|file| is_in(file, place)))
@@ -93,7 +93,7 @@ fn no_files_import_each_other_but_the_known_ones() {
 
 /// The Rust files of the library, with their paths from `src/`.
 fn source() -> Vec<(String, String)> {
-    // The variable first: the tests may run elsewhere than they were built.
+    // The variable first: the tests may run away from their build folder.
     let root = std::env::var("CARGO_MANIFEST_DIR")
         .unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
     let source = Path::new(&root).join("src");
@@ -111,7 +111,7 @@ fn collect(source: &Path, folder: &Path, files: &mut Vec<(String, String)>) {
         if path.is_dir() {
             collect(source, &path, files);
         } else if path.extension().is_some_and(|extension| extension == "rs")
-            // A module's tests in a file of their own, compiled for tests only.
+            // A module's tests in a separate file, compiled for tests only.
             && path.file_name().is_some_and(|name| name != "tests.rs")
         {
             let text = fs::read_to_string(&path).expect("the source can be read");
@@ -121,7 +121,7 @@ fn collect(source: &Path, folder: &Path, files: &mut Vec<(String, String)>) {
     }
 }
 
-/// What is wrong with the file `path` (from `src/`), one line each.
+/// The faults of the file `path` (from `src/`), one per line.
 fn check(path: &str, text: &str) -> Vec<String> {
     let tokens = without_tests(&tokens(text));
     let mut faults = Vec::new();
@@ -181,9 +181,9 @@ fn check(path: &str, text: &str) -> Vec<String> {
     faults
 }
 
-/// The groups of files that import each other, directly or through others, each in order.
+/// The groups of files that import each other, directly or through further files, each in order.
 ///
-/// An import through the module above, which has `pub use`, counts as one of the file behind it.
+/// An import through the module above, by `pub use`, counts as an import of the file behind it.
 fn circles(files: &[(String, String)]) -> Vec<Vec<String>> {
     let modules: Vec<_> = files.iter().map(|(path, _)| module_of(path)).collect();
     let imports: Vec<Vec<_>> = (files.iter().zip(&modules))
@@ -192,7 +192,7 @@ fn circles(files: &[(String, String)]) -> Vec<Vec<String>> {
             imports.into_iter().map(|import| absolute(import.path, module, &modules)).collect()
         })
         .collect();
-    // The file that defines the name, as far as re-exports tell.
+    // The file with the definition of the name, as far as re-exports tell.
     let target = |mut path: Vec<String>| {
         for _ in 0..8 {
             let file = (0..files.len())
@@ -234,8 +234,8 @@ fn circles(files: &[(String, String)]) -> Vec<Vec<String>> {
     circles
 }
 
-/// A path from the root, without `crate`: of `crate::a::b`, or of `b` where `b` is a module inside
-/// this one. Empty: a path into another crate, or of a local name.
+/// A path from the root, without `crate`: of `crate::a::b`, or of `b` for a module `b` inside this
+/// one. Empty for a path into a foreign crate, or of a local name.
 fn absolute(path: Vec<String>, module: &[String], modules: &[Vec<String>]) -> Vec<String> {
     if path.first().is_some_and(|first| first == "crate") {
         return path[1..].to_vec();
@@ -252,8 +252,8 @@ fn row(module: &str) -> Option<usize> {
     ROWS.iter().position(|row| row.contains(&module))
 }
 
-/// Whether `path` is the file `place`, or in the folder if it ends with a slash, or in the file
-/// or folder of the module if it has no ending.
+/// Returns `true` if `path` is the file `place`, or in the folder if `place` ends with a slash, or
+/// in the file or folder of the module if `place` has no ending.
 fn is_in(path: &str, place: &str) -> bool {
     path == place
         || place.ends_with('/') && path.starts_with(place)
@@ -268,17 +268,17 @@ fn module_of(path: &str) -> Vec<String> {
     path.split('/').filter(|part| !part.is_empty() && *part != "lib").map(str::to_owned).collect()
 }
 
-/// A path that the code names, from `crate` or from another crate's name.
+/// A path in the code, from `crate` or from the name of a foreign crate.
 struct Import {
     path: Vec<String>,
     line: usize,
 }
 
-/// All paths that are named: in `use` items and anywhere else.
+/// All named paths, in `use` items and elsewhere.
 fn imports(tokens: &[Token<'_>], file_module: &[String]) -> Vec<Import> {
     let mut found = Vec::new();
     let mut module = file_module.to_vec();
-    // Depths of the braces that close an inline module.
+    // Depths of the closing braces of inline modules.
     let mut inline = Vec::new();
     let mut depth = 0_usize;
     let mut at = 0;
@@ -325,7 +325,7 @@ fn imports(tokens: &[Token<'_>], file_module: &[String]) -> Vec<Import> {
     found
 }
 
-/// Takes a use tree apart; answers the place behind it.
+/// Takes a use tree apart. Returns the place behind it.
 fn use_tree(
     tokens: &[Token<'_>],
     mut at: usize,
@@ -386,7 +386,7 @@ struct Token<'a> {
     line: usize,
 }
 
-/// Leaves out the items behind `#[cfg(test)]` and `#[cfg(all(test, ...))]`.
+/// Removes the items behind `#[cfg(test)]` and `#[cfg(all(test, ...))]`.
 fn without_tests<'a>(tokens: &[Token<'a>]) -> Vec<Token<'a>> {
     let mut kept = Vec::new();
     let mut at = 0;
@@ -411,13 +411,13 @@ fn without_tests<'a>(tokens: &[Token<'a>]) -> Vec<Token<'a>> {
     kept
 }
 
-/// The end of the outer attribute that starts at `at`, if one does.
+/// The end of the outer attribute at `at`, if there is one.
 fn attribute(tokens: &[Token<'_>], at: usize) -> Option<usize> {
     let is = |at: usize, text| tokens.get(at).is_some_and(|token: &Token<'_>| token.text == text);
     (is(at, "#") && is(at + 1, "[")).then(|| balanced(tokens, at + 1, "[", "]"))
 }
 
-/// The end of the item that starts at `at`: its semicolon or its block.
+/// The end of the item at `at`: its semicolon or its block.
 fn item(tokens: &[Token<'_>], mut at: usize) -> usize {
     while let Some(end) = attribute(tokens, at) {
         at = end;
@@ -434,7 +434,7 @@ fn item(tokens: &[Token<'_>], mut at: usize) -> usize {
     at
 }
 
-/// The place behind the bracket that closes the one at `at`.
+/// The place behind the closing bracket for the bracket at `at`.
 fn balanced(tokens: &[Token<'_>], at: usize, open: &str, close: &str) -> usize {
     let mut depth = 0;
     for (offset, token) in tokens[at..].iter().enumerate() {
@@ -510,7 +510,7 @@ fn block_comment(text: &str) -> usize {
     at
 }
 
-/// The length of the raw string that starts here, if one does.
+/// The length of the raw string here, if there is one.
 fn raw_string(text: &str) -> Option<usize> {
     let prefix = ["r", "br", "cr"].iter().find(|prefix| {
         text.strip_prefix(**prefix).is_some_and(|rest| rest.starts_with(['#', '"']))
@@ -522,7 +522,7 @@ fn raw_string(text: &str) -> Option<usize> {
     Some(text.len() - inside.len() + len)
 }
 
-/// The length up to and with the closing `quote`.
+/// The length up to the closing `quote`, included.
 fn quoted(text: &str, quote: char) -> usize {
     let mut escaped = false;
     for (at, c) in text.char_indices() {
@@ -536,7 +536,7 @@ fn quoted(text: &str, quote: char) -> usize {
     text.len()
 }
 
-/// Files that break one rule each, and what is to be said about them.
+/// Files with a violation of one rule each, and the expected message.
 #[test]
 fn every_rule_is_enforced() {
     for (path, text, said) in [
@@ -592,7 +592,7 @@ fn every_rule_is_enforced() {
         ),
         ("pool.rs", "/* a /* b */ c */ unsafe fn f() {}", "unsafe code has no place"),
         ("pool.rs", "const A: &str = r#\"\"#; unsafe fn f() {}", "unsafe code has no place"),
-        // Items that are not for tests only.
+        // Items that are not only for tests.
         ("pool.rs", "#[cfg(not(test))] unsafe fn f() {}", "unsafe code has no place"),
         ("pool.rs", "#[cfg(test)] mod t { } unsafe fn f() {}", "unsafe code has no place"),
         ("pool.rs", "#[cfg(test)] use a::{b, c}; unsafe fn f() {}", "unsafe code has no place"),
@@ -630,7 +630,7 @@ fn what_is_allowed_is_not_reported() {
 }
 
 #[test]
-fn circles_are_found_behind_exports_and_others() {
+fn circles_are_found_through_exports_and_files() {
     let found = |files: &[(&str, &str)]| {
         let files: Vec<_> =
             files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect();

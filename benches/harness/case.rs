@@ -1,4 +1,4 @@
-//! One column of a table: contestants that do the same work.
+//! A column of a table: contestants for the same work.
 
 use std::time::Duration;
 
@@ -8,13 +8,13 @@ use super::{
     spread::Spread,
 };
 
-/// Does the work for about as long as told, and answers what one operation cost.
+/// Does the work for about the given time, and returns the cost of one operation.
 type Contestant<'a> = Box<dyn FnMut(Duration) -> f64 + 'a>;
 
-/// Sets a contestant up, or tells why it cannot run here.
+/// Sets a contestant up, or returns the reason against it.
 type Entry<'a> = Box<dyn FnOnce() -> Result<Contestant<'a>, String> + 'a>;
 
-/// The contestants of a case, as they are entered.
+/// The contestants of a case, in order of entry.
 pub(crate) struct Case<'a> {
     name: String,
     reference: String,
@@ -28,8 +28,8 @@ impl<'a> Case<'a> {
         Self { name, reference, entries: Vec::new(), goals: Vec::new() }
     }
 
-    /// Enters a contestant: `set_up` makes what does the work of one round, and answers the cost of
-    /// one operation in the table's unit.
+    /// Enters a contestant: `set_up` makes the worker for a round, which returns the cost of one
+    /// operation in the table's unit.
     pub(crate) fn row<C: FnMut(Duration) -> f64 + 'a>(
         &mut self,
         name: &str,
@@ -39,7 +39,7 @@ impl<'a> Case<'a> {
         self.entries.push((name.to_owned(), Box::new(entry)));
     }
 
-    /// Enters what is known without a measurement.
+    /// Enters a known value, without a measurement.
     pub(crate) fn value(&mut self, name: &str, value: f64) {
         self.row(name, move || Ok(move |_| value));
     }
@@ -50,7 +50,7 @@ impl<'a> Case<'a> {
         self.goals.push(Goal { row, against, at_most, reached: None });
     }
 
-    /// Runs what is wanted and what that is measured against.
+    /// Runs the wanted rows and their references.
     pub(super) fn run(
         mut self,
         wanted: impl Fn(&str) -> bool,
@@ -70,8 +70,8 @@ impl<'a> Case<'a> {
             .filter(|(row, _)| needed(row))
             .map(|(row, set_up)| (row, set_up(), Vec::new()))
             .collect();
-        // The first round warms up. Every round begins with another contestant, so that none always
-        // follows the same one.
+        // The first round warms up. Every round begins with the next contestant, so that none
+        // always follows the same one.
         let count = runs.len();
         for round in 0..=rounds {
             for at in 0..count {

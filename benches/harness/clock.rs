@@ -1,11 +1,11 @@
-//! Time, and what an operation takes of it.
+//! Time, and the time per operation.
 
 use std::{
     sync::OnceLock,
     time::{Duration, Instant},
 };
 
-/// CPU time of this thread: what others do meanwhile shows in caches only.
+/// CPU time of this thread: other threads affect its caches only.
 pub(crate) fn thread_cpu() -> Duration {
     cpu(libc::CLOCK_THREAD_CPUTIME_ID)
 }
@@ -17,27 +17,26 @@ pub(crate) fn process_cpu() -> Duration {
 
 fn cpu(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: clock_gettime(2) writes one timespec where it is told to, and that is a live one.
+    // SAFETY: clock_gettime(2) writes one live timespec.
     let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
     assert_eq!(result, 0, "every thread and process has a CPU clock");
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-/// Time on the wall, for what several threads do together.
+/// Wall-clock time, for the joint work of several threads.
 pub(crate) fn wall() -> Duration {
     static START: OnceLock<Instant> = OnceLock::new();
     START.get_or_init(Instant::now).elapsed()
 }
 
-/// Repeats `batch`, which is `ops` operations, for about `slice`; the nanoseconds of one operation.
+/// Repeats `batch` of `ops` operations for about `slice`. Returns the nanoseconds per operation.
 pub(crate) fn per_op(
     clock: impl Fn() -> Duration,
     slice: Duration,
     ops: usize,
     mut batch: impl FnMut(),
 ) -> f64 {
-    // Doubled until it is long enough, so that reading the clock costs nothing however short a
-    // batch is.
+    // Doubled until long enough, so that a read of the clock costs nothing even for short batches.
     let mut batches = 1_usize;
     loop {
         let start = clock();

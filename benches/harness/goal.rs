@@ -1,4 +1,4 @@
-//! What a row is meant to reach.
+//! The goal of a row.
 
 use std::fmt;
 
@@ -10,26 +10,26 @@ use super::spread::Spread;
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum AtMost {
-    /// So many times what the other row costs.
+    /// A multiple of the reference row.
     Times(f64),
-    /// So much more than the other row costs.
+    /// An excess over the reference row.
     More(f64),
-    /// So much, whatever the other row costs.
+    /// An absolute value.
     Value(f64),
 }
 
-/// A row's goal, measured against another row of its case.
+/// A row's goal, measured against a second row of its case.
 #[derive(Debug, Serialize)]
 pub(super) struct Goal {
     pub(super) row: String,
     pub(super) against: String,
     pub(super) at_most: AtMost,
-    /// What was reached, in the terms of the bound.
+    /// The result, in the terms of the bound.
     pub(super) reached: Option<Spread>,
 }
 
 impl Goal {
-    /// Compares the samples of the two rows; either may not have run.
+    /// Compares the samples of the two rows; either may be missing.
     pub(super) fn judge(&mut self, row: Option<&[f64]>, against: Option<&[f64]>) {
         let Some(row) = row else { return };
         let against = against.unwrap_or_default();
@@ -48,7 +48,7 @@ impl Goal {
         }
     }
 
-    /// Whether the median reached it, if it was measured.
+    /// Returns `true` if the median reached the goal; `None` without a measurement.
     pub(super) fn is_met(&self) -> Option<bool> {
         self.reached.map(|reached| reached.median <= self.bound())
     }

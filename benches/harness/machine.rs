@@ -1,4 +1,4 @@
-//! Where a bench ran, and how.
+//! The machine and command of a bench.
 
 use std::{env, fs, thread};
 
@@ -10,7 +10,7 @@ pub(super) struct Machine {
     cores: usize,
     memory: String,
     kernel: String,
-    /// Over the last minute before the start: above 0 means company.
+    /// The load average of the minute before the start: above 0 means other load.
     load: String,
     command: String,
 }

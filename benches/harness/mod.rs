@@ -1,10 +1,10 @@
-//! The harness of the benches: contestants side by side, told as ratios.
+//! The harness of the benches: contestants side by side, reported as ratios.
 //!
-//! A bench is some tables. A table has cases, its columns; a case has rows, its contestants, of
-//! which one is the reference. The contestants of a case take turns, a round each, in one process,
-//! so that whatever disturbs the machine disturbs all of them; a ratio is taken within a round, and
-//! the median of the rounds is told with its quartiles. Absolute times of different runs do not
-//! compare, so only the reference has any.
+//! A bench has tables. A table has cases, its columns. A case has rows, its contestants, with one
+//! reference row. The contestants of a case take turns, a round each, in one process, so that a
+//! disturbance of the machine affects all of them. A ratio is taken within a round, and the report
+//! has the median of the rounds with its quartiles. Absolute times of different runs are not
+//! comparable, so only the reference has a time.
 //!
 //! ```ignore
 //! let mut bench = Bench::new("pool");
@@ -49,14 +49,14 @@ pub(crate) struct Bench {
     report: Report,
 }
 
-/// Some cases that are told together, in one unit.
+/// Cases with a common unit.
 pub(crate) struct Table<'a> {
     bench: &'a mut Bench,
     rounds: usize,
 }
 
 impl Bench {
-    /// Reads the command line, and says what is run where.
+    /// Reads the command line, and prints the machine and the command.
     pub(crate) fn new(name: &'static str) -> Self {
         let options = Options::from_command_line();
         let report = Report { bench: name, machine: Machine::this(), tables: Vec::new() };
@@ -66,7 +66,7 @@ impl Bench {
         Self { options, report }
     }
 
-    /// What is right for a measurement, or what is enough to see that the bench runs.
+    /// Returns `full` for a measurement, `smoke` for a check that the bench runs.
     pub(crate) fn size<T>(&self, full: T, smoke: T) -> T {
         if self.options.smoke { smoke } else { full }
     }
@@ -78,11 +78,11 @@ impl Bench {
         Table { rounds: self.size(15, 2), bench: self }
     }
 
-    /// Prints the goals, and leaves the report and the plot in `target/bench`.
+    /// Prints the goals, and writes the report and the plot to `target/bench`.
     ///
     /// # Panics
     ///
-    /// When they cannot be written.
+    /// If the files cannot be written.
     pub(crate) fn finish(self) {
         let report = self.report;
         if self.options.json {
@@ -105,13 +105,13 @@ impl Bench {
 }
 
 impl Table<'_> {
-    /// Another number of rounds than 15, for what takes long; smoke runs have 2.
+    /// Sets a number of rounds other than 15, for slow cases; smoke runs have 2.
     pub(crate) fn rounds(mut self, rounds: usize) -> Self {
         self.rounds = self.bench.size(rounds, 2);
         self
     }
 
-    /// Runs the contestants that `fill` enters, unless the filter leaves them all out.
+    /// Runs the contestants from `fill`, unless the filter excludes all.
     pub(crate) fn case<'a>(
         &mut self,
         name: &str,
@@ -138,7 +138,7 @@ impl Drop for Table<'_> {
     }
 }
 
-/// Where reports go: `target/bench`.
+/// The folder of reports: `target/bench`.
 pub(crate) fn directory() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("bench")
 }

@@ -5,16 +5,16 @@ use clap::Parser;
 /// Contestants take turns in one process; ratios are medians over the rounds, with quartiles.
 #[derive(Parser)]
 pub(super) struct Options {
-    /// See in a second or so that everything runs: the figures mean nothing, no files are written
+    /// Check in a second or so that everything runs: meaningless figures, no files
     #[arg(long)]
     pub(super) smoke: bool,
-    /// Run only what has this in its `table/case/row`, and what that is measured against
+    /// Run only rows with this text in `table/case/row`, and their references
     #[arg(long, value_name = "TEXT")]
     pub(super) filter: Option<String>,
     /// Print the report as JSON
     #[arg(long)]
     pub(super) json: bool,
-    /// What cargo passes
+    /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
 }

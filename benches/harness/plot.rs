@@ -12,7 +12,7 @@ use super::{
 const WIDTH: u32 = 1000;
 const ROW_HEIGHT: u32 = 26;
 const HEAD_HEIGHT: u32 = 90;
-/// Part of a panel's width that is the points', and not the legend's.
+/// The points' part of a panel's width; the remaining part is the legend's.
 const POINTS: f64 = 0.65;
 const COLOURS: [RGBColor; 8] = [
     RGBColor(0x1b, 0x6c, 0xa8),
@@ -46,8 +46,8 @@ fn height(table: &TableReport) -> u32 {
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
-/// One line for each row, one colour for each case: the median ratio, its quartiles, and the goal
-/// as a bar that the point should be left of.
+/// A line for each row, a colour for each case: the median ratio, its quartiles, and the goal as a
+/// bar, ideally to the right of the point.
 fn draw_table(table: &TableReport, panel: &Area<'_>) -> Result<(), Box<dyn Error>> {
     let rows = table.rows();
     let ratios = table.cases.iter().flat_map(|case| &case.rows).filter_map(|row| row.ratio);

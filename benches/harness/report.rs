@@ -1,4 +1,4 @@
-//! What a bench has found, for people and for programs.
+//! The results of a bench, for people and for programs.
 
 use std::fmt::Write;
 
@@ -31,7 +31,7 @@ pub(super) struct CaseReport {
 #[derive(Serialize)]
 pub(super) struct RowReport {
     pub(super) name: String,
-    /// Why it did not run.
+    /// The reason of a missing row.
     pub(super) skipped: Option<String>,
     /// In the unit of the table.
     pub(super) cost: Option<Spread>,
@@ -45,7 +45,7 @@ impl Report {
         serde_json::to_string_pretty(self).expect("a report is plain data")
     }
 
-    /// Each goal with what was reached.
+    /// Each goal with its result.
     pub(super) fn goals(&self) -> String {
         let mut text = String::new();
         for table in &self.tables {

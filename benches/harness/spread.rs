@@ -1,4 +1,4 @@
-//! The middle of some samples, and how far they lie apart.
+//! The median of samples, and their spread.
 
 use std::fmt;
 
@@ -22,7 +22,7 @@ impl Spread {
         Some(Self { low: quartile(1), median: quartile(2), high: quartile(3) })
     }
 
-    /// Of the ratios within each round; there is none to 0.
+    /// The spread of the ratios within each round; there is no ratio to 0.
     pub(super) fn of_ratios(samples: &[f64], floor: &[f64]) -> Option<Self> {
         let pairs = samples.iter().zip(floor).filter(|(_, floor)| **floor > 0.0);
         Self::of(pairs.map(|(sample, floor)| sample / floor))

@@ -1,4 +1,4 @@
-//! Two threads that last, since pools keep things for a thread that lasts.
+//! Two lasting threads, since pools keep slots for lasting threads.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ static THREADS: LazyLock<[Mutex<Sender<Job>>; 2]> = LazyLock::new(|| {
     })
 });
 
-/// Runs each job on a thread of its own, always the same, and answers what they answer.
+/// Runs each job on a thread of its own, always the same, and returns the results.
 pub(crate) fn together<T: Send + 'static>(
     first: impl FnOnce() -> T + Send + 'static,
     second: impl FnOnce() -> T + Send + 'static,
@@ -26,7 +26,7 @@ pub(crate) fn together<T: Send + 'static>(
     let jobs: [Box<dyn FnOnce() -> T + Send>; 2] = [Box::new(first), Box::new(second)];
     let mut answers = THREADS.iter().zip(jobs).map(|(jobs, job)| {
         let (answer, answered) = channel();
-        let job = move || answer.send(job()).expect("somebody waits for the answer");
+        let job = move || answer.send(job()).expect("the caller waits for the answer");
         let jobs = jobs.lock().unwrap_or_else(PoisonError::into_inner);
         jobs.send(Box::new(job)).expect("the threads do not end");
         answered

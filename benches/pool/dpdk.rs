@@ -1,4 +1,4 @@
-//! DPDK's mempool, where `benches/pool/dpdk.sh` has built it.
+//! DPDK's mempool, if built by `benches/pool/dpdk.sh`.
 
 use std::{
     ffi::{CStr, CString},
@@ -47,21 +47,21 @@ impl Dpdk {
             return Err("not built: see benches/pool/dpdk.sh".to_owned());
         }
         let path = CString::new(path.as_os_str().as_bytes()).map_err(|error| error.to_string())?;
-        // SAFETY: dlopen(3) of a C string; the library has no constructors but DPDK's, which
-        // register drivers.
+        // SAFETY: dlopen(3) of a C string; the library has only DPDK's constructors, which register
+        // drivers.
         let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW) };
         if library.is_null() {
             return Err("DPDK's libraries cannot be loaded".to_owned());
         }
         let symbol = |name: &'static CStr| {
-            // SAFETY: dlsym(3) with a library that is loaded, never unloaded, and a C string.
+            // SAFETY: dlsym(3) with a loaded library, never unloaded, and a C string.
             let address = unsafe { libc::dlsym(library, name.as_ptr()) };
             (!address.is_null()).then_some(address).ok_or(format!("no {name:?} in dpdk.so"))
         };
         let init = symbol(c"pinbuf_dpdk_init")?;
-        // SAFETY: dpdk.c defines it with this signature.
+        // SAFETY: dpdk.c defines the function with this signature.
         let init = unsafe { mem::transmute::<Address, Init>(init) };
-        // SAFETY: called once, with numbers of which any will do.
+        // SAFETY: called once; any numbers are valid.
         let error = unsafe { init(COUNT as u32, SIZE as u32) };
         if error != 0 {
             return Err(format!("DPDK cannot start: error {error}"));
@@ -69,13 +69,13 @@ impl Dpdk {
         let (alloc, recycle) = (symbol(c"pinbuf_dpdk_alloc")?, symbol(c"pinbuf_dpdk_recycle")?);
         let (pairs, bulks) = (symbol(c"pinbuf_dpdk_pairs")?, symbol(c"pinbuf_dpdk_bulks")?);
         Ok(Self {
-            // SAFETY: dpdk.c defines it with this signature.
+            // SAFETY: dpdk.c defines the function with this signature.
             alloc: unsafe { mem::transmute::<Address, EachBuf>(alloc) },
-            // SAFETY: dpdk.c defines it with this signature.
+            // SAFETY: dpdk.c defines the function with this signature.
             recycle: unsafe { mem::transmute::<Address, EachBuf>(recycle) },
-            // SAFETY: dpdk.c defines it with this signature.
+            // SAFETY: dpdk.c defines the function with this signature.
             pairs: unsafe { mem::transmute::<Address, Loop>(pairs) },
-            // SAFETY: dpdk.c defines it with this signature.
+            // SAFETY: dpdk.c defines the function with this signature.
             bulks: unsafe { mem::transmute::<Address, Loop>(bulks) },
         })
     }
@@ -92,20 +92,20 @@ impl Stock for Dpdk {
     }
 
     fn recycle(&self, mut buf: Buf) {
-        // SAFETY: the library is started, and the one buffer is one it gave out.
+        // SAFETY: the library is started, and handed out the buffer.
         unsafe { (self.recycle)(&raw mut buf, 1) };
     }
 
     fn alloc_each(&self, bufs: &mut Vec<Buf>) {
         bufs.reserve(BULK);
-        // SAFETY: the library is started; there is room for so many behind the length.
+        // SAFETY: the library is started; there is room for as many behind the length.
         unsafe { (self.alloc)(bufs.spare_capacity_mut().as_mut_ptr().cast(), BULK as u64) };
-        // SAFETY: so many were written behind the length.
+        // SAFETY: as many were written behind the length.
         unsafe { bufs.set_len(bufs.len() + BULK) };
     }
 
     fn recycle_each(&self, bufs: &mut Vec<Buf>) {
-        // SAFETY: the library is started, and all of these are buffers it gave out.
+        // SAFETY: the library is started, and handed out all of the buffers.
         unsafe { (self.recycle)(bufs.as_mut_ptr(), bufs.len() as u64) };
         bufs.clear();
     }

@@ -1,5 +1,5 @@
-//! The least code that could do the pool's job, written for the comparison: references, not proven
-//! minima. A slot is a number, there is one pool, and nothing is checked.
+//! The least code for the pool's job, written for the comparison: references, not proven minima. A
+//! slot is a number, there is one pool, and no checks are made.
 
 use std::{
     cell::Cell,
@@ -11,10 +11,10 @@ use super::{
     stock::{BULK, Stock},
 };
 
-/// Slots that a thread keeps at most: what DPDK's default cache holds.
+/// The most slots of a thread: the size of DPDK's default cache.
 const MAGAZINE: usize = 512;
 
-/// A stack of slots that one thread works on.
+/// A stack of slots for one thread.
 struct Stack {
     len: Cell<usize>,
     slots: [Cell<u32>; MAGAZINE],
@@ -32,7 +32,7 @@ impl Stack {
         Some(self.slots[len].get())
     }
 
-    /// Gives the slot back if there is no room.
+    /// Returns the slot if there is no room.
     #[inline]
     fn push(&self, slot: u32) -> Result<(), u32> {
         let len = self.len.get();
@@ -48,7 +48,7 @@ thread_local! {
     static LOADED: Stack = const { Stack::new(0) };
 }
 
-/// A bare thread-local stack: slots that come home on another thread stay there.
+/// A bare thread-local stack: slots dropped on a second thread stay there.
 pub(crate) struct BareStack;
 
 impl Stock for BareStack {
@@ -56,12 +56,12 @@ impl Stock for BareStack {
 
     #[inline]
     fn alloc(&self) -> u32 {
-        BARE.with(Stack::pop).expect("a stack that one thread uses is never empty")
+        BARE.with(Stack::pop).expect("the stack of one thread is never empty")
     }
 
     #[inline]
     fn recycle(&self, slot: u32) {
-        BARE.with(|stack| stack.push(slot)).expect("what was popped has room");
+        BARE.with(|stack| stack.push(slot)).expect("a popped slot has room");
     }
 
     #[inline]
@@ -72,12 +72,11 @@ impl Stock for BareStack {
     #[inline]
     fn recycle_bulk(&self, slots: &mut Vec<u32>) {
         BARE.with(|stack| slots.drain(..).try_for_each(|slot| stack.push(slot)))
-            .expect("what was popped has room");
+            .expect("a popped slot has room");
     }
 }
 
-/// Thread-local magazines over a locked stack, the depot, with which half a magazine is exchanged
-/// at a time.
+/// Thread-local magazines over a locked stack, the depot. Half a magazine is exchanged at a time.
 pub(crate) struct MagazineAndDepot(Mutex<Vec<u32>>);
 
 impl MagazineAndDepot {
@@ -89,7 +88,10 @@ impl MagazineAndDepot {
     fn fill(&self, magazine: &Stack) {
         let mut depot = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let first = depot.len().saturating_sub(MAGAZINE / 2);
-        depot.drain(first..).try_for_each(|slot| magazine.push(slot)).expect("it was empty");
+        depot
+            .drain(first..)
+            .try_for_each(|slot| magazine.push(slot))
+            .expect("the magazine was empty");
     }
 
     #[cold]
@@ -119,13 +121,13 @@ impl Stock for MagazineAndDepot {
         LOADED.with(|magazine| {
             if let Err(slot) = magazine.push(slot) {
                 self.spill(magazine);
-                magazine.push(slot).expect("half of it is free now");
+                magazine.push(slot).expect("half of the magazine is free");
             }
         });
     }
 }
 
-/// Gives out the same number for ever: what the workload costs.
+/// Always the same number: the cost of the workload.
 pub(crate) struct Nothing;
 
 impl Stock for Nothing {
@@ -137,8 +139,7 @@ impl Stock for Nothing {
     }
 }
 
-/// [`MagazineAndDepot`] with a slot in as many bytes as an address has, so that what is handed to
-/// another thread fills as many cache lines as the handles of others do.
+/// [`MagazineAndDepot`] with slots as wide as addresses, so that a hand-over fills as many cache lines as the handles of the rivals.
 pub(crate) struct Wide(pub(crate) MagazineAndDepot);
 
 impl Stock for Wide {

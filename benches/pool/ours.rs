@@ -13,7 +13,7 @@ use super::{
 pub(crate) struct Pinbuf(pub(crate) Pool);
 
 impl Pinbuf {
-    /// A pool of `count` buffers. Their memory is never touched, so it has no pages.
+    /// A pool of `count` buffers. Their memory stays untouched, and so without pages.
     pub(crate) fn of(count: usize) -> Self {
         let builder = Pool::builder().class(SIZE, count).backing(Backing::Require(Pages::Base));
         Self(builder.populate(false).build().expect("address space is not scarce"))
@@ -29,12 +29,12 @@ impl Stock for Pinbuf {
 
     #[inline]
     fn alloc(&self) -> PinnedBuf {
-        self.0.try_alloc(SIZE).expect("the pool is larger than what is out")
+        self.0.try_alloc(SIZE).expect("the pool has free slots")
     }
 
     #[inline]
     fn alloc_bulk(&self, bufs: &mut Vec<PinnedBuf>) {
-        self.0.try_alloc_many(SIZE, BULK, bufs).expect("the pool is larger than what is out");
+        self.0.try_alloc_many(SIZE, BULK, bufs).expect("the pool has free slots");
     }
 
     #[inline]

@@ -1,4 +1,4 @@
-//! pinbuf and those it is compared with, each as its documentation says it is fast.
+//! pinbuf and its rivals, each used as its documentation recommends for speed.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},
@@ -21,7 +21,7 @@ fn memory() -> Memory {
     Vec::with_capacity(SIZE)
 }
 
-/// For pools whose buffers borrow them.
+/// For pools with borrowing buffers.
 fn for_ever<T>(pool: T) -> &'static T {
     Box::leak(Box::new(pool))
 }
@@ -31,7 +31,7 @@ pub(crate) struct PinbufLocal(pinbuf::pool::LocalPool<'static>);
 
 impl PinbufLocal {
     pub(crate) fn new() -> Self {
-        Self(for_ever(Pinbuf::new()).0.local(SIZE).expect("there is one class"))
+        Self(for_ever(Pinbuf::new()).0.local(SIZE).expect("the pool has one class"))
     }
 }
 
@@ -40,7 +40,7 @@ impl Stock for PinbufLocal {
 
     #[inline]
     fn alloc(&self) -> PinnedBuf {
-        self.0.try_alloc().expect("the pool is larger than what is out")
+        self.0.try_alloc().expect("the pool has free slots")
     }
 
     #[inline]
@@ -49,7 +49,7 @@ impl Stock for PinbufLocal {
     }
 }
 
-/// What opool asks how to make a buffer.
+/// The maker of buffers for opool.
 pub(crate) struct Maker;
 
 impl PoolAllocator<Memory> for Maker {
@@ -96,8 +96,8 @@ pub(crate) struct Zeropool(&'static ZeroPool);
 
 impl Zeropool {
     pub(crate) fn new() -> Self {
-        // As many in a thread's cache as the floor has; the default of two would be exchanged all
-        // the time.
+        // As many in a thread's cache as the floor has; the default of two would be exchanged
+        // constantly.
         let pool = ZeroPool::new().tls_cache_size(512).max_buffers_per_class(COUNT);
         pool.warm(COUNT, SIZE);
         Self(for_ever(pool))
@@ -158,12 +158,12 @@ impl Stock for ArrayQueue<Memory> {
 
     #[inline]
     fn alloc(&self) -> Memory {
-        self.pop().expect("the pool is larger than what is out")
+        self.pop().expect("the pool has free slots")
     }
 
     #[inline]
     fn recycle(&self, memory: Memory) {
-        self.push(memory).expect("what was popped has room");
+        self.push(memory).expect("a popped buffer has room");
     }
 }
 
@@ -178,7 +178,7 @@ impl Stock for SegQueue<Memory> {
 
     #[inline]
     fn alloc(&self) -> Memory {
-        self.pop().expect("the pool is larger than what is out")
+        self.pop().expect("the pool has free slots")
     }
 
     #[inline]
@@ -199,7 +199,7 @@ impl Stock for Mutex<Vec<Memory>> {
     #[inline]
     fn alloc(&self) -> Memory {
         let mut free = self.lock().unwrap_or_else(PoisonError::into_inner);
-        free.pop().expect("the pool is larger than what is out")
+        free.pop().expect("the pool has free slots")
     }
 
     #[inline]
@@ -212,7 +212,7 @@ pub(crate) fn mutex() -> Mutex<Vec<Memory>> {
     Mutex::new((0..COUNT).map(|_| memory()).collect())
 }
 
-/// No pool, an allocator.
+/// An allocator in place of a pool.
 pub(crate) struct Heap<A>(A);
 
 pub(crate) const SYSTEM: Heap<System> = Heap(System);
@@ -236,12 +236,12 @@ impl<A: GlobalAlloc> Stock for Heap<A> {
     fn alloc(&self) -> Allocated {
         // SAFETY: the layout has a size.
         let memory = unsafe { self.0.alloc(LAYOUT) };
-        Allocated(NonNull::new(memory).expect("64 KiB are to be had"))
+        Allocated(NonNull::new(memory).expect("64 KiB are available"))
     }
 
     #[inline]
     fn recycle(&self, memory: Allocated) {
-        // SAFETY: `alloc` of the same allocator gave this memory for the same layout.
+        // SAFETY: `alloc` of the same allocator returned this memory for the same layout.
         unsafe { self.0.dealloc(memory.0.as_ptr(), LAYOUT) };
     }
 }

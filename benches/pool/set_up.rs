@@ -9,7 +9,7 @@ use pinbuf::{
 
 use super::{SIZE, harness::thread_cpu};
 
-/// The milliseconds it takes to build a pool of `len` bytes.
+/// The milliseconds to build a pool of `len` bytes.
 pub(crate) fn pinbuf(pages: Pages, len: usize) -> Result<f64, String> {
     let start = thread_cpu();
     let builder = Pool::builder().class(SIZE, len / SIZE).backing(Backing::Require(pages));
@@ -19,7 +19,7 @@ pub(crate) fn pinbuf(pages: Pages, len: usize) -> Result<f64, String> {
     Ok(ms(taken))
 }
 
-/// The milliseconds it takes to map `len` bytes and to populate them.
+/// The milliseconds to map and populate `len` bytes.
 pub(crate) fn raw(pages: Pages, len: usize) -> Result<f64, String> {
     let start = thread_cpu();
     let mapping = Mapping::new(pages, len).map_err(|error| error.to_string())?;
@@ -32,7 +32,7 @@ fn ms(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// What transparent huge pages are aligned to.
+/// The alignment of transparent huge pages.
 const HUGE: usize = 2 << 20;
 
 struct Mapping {
@@ -47,11 +47,11 @@ impl Mapping {
             Pages::HugeTlb { .. } => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
             _ => 0,
         };
-        // Room to align in.
+        // Room for the alignment.
         let mapped_len = if huge { len + HUGE } else { len };
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | hugetlb;
-        // SAFETY: mmap(2) without MAP_FIXED at no address disturbs nothing.
+        // SAFETY: mmap(2) without MAP_FIXED and without an address disturbs nothing.
         let address = unsafe { libc::mmap(ptr::null_mut(), mapped_len, prot, flags, -1, 0) };
         if address == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -69,13 +69,13 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: munmap(2) of just what was mapped, which nobody else knows of.
+        // SAFETY: munmap(2) of exactly this private mapping.
         unsafe { libc::munmap(self.address, self.len) };
     }
 }
 
 fn advise(address: *mut libc::c_void, len: usize, advice: libc::c_int) -> io::Result<()> {
-    // SAFETY: madvise(2) within a mapping of one's own; neither advice changes what is there.
+    // SAFETY: madvise(2) within a private mapping; neither advice changes its contents.
     match unsafe { libc::madvise(address, len, advice) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),

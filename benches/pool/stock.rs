@@ -1,13 +1,13 @@
-//! The one trait that every contestant of the pool bench implements.
+//! The trait of the contestants in the pool bench.
 
 use std::hint::black_box;
 
-/// Buffers that are taken together.
+/// The number of buffers per batch.
 pub(crate) const BULK: usize = 32;
 
-/// Gives out buffers and takes them back.
+/// Hands out buffers and takes them back.
 ///
-/// The loops are here so that what is written in another language can run its own.
+/// The loops are here so that a contestant in C can run its own.
 pub(crate) trait Stock {
     type Buf;
 
@@ -17,34 +17,34 @@ pub(crate) trait Stock {
         drop(buf);
     }
 
-    /// Adds `BULK` buffers, one by one.
+    /// Adds `BULK` buffers singly.
     fn alloc_each(&self, bufs: &mut Vec<Self::Buf>) {
         bufs.extend((0..BULK).map(|_| black_box(self.alloc())));
     }
 
-    /// Takes all of `bufs`, one by one.
+    /// Returns all of `bufs` singly.
     fn recycle_each(&self, bufs: &mut Vec<Self::Buf>) {
         bufs.drain(..).for_each(|buf| self.recycle(black_box(buf)));
     }
 
-    /// Adds `BULK` buffers in one call, if there is one.
+    /// Adds `BULK` buffers in one call, if possible.
     fn alloc_bulk(&self, bufs: &mut Vec<Self::Buf>) {
         self.alloc_each(bufs);
     }
 
-    /// Takes all of `bufs` in one call, if there is one.
+    /// Returns all of `bufs` in one call, if possible.
     fn recycle_bulk(&self, bufs: &mut Vec<Self::Buf>) {
         self.recycle_each(bufs);
     }
 
-    /// Takes a buffer and gives it back, `count` times.
+    /// Takes and returns a buffer, `count` times.
     fn pairs(&self, count: usize) {
         for _ in 0..count {
             self.recycle(black_box(self.alloc()));
         }
     }
 
-    /// Takes `BULK` buffers, one by one, and gives them back so, until it was `count` buffers.
+    /// Takes `BULK` buffers singly and returns them singly, until `count` buffers.
     fn batches(&self, count: usize) {
         let mut bufs = Vec::with_capacity(BULK);
         for _ in 0..count / BULK {
@@ -53,7 +53,7 @@ pub(crate) trait Stock {
         }
     }
 
-    /// Takes `BULK` buffers in one call, gives them back in one, until it was `count` buffers.
+    /// Takes `BULK` buffers in one call and returns them in one call, until `count` buffers.
     fn bulks(&self, count: usize) {
         let mut bufs = Vec::with_capacity(BULK);
         for _ in 0..count / BULK {

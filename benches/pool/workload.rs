@@ -1,4 +1,4 @@
-//! What the contestants of the pool bench are made to do.
+//! The workloads of the pool bench.
 
 use std::{
     sync::{Arc, Barrier},
@@ -14,13 +14,13 @@ use super::{
     stock::{BULK, Stock},
 };
 
-/// Buffers that are timed together.
+/// The number of buffers per measurement.
 const COUNT: usize = 1024;
 
-/// Hands in which buffers go to the other thread.
+/// The number of hands that carry buffers to the second thread.
 const HANDS: usize = 8;
 
-/// A contestant and the work; answers nanoseconds for each buffer.
+/// A workload for a contestant. Returns nanoseconds per buffer.
 pub(crate) type Workload<S> = fn(&Arc<S>, Duration) -> f64;
 
 pub(crate) fn pair<S: Stock>(stock: &Arc<S>, slice: Duration) -> f64 {
@@ -35,7 +35,7 @@ pub(crate) fn bulk<S: Stock>(stock: &Arc<S>, slice: Duration) -> f64 {
     per_op(thread_cpu, slice, COUNT, || stock.bulks(COUNT))
 }
 
-/// Pairs on two threads at the same time: what one of them pays.
+/// Pairs on two threads at the same time: the cost for one of them.
 pub(crate) fn two_threads<S: Stock + Send + Sync + 'static>(
     stock: &Arc<S>,
     slice: Duration,
@@ -51,14 +51,14 @@ pub(crate) fn two_threads<S: Stock + Send + Sync + 'static>(
     crew::together(one(), one()).iter().sum::<f64>() / 2.0
 }
 
-/// Pairs on one of the threads that last.
+/// Pairs on one of the lasting threads.
 pub(crate) fn one_thread<S: Stock + Send + Sync + 'static>(stock: &Arc<S>, slice: Duration) -> f64 {
     let stock = Arc::clone(stock);
     crew::together(move || pair(&stock, slice), || 0.0)[0]
 }
 
-/// Buffers taken on one thread and given back on another, handed over in full hands of `BULK`: the
-/// time on the wall that passes for each.
+/// Buffers taken on one thread and returned on a second, handed over in full hands of `BULK`: the
+/// wall-clock time per buffer.
 pub(crate) fn hand_over<S>(stock: &Arc<S>, slice: Duration) -> f64
 where
     S: Stock + Send + Sync + 'static,
@@ -74,7 +74,7 @@ where
                 let mut bufs = waited(&empty);
                 let taken = wall() - start;
                 if taken > slice {
-                    // An empty hand: the end.
+                    // An empty hand means the end.
                     full.push(bufs);
                     return taken.as_nanos() as f64 / (hands * BULK) as f64;
                 }
@@ -96,7 +96,7 @@ where
     crew::together(giver, taker)[0]
 }
 
-/// Looks until there is something; the other thread may need this processor to put it there.
+/// Polls the queue; the second thread may need this processor for its push.
 fn waited<T>(queue: &SegQueue<T>) -> T {
     for looks in 1_u32.. {
         if let Some(found) = queue.pop() {
@@ -106,5 +106,5 @@ fn waited<T>(queue: &SegQueue<T>) -> T {
             thread::yield_now();
         }
     }
-    unreachable!("the other thread gets to run");
+    unreachable!("the second thread gets to run");
 }

@@ -1,4 +1,4 @@
-//! Who sends.
+//! The contestants of the send bench.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -6,16 +6,16 @@ use pinbuf::{PinnedBuf, Policy, Pool, Sender};
 
 use crate::{memory::backing, way::FarEnd};
 
-/// Sends the same buffers in turn, of one length each.
+/// Sends the same buffers in turn, all of the same length.
 pub(crate) trait Contestant {
-    /// Sends the next buffer whole, once a former use of it is released.
+    /// Sends the next buffer whole, after the release of its former use.
     fn send(&mut self, far: &mut FarEnd);
-    /// Waits until everything is released.
+    /// Waits for all releases.
     fn drain(&mut self);
     fn fd(&self) -> BorrowedFd<'_>;
 }
 
-/// The library: a pool's buffers go round.
+/// The library: a pool's buffers in rotation.
 pub(crate) struct Pinbuf {
     sender: Sender,
     /// Sent in turn, so that each was filled long ago.
@@ -33,13 +33,13 @@ impl Pinbuf {
         len: usize,
         huge: bool,
     ) -> Result<Self, String> {
-        // A tenth more than is sent in turn, so that there is always one to be had.
+        // A tenth more than the buffers in turn, so that a slot is always available.
         let count = data / len;
         let pool =
             Pool::builder().class(len, count + count / 10 + 2).backing(backing(huge)).build();
         let pool = pool.map_err(|error| error.to_string())?;
-        // With `Prefer` everything goes without copy, so that it compares with the loop; `Auto`
-        // decides as it does for a user.
+        // With `Prefer` all sends are zero-copy and compare with the loop; `Auto` decides as for a
+        // user.
         let mut builder = Sender::builder().policy(policy);
         if policy == Policy::Prefer {
             builder = builder.threshold_bytes(1);
@@ -59,11 +59,11 @@ impl Contestant for Pinbuf {
         let count = self.filled.len();
         let place = &mut self.filled[self.next];
         self.next = if self.next + 1 == count { 0 } else { self.next + 1 };
-        let buf = place.take().expect("one comes for each that goes");
+        let buf = place.take().expect("each place has a buffer");
         self.sender.send(buf).expect("the connection lasts");
-        let mut buf = self.pool.alloc(self.len).expect("slots come home");
-        // SAFETY: every slot of the pool was written to its end: those that were alloced at first,
-        // in `new`; the others are handed out as zeroes by the kernel, which are initialized.
+        let mut buf = self.pool.alloc(self.len).expect("slots are recycled");
+        // SAFETY: every slot of the pool is initialized to its end: the first ones in `new`, the
+        // others by the kernel, as zeros.
         unsafe { buf.set_len(self.len) };
         *place = Some(buf);
     }

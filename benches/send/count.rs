@@ -1,19 +1,19 @@
-//! User instructions: this program runs itself under `valgrind --tool=callgrind`.
+//! User instructions: the program runs itself under `valgrind --tool=callgrind`.
 
 use std::{env, process::Command};
 
 use crate::{SetUp, way::Way};
 
-/// Tells the program what to run: a contestant, a way, a number of sends.
+/// Selects the run: a contestant, a way, a number of sends.
 const COUNTED: &str = "PINBUF_BENCH_COUNTED";
 
 const LEN: usize = 16 << 10;
 
-/// As many sends as begin and end differently, and those more that are counted.
+/// The sends in the base run, for start and end, and the additional sends for the count.
 const BASE: u64 = 5_000;
 const MORE: u64 = 10_000;
 
-/// User instructions of one send, with all that it takes until its buffer is free again.
+/// User instructions of one send, up to the release of its buffer.
 pub(crate) fn instructions(name: &str, way: Way) -> Result<f64, String> {
     let [base, more] = [BASE, BASE + MORE].map(|sends| run(name, way, sends));
     Ok((more? - base?) as f64 / MORE as f64)
@@ -31,7 +31,7 @@ fn run(name: &str, way: Way, sends: u64) -> Result<u64, String> {
     count.ok_or_else(|| format!("valgrind counted nothing: {text}"))
 }
 
-/// Sends what [`instructions`] counts, if this is the program that it runs.
+/// Runs the counted sends, if this is the program under valgrind.
 pub(crate) fn counts() -> bool {
     let Ok(counted) = env::var(COUNTED) else { return false };
     let mut parts = counted.split('|');

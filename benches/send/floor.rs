@@ -1,7 +1,7 @@
-//! The floor: the least code that sends with `MSG_ZEROCOPY` and reads its notes.
+//! The floor: the least code that sends with `MSG_ZEROCOPY` and reads its notifications.
 //!
-//! Fixed buffers in a ring, ids that are taken to be released in order, no fate, no second thread,
-//! no error but "not now". A reference for what the library's promises cost, not a way to send.
+//! Fixed buffers in a ring, ids assumed to be released in order, no fate, no second thread, no
+//! error but "not now". A reference for the cost of the library's promises, not a way to send.
 
 use std::{
     io, mem,
@@ -12,7 +12,7 @@ use std::{
 
 use crate::{common::enable_zerocopy, contestant::Contestant, memory::Memory, way::FarEnd};
 
-/// Sends after which the error queue is read; the library's number.
+/// The number of sends between two reads of the error queue, the same as the library's.
 const READ_EVERY: u32 = 32;
 
 /// Messages read by one call.
@@ -21,7 +21,7 @@ const MESSAGES: usize = 32;
 /// Room for the control data of one message, in bytes.
 const CONTROL: usize = 128;
 
-/// A socket, a ring of buffers, and how many ids are out.
+/// A socket, a ring of buffers, and the number of ids in flight.
 pub(crate) struct Floor {
     near: OwnedFd,
     zero_copy: bool,
@@ -66,7 +66,7 @@ impl Floor {
         }
     }
 
-    /// Reads the error queue once: up to 32 notes.
+    /// Reads the error queue once: up to 32 notifications.
     fn read(&mut self) {
         self.unread = 0;
         for (header, control) in self.headers.iter_mut().zip(self.control.iter_mut()) {
@@ -100,7 +100,7 @@ impl Contestant for Floor {
             self.read();
         }
         let parts = self.memory.len() / self.len;
-        // A buffer is sent anew only after its release; in order, as is taken for granted here.
+        // A buffer is sent again only after its release, here assumed to be in order.
         while self.zero_copy && (self.sent - self.released) as usize == parts {
             self.wait(0);
         }
@@ -111,7 +111,7 @@ impl Contestant for Floor {
             | libc::MSG_NOSIGNAL
             | if self.zero_copy { libc::MSG_ZEROCOPY } else { 0 };
         while at < self.len {
-            // SAFETY: send(2) reads `len - at` bytes, which are the memory's; nobody writes them.
+            // SAFETY: send(2) reads `len - at` bytes of the memory, which has no writers.
             let sent = unsafe {
                 libc::send(
                     self.near.as_raw_fd(),

@@ -1,11 +1,11 @@
-//! Memory to send from.
+//! Memory for sends.
 
 use pinbuf::{
     PinnedBuf, Pool,
     pool::{Backing, Pages},
 };
 
-/// The kind of pages that everybody sends from; no other will do.
+/// The kind of pages for all contestants, without alternatives.
 pub(crate) fn backing(huge: bool) -> Backing {
     Backing::Require(if huge { Pages::Thp } else { Pages::Base })
 }

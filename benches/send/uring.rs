@@ -1,4 +1,4 @@
-//! `io_uring`'s own zero copy: `SEND_ZC`, with and without registered buffers.
+//! The zero copy of `io_uring`: `SEND_ZC`, with and without registered buffers.
 
 use std::{
     io,
@@ -10,7 +10,7 @@ use io_uring::{IoUring, cqueue, opcode, types};
 
 use crate::{contestant::Contestant, memory::Memory, way::FarEnd};
 
-/// Sends and releases on their way at most; a send takes two places of the queue.
+/// The most sends and releases in flight; a send takes two places of the queue.
 const ENTRIES: u32 = 64;
 
 pub(crate) struct Uring {
@@ -20,7 +20,7 @@ pub(crate) struct Uring {
     registered: bool,
     len: usize,
     next: usize,
-    /// Releases to come.
+    /// The number of expected releases.
     outstanding: usize,
 }
 
@@ -36,14 +36,14 @@ impl Uring {
         if registered {
             let all =
                 libc::iovec { iov_base: memory.start().cast_mut().cast(), iov_len: memory.len() };
-            // SAFETY: the memory is mapped for longer than the ring lives: both are dropped here.
+            // SAFETY: the memory stays mapped longer than the ring lives: both are dropped here.
             let done = unsafe { ring.submitter().register_buffers(&[all]) };
             done.map_err(|error| format!("buffers cannot be registered: {error}"))?;
         }
         Ok(Self { near, ring, memory, registered, len, next: 0, outstanding: 0 })
     }
 
-    /// Looks at what has completed; the bytes of the send, if that has.
+    /// Looks for completions. Returns the bytes of the send, if completed.
     fn reap(&mut self) -> Option<usize> {
         let mut sent = None;
         for entry in self.ring.completion() {
@@ -58,8 +58,7 @@ impl Uring {
         sent
     }
 
-    /// Submits and waits for something to complete, but not for long: what has to be done at the
-    /// far end may come first.
+    /// Submits and waits for a completion, but not for long: the far end may have to act first.
     fn wait(&mut self) {
         let soon = types::Timespec::new().nsec(1_000_000);
         let soon = types::SubmitArgs::new().timespec(&soon);
@@ -80,7 +79,7 @@ impl Contestant for Uring {
             .flags(libc::MSG_WAITALL | libc::MSG_NOSIGNAL)
             .buf_index(index)
             .build();
-        // SAFETY: the memory lives longer than the ring and is never written to again.
+        // SAFETY: the memory lives longer than the ring and is never written again.
         unsafe { self.ring.submission().push(&entry) }.expect("the queue was emptied");
         self.wait();
         let sent = loop {
@@ -91,7 +90,7 @@ impl Contestant for Uring {
             self.wait();
         };
         assert_eq!(sent, self.len, "a send is whole");
-        // A buffer is sent anew only after its release.
+        // A buffer is sent again only after its release.
         while self.outstanding + 1 >= parts {
             self.wait();
             self.reap();

@@ -1,4 +1,4 @@
-//! Where the bytes go: a socket, and what has to be done at its far end.
+//! The ways of the bytes: a socket, and the actions at its far end.
 
 use std::{
     fmt,
@@ -14,21 +14,21 @@ use crate::{
     fake_peer::{FAR, FakePeer, name},
 };
 
-/// Bytes after which the fake peer acknowledges.
+/// The number of bytes between two acknowledgements of the fake peer.
 const ACK_EVERY: usize = 128 << 10;
 
-/// What may be unacknowledged while more is sent: less than the socket buffer.
+/// The most unacknowledged bytes before the next send: less than the socket buffer.
 const MOST_UNACKED: u64 = 1 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Way {
-    /// A peer in this process, over loopback: everything is copied.
+    /// A peer in this process, over loopback: all bytes are copied.
     Loopback,
-    /// Datagrams to a device that drops them: nothing is copied.
+    /// Datagrams to a device that drops them: no byte is copied.
     Datagrams,
-    /// Datagrams that end before any device: nothing is copied, and nothing is needed for it.
+    /// Datagrams that end before any device: no byte is copied, and no privilege is needed.
     NoDevice,
-    /// A stream to a device that drops it, and forged acknowledgements: nothing is copied.
+    /// A stream to a device that drops it, and forged acknowledgements: no byte is copied.
     FakePeer,
 }
 
@@ -74,23 +74,23 @@ impl Way {
     }
 }
 
-/// Bytes that the far end of a connection over loopback waits for at once.
+/// The least number of bytes for a read at the far end over loopback.
 const READ_AT_LEAST: i32 = 128 << 10;
 
-/// Connects to a thread that reads all there is.
+/// Connects to a thread that reads all bytes.
 fn loopback() -> OwnedFd {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let near = socket(libc::AF_INET, libc::SOCK_STREAM, 0);
-    // bbr, the default of some machines, makes copying slow here, and so flatters zero copy. Before
-    // the connection, since its pacing stays behind.
+    // bbr, the default of some machines, makes copying slow here, and so flatters zero copy. Set
+    // before the connection, since bbr's pacing stays behind.
     set_option(&near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"cubic");
     name(&near, libc::connect, (Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port()));
     let (mut far, _) = listener.accept().unwrap();
-    // Else whoever is a little slower than the reader, and so finds it asleep, pays for waking it
-    // at every send, which costs as much as all the rest.
+    // Otherwise a contestant a little slower than the reader finds it asleep, and pays for a
+    // wake-up at every send, as much as for all other work.
     set_option(&far, libc::SOL_SOCKET, libc::SO_RCVLOWAT, &READ_AT_LEAST);
-    // Each end on a processor of its own, where there are two: the scheduler would leave some
-    // connections so, and others not, for as long as they last.
+    // Each end on a processor of its own, if there are two: the scheduler would place only some
+    // connections so, for their whole life.
     stay_on(0);
     thread::spawn(move || {
         stay_on(1);
@@ -100,19 +100,18 @@ fn loopback() -> OwnedFd {
     near
 }
 
-/// Has this thread run on one processor, if there is that.
+/// Binds this thread to one processor, if there is one.
 fn stay_on(cpu: usize) {
     // SAFETY: all zero bytes are a value of `cpu_set_t`: an array of integers.
     let mut set: libc::cpu_set_t = unsafe { mem::zeroed() };
     // SAFETY: the set has room for 1024 processors.
     unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: sched_setaffinity(2) reads one set, alive during the call. If it fails, nothing has
-    // changed.
+    // SAFETY: sched_setaffinity(2) reads one set, alive during the call. A failure changes nothing.
     let _ = unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) };
 }
 
 impl FarEnd {
-    /// So many bytes more were sent.
+    /// `bytes` more bytes were sent.
     pub(crate) fn take(&mut self, near: BorrowedFd<'_>, bytes: usize) {
         self.unacked += bytes;
         if self.unacked >= ACK_EVERY {
@@ -121,7 +120,7 @@ impl FarEnd {
         }
     }
 
-    /// Everything is sent.
+    /// All bytes are sent.
     pub(crate) fn take_all(&mut self, near: BorrowedFd<'_>) {
         self.acknowledge(near, 0);
     }

@@ -1,10 +1,10 @@
-//! The orders in which ids come back, and the loop that issues and releases in them.
+//! Orders of released ids, and the loop that issues and releases in such an order.
 
 use std::{hint::black_box, num::NonZeroU64, rc::Rc};
 
 use super::rivals::{Lease, Tracker};
 
-/// For each window of ids, in which order the notes release it.
+/// The order of a window's notifications.
 pub(crate) struct Order {
     pub(crate) window: usize,
     pub(crate) name: &'static str,
@@ -18,7 +18,7 @@ impl Order {
         Self { window, name, notes }
     }
 
-    /// Puts the notes at `places`, which are in order, into any order.
+    /// Shuffles the notifications at `places`, an ascending list.
     fn shuffle(mut self, places: &[usize]) -> Self {
         let mut random = Random(0x9E37_79B9_7F4A_7C15);
         for at in (1..places.len()).rev() {
@@ -35,7 +35,7 @@ impl Order {
         Self::new(window, "in order", 1)
     }
 
-    /// A tenth of the ids changes places, however far.
+    /// Shuffles a tenth of the ids, over any distance.
     pub(crate) fn a_tenth_astray(window: usize) -> Self {
         let mut random = Random(0xD1B5_4A32_D192_ED03);
         let places: Vec<usize> = (0..window).filter(|_| random.below(10) == 0).collect();
@@ -64,17 +64,17 @@ impl Random {
     }
 }
 
-/// Keeps a tracker's window full: whenever a note releases ids of the oldest window, as many are
-/// issued.
+/// Keeps a tracker's window full: for the ids released by a notification of the oldest window, as
+/// many are issued.
 pub(crate) struct Driver<T> {
     tracker: T,
     order: Rc<Order>,
-    /// The next note of `order`.
+    /// The next notification of `order`.
     at: usize,
-    /// The first id of the window that is being released.
+    /// The first id of the present window.
     base: u32,
     next: u32,
-    /// Of the leases released of this window.
+    /// The sum over the leases released in this window.
     sum: u64,
 }
 
@@ -106,11 +106,11 @@ impl<T: Tracker> Driver<T> {
         }
     }
 
-    /// Looks whether the leases were the right ones, and goes on to the next window.
+    /// Checks the leases of the window, and continues with the next window.
     fn end_window(&mut self) {
         let (first, count) = (u64::from(self.base), self.order.window as u64);
         let end = self.base.wrapping_add(self.order.window as u32);
-        // Their sum is known, unless the ids wrap in between.
+        // The sum is known, unless the ids wrap in between.
         if T::KEEPS_LEASES && end > self.base {
             let expected = count * lease(self.base).number.get() + count * (count - 1) / 2;
             assert_eq!(self.sum, expected, "the leases of {count} ids from {first} on");
@@ -121,7 +121,7 @@ impl<T: Tracker> Driver<T> {
     }
 }
 
-/// Some lease, which its id tells.
+/// The lease of an id.
 fn lease(id: u32) -> Lease {
     Lease::new(NonZeroU64::MIN.saturating_add(u64::from(id)))
 }

@@ -1,4 +1,4 @@
-//! The tracker and those it is compared with.
+//! The tracker and its rivals.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -10,7 +10,7 @@ use pinbuf::__internals::{ALONE, CompletionTracker};
 use rustc_hash::FxBuildHasher;
 use slab::Slab;
 
-/// What is tracked: as large as a sender's lease, and with a value that it never has.
+/// A tracked value: as large as a sender's lease, with an impossible value for `Option`.
 #[derive(Clone, Copy)]
 pub(crate) struct Lease {
     pub(crate) number: NonZeroU64,
@@ -23,7 +23,7 @@ impl Lease {
     }
 }
 
-/// What there is to keep for an id: its lease, and the bytes of its call.
+/// The record of an id: its lease, and the bytes of its call.
 pub(crate) type Place = (Lease, u32);
 
 /// Bytes of every call.
@@ -31,17 +31,17 @@ const BYTES: u32 = 1460;
 
 /// Knows the leases of outstanding ids.
 pub(crate) trait Tracker {
-    /// Whether the leases come back.
+    /// `true` if the tracker returns the leases.
     const KEEPS_LEASES: bool = true;
 
     fn new(window: usize) -> Self;
 
     fn issue(&mut self, id: u32, lease: Lease);
 
-    /// Takes what is kept of one outstanding id.
+    /// Removes the record of one outstanding id.
     fn remove(&mut self, id: u32) -> Place;
 
-    /// Releases the ids of a note; their bytes.
+    /// Releases the ids of a notification. Returns their bytes.
     fn release(&mut self, lo: u32, hi: u32, mut released: impl FnMut(Lease)) -> usize {
         let mut sum = 0;
         for offset in 0..=hi.wrapping_sub(lo) {
@@ -62,11 +62,11 @@ impl Tracker for CompletionTracker<Lease> {
     fn issue(&mut self, _: u32, lease: Lease) {
         assert!(self.has_place(), "no straggler is that old");
         self.insert_issued(|| lease, BYTES);
-        assert!(self.settle(ALONE).is_none(), "its id holds it");
+        assert!(self.settle(ALONE).is_none(), "the lease's id holds it");
     }
 
     fn remove(&mut self, _: u32) -> Place {
-        unreachable!("it releases notes");
+        unreachable!("the tracker releases notifications");
     }
 
     #[inline(always)]
@@ -76,7 +76,7 @@ impl Tracker for CompletionTracker<Lease> {
     }
 }
 
-/// The floor: a place for each id of two windows, and nothing is checked.
+/// The floor: a place for each id of two windows, without checks.
 pub(crate) struct Ring {
     places: Box<[Option<Place>]>,
 }
@@ -99,7 +99,7 @@ impl Tracker for Ring {
     }
 }
 
-/// What the loop around the trackers costs.
+/// The cost of the loop around the trackers.
 pub(crate) struct Nothing;
 
 impl Tracker for Nothing {
@@ -120,7 +120,7 @@ impl Tracker for Nothing {
     }
 }
 
-/// A hash map, with one hasher or another.
+/// A hash map, with a choice of hashers.
 pub(crate) struct Map<S>(HashMap<u32, Place, S>);
 
 impl<S: BuildHasher + Default> Tracker for Map<S> {
@@ -143,7 +143,7 @@ pub(crate) type Std = Map<RandomState>;
 pub(crate) type Fx = Map<FxBuildHasher>;
 pub(crate) type Foldhash = Map<hashbrown::DefaultHashBuilder>;
 
-/// Ids to leases, and leases to how many ids they have: folly's shape.
+/// Maps from ids to leases, and from leases to the number of their ids: folly's shape.
 pub(crate) struct TwoMaps {
     leases: HashMap<u32, Lease>,
     counts: HashMap<NonZeroU64, (u32, u32)>,
@@ -223,7 +223,7 @@ impl Tracker for IndexedDeque {
     }
 }
 
-/// A queue that is searched from the oldest on.
+/// A queue, searched from the oldest on.
 pub(crate) struct ScannedDeque(VecDeque<(u32, Place)>);
 
 impl Tracker for ScannedDeque {
@@ -239,12 +239,12 @@ impl Tracker for ScannedDeque {
     #[inline]
     fn remove(&mut self, id: u32) -> Place {
         let at = self.0.iter().position(|(other, _)| *other == id);
-        self.0.remove(at.expect("the id is outstanding")).expect("it was found there").1
+        self.0.remove(at.expect("the id is outstanding")).expect("the id was found there").1
     }
 }
 
-/// A linked list that is searched from the oldest on: SPDK's shape. Its nodes come from a table, as
-/// SPDK's requests do.
+/// A linked list, searched from the oldest on: SPDK's shape. Its nodes come from a table, like
+/// SPDK's requests.
 pub(crate) struct ListScan {
     nodes: Slab<Node>,
 }
@@ -285,11 +285,11 @@ impl Tracker for ListScan {
         let node = self.nodes.remove(key);
         self.nodes[node.before].behind = node.behind;
         self.nodes[node.behind].before = node.before;
-        node.place.expect("only the ends have none")
+        node.place.expect("only the ends have no place")
     }
 }
 
-/// A slab, and a ring that knows the key of each id: the kernel keeps no key for us.
+/// A slab, and a ring with the key of each id: the kernel keeps no key for the sender.
 pub(crate) struct SlabBehindRing {
     keys: Box<[u32]>,
     places: Slab<Place>,

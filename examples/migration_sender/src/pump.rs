@@ -178,7 +178,7 @@ impl Pump {
         shared: Arc<Shared>,
         events: Sender<Event>,
     ) -> Self {
-        // A slow channel sends small packets: the destination hears from it often enough.
+        // A slow channel sends small packets, as frequent signs of life for the destination.
         let most = match shared.rate_limit {
             Some(rate) => ((rate / 4) as usize / PAGE * PAGE).clamp(PAGE, MAX_PACKET),
             None => MAX_PACKET,
@@ -198,7 +198,7 @@ impl Pump {
     /// Obeys until the coordinator hangs up, then closes the channel in order.
     pub fn run(mut self, commands: &Receiver<Command>) -> ZeroCopyReport {
         let outcome = self.obey(commands);
-        // Channel 0 takes the reason for giving up to the destination; the others just end.
+        // Channel 0 takes the reason of the failure to the destination; the others just end.
         let deadline = match (&outcome, self.number) {
             (Ok(()), _) => Some(Instant::now() + CLOSE_PATIENCE),
             (Err(_), 0) => Some(Instant::now() + GOODBYE_PATIENCE),
@@ -210,7 +210,7 @@ impl Pump {
             Err(Halt::Image(error)) => Some(Failure::io("reading the memory image", &error)),
             Err(Halt::Abandoned) => {
                 if let (0, Some(why)) = (self.number, self.shared.abandoned.get()) {
-                    // The destination may be the one that failed; then this fails too.
+                    // If the destination failed, this send fails too.
                     let _ = self.channel.send_bytes(&goodbye(why.code as u8, &why.message));
                 }
                 None
@@ -227,7 +227,7 @@ impl Pump {
         loop {
             match commands.recv_timeout(KEEP_ALIVE) {
                 Ok(Command::Round { round, last }) => {
-                    // The other channels have nothing to say after the last round.
+                    // The other channels are silent after the last round.
                     over = last.is_some() && self.number != 0;
                     let share = self.round(round, last)?;
                     let _ = self.events.send(Event::Sent(share));
@@ -257,7 +257,7 @@ impl Pump {
             memory.check_backing().map_err(Halt::Image)?;
             let run = |page| page_run(page, memory.len());
             let zero = |run: Run, most: usize| memory.is_zero(run.offset, run.len.min(most));
-            // First what all pages begin with, so that the waits for memory overlap.
+            // First the start of all pages, so that the waits for memory overlap.
             let suspects = chunk.filter(|page| zero(run(page), 8));
             let zeros = suspects.filter(|page| zero(run(page), PAGE));
             for run in zeros.pages().map(run) {
@@ -324,12 +324,12 @@ impl Pump {
         self.counted = sent;
     }
 
-    /// Sleeps as the rate limit asks after sending `bytes`.
+    /// Sleeps for the rate limit after `bytes`.
     fn pace(&mut self, bytes: u64) -> Result<(), Halt> {
         const NAP: Duration = Duration::from_millis(50);
         let Some(rate) = self.shared.rate_limit else { return Ok(()) };
         let now = Instant::now();
-        // What was not used for longer than a nap is lost: no bursts.
+        // No credit for longer than a nap, so no bursts.
         self.due = self.due.max(now.checked_sub(NAP).unwrap_or(now));
         self.due += Duration::from_secs_f64(bytes as f64 / rate as f64);
         while let Some(rest) = self.due.checked_duration_since(Instant::now()) {
@@ -353,7 +353,7 @@ impl RunList {
         Self { runs: Vec::with_capacity(MAX_RUNS), bytes: 0, most_bytes }
     }
 
-    /// Adds a page; false when it does not fit any more.
+    /// Adds a page. Returns `false` if there is no room.
     fn add(&mut self, page: Run) -> bool {
         if self.bytes + page.len > self.most_bytes {
             return false;
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn neighbours_become_one_run_but_not_across_chunks() {
+    fn neighbours_in_a_chunk_become_one_run() {
         let mut list = RunList::new(MAX_PACKET);
         let chunk = CHUNK / PAGE;
         for number in [1, 2, 4, chunk - 1, chunk] {

@@ -1,4 +1,4 @@
-//! What a person or a script gets to see: progress on stderr, the result on stdout.
+//! The user interface: progress on stderr, the result on stdout.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this file is the user interface")]
 
@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::{failure::Failure, protocol::PAGE};
 
-/// The result of a migration. As JSON it has the names of QEMU's `query-migrate`, times in
-/// milliseconds; the blocks `zerocopy`, `pool` and `verify` are ours.
+/// The result of a migration. As JSON it has the names of QEMU's `query-migrate`, with times in
+/// milliseconds; the blocks `zerocopy`, `pool` and `verify` are additions.
 #[derive(Clone, Default, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Report {
@@ -46,24 +46,24 @@ pub enum Status {
     Cancelled,
 }
 
-/// Where the downtime went, in microseconds. The parts follow one another, but for the scan, which
-/// is the part of the sending in which a thread looked for dirty pages (the slowest one's).
+/// The parts of the downtime, in microseconds. The parts are consecutive, except for the scan: the
+/// slowest thread's time of looking for dirty pages during the sending.
 #[derive(Clone, Copy, Default, Debug, Serialize)]
 pub struct DowntimeSplit {
-    /// Stopping the guest and saving its devices.
+    /// Stop of the guest and save of its devices.
     pub stop_us: u64,
     pub scan_us: u64,
-    /// Until the last byte was accepted on every channel.
+    /// Until every channel has accepted the last byte.
     pub send_us: u64,
-    /// Until the destination had applied it all.
+    /// Until the destination has applied all bytes.
     pub end_us: u64,
 }
 
-/// Counts of the guest memory. Bytes unless said otherwise.
+/// Counts of the guest memory. Bytes unless noted otherwise.
 #[derive(Clone, Default, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Ram {
-    /// All that went over the wire, headers and device state too.
+    /// All bytes on the wire, with headers and device state.
     pub transferred: u64,
     pub remaining: u64,
     pub total: u64,
@@ -72,15 +72,15 @@ pub struct Ram {
     /// Pages sent with their bytes.
     pub normal: u64,
     pub normal_bytes: u64,
-    /// Pages that the guest dirtied per second, as of the last round with the guest running.
+    /// Pages dirtied per second in the last round with the guest running.
     pub dirty_pages_rate: u64,
     /// Megabits per second.
     pub mbps: f64,
     pub dirty_sync_count: u64,
-    /// Sends that were to go without a copy and were copied after all.
+    /// Zero-copy sends that the kernel copied.
     pub dirty_sync_missed_zero_copy: u64,
     pub page_size: usize,
-    /// All channels together: every byte goes over one of them.
+    /// All channels together, that is, every byte.
     pub multifd_bytes: u64,
     pub pages_per_second: u64,
     pub precopy_bytes: u64,
@@ -90,7 +90,7 @@ pub struct Ram {
 }
 
 impl Ram {
-    /// Fills in what follows from the counts and the time the transfer took.
+    /// Computes the derived fields from the counts and the time of the transfer.
     pub fn finish(&mut self, transfer: Duration) {
         let seconds = transfer.as_secs_f64().max(1e-6);
         self.page_size = PAGE;
@@ -100,34 +100,34 @@ impl Ram {
     }
 }
 
-/// What the senders of all channels counted.
+/// The sums of the counts of all channels' senders.
 #[derive(Clone, Default, Debug, Serialize)]
 pub struct ZeroCopyReport {
-    /// What was asked for: auto, prefer, require or never.
+    /// The requested policy: auto, prefer, require or never.
     pub policy: &'static str,
-    /// Whether the sockets could send without a copy.
+    /// `true` if the sockets were capable of zero copy.
     pub available: bool,
-    /// Why some channel sent by copy only.
+    /// The reason of a channel with copies only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     pub sends_zero_copy: u64,
     pub sends_copied: u64,
     pub bytes_zero_copy: u64,
     pub bytes_copied: u64,
-    /// Messages of the kernel that said what it has released.
+    /// The kernel's notifications.
     pub notes: u64,
-    /// Notes that said that the kernel copied after all, as it always does on loopback.
+    /// Notifications that report a copy, as always on loopback.
     pub completions_copied: u64,
     pub no_bufs_optmem: u64,
     pub no_bufs_memlock: u64,
-    /// Buffers and runs of pages that the kernel had not let go of when the channel was closed.
+    /// Buffers and runs of pages still unreleased at the close of the channel.
     pub unreleased: u64,
     /// CPU time of the sending threads, in microseconds.
     pub cpu_us: u64,
 }
 
 impl ZeroCopyReport {
-    /// Adds another channel's counts.
+    /// Adds the counts of a channel.
     pub fn add(&mut self, other: &Self) {
         self.policy = other.policy;
         self.available |= other.available;
@@ -144,7 +144,7 @@ impl ZeroCopyReport {
         self.cpu_us += other.cpu_us;
     }
 
-    /// Sends that were to go without a copy and were copied after all.
+    /// Zero-copy sends that the kernel copied.
     pub fn missed(&self) -> u64 {
         self.completions_copied + self.no_bufs_optmem + self.no_bufs_memlock
     }
@@ -157,12 +157,12 @@ pub struct PoolReport {
     pub owned: usize,
     pub in_flight: usize,
     pub quarantined: usize,
-    /// Slots about which the pool's own records disagree.
+    /// Slots with contradictory records in the pool.
     pub offenders: usize,
 }
 
 impl PoolReport {
-    /// Whether every slot came home.
+    /// Returns `true` if every slot is free.
     pub fn is_accounted(&self) -> bool {
         self.owned == 0 && self.in_flight == 0 && self.quarantined == 0 && self.offenders == 0
     }
@@ -215,7 +215,7 @@ impl Progress {
         Self { bar, quiet }
     }
 
-    /// A round starts that will send up to `bytes`.
+    /// Starts a round of up to `bytes`.
     pub fn round(&self, round: u32, bytes: u64) {
         if let Some(bar) = &self.bar {
             bar.reset();
@@ -224,14 +224,14 @@ impl Progress {
         }
     }
 
-    /// So much of the round has been sent.
+    /// The number of sent bytes of the round.
     pub fn at(&self, bytes: u64) {
         if let Some(bar) = &self.bar {
             bar.set_position(bytes.min(bar.length().unwrap_or(bytes)));
         }
     }
 
-    /// Something worth a line.
+    /// A line of progress.
     pub fn line(&self, line: &str) {
         match &self.bar {
             Some(bar) => bar.println(line),
@@ -247,7 +247,7 @@ impl Progress {
     }
 }
 
-/// Writes a line to stderr, quiet or not.
+/// Writes a line to stderr, even under --quiet.
 pub fn say(line: &str) {
     // A closed stderr must not end a migration.
     let _ = writeln!(stderr(), "{line}");
@@ -257,7 +257,7 @@ pub fn say(line: &str) {
 pub fn print(report: &Report, failure: Option<&Failure>, json: bool) {
     let text = match json {
         true => serde_json::to_string_pretty(report).unwrap_or_default() + "\n",
-        // Without success there is no result; the error says it all.
+        // Without success there is no result; the error is enough.
         false if failure.is_some() && report.verify.is_none() => String::new(),
         false => table(report),
     };

@@ -1,7 +1,7 @@
-//! Signals: an interrupt ends the migration in order, a mapping that lost its file ends it with a
-//! sentence.
+//! Signals: an interrupt ends the migration in order; a truncated memory image ends it with a
+//! message.
 //!
-//! This file, `clock.rs` and `memory.rs` hold all the unsafe code of the example.
+//! This file, `clock.rs` and `memory.rs` contain all unsafe code of the example.
 
 use std::{
     io::{self, Write},
@@ -20,17 +20,17 @@ use crate::failure::Failure;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Two ends of a connection. A byte at the first one wakes every [`Stop::wait_readable`], and stays
-/// there: what is to end now must not begin to wait later.
+/// Two ends of a connection. A byte at the first end wakes every [`Stop::wait_readable`], and stays
+/// there: after the request no later wait may begin.
 static WAKE: OnceLock<io::Result<(UnixStream, UnixStream)>> = OnceLock::new();
 
-/// Whether SIGINT or SIGTERM has come.
+/// Returns `true` after SIGINT or SIGTERM.
 pub fn interrupted() -> bool {
-    // Relaxed: a flag on its own, nothing is published with it.
+    // Relaxed: a flag on its own, without other data.
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// A request to end early: by a signal, or because the other end in this process has failed.
+/// A request to end early: by a signal, or after a failure of the other end in this process.
 #[derive(Debug, Default)]
 pub struct Stop(AtomicBool);
 
@@ -38,13 +38,13 @@ impl Stop {
     pub fn request(&self) {
         self.0.store(true, Ordering::Relaxed);
         if let Ok((_, wake)) = WAKE.get_or_init(UnixStream::pair) {
-            // Fails only for want of room, when bytes enough are there.
+            // Fails only for lack of room, and then enough bytes are there.
             let _ = (&*wake).write(&[0]);
         }
     }
 
-    /// Sleeps until the socket can be read or accepted from. Returns `false` when the time is up,
-    /// and fails when the migration is to end.
+    /// Sleeps until the socket is readable or has a connection. Returns `false` at the timeout, and
+    /// fails at the end of the migration.
     pub fn wait_readable(
         &self,
         socket: &impl AsFd,
@@ -66,12 +66,12 @@ impl Stop {
         }
     }
 
-    /// Fails when the migration is to end.
+    /// Fails at the end of the migration.
     pub fn check(&self) -> Result<(), Failure> {
         if interrupted() {
             return Err(Failure::interrupted());
         }
-        // Relaxed: a flag on its own, nothing is published with it.
+        // Relaxed: a flag on its own, without other data.
         match self.0.load(Ordering::Relaxed) {
             true => Err(Failure::peer_gone("the source gave up")),
             false => Ok(()),
@@ -79,7 +79,8 @@ impl Stop {
     }
 }
 
-/// Waits until one of the sockets is readable, or the time is up. Says of each whether it is.
+/// Waits until one of the sockets is readable, or for the timeout. Returns `true` for each readable
+/// socket.
 fn poll(sockets: [BorrowedFd<'_>; 2], until: Option<Instant>) -> io::Result<[bool; 2]> {
     let mut entries = sockets.map(|socket| libc::pollfd {
         fd: socket.as_raw_fd(),
@@ -88,7 +89,7 @@ fn poll(sockets: [BorrowedFd<'_>; 2], until: Option<Instant>) -> io::Result<[boo
     });
     let timeout_ms = until.map_or(-1, |at| {
         let left = at.saturating_duration_since(Instant::now());
-        // Rounded up, or the last millisecond would be spent with looking.
+        // Rounded up; otherwise the last millisecond would be a busy loop.
         i32::try_from(left.as_millis() + 1).unwrap_or(i32::MAX)
     });
     let len = entries.len() as libc::nfds_t;
@@ -102,7 +103,7 @@ fn poll(sockets: [BorrowedFd<'_>; 2], until: Option<Instant>) -> io::Result<[boo
 
 /// Installs the handlers. A second SIGINT or SIGTERM ends the process at once.
 pub fn install() {
-    // Without it a destination that waits for its source fails.
+    // Without the pair a waiting destination fails.
     let _ = WAKE.get_or_init(UnixStream::pair);
     handle(libc::SIGINT, on_interrupt, libc::SA_RESETHAND);
     handle(libc::SIGTERM, on_interrupt, libc::SA_RESETHAND);
@@ -110,13 +111,13 @@ pub fn install() {
 }
 
 fn handle(signal: libc::c_int, handler: extern "C" fn(libc::c_int), flags: libc::c_int) {
-    // SAFETY: `sigaction` is a C struct for which all zeros is a valid value (no flags, no mask).
+    // SAFETY: an all-zero `sigaction` is valid (no flags, no mask).
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as *const () as libc::sighandler_t;
     // Without SA_RESTART: a blocked read returns, and its caller looks at `interrupted`.
     action.sa_flags = flags;
-    // SAFETY: the struct is initialized, the handler only does what signal-safety(7) allows, and
-    // the old action is not asked for. A refusal leaves the default action, which is acceptable.
+    // SAFETY: the struct is initialized, the handler makes only calls of signal-safety(7), and the
+    // old action is not requested. A refusal leaves the default action, an acceptable one.
     unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
 }
 
@@ -124,18 +125,18 @@ extern "C" fn on_interrupt(_: libc::c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
     // `get` is one atomic load.
     if let Some(Ok((_, wake))) = WAKE.get() {
-        // SAFETY: write(2) is async-signal-safe; the pointer is to a static byte. This is the first
-        // byte or the second, so there is room for it, and `errno` is left alone.
+        // SAFETY: write(2) is async-signal-safe; the pointer leads to a static byte. This is the
+        // first or the second byte, so there is room, and `errno` stays unchanged.
         unsafe { libc::write(wake.as_raw_fd(), [0_u8].as_ptr().cast(), 1) };
     }
 }
 
-/// Reading a page of a mapping whose file was cut short raises SIGBUS, and there is nothing to
-/// return to. The sends do not come here: the kernel reads those pages and answers EFAULT.
+/// A read of a page of a truncated mapping raises SIGBUS, without a way back. Sends never come
+/// here: the kernel reads those pages and answers EFAULT.
 extern "C" fn on_bus_error(_: libc::c_int) {
     const MESSAGE: &[u8] = b"error: the memory image lost its file: was --memory-in truncated, or \
         did its disk fail, while the migration ran?\n";
-    // SAFETY: write(2) is async-signal-safe; pointer and length are those of a static.
+    // SAFETY: write(2) is async-signal-safe; pointer and length belong to a static.
     unsafe { libc::write(2, MESSAGE.as_ptr().cast(), MESSAGE.len()) };
     // SAFETY: _exit(2) is async-signal-safe.
     unsafe { libc::_exit(1) };
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_wakes_a_wait_and_forbids_the_next_one() {
+    fn a_request_ends_this_wait_and_all_later_waits() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let stop = Stop::default();
         let soon = Instant::now() + Duration::from_millis(20);

@@ -2,13 +2,13 @@
 //!
 //! ```text
 //!   dirtier runs   round 0, all pages > applied
-//!                  round 1, what was dirtied meanwhile > applied
-//!                  ...                                    until the rest is small enough
+//!                  round 1, pages dirtied meanwhile > applied
+//!                  ...                                    until few enough pages are left
 //!   dirtier stops  last round > device state > applied              this is the downtime
 //!                  digests of both ends
 //! ```
 //!
-//! The decision to stop rests on bandwidth that was measured up to the destination's
+//! The decision to stop the guest depends on the bandwidth measured up to the destination's
 //! `RoundApplied`.
 
 use std::{
@@ -42,14 +42,14 @@ use crate::{
     signals::{self, Stop},
 };
 
-/// How often the coordinator looks at clocks and flags.
+/// The coordinator's period of looks at clocks and flags.
 const TICK: Duration = Duration::from_millis(50);
-/// How long a better reason than "connection lost" is waited for.
+/// The longest wait for a better reason than "connection lost".
 const REASON: Duration = Duration::from_millis(300);
-/// How long pumps may take to notice that the migration was given up.
+/// The time for pumps to notice the end of the migration.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// What the source was asked to do.
+/// The source's task.
 #[derive(Debug)]
 pub struct Plan<'a> {
     pub targets: &'a [SocketAddr],
@@ -59,7 +59,7 @@ pub struct Plan<'a> {
     pub progress: &'a Progress,
 }
 
-/// Migrates `memory`. The report says what was achieved, also after a failure.
+/// Migrates `memory`. Returns a report even after a failure.
 pub fn migrate(plan: &Plan<'_>, memory: GuestMemory) -> (Report, Result<(), Failure>) {
     let started = Instant::now();
     let mut report = Report::default();
@@ -81,7 +81,7 @@ pub fn migrate(plan: &Plan<'_>, memory: GuestMemory) -> (Report, Result<(), Fail
             outcome
         });
     plan.progress.done();
-    // What an aborted channel left behind is proven, or not, within this time.
+    // The time for the proof of sends left by an aborted channel.
     let idle = pinbuf::reaper::wait_idle(Instant::now() + GRACE);
     let audit = buffers.audit();
     report.pool = Some(audit);
@@ -105,22 +105,22 @@ pub fn migrate(plan: &Plan<'_>, memory: GuestMemory) -> (Report, Result<(), Fail
     (report, outcome)
 }
 
-/// A migration whose channels are open.
+/// A migration with open channels.
 struct Migration<'a> {
     plan: &'a Plan<'a>,
     shared: Arc<Shared>,
     streams: Vec<Arc<TcpStream>>,
     commands: Vec<Sender<Command>>,
     pumps: Vec<JoinHandle<ZeroCopyReport>>,
-    /// Every thread of a pump holds the other end.
+    /// Every thread of a pump holds the opposite end.
     pumps_end: Receiver<Infallible>,
     listener: JoinHandle<()>,
     events: Receiver<Event>,
     started: Instant,
     deadline: Option<Instant>,
-    /// How many frames had come from the destination, and when the last of them was seen.
+    /// The number of frames from the destination, and the time of the last.
     heard: (u64, Instant),
-    /// The destination's digest, when it comes before a pump has said that it sent the last round.
+    /// The destination's digest, if it comes before the last pump's report of the last round.
     early: Option<Event>,
 }
 
@@ -163,7 +163,7 @@ impl<'a> Migration<'a> {
                 channel: number,
                 channels: plan.args.channels,
             };
-            // A failure shows when the answer is read, and there with the destination's reason.
+            // A failure shows at the read of the answer, with the destination's reason.
             let _ = channel.send(hello);
             streams.push(stream);
             pumps.push(Pump::new(
@@ -173,12 +173,12 @@ impl<'a> Migration<'a> {
                 events_in.clone(),
             ));
         }
-        // A destination that refuses says why on one channel and closes all.
+        // A refusing destination tells its reason on one channel and closes all.
         let refusals = streams.iter().filter_map(|stream| welcome(stream, session).err());
         if let Some(failure) = refusals.reduce(|one, other| one.explaining(Some(other))) {
             return Err(failure);
         }
-        // The coordinator has a clock of its own from here on.
+        // From here on the coordinator has its own clock.
         let _ = streams[0].set_read_timeout(None);
         let (mut commands, mut threads) = (Vec::new(), Vec::new());
         let (lives, pumps_end) = mpsc::channel();
@@ -251,8 +251,8 @@ impl<'a> Migration<'a> {
         self.verify(&device, report)
     }
 
-    /// Rounds with the guest running, until the rest fits into the downtime limit or is no memory:
-    /// another round cannot make it smaller then.
+    /// Rounds with the guest running, until the remaining pages fit into the downtime limit, or
+    /// none is left: a further round could not make them fewer.
     fn precopy(&mut self, report: &mut Report) -> Result<(), Failure> {
         let args = self.plan.args;
         let mut bandwidth = Bandwidth::default();
@@ -290,7 +290,7 @@ impl<'a> Migration<'a> {
         ))
     }
 
-    /// Sends one round over all channels and waits until the destination has applied it.
+    /// Sends a round over all channels and waits until the destination has applied it.
     fn round(
         &mut self,
         round: u32,
@@ -298,13 +298,13 @@ impl<'a> Migration<'a> {
         report: &mut Report,
     ) -> Result<DowntimeSplit, Failure> {
         self.shared.round.store(round, Ordering::Relaxed);
-        // As estimated after the round before: counting again would be a part of the downtime.
+        // The estimate of the previous round: a new count would be a part of the downtime.
         self.plan.progress.round(round, report.ram.remaining);
         let before = self.sent();
         let is_last = last.is_some();
         let begun = Instant::now();
         for command in &self.commands {
-            // A pump that is gone has left the reason among the events.
+            // A dead pump has left its reason among the events.
             let _ = command.send(Command::Round { round, last: last.clone() });
         }
         let (mut sent, mut applied) = (0, false);
@@ -331,9 +331,9 @@ impl<'a> Migration<'a> {
         Ok(split)
     }
 
-    /// Compares digests with the destination and waits for its last word.
+    /// Compares digests with the destination and waits for its last message.
     fn verify(&mut self, device: &[u8], report: &mut Report) -> Result<(), Failure> {
-        // The time limit is for the migration; whoever writes a file still says that it lives.
+        // The time limit is for the migration; an end that writes a file still sends signs of life.
         self.deadline = None;
         self.shared.round.store(VERIFYING, Ordering::Relaxed);
         let memory =
@@ -358,7 +358,8 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// The next event that is not a failure. `before` is what had been sent when the round began.
+    /// The next event other than a failure. `before` is the number of sent bytes at the start of
+    /// the round.
     fn next(&mut self, before: Option<u64>) -> Result<Event, Failure> {
         loop {
             self.check()?;
@@ -384,7 +385,7 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// A lost connection may be explained by what the destination said before.
+    /// An earlier message of the destination may explain a lost connection.
     fn reason_behind(&self, mut failure: Failure) -> Failure {
         let until = Instant::now() + REASON;
         while failure.hearsay {
@@ -410,7 +411,7 @@ impl<'a> Migration<'a> {
             let why = format!("not converged within {seconds} s (--timeout)");
             return Err(Failure::new(Code::NotConverged, why));
         }
-        // What socket buffers go on swallowing is no sign of life; a word every second is.
+        // Bytes accepted by socket buffers are no sign of life; a message every second is.
         let heard = self.shared.heard.load(Ordering::Relaxed);
         if heard != self.heard.0 {
             self.heard = (heard, now);
@@ -437,9 +438,9 @@ impl<'a> Migration<'a> {
         }
         drop(self.commands);
         if failure.is_some() {
-            // Nothing comes: it ends with the last pump, or with the time.
+            // No message comes: the wait ends with the last pump, or at the timeout.
             let _ = self.pumps_end.recv_timeout(GRACE);
-            // Wakes a pump whose destination takes nothing; its channel fails and is closed.
+            // Wakes a pump with a stalled destination; its channel fails and is closed.
             hang_up(&self.streams);
         }
         let mut total = ZeroCopyReport::default();
@@ -448,7 +449,7 @@ impl<'a> Migration<'a> {
                 total.add(&counts);
             }
         }
-        // Ends the listener, if the destination's goodbye has not.
+        // Ends the listener, unless the destination's goodbye has.
         hang_up(&self.streams);
         let _ = self.listener.join();
         total

@@ -39,7 +39,7 @@ impl Footprint {
 #[derive(Debug)]
 pub(crate) struct Baseline {
     start: Footprint,
-    /// Most of it after the first rounds, when all caches are warm.
+    /// The most memory after the first rounds, with all caches warm.
     rss_bytes: usize,
     rounds: usize,
 }
@@ -54,7 +54,7 @@ impl Baseline {
         Self { start: Footprint::now(), rss_bytes: 0, rounds: 0 }
     }
 
-    /// Compares what is left after a round.
+    /// Compares the resources after a round with the limits.
     pub(crate) fn check(&mut self) -> Result<(), String> {
         let (start, now) = (self.start, Footprint::settled());
         self.rounds += 1;

@@ -1,4 +1,4 @@
-//! What a peer is to receive.
+//! The bytes that a peer must receive.
 
 use std::{
     collections::HashSet,
@@ -12,15 +12,15 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::contents::Piece;
 
-/// What was sent over one connection: entered before the send, so that no byte arrives that is
-/// not here, and taken back if the send was refused.
+/// The sends over a connection: entered before the call, so that no unknown byte arrives, and
+/// removed after a refusal.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
     pieces: Mutex<Vec<Piece>>,
     over: AtomicBool,
 }
 
-/// How far the peer has come.
+/// The peer's position.
 #[derive(Debug, Default)]
 pub(crate) struct Cursor {
     piece: usize,
@@ -29,7 +29,7 @@ pub(crate) struct Cursor {
 }
 
 impl Journal {
-    /// Enters a send; returns what [`retract`](Self::retract) takes.
+    /// Enters a send. Returns the mark for [`retract`](Self::retract).
     pub(crate) fn promise(&self, pieces: &[Piece]) -> usize {
         let mut all = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
         let mark = all.len();
@@ -37,14 +37,14 @@ impl Journal {
         mark
     }
 
-    /// Nothing of the last send was accepted.
+    /// Removes the last send: no byte was accepted.
     pub(crate) fn retract(&self, mark: usize) {
         self.pieces.lock().unwrap_or_else(PoisonError::into_inner).truncate(mark);
     }
 
     /// The sender is gone: closed, or with the reaper.
     pub(crate) fn end(&self) {
-        // Relaxed: a flag on its own, nothing is published with it.
+        // Relaxed: a flag on its own, without other data.
         self.over.store(true, Ordering::Relaxed);
     }
 
@@ -52,7 +52,7 @@ impl Journal {
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Compares what comes next.
+    /// Compares the next bytes.
     pub(crate) fn check(&self, cursor: &mut Cursor, mut got: &[u8]) -> Result<(), String> {
         while !got.is_empty() {
             let all = self.pieces.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,13 +77,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Whether everything has arrived.
+    /// Returns `true` if all bytes have arrived.
     pub(crate) fn is_whole(&self, cursor: &Cursor) -> bool {
         cursor.piece == self.pieces.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }
 
-/// What was sent in datagrams, which may be lost but never changed: the checksum of each.
+/// The sent datagrams, which may be lost but never changed: the checksum of each.
 #[derive(Debug, Default)]
 pub(crate) struct Checksums(Mutex<HashSet<u64>>);
 

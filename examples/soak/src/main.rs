@@ -1,28 +1,27 @@
-//! Loads the library with all that it can do, at random, for as long as asked, and looks for what
-//! should not be.
+//! Loads the library with all features at random, for a given time, and looks for faults.
 //!
-//! `cargo run --release -p soak -- --minutes 30`; `--help` has the rest. A run is a row of
-//! rounds. In each, threads open connections to peers of every manner, send all kinds of payloads
-//! from pools of every kind, and end the senders in every way. The peers compare every byte. After
-//! a round every slot must be home, and memory, descriptors and threads back to where they were.
+//! `cargo run --release -p soak -- --minutes 30`; `--help` has more. A run is a series of rounds.
+//! In each, threads open connections to peers of every manner, send all kinds of payloads from
+//! pools of every kind, and end the senders in every way. The peers compare every byte. After a
+//! round every slot must be free, and memory, descriptors and threads back at their limits.
 //!
-//! | file           | what it holds                                                   |
+//! | file           | contents                                                        |
 //! |----------------|-----------------------------------------------------------------|
 //! | `cli.rs`       | the command line                                                |
-//! | `round.rs`     | one round, and what must be true after it                       |
-//! | `worker.rs`    | a thread that plays one session after the other                 |
-//! | `place.rs`     | where a worker's sockets are: this host, or a lossy namespace   |
+//! | `round.rs`     | one round, and the checks after it                              |
+//! | `worker.rs`    | a thread that plays sessions in a row                           |
+//! | `place.rs`     | the network of a worker: this host, or a lossy namespace        |
 //! | `stream.rs`    | a session over TCP                                              |
 //! | `datagrams.rs` | a session over UDP                                              |
 //! | `settings.rs`  | random settings of senders and pools                            |
 //! | `payload.rs`   | random payloads                                                 |
-//! | `contents.rs`  | bytes that tell where they come from                            |
-//! | `journal.rs`   | what a peer is to receive                                       |
+//! | `contents.rs`  | bytes that identify their origin                                |
+//! | `journal.rs`   | the bytes that a peer must receive                              |
 //! | `peer.rs`      | peers: steady, slow, stalling, resetting                        |
-//! | `child.rs`     | a forked child that misuses what it inherits                    |
+//! | `child.rs`     | a forked child that misuses its inheritance                     |
 //! | `footprint.rs` | memory, descriptors, threads                                    |
-//! | `tally.rs`     | counters, faults, the line a minute                             |
-//! | `random.rs`    | choices that a seed repeats                                     |
+//! | `tally.rs`     | counters, faults, and a line per minute                         |
+//! | `random.rs`    | choices, repeatable by a seed                                   |
 //! | `signals.rs`   | Ctrl-C                                                          |
 
 #![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]

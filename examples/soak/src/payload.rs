@@ -20,7 +20,7 @@ static STATIC: LazyLock<Vec<u8>> = LazyLock::new(|| {
     bytes
 });
 
-/// What the sessions of a round have in common.
+/// The common state of a round's sessions.
 #[derive(Debug)]
 pub(crate) struct Stock {
     pub(crate) pools: Vec<Pool>,
@@ -32,7 +32,7 @@ impl Stock {
         Self { pools, mappings: Mutex::default() }
     }
 
-    /// Mappings that somebody still holds.
+    /// The number of mappings still referenced.
     pub(crate) fn mappings_held(&self) -> usize {
         let mappings = self.mappings.lock().unwrap_or_else(PoisonError::into_inner);
         mappings.iter().filter(|mapping| mapping.strong_count() > 0).count()
@@ -51,13 +51,12 @@ impl<'a> Payloads<'a> {
         Self { stock, shared: None, mapped: None }
     }
 
-    /// One of the pools.
+    /// A random pool.
     pub(crate) fn pool(&self) -> Option<&Pool> {
         self.stock.pools.first()
     }
 
-    /// A payload of at most `max` bytes, and what is in it; `None` if the pools are short of
-    /// buffers.
+    /// A payload of at most `max` bytes, and its contents; `None` if the pools lack buffers.
     pub(crate) fn make(&mut self, random: &mut Random, max: usize) -> Option<(Payload, Piece)> {
         let seed = random.next();
         let len = random.magnitude(1..=max);
@@ -82,8 +81,7 @@ impl<'a> Payloads<'a> {
         }
     }
 
-    /// A buffer with the beginning of a pattern, shorter than `len` if that is more than a pool
-    /// has.
+    /// A buffer with the start of a pattern, shorter than `len` if a pool has no larger slots.
     fn pinned(&self, random: &mut Random, len: usize, seed: u64) -> Option<pinbuf::PinnedBuf> {
         let pool = &self.stock.pools[random.within(0..=self.stock.pools.len() - 1)];
         let largest = pool.stats().classes.last().map_or(0, |class| class.capacity);
@@ -99,7 +97,7 @@ impl<'a> Payloads<'a> {
 
     fn part_of_shared(&mut self, random: &mut Random, len: usize) -> Option<(Payload, Piece)> {
         if self.shared.is_none() || random.percent(20) {
-            // First the old one: it may be in the only slot.
+            // First the old buffer: it may be in the only slot.
             self.shared = None;
             let (seed, len) = (random.next(), random.magnitude(len..=1 << 20));
             self.shared = Some((self.pinned(random, len, seed)?.freeze(), seed));

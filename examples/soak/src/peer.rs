@@ -15,37 +15,37 @@ use crate::{
     random::Random,
 };
 
-/// How a peer reads.
+/// The way a peer reads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Manner {
     Steady,
-    /// A little at a time.
+    /// A few bytes at a time.
     Slow,
-    /// Nothing for a time after so many bytes, a few times.
+    /// Pauses after this many bytes, a few times.
     Stalls {
         after: u64,
         pause: Duration,
     },
-    /// Breaks the connection after so many bytes.
+    /// Breaks the connection after this many bytes.
     Resets {
         after: u64,
     },
-    /// Never reads, and is gone after a time.
+    /// Never reads, and leaves after a time.
     Deaf(Duration),
 }
 
-/// How the stream ended.
+/// The end of the stream.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum End {
-    /// With an end, after everything.
+    /// In order, after all bytes.
     Whole,
-    /// By an error, or because this peer left.
+    /// By an error, or because the peer left.
     Broken,
-    /// Packets are lost here, and the end was among them.
+    /// Lost with other packets of the network.
     Lost,
 }
 
-/// Without a byte for so long, an end that was to come is missing.
+/// After this long without a byte, an expected end is missing.
 const PATIENCE: Duration = Duration::from_secs(60);
 const PATIENCE_WITH_LOSS: Duration = Duration::from_secs(3);
 const MAX_STALLS: usize = 4;
@@ -65,13 +65,14 @@ impl Manner {
         }
     }
 
-    /// Whether it reads to the end.
+    /// Returns `true` if the peer reads to the end.
     pub(crate) fn is_patient(self) -> bool {
         matches!(self, Self::Steady | Self::Slow | Self::Stalls { .. })
     }
 }
 
-/// Reads in its manner and compares; returns the bytes and how it ended, or what is wrong.
+/// Reads in the peer's manner and compares. Returns the number of bytes and the kind of end, or a
+/// fault.
 pub(crate) fn receive(
     mut far: TcpStream,
     manner: Manner,

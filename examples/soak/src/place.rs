@@ -1,4 +1,4 @@
-//! Where a worker's sockets are: on this host, or in a network namespace of its own.
+//! The network of a worker's sockets: this host, or a private network namespace.
 
 use std::{
     io,
@@ -12,17 +12,17 @@ use crate::random::Random;
 /// The loopback of the calling thread's namespace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
-    /// Whether packets are lost, so that the end of a connection may be too.
+    /// `true` if packets are lost, so that the end of a connection may be lost too.
     pub(crate) is_lossy: bool,
 }
 
 impl Place {
-    /// Chooses, and takes the calling thread there. A namespace ends with its last thread and
-    /// socket.
+    /// Chooses a place, and takes the calling thread there. A namespace ends with its last thread
+    /// and socket.
     pub(crate) fn enter(random: &mut Random) -> Self {
         let host = Self { is_lossy: false };
         let lossy = random.percent(40);
-        // Taken from the sequence in any case: who runs it must not change what follows.
+        // Drawn from the sequence in any case: the user's rights must not change later choices.
         let script = Self::loss(random);
         // SAFETY: geteuid(2) takes no pointers.
         if !lossy || unsafe { libc::geteuid() } != 0 {
@@ -32,7 +32,7 @@ impl Place {
         if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
             return host;
         }
-        // The loopback is down until the script has raised it: without it nothing works.
+        // Loopback is down until the script has raised it: without loopback no connection works.
         match run(&script) {
             Ok(()) => Self { is_lossy: true },
             Err(_) => {
@@ -42,8 +42,8 @@ impl Place {
         }
     }
 
-    /// A script that raises the loopback and makes it lose packets, now and then through a queue or
-    /// with little option memory.
+    /// A script that raises loopback and makes it lose packets, sometimes through a queue or with
+    /// little option memory.
     fn loss(random: &mut Random) -> String {
         let chain = random.pick(&["OUTPUT", "INPUT"]);
         let share = random.pick(&["0.01", "0.05", "0.20"]);
@@ -67,7 +67,7 @@ impl Place {
         )
     }
 
-    /// Now and then, where that is possible, everybody else vanishes for a while, without a word.
+    /// Sometimes, in a private namespace, all peers vanish for a while, silently.
     pub(crate) fn vanish(self, random: &mut Random) -> Option<JoinHandle<io::Result<()>>> {
         let (vanishes, pause) = (random.percent(10), random.millis(50..=800));
         (self.is_lossy && vanishes).then(|| {

@@ -1,4 +1,4 @@
-//! Choices that a seed repeats.
+//! Choices, repeatable by a seed.
 
 use std::{
     ops::RangeInclusive,
@@ -11,7 +11,7 @@ pub(crate) struct Random(u64);
 
 pub(crate) fn fresh_seed() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    // Short enough to be typed.
+    // Short enough for typing.
     Random(now.as_nanos() as u64).next() % 1_000_000_000
 }
 
@@ -28,7 +28,7 @@ impl Random {
         word ^ (word >> 31)
     }
 
-    /// Another sequence, for another thread.
+    /// A new sequence for a new thread.
     pub(crate) fn branch(&mut self) -> Self {
         Self(self.next())
     }
@@ -37,7 +37,7 @@ impl Random {
         range.start() + (self.next() % (range.end() - range.start() + 1) as u64) as usize
     }
 
-    /// As [`within`](Self::within), every order of magnitude as often as the others.
+    /// As [`within`](Self::within), with equal chances for every order of magnitude.
     pub(crate) fn magnitude(&mut self, range: RangeInclusive<usize>) -> usize {
         let bits = |value: usize| (usize::BITS - value.leading_zeros()) as usize;
         let bits = self.within(bits(*range.start())..=bits(*range.end()));

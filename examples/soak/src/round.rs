@@ -16,10 +16,10 @@ use crate::{
     worker::Worker,
 };
 
-/// What takes longer than this after the end of a round hangs.
+/// A thread that takes longer after the end of a round hangs.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Plays one round and checks what is left of it.
+/// Plays a round and checks its remains.
 pub(crate) fn play(
     number: usize,
     mut random: Random,
@@ -55,20 +55,20 @@ pub(crate) fn play(
         }
     });
     if let Err(what) = settle(&stock, baseline) {
-        // Cut off in the middle nothing need be back.
+        // After an interrupt in the middle, slots may be in use.
         if !signals::interrupted() || tally.faults() > 0 {
             tally.fault(&format!("after round {number}"), &what);
         }
     }
 }
 
-/// Everything must be over and back, after a moment.
+/// Waits until all senders have ended and all slots are free, and checks.
 fn settle(stock: &Stock, baseline: &mut Baseline) -> Result<(), String> {
     if !wait_idle(Instant::now() + PATIENCE) {
         return Err(format!("the reaper is not done: {:?}", pinbuf::reaper::stats()));
     }
     let deadline = Instant::now() + Duration::from_secs(10);
-    // The reaper may hold the last of a sender for a moment after its end.
+    // The reaper may hold the last reference to a sender for a moment after its end.
     while let Err(what) = accounts(stock) {
         if Instant::now() > deadline {
             return Err(what);

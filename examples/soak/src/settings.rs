@@ -10,8 +10,8 @@ use pinbuf::{
 
 use crate::random::Random;
 
-/// Lowers the memlock limit of the process, or leaves it. It binds ordinary users, and workers that
-/// [gave up their exemption](bind_to_memlock).
+/// Lowers the memlock limit of the process, or leaves it unchanged. The limit binds ordinary users,
+/// and workers without their exemption ([`bind_to_memlock`]).
 pub(crate) fn limit_memlock(random: &mut Random) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit(2) writes one `rlimit`, alive during the call.
@@ -23,7 +23,7 @@ pub(crate) fn limit_memlock(random: &mut Random) {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) };
 }
 
-/// Gives up `CAP_IPC_LOCK` of the calling thread, and so its exemption from the memlock limit.
+/// Drops `CAP_IPC_LOCK` of the calling thread, and so its exemption from the memlock limit.
 pub(crate) fn bind_to_memlock() {
     const VERSION: u32 = 0x2008_0522;
     const CAP_IPC_LOCK: u32 = 14;
@@ -39,7 +39,7 @@ pub(crate) fn bind_to_memlock() {
     }
 }
 
-/// Settings of a sender, with the longest time that a send may be in flight.
+/// Settings of a sender, with its limit for sends in flight.
 pub(crate) fn sender(random: &mut Random) -> (SenderBuilder, Option<Duration>) {
     let policies = [Policy::Prefer, Policy::Prefer, Policy::Prefer, Policy::Require];
     let policy = match random.within(1..=10) {
@@ -63,7 +63,7 @@ pub(crate) fn sender(random: &mut Random) -> (SenderBuilder, Option<Duration>) {
     (builder, max_hold)
 }
 
-/// A pool of few slots, so that each is used again at once.
+/// A pool of few slots, so that each is reused at once.
 pub(crate) fn pool(random: &mut Random) -> Pool {
     let backing = match random.within(0..=3) {
         0 => Backing::Prefer(Pages::HugeTlb { page_bytes: 2 << 20 }),
@@ -88,7 +88,7 @@ pub(crate) fn pool(random: &mut Random) -> Pool {
     builder.build().expect("every kind of pages falls back to base pages")
 }
 
-/// Whether a pool is on pages of the system's reserve.
+/// Returns `true` if a pool is on pages of the system's reserve.
 pub(crate) fn is_huge(pool: &Pool) -> bool {
     let pages = pool.regions()[0].pages;
     mem::discriminant(&pages) == mem::discriminant(&Pages::HugeTlb { page_bytes: 0 })

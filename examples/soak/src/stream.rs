@@ -46,7 +46,7 @@ pub(crate) fn play(
     let mut payloads = Payloads::new(stock);
     let mut streams = Vec::new();
     for _ in 0..random.pick(&[1, 1, 1, 2, 4]) {
-        // A lossy place can fail to connect in time.
+        // Connecting can time out in a lossy place.
         let Ok(stream) = Stream::open(random, place, tally, peers) else { break };
         streams.push(stream);
     }
@@ -61,7 +61,7 @@ pub(crate) fn play(
     for stream in &mut streams {
         stream.step(random, &mut payloads)?;
     }
-    // Some buffers are dropped before the senders that have them in flight, some after.
+    // Some buffers are dropped before the senders with their sends, some after.
     let payloads = if random.percent(50) { None } else { Some(payloads) };
     for stream in streams {
         let peer = stream.peer;
@@ -76,12 +76,12 @@ pub(crate) fn play(
     }
 }
 
-/// What was sent over one connection.
+/// The sends over one connection.
 struct Sent {
     journal: Arc<Journal>,
     pieces: HashMap<u64, Vec<Piece>>,
     tickets: Vec<Ticket>,
-    /// Whether the connection is known to be over.
+    /// `true` if the connection is known to be over.
     failed: bool,
 }
 
@@ -91,11 +91,11 @@ struct Stream<'a> {
     builder: SenderBuilder,
     sent: Sent,
     tally: &'a Tally,
-    /// Of the session's peers.
+    /// The peer's index in the session.
     peer: usize,
-    /// Whether the peer reads to the end, over a network that loses nothing.
+    /// `true` if the peer reads to the end, over a network without losses.
     stays: bool,
-    /// Whether moreover nothing but the program can end the sender.
+    /// `true` if moreover only the program can end the sender.
     reliable: bool,
 }
 
@@ -108,7 +108,7 @@ impl<'a> Stream<'a> {
     ) -> io::Result<Self> {
         let listener = TcpListener::bind((Place::address(random), 0))?;
         if random.percent(60) {
-            // With less, TCP itself can stand still: the window is smaller than a segment.
+            // With a smaller buffer TCP itself can stall: the window is smaller than a segment.
             let bytes = random.pick(&[20_000_i32, 50_000, 200_000]);
             peer::set_option(&listener, libc::SO_RCVBUF, &bytes);
         }
@@ -133,7 +133,7 @@ impl<'a> Stream<'a> {
         Ok(Self { sender, builder, sent, tally, peer: peers.len() - 1, stays, reliable })
     }
 
-    /// Does one thing with the sender.
+    /// Makes one random call on the sender.
     fn step(&mut self, random: &mut Random, payloads: &mut Payloads<'_>) -> Result<(), String> {
         match random.within(0..=19) {
             0 => self.sender.reap().map(drop).map_err(|error| format!("reap: {error}"))?,
@@ -147,7 +147,7 @@ impl<'a> Stream<'a> {
             4 => thread::sleep(random.millis(0..=20)),
             5 => self.look()?,
             6 if random.percent(20) => {
-                // A pool of its own: which one the child tries makes no difference.
+                // Any pool will do for the child.
                 if let Some(pool) = payloads.pool() {
                     add(&self.tally.children, 1);
                     child::misuse(pool, &mut self.sender)?;
@@ -208,7 +208,7 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Asks everything that can be asked.
+    /// Asks for all facts.
     fn look(&mut self) -> Result<(), String> {
         let stats = self.sender.stats();
         let _ = (self.sender.interest(), self.sender.oldest_in_flight());
@@ -225,12 +225,12 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    /// Ends the sender in some way; returns whether it said that everything arrived.
+    /// Ends the sender in some way. Returns `true` if it reported that all bytes arrived.
     fn end(self, random: &mut Random, stock: &Stock) -> Result<bool, String> {
         let journal = Arc::clone(&self.sent.journal);
         let reliable = self.reliable && !self.sent.failed;
         let way = random.within(0..=9);
-        // Both halves count what they see; the others are counted here.
+        // Both halves count for themselves; other senders are counted here.
         if way < 8 {
             self.tally.count(&self.sender.stats());
         }
@@ -270,7 +270,7 @@ impl<'a> Stream<'a> {
         Ok(drained)
     }
 
-    /// Takes the sender apart, makes another one of the parts, and closes that.
+    /// Takes the sender apart, makes a sender from the parts, and closes it.
     fn resume(mut self, random: &mut Random, stock: &Stock) -> Result<bool, String> {
         let patience = if self.reliable { PATIENCE } else { random.millis(0..=500) };
         let drained = self.sender.drain(Some(Instant::now() + patience));
@@ -298,7 +298,7 @@ impl<'a> Stream<'a> {
         Ok(report.drained)
     }
 
-    /// Goes on in two halves, which are dropped in any order.
+    /// Continues in two halves, dropped in any order.
     fn split(mut self, random: &mut Random, stock: &Stock) -> Result<bool, String> {
         let (mut sending, mut reaping) = self.sender.split();
         let mut reaps = random.branch();
@@ -329,7 +329,7 @@ impl<'a> Stream<'a> {
 }
 
 impl Sent {
-    /// Makes `count` payloads, sends them by `call`, and keeps what became of them.
+    /// Makes `count` payloads, sends them by `call`, and records the outcome.
     fn send<B: fmt::Debug>(
         &mut self,
         random: &mut Random,
@@ -370,7 +370,7 @@ impl Sent {
         Ok(())
     }
 
-    /// A payload that was handed back is one that was sent, unchanged.
+    /// Checks that a returned payload was sent, and is unchanged.
     fn check_returned(&self, returned: &Returned) -> Result<(), String> {
         let bytes: &[u8] = match &returned.payload {
             Payload::Pinned(buf) => buf,

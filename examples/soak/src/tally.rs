@@ -1,4 +1,4 @@
-//! Counters, faults, the line a minute.
+//! Counters, faults, and a line per minute.
 
 use std::{
     io::{self, Write},
@@ -10,7 +10,7 @@ use pinbuf::{Pool, sender::SenderStats};
 
 use crate::footprint::Footprint;
 
-/// What happened so far. All counters are statistics: Relaxed, nothing is published with them.
+/// The counts so far. All counters are statistics: Relaxed, without other data.
 #[derive(Debug)]
 pub(crate) struct Tally {
     seed: u64,
@@ -21,7 +21,7 @@ pub(crate) struct Tally {
     pub(crate) resets: AtomicU64,
     pub(crate) quarantined: AtomicU64,
     pub(crate) children: AtomicU64,
-    /// Bytes that the peers compared.
+    /// Bytes compared by the peers.
     pub(crate) received: AtomicU64,
     pub(crate) huge_pools: AtomicU64,
     pub(crate) lossy_workers: AtomicU64,
@@ -64,7 +64,7 @@ impl Tally {
         }
     }
 
-    /// Says at once what is wrong, and where in the run.
+    /// Reports a fault at once, with its place in the run.
     pub(crate) fn fault(&self, place: &str, what: &str) {
         add(&self.faults, 1);
         say(&format!("FAULT (seed {}) {place}: {what}", self.seed));
@@ -74,7 +74,7 @@ impl Tally {
         get(&self.faults)
     }
 
-    /// Adds the counters of a sender that is about to end.
+    /// Adds the counters of an ending sender.
     pub(crate) fn count(&self, stats: &SenderStats) {
         add(&self.zero_copy_bytes, stats.zero_copy_bytes);
         add(&self.copied_bytes, stats.copied_bytes);
@@ -83,7 +83,7 @@ impl Tally {
         add(&self.no_bufs_memlock, stats.no_bufs_memlock);
     }
 
-    /// Prints how things stand.
+    /// Prints the present state.
     pub(crate) fn line(&self, round: usize, pools: &[Pool]) {
         let now = Footprint::now();
         let in_quarantine: usize = pools.iter().map(|pool| pool.stats().quarantined()).sum();
@@ -127,7 +127,7 @@ impl Tally {
     }
 }
 
-/// When the next line is due.
+/// The time of the next line.
 #[derive(Debug)]
 pub(crate) struct Clock(Instant);
 
@@ -153,6 +153,6 @@ fn size(bytes: u64) -> String {
 }
 
 fn say(line: &str) {
-    // A reader that has gone is no reason to end.
+    // A closed stdout is no reason to end.
     let _ = writeln!(io::stdout().lock(), "{line}");
 }

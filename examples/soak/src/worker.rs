@@ -1,4 +1,4 @@
-//! A thread that plays one session after the other.
+//! A thread that plays sessions in a row.
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -16,10 +16,10 @@ use crate::{
     tally::{Tally, add},
 };
 
-/// The other end of a session, which may outlast it.
+/// The peer of a session, which may live longer.
 pub(crate) struct Peer {
     pub(crate) receiving: JoinHandle<Result<(u64, End), String>>,
-    /// Whether its sender was told that everything arrived.
+    /// `true` if the sender reported that all bytes arrived.
     pub(crate) must_be_whole: bool,
 }
 
@@ -44,7 +44,7 @@ impl Worker<'_> {
             }
             let name = format!("{} session {number}", self.name);
             let mut random = random.branch();
-            // Some have a pool of their own, which is dropped while it is in use.
+            // Some have a pool of their own, dropped during its use.
             let own = random.percent(15).then(|| Stock::new(vec![settings::pool(&mut random)]));
             let stock = own.as_ref().unwrap_or(self.stock);
             let mut new = Vec::new();
