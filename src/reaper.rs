@@ -25,8 +25,8 @@
 //! # }
 //! ```
 
-// The reaper knows no sender, only `Reclaim`, and so lies below the senders. It waits by edges: a
-// socket whose error condition stays costs nothing.
+// The reaper knows senders only as `Reclaim`, and so lies below them. Waits are for edges: a socket
+// with a lasting error condition costs nothing.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -54,8 +54,8 @@ pub struct ReaperStats {
     pub watched: usize,
     /// Senders without an owner, before their end.
     pub owned: usize,
-    /// Owned senders without a thread or a descriptor to serve them. Meanwhile every call that
-    /// waits for a buffer and every end of a sender serves them.
+    /// Owned senders without a thread or a descriptor. Meanwhile every call with a wait for a
+    /// buffer and every end of a sender serves them.
     pub unserved: usize,
     /// Senders without an owner that have ended, since the start of the process.
     pub ended: u64,
@@ -78,7 +78,7 @@ struct State {
     senders: HashMap<Token, Sender>,
     /// Number of owned senders.
     owned: usize,
-    /// The time at which a sender is driven even without an event; at most one time per sender.
+    /// The time of a sender's next look without an event; at most one time per sender.
     due: HashMap<Token, Instant>,
     /// The same in order of time.
     timers: BTreeSet<(Instant, Token)>,

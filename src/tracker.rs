@@ -45,7 +45,7 @@ const MAX_STRAGGLERS: usize = 1024;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LeaseKey(u32);
 
-/// The key of a lease that was entered while all others were settled.
+/// The key of a lease entered while all others were settled.
 pub const ALONE: LeaseKey = LeaseKey(NONE);
 
 /// In place of an id: no lease is under [`ALONE`].
@@ -90,8 +90,8 @@ pub struct CompletionTracker<T> {
     ring_base: u64,
     next: u64,
     holes: u64,
-    /// The first id that needs preparation before its issue: `ring_base` plus the ring's length, or
-    /// 0 while there are stragglers.
+    /// The first id without room: `ring_base` plus the ring's length, or 0 while there are
+    /// stragglers.
     limit: u64,
     /// The id from `ring_base` to `next` whose place has the lease under [`ALONE`].
     alone: u64,
@@ -197,7 +197,7 @@ impl<T> CompletionTracker<T> {
     ///
     /// # Panics
     ///
-    /// With 2^32 - 1 leases that share ids or still need an id.
+    /// With 2^32 - 1 leases in the table.
     #[inline(always)]
     pub fn insert(&mut self, lease: T) -> LeaseKey {
         if !self.has_place() {
@@ -512,8 +512,8 @@ impl<T> CompletionTracker<T> {
         self.set_limit();
     }
 
-    /// Makes room for one more id. A full ring grows while at least a quarter of it is in use;
-    /// otherwise its oldest id, a straggler, moves to the side list.
+    /// Makes room for a further id. A full ring grows while at least a quarter is in use; otherwise
+    /// the oldest id, a straggler, moves to the side list.
     #[cold]
     fn make_room(&mut self) -> bool {
         let is_full = self.next - self.ring_base == self.ring.len() as u64;
@@ -581,8 +581,7 @@ impl<T> CompletionTracker<T> {
         }
     }
 
-    /// Drops one hold of each lease of a run that the kernel refused; the sender's hold keeps all
-    /// of them.
+    /// Drops one hold of each lease of a refused run; the sender's holds keep all of them.
     fn unhold(&mut self, head: u32) {
         let unreachable =
             |_: &mut Option<T>| unreachable!("the sender holds a lease it is sending");

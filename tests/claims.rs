@@ -7,6 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+#[path = "common/words.rs"]
+mod words;
+
 /// The variable first: the tests may run elsewhere than they were built.
 fn root() -> PathBuf {
     std::env::var_os("CARGO_MANIFEST_DIR")

@@ -1,4 +1,4 @@
-//! A socket that takes everything, and a sender over it.
+//! A socket without a limit, and a sender over it.
 
 #![allow(dead_code, reason = "each bench uses a part of it")]
 
@@ -21,20 +21,20 @@ use pinbuf::{
 
 use super::{MILLION, SIZE};
 
-/// Whether the far ends post notes, of all that was taken.
+/// `true` if the far ends post notifications, of all taken bytes.
 static POSTS: AtomicBool = AtomicBool::new(false);
 
-/// Has the far ends post a note as soon as a sender looks, from here on.
+/// Makes the far ends post a notification at the next look of a sender, from now on.
 pub(crate) fn post_at_once() {
-    // Relaxed: set before the senders are used.
+    // Relaxed: set before the first use of the senders.
     POSTS.store(true, Ordering::Relaxed);
 }
 
-/// A sender over such a socket.
+/// A sender over an unlimited socket.
 pub(crate) struct Line(Arc<Core<Sink>>);
 
 impl Line {
-    /// `budget` is that of all lines, as the senders of a process have it.
+    /// `budget` is shared by all lines, as by the senders of a process.
     pub(crate) fn new(budget: &Arc<MemlockBudget>) -> Self {
         let config = Config {
             threshold_bytes: 1,
@@ -46,63 +46,63 @@ impl Line {
         Self(Core::new(sink, config, None, budget, 1 << 20, NotificationId(0)))
     }
 
-    /// Sends so many buffers.
+    /// Sends `count` buffers.
     pub(crate) fn send(&self, pool: &Pool, count: usize) {
         for _ in 0..count {
-            self.send_one(pool.try_alloc(SIZE).expect("the pool is larger than what is out"));
+            self.send_one(pool.try_alloc(SIZE).expect("the pool has free slots"));
         }
     }
 
-    /// Sends this buffer.
+    /// Sends a buffer.
     pub(crate) fn send_one(&self, mut buf: PinnedBuf) {
-        // SAFETY: the capacity is SIZE. The bytes were not written, but they are the zeros of a
-        // new mapping, and the far end reads none of them.
+        // SAFETY: the capacity is SIZE. The bytes are the zeros of a new mapping, and the far end
+        // reads none.
         unsafe { buf.set_len(SIZE) };
-        self.0.try_send(buf).expect("everything is taken");
+        self.0.try_send(buf).expect("the socket takes all bytes");
     }
 
-    /// Has the far end post one note for all of them, and reads it.
+    /// Makes the far end post one notification for all sends, and reads it.
     pub(crate) fn release(&self) {
-        // Relaxed, here and below: one thread has it all.
+        // Relaxed, here and below: a single thread has the flag.
         POSTS.store(true, Ordering::Relaxed);
         self.reap();
         POSTS.store(false, Ordering::Relaxed);
     }
 
-    /// Reads the notes that are there.
+    /// Reads the present notifications.
     pub(crate) fn reap(&self) {
-        self.0.reap().expect("there is no connection to fail");
+        self.0.reap().expect("no connection can fail");
     }
 
-    /// A second handle of the sender, for another thread.
+    /// A second handle of the sender, for a second thread.
     pub(crate) fn share(&self) -> Self {
         self.0.share();
         Self(Arc::clone(&self.0))
     }
 }
 
-/// Ids below which all were taken by the socket, and are in a note. They lie in the sender, as a
-/// descriptor does: what the kernel has of a socket is not what is measured.
+/// The lower bounds of ids not yet taken, and not yet notified. The fields lie in the sender, like
+/// a descriptor: the kernel's side of a socket is not measured.
 #[derive(Default)]
 struct Sink {
     taken: AtomicU32,
-    noted: AtomicU32,
+    notified: AtomicU32,
 }
 
 impl Kernel for Sink {
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
-        assert!(flags.zerocopy, "what is measured is the way without copy");
+        assert!(flags.zerocopy, "only zero-copy sends are measured");
         self.taken.fetch_add(1, Ordering::Relaxed);
         Ok(memory.iter().map(IoVec::len).sum())
     }
 
     fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
         let taken = self.taken.load(Ordering::Relaxed);
-        let noted = self.noted.load(Ordering::Relaxed);
-        let messages = usize::from(POSTS.load(Ordering::Relaxed) && taken != noted);
+        let notified = self.notified.load(Ordering::Relaxed);
+        let messages = usize::from(POSTS.load(Ordering::Relaxed) && taken != notified);
         if messages > 0 {
-            self.noted.store(taken, Ordering::Relaxed);
-            on_record(Record::Released { lo: noted, hi: taken.wrapping_sub(1), copied: false });
+            self.notified.store(taken, Ordering::Relaxed);
+            on_record(Record::Released { lo: notified, hi: taken.wrapping_sub(1), copied: false });
         }
         Ok(Batch { messages, truncated: false, drained: true })
     }
@@ -116,7 +116,7 @@ impl Kernel for Sink {
     }
 
     fn optmem(&self) -> io::Result<u32> {
-        let out = self.taken.load(Ordering::Relaxed) - self.noted.load(Ordering::Relaxed);
+        let out = self.taken.load(Ordering::Relaxed) - self.notified.load(Ordering::Relaxed);
         Ok(832 * out)
     }
 

@@ -80,11 +80,11 @@ fn report(name: &str, seconds: u64, executions: usize) {
     println!("model {name} holds, {seconds} s, {executions}");
 }
 
-/// A place where threads pass in turn, in every order, without synchronisation.
+/// A place for threads to pass in turn, in every order, without synchronisation.
 ///
-/// loom looks for another order of two threads only where the *last* accesses to an atomic
-/// conflict. A thread that loads before an exchange hides the exchange from the loads of other
-/// threads. A pass here before and after restores these orders.
+/// loom looks for a different order of two threads only if the *last* accesses to an atomic
+/// conflict. A load before an exchange hides the exchange from the loads of other threads. A pass
+/// before and after restores these orders.
 #[derive(Clone, Debug, Default)]
 pub struct Turnstile(Arc<Passes>);
 

@@ -103,8 +103,8 @@ fn a_stream_ends_behind_its_unsent_part() {
     });
 }
 
-/// A waiter for a slot has the sender watched while its owner hands it over: the reaper gets the
-/// sender once, and drops it once.
+/// A waiter for a slot has the sender watched while the owner hands the sender over: the reaper
+/// gets the sender once, and drops it once.
 #[test]
 fn a_watched_sender_is_handed_over_once() {
     model(|| {

@@ -24,9 +24,10 @@ fn contents_are_published_with_the_slot() {
     });
 }
 
-/// A thread has read the link of the top slot and not taken the slot yet. Another thread takes the
+/// A thread has read the link of the top slot and not taken the slot yet. A second thread takes the
 /// top slot and the next, and pushes the first back, so the link is stale. Without the tag the next
-/// slot would be handed out twice. Its state word and its memory's witness both report that.
+/// slot would be handed out twice, and the state word and the memory's witness would both report
+/// the fault.
 #[test]
 fn a_stale_link_is_not_followed() {
     model(|| {

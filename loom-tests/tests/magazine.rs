@@ -1,9 +1,9 @@
-//! Magazines: a thread's own stock of free slots. Other threads empty it when the depot is empty.
-//! In a model a magazine has room for two slots, a pool of six slots has magazines, and bundles
-//! have two slots.
+//! Magazines: stacks of free slots, one per thread. Other threads take their slots when the depot
+//! is empty. In a model a magazine has room for two slots, a pool of six slots has magazines, and
+//! bundles have two slots.
 //!
-//! The owner's half of the barrier is a fence here, like the other half. The models show that the
-//! protocol is right. They do not show that the kernel's barrier makes up for the missing half.
+//! The owner's half of the barrier is a fence here, like the heavy half. The models show the
+//! protocol to be right. They do not show the kernel's barrier to replace the missing half.
 
 use loom_tests::{Alive, block_on, model, pool, thread};
 use pinbuf::{PinnedBuf, Pool};
@@ -32,8 +32,9 @@ fn wait_for_the_end(alive: &Alive) {
     }
 }
 
-/// One thread works on its magazine while another takes the slots away. One slot is free all the
-/// time. One of the threads finds it wherever it is, and the writes of the two owners are ordered.
+/// The owner works on a magazine while a second thread takes the slots away. A slot is free all the
+/// time. One of the threads finds the slot in any place, and the writes of the two owners are
+/// ordered.
 #[test]
 fn a_slot_in_a_magazine_is_the_owners_or_the_takers() {
     model(|| {
@@ -123,8 +124,8 @@ fn no_magazine_is_bound_beside_a_waiter() {
     });
 }
 
-/// The pool's last handle is dropped while one slot is on its way into a magazine and others are in
-/// one. The memory is freed once, after the last use.
+/// The pool's last handle is dropped while a slot is on the way into a magazine with further slots.
+/// The memory is freed once, after the last use.
 #[test]
 fn the_pools_end_empties_magazines() {
     model(|| {
@@ -143,7 +144,7 @@ fn the_pools_end_empties_magazines() {
     });
 }
 
-/// A thread ends while another thread empties its magazine.
+/// A thread ends while a second thread empties the magazine.
 #[test]
 fn a_thread_that_ends_moves_its_magazine_to_the_depot_once() {
     model(|| {
@@ -160,8 +161,8 @@ fn a_thread_that_ends_moves_its_magazine_to_the_depot_once() {
     });
 }
 
-/// A thread binds its magazine to a second pool while the first pool ends: in a model a thread has
-/// one magazine for all pools.
+/// A thread binds a magazine to a second pool while the first pool ends: in a model a thread has a
+/// single magazine for all pools.
 #[test]
 fn a_magazine_changes_pools_while_the_first_ends() {
     model(|| {

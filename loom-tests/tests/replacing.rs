@@ -70,8 +70,8 @@ fn a_late_notification_and_a_replacement_recycle_once() {
     });
 }
 
-/// Two senders hold one frozen buffer Quarantined. The proof comes for one sender, which hands the
-/// buffer back to a reader, while the other sender tries to replace the pages.
+/// Two senders hold a frozen buffer Quarantined. The proof comes for the first sender, and hands
+/// the buffer back to a reader, while the second sender tries to replace the pages.
 #[test]
 fn pages_are_not_replaced_under_another_lease_or_handle() {
     model(|| {

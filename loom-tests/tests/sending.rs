@@ -52,7 +52,8 @@ fn an_early_notification_finds_its_lease() {
     });
 }
 
-/// A sender whose next call needs a grant only, and leaves its end to the next holder of the lock.
+/// A sender with a next call that needs a grant only, and leaves the end to the next holder of the
+/// lock.
 fn granted(kernel: &FakeKernel, pool: &Pool) -> Arc<Core<FakeKernel>> {
     let sender = kernel.sender();
     sender.try_send(filled(pool, 1)).unwrap();
@@ -100,7 +101,7 @@ fn option_memory_proves_nothing_of_a_left_call() {
     });
 }
 
-/// The caller reports a failed call, even one whose end it might have left.
+/// The caller reports a failed call, even after a choice to leave the end.
 #[test]
 fn a_left_call_that_fails_gives_its_buffer_back() {
     model(|| {
@@ -318,8 +319,8 @@ fn a_drain_ends_with_the_last_notification() {
     });
 }
 
-/// Another user reads the notification. Another thread finds the proof and drops the buffer. The
-/// socket reports no event.
+/// A thief reads the notification. A second thread finds the proof and drops the buffer. The socket
+/// reports no event.
 #[test]
 fn a_drain_is_woken_by_another_threads_proof() {
     model(|| {
@@ -352,7 +353,7 @@ fn a_drain_is_woken_when_a_visitor_drops_the_buffer() {
     });
 }
 
-/// Another thread reads the notification that makes room, while this thread falls asleep.
+/// A second thread reads the notification and so makes room, while this thread falls asleep.
 #[test]
 fn a_blocked_send_is_woken_by_another_threads_read() {
     model(|| {
@@ -371,8 +372,7 @@ fn a_blocked_send_is_woken_by_another_threads_read() {
     });
 }
 
-/// The socket reports room once, to a thread that meets the call of another thread, which was
-/// refused just before.
+/// The socket reports room once, to a thread that meets a call just after its refusal.
 #[test]
 fn room_is_used_after_another_threads_refusal() {
     model(|| {

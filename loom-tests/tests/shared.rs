@@ -14,7 +14,7 @@ fn read_and_drop(buf: SharedBuf) {
     drop(buf);
 }
 
-/// Asserts that the slot is free exactly once, and that its next owner writes after every read.
+/// Asserts that the slot is free exactly once, and that the next owner writes after every read.
 fn assert_home(pool: &Pool) {
     let audit = pool.audit();
     assert!(audit.is_clean() && audit.stats.free() == 1, "{audit}");
@@ -59,7 +59,7 @@ fn a_clone_and_a_lease_end_in_any_order() {
     });
 }
 
-/// A clone is made and its original dropped, while another thread's lease begins and ends.
+/// A clone is made and the original dropped, while the lease of a second thread begins and ends.
 #[test]
 fn a_clone_made_while_a_lease_ends_is_counted() {
     model(|| {

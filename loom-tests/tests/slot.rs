@@ -16,8 +16,8 @@ fn leave(slot: &StateWord) -> bool {
     last
 }
 
-/// Two handles are dropped at once. Exactly one of the threads is told that its handle was the
-/// last. Its write to the memory comes after the reads of the other.
+/// Two handles are dropped at once. Exactly one drop is told to be the last. The write after the
+/// last drop comes after all reads.
 #[test]
 fn the_last_dropped_handle_is_alone() {
     model(|| {

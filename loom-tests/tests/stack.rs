@@ -1,4 +1,4 @@
-//! A magazine without a pool: a stack of one thread that another thread empties.
+//! A magazine without a pool: a stack of one thread, emptied by a second thread.
 //!
 //! Under loom alone. Elsewhere the contents have no size, so all numbers share an address, and a
 //! magazine stays unbound for a while after a take.
@@ -18,8 +18,8 @@ fn with_zero() -> Arc<LoneMagazine> {
     magazine
 }
 
-/// The owner takes number 0 and pushes number 1 in its place, while the taker takes all. Each
-/// number ends in one place, and the changes of its contents are ordered.
+/// The owner takes number 0 and pushes number 1, while the taker takes all. Each number ends in a
+/// single place, and the changes of the contents are ordered.
 #[test]
 fn a_number_is_the_owners_or_the_takers() {
     model(|| {
@@ -43,7 +43,7 @@ fn a_number_is_the_owners_or_the_takers() {
     });
 }
 
-/// Two threads take at once: one of them gets the numbers, and the owner can bind again.
+/// Two threads take at once: only one gets the numbers, and the owner can bind again.
 #[test]
 fn two_takers_share_nothing() {
     model(|| {

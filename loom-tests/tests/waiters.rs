@@ -44,7 +44,7 @@ fn a_future_is_woken() {
     });
 }
 
-/// The one slot goes to one waiter and then to the other, in either order.
+/// The slot goes to both waiters in turn, in either order.
 #[test]
 fn two_waiters_share_one_slot() {
     model(|| {
@@ -124,8 +124,8 @@ impl Reclaim for Holder {
     }
 }
 
-/// Both slots are in flight, and the threads that could reap them wait for a slot each. Each may be
-/// granted the slot that the other reaped.
+/// Both slots are in flight, and the threads with the senders wait for a slot each. Each may be
+/// granted the slot reaped by the peer.
 #[test]
 fn waiters_reap_their_own_senders() {
     model(|| {

@@ -158,7 +158,7 @@ impl fmt::Display for Interface {
 pub struct Tap {
     /// Index of the interface; `None` for all.
     pub interface: Option<u32>,
-    /// Id of the user that opened it.
+    /// Id of the user with the open socket.
     pub user: u32,
 }
 

@@ -91,7 +91,7 @@ impl Memlock {
     }
 }
 
-/// The number of unread notifications that the option memory of one socket has room for.
+/// The number of unread notifications with room in the option memory of a socket.
 pub(super) fn notifications(optmem_max_bytes: u32) -> u32 {
     /// Bytes of one notification until it is read.
     const NOTIFICATION_BYTES: u32 = 832;

@@ -1,8 +1,8 @@
 //! A count of system calls.
 //!
-//! A test binary with this file has its own `ppoll`, `epoll_wait`, `recvmmsg`, `send`, `sendmsg`
-//! and `ioctl`. The library calls them instead of the C library's. They count calls, and can
-//! pretend an empty error queue or a wait without a limit.
+//! A test binary with this file defines `ppoll`, `epoll_wait`, `recvmmsg`, `send`, `sendmsg` and
+//! `ioctl`, and so replaces the C library's functions in calls of the library. The functions count
+//! calls, and can pretend an empty error queue or a wait without a limit.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 

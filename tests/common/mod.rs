@@ -316,7 +316,7 @@ pub(crate) fn read_notification_ids(fd: BorrowedFd<'_>) -> Vec<RangeInclusive<u3
 
 // Data.
 
-/// Bytes that differ from each other and from the bytes of other seeds.
+/// Bytes that differ from each other and from the patterns of other seeds.
 pub(crate) fn fill(bytes: &mut [u8], seed: usize) {
     for (at, word) in bytes.chunks_mut(8).enumerate() {
         let value = (at as u64 + ((seed as u64) << 32)).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -510,8 +510,8 @@ pub(crate) fn limit_memlock(bytes: u64) -> bool {
 /// The way to start a program in a new network namespace with rights over it; `None` if the system
 /// refuses.
 pub(crate) fn network_namespace() -> Option<&'static [&'static str]> {
-    // Root stays in its user namespace. In another one, locked memory is limited, and counted
-    // together with the memory of all other root processes.
+    // Root stays in the user namespace. In any other namespace locked memory is limited, and
+    // counted together with the memory of all root processes.
     let ways: [&[&str]; 2] = [&["unshare", "-n"], &["unshare", "-Urn"]];
     ways.into_iter().find(|way| {
         let mut command = Command::new(way[0]);

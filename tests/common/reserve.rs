@@ -2,8 +2,8 @@
 
 use std::{fs, io, os::fd::AsRawFd};
 
-/// Extra huge pages, as long as the value lives. Only one test of all processes has it at a time,
-/// so that its counts are right.
+/// Extra huge pages, as long as the value lives. A lock admits a single test of all processes, so
+/// the counts are right.
 pub(crate) struct Reserve {
     before: usize,
     _lock: fs::File,

@@ -1,6 +1,6 @@
-//! Two network namespaces, the road between them, and a peer at its far end.
+//! Two network namespaces, the road between them, and a peer at the far end.
 //!
-//! `PINBUF_TEST_DEVICES` names two joined devices, for use instead of a virtual pair, which copies
+//! `PINBUF_TEST_DEVICES` names two joined devices, for use instead of a virtual pair with copies of
 //! every packet. `PINBUF_TEST_NETEM` sets a course for `netem` on both.
 
 use std::{

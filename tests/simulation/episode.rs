@@ -158,7 +158,7 @@ impl Episode {
         }
     }
 
-    /// One owner acts on one of its sends.
+    /// A random owner acts on a random send.
     fn owned(&mut self, body: impl FnOnce(&mut Owner, usize)) {
         if self.owners.is_empty() {
             return self.open();
@@ -428,8 +428,8 @@ impl Episode {
             (Wire::Stream(stream), 11..16) => stream.stall(until),
             (Wire::Datagrams(datagrams), 8..12) => datagrams.stick(until),
             (Wire::Datagrams(datagrams), 12..16) => datagrams.pending_error = Some(ECONNREFUSED),
-            // The notification of another user's ids must arrive: the library has no other sign of
-            // them.
+            // The notification of a foreign user's ids must arrive: the library has no further sign
+            // of them.
             (_, 16) if !socket.is_shifted => socket.deaf |= socket.notifications.pop().is_some(),
             (_, 17) => {
                 // The ids of another user, far ahead: closer ids would look like the sender's own.

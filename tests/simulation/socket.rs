@@ -1,4 +1,4 @@
-//! A simulated socket: the bytes it was given, its events, and its reaper.
+//! A simulated socket: the given bytes, the events, and the reaper.
 
 use std::{
     collections::VecDeque,
@@ -154,7 +154,7 @@ pub(crate) struct Socket {
     /// The limit of silence of the peer; `true` if the owner ends the sender itself.
     pub(crate) max_hold: Option<Duration>,
     pub(crate) ends: bool,
-    /// `true` during an owner's call that sends, and during one that may wait.
+    /// `true` during an owner's send, and during a call with waits.
     pub(crate) sends: bool,
     pub(crate) waits: bool,
     /// `true` if a call found no room since the start of the owner's last send.
@@ -164,7 +164,7 @@ pub(crate) struct Socket {
     /// Cause of poison: another user read or caused a notification, a message was truncated, or a
     /// read of the error queue failed.
     pub(crate) deaf: bool,
-    /// Another user has taken ids, and a notification on the error queue tells of them. Later
+    /// A foreign user has taken ids, and a notification on the error queue tells of them. Later
     /// notifications name other calls than the sender assumes.
     pub(crate) is_shifted: bool,
     pub(crate) linger: Linger,
