@@ -5,14 +5,15 @@
 #   benches/differential.sh [--quick] [REV [FIRST_SEED [HISTORIES]]]
 #
 # Prints how many histories agree, and of the first that does not the first difference. 2000 histories
-# unless told, 200 with --quick; fails if one differs.
+# unless told, 200 with --quick; fails if one differs, or panics. REV is the last revision before the
+# sender was rebuilt unless told: there no difference is expected.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benches/earlier.sh
 
 histories=2000
 if [ "${1-}" = --quick ]; then histories=200; shift; fi
-check_out "${1-240196b}"
+check_out "${1-a0410b1}"
 first=${2-1}
 histories=${3-$histories}
 

@@ -79,9 +79,9 @@ struct History {
     pool: Pool,
     budget: Arc<MemlockBudget>,
     owners: Vec<Owner>,
-    /// Option memory or the user's locked memory is scarce. Unread notifications take some of the
-    /// former, and what a sender does about a refusal hangs on whether a read has freed something.
-    /// So all are read before each send.
+    /// Option memory, the user's locked memory or the budget is scarce. Unread notifications take
+    /// some of each, and what a sender does about a refusal hangs on whether a read has freed
+    /// something. So all are read before each send, and no notification comes during a call.
     is_tight: bool,
     /// Calls may wait. How much happens meanwhile hangs on how often a sender looks.
     may_wait: bool,
@@ -118,7 +118,7 @@ impl History {
         let limit_pages = choices.pick(&[None, None, Some(64), Some(16)]);
         let quota = choices.pick(&[None, None, Some(2)]);
         let budget = choices.pick(&[None, None, Some(32 << 10), Some(256 << 10)]);
-        let is_tight = choices.once_in(2) || limit_pages.is_some();
+        let is_tight = choices.once_in(2) || limit_pages.is_some() || budget.is_some();
         let user = User { limit_pages, charged_pages: 0, others_pages: 0 };
         let builder =
             Pool::builder().class(CAPACITY, SLOTS + 1).backing(Backing::Require(Pages::Base));
@@ -132,7 +132,7 @@ impl History {
         let environment =
             Environment { choices: Choices::random(0), now: 0, memory, user, weather };
         Self {
-            world: Shared::new(seed, environment),
+            world: Shared::new(seed, environment, is_tight),
             choices,
             pool,
             budget: Arc::new(MemlockBudget::new(budget)),
@@ -154,8 +154,8 @@ impl History {
         let at = self.choices.below(self.owners.len());
         match self.choices.below(64) {
             0..20 => {
-                let events = 1 + self.choices.below(8);
-                (0..events).for_each(|_| _ = self.world.advance());
+                let slots = 1 + self.choices.below(8);
+                (0..slots).for_each(|_| _ = self.world.advance());
             }
             20..44 => self.send(at, 1),
             44..48 => {
@@ -231,6 +231,7 @@ impl History {
     fn buffer(&mut self) -> Option<pinbuf::PinnedBuf> {
         self.world.attend_all();
         (0..self.owners.len()).for_each(|at| self.fetch(at));
+        self.world.lock().environment.memory.check();
         self.pool.try_alloc(1).ok()
     }
 
@@ -264,6 +265,9 @@ impl History {
             let sent = if waits { core.send(payload) } else { core.try_send(payload) };
             sent.map_err(without_buf)
         };
+        if waits {
+            world.waited();
+        }
         let text = match &result {
             Ok(ticket) => format!("takes {len} as {}", ticket.sequence()),
             Err(SendError::Truncated { ticket, error }) => {
@@ -292,6 +296,7 @@ impl History {
         let Owner { number, core, .. } = &self.owners[at];
         let deadline = self.world.lock().instant() + Duration::from_secs(5);
         let result = core.drain(Some(deadline));
+        self.world.waited();
         self.log(*number, &format!("drain: {result:?}"));
     }
 
@@ -328,6 +333,7 @@ impl History {
         if closes {
             let deadline = self.world.lock().instant() + Duration::from_secs(5);
             let aborted = core.close(deadline).aborted;
+            self.world.waited();
             self.log(number, &format!("closed, aborted: {aborted}"));
         } else {
             core.leave(false);
@@ -361,10 +367,10 @@ impl History {
                 }
             }
         }
-        for _ in 0..100_000 {
+        for _ in 0..10_000 {
             self.world.attend_all();
             (0..self.owners.len()).for_each(|at| self.fetch(at));
-            if !self.world.advance() {
+            if (0..64).filter(|_| self.world.advance()).count() == 0 {
                 break;
             }
         }

@@ -1,6 +1,7 @@
 //! The seam to the kernel, so that calls of it other than sends change nothing.
 
 use std::{
+    fmt::Debug,
     io, mem,
     sync::{Arc, Weak},
     time::{Duration, Instant},
@@ -27,6 +28,11 @@ impl SimKernel {
         body(self.world.lock().socket(self.number))
     }
 
+    /// The answer to a read, for the trace.
+    fn tell<T: Debug>(&self, what: &str, answer: T) -> T {
+        self.world.lock().read(self.number, what, answer)
+    }
+
     fn set_keeper(&self, keeper: Option<Keeper>) -> Option<Keeper> {
         self.with(|socket| mem::replace(&mut socket.keeper, keeper))
     }
@@ -45,7 +51,7 @@ impl Kernel for SimKernel {
         let mut messages = 0;
         while messages < 32 {
             let record = self.with(|socket| socket.notifications.pop());
-            let Some(record) = record else { break };
+            let Some(record) = self.tell("the queue", record) else { break };
             on_record(record);
             messages += 1;
         }
@@ -64,15 +70,12 @@ impl Kernel for SimKernel {
     }
 
     fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
-        self.with(|socket| {
-            socket.events = Events::ALL;
-            socket.is_woken = false;
-        });
+        self.with(|socket| socket.events = Events::ALL);
         Ok(Some(Arc::new(SimEdges { world: self.world.clone(), number: self.number })))
     }
 
     fn optmem(&self) -> io::Result<u32> {
-        self.with(|socket| Ok(socket.notifications.optmem() as u32))
+        Ok(self.tell("option memory", self.with(|socket| socket.notifications.optmem() as u32)))
     }
 
     fn unacked(&self) -> io::Result<usize> {
@@ -147,23 +150,20 @@ impl Edges for SimEdges {
     fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready> {
         let deadline = self.world.deadline(timeout);
         loop {
-            let (ready, is_woken) = {
+            let ready = {
                 let mut world = self.world.lock();
                 let socket = world.socket(self.number);
                 let events = mem::take(&mut socket.events);
-                let ready = if events.is_any() { socket.state() } else { Ready::default() };
-                (ready, mem::take(&mut socket.is_woken))
+                if events.is_any() { socket.state() } else { Ready::default() }
             };
-            if ready != Ready::default() || is_woken || !self.world.waits(deadline) {
+            if ready != Ready::default() || !self.world.waits(deadline) {
                 return Ok(ready);
             }
         }
     }
 
+    /// In one thread only the waiting thread itself could wake itself.
     fn wake(&self) -> io::Result<()> {
-        if let Some(socket) = &mut self.world.lock().sockets[self.number] {
-            socket.is_woken = true;
-        }
         Ok(())
     }
 }

@@ -1,8 +1,13 @@
-//! Sockets, time and the trace. Each event of the network is drawn by a generator of its own, seeded
-//! by the socket and the number of the event, so a read of a queue shifts no later choice.
+//! Sockets, time and the trace.
+//!
+//! Time passes in slots. In each slot every socket may do one thing, and the pause behind it hangs on
+//! the number of the slot alone. Each event of the network is drawn by a generator of its own, seeded
+//! by the socket and the number of the event. So neither a read of a queue nor the moment at which
+//! a sender closes its socket shifts what happens to another socket.
 
 use std::{
-    fmt::Write,
+    env,
+    fmt::{Debug, Write},
     io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -12,9 +17,13 @@ use pinbuf::__internals::{IoVec, SendFlags};
 
 use crate::{
     choices::Choices,
-    environment::{Environment, FOR_EVER, MICROSECOND},
+    environment::{FOR_EVER, MICROSECOND, MILLISECOND, Environment},
     socket::{Socket, Wire},
 };
+
+/// A call that waited ends with the last of so many slots. One look more or less of a sender then
+/// shifts nothing behind the call.
+const SLOTS_OF_A_WAIT: u64 = 64;
 
 pub(crate) struct World {
     seed: u64,
@@ -23,10 +32,13 @@ pub(crate) struct World {
     pub(crate) sockets: Vec<Option<Socket>>,
     /// Calls and events of each socket so far.
     counts: Vec<[u64; 2]>,
-    /// The socket that has the next turn.
-    turn: usize,
+    slot: u64,
     waits: u64,
+    /// Nothing happens during a call.
+    is_calm: bool,
     pub(crate) trace: String,
+    /// The trace tells of reads too, for a person who looks for the cause of a difference.
+    tells_reads: bool,
 }
 
 /// A handle of the one world.
@@ -42,13 +54,20 @@ impl World {
         self.epoch + Duration::from_nanos(self.environment.now)
     }
 
-    /// Seeds the generator for the next event of this kind of a socket.
-    fn draw(&mut self, number: usize, kind: usize) {
-        let count = self.counts[number][kind];
-        let name = (number as u64) << 40 | (kind as u64) << 32 | count;
+    /// Adds the answer to a read to the trace, if that tells of reads.
+    pub(crate) fn read<T: Debug>(&mut self, number: usize, what: &str, answer: T) -> T {
+        if self.tells_reads {
+            _ = writeln!(self.trace, "{number} reads {what}: {answer:?}");
+        }
+        answer
+    }
+
+    /// The generator for the event with this number of a kind.
+    fn choices(&self, source: usize, kind: u64, count: u64) -> Choices {
+        let name = (source as u64) << 40 | kind << 32 | count;
         let mut choices = Choices::random(self.seed ^ name.wrapping_mul(0xD6E8_FEB8_6659_FD93));
         choices.below(2);
-        self.environment.choices = choices;
+        choices
     }
 
     pub(crate) fn send(
@@ -57,12 +76,19 @@ impl World {
         memory: &[IoVec],
         flags: SendFlags,
     ) -> io::Result<usize> {
-        self.draw(number, 0);
+        self.environment.choices = self.choices(number, 0, self.counts[number][0]);
         self.counts[number][0] += 1;
-        let Self { environment, sockets, trace, .. } = self;
+        let Self { environment, sockets, trace, is_calm, .. } = self;
         let socket = sockets[number].as_mut().expect("open");
         let id = socket.notifications.next_id();
-        let result = socket.send(memory, flags, environment);
+        let result = if *is_calm {
+            socket.call(memory, flags, environment)
+        } else {
+            socket.send(memory, flags, environment)
+        };
+        if flags.zerocopy && result.is_ok() {
+            environment.memory.give(memory);
+        }
         let lens: Vec<_> = memory.iter().map(IoVec::len).collect();
         let result_text = match &result {
             Ok(accepted) => accepted.to_string(),
@@ -82,41 +108,41 @@ impl World {
         Ok(())
     }
 
-    /// One event of the network, or the passing of time up to the next; `false`: none to come.
-    fn advance(&mut self, until: u64) -> bool {
-        self.environment.now += 10 * MICROSECOND;
-        for _ in 0..self.sockets.len() {
-            let number = self.turn % self.sockets.len();
-            self.turn = number + 1;
-            self.draw(number, 1);
+    /// One slot of time. `false`: nothing has happened, and nothing will.
+    fn advance(&mut self) -> bool {
+        let mut pauses = self.choices(0, 2, self.slot);
+        self.slot += 1;
+        self.environment.now += match pauses.below(256) {
+            0 => 300 * MILLISECOND,
+            1..16 => MILLISECOND,
+            _ => 10 * MICROSECOND,
+        };
+        let mut moved = false;
+        for number in 0..self.sockets.len() {
+            self.environment.choices = self.choices(number, 1, self.counts[number][1]);
             let Some(socket) = &mut self.sockets[number] else { continue };
             if socket.turn(&mut self.environment) {
                 self.counts[number][1] += 1;
-                return true;
+                moved = true;
             }
         }
-        let next = self.sockets.iter().flatten().map(Socket::next_time).min();
-        match next.unwrap_or(FOR_EVER).min(until) {
-            FOR_EVER => false,
-            next => {
-                self.environment.now = self.environment.now.max(next);
-                true
-            }
-        }
+        moved || self.sockets.iter().flatten().any(|socket| socket.next_time() < FOR_EVER)
     }
 }
 
 impl Shared {
-    pub(crate) fn new(seed: u64, environment: Environment) -> Self {
+    pub(crate) fn new(seed: u64, environment: Environment, is_calm: bool) -> Self {
         Self(Arc::new(Mutex::new(World {
             seed,
             epoch: Instant::now(),
             environment,
             sockets: Vec::new(),
             counts: Vec::new(),
-            turn: 0,
+            slot: 0,
             waits: 0,
+            is_calm,
             trace: String::new(),
+            tells_reads: env::var_os("PINBUF_TRACE_READS").is_some(),
         })))
     }
 
@@ -143,13 +169,21 @@ impl Shared {
         let mut world = self.lock();
         let waits = world.environment.now < deadline;
         if waits {
-            world.advance(deadline);
+            world.advance();
         }
         waits
     }
 
     pub(crate) fn advance(&self) -> bool {
-        self.lock().advance(FOR_EVER)
+        self.lock().advance()
+    }
+
+    /// A call that may have waited is over.
+    pub(crate) fn waited(&self) {
+        let mut world = self.lock();
+        while !world.slot.is_multiple_of(SLOTS_OF_A_WAIT) {
+            world.advance();
+        }
     }
 
     /// The reaper looks after every sender that it knows, whatever they said of their time.

@@ -214,6 +214,23 @@ impl Socket {
         flags: SendFlags,
         environment: &mut Environment,
     ) -> io::Result<usize> {
+        let result = self.call(memory, flags, environment);
+        if result.is_ok() && environment.choices.once_in(8) {
+            // The notification may come before the call returns.
+            for _ in 0..8 {
+                self.turn(environment);
+            }
+        }
+        result
+    }
+
+    /// As [`send`](Self::send), with nothing else happening during the call.
+    pub(crate) fn call(
+        &mut self,
+        memory: &[IoVec],
+        flags: SendFlags,
+        environment: &mut Environment,
+    ) -> io::Result<usize> {
         let Self { wire, notifications, expected, events, .. } = self;
         let result = match wire {
             Wire::Stream(stream) => {
@@ -226,11 +243,6 @@ impl Socket {
         if let Err(error) = &result {
             self.was_full |= error.kind() == io::ErrorKind::WouldBlock;
             self.failures.extend(error.raw_os_error());
-        } else if environment.choices.once_in(8) {
-            // The notification may come before the call returns.
-            for _ in 0..8 {
-                self.turn(environment);
-            }
         }
         result
     }
