@@ -4,8 +4,9 @@
 #   benches/compare.sh [--quick] [REV [ROW...]]
 #
 # REV is the revision before the sender was rebuilt unless told. Both programs take turns, row by row;
-# the ratio is taken within a turn, and its median is printed, with the quartiles. --quick takes a
-# fifth of the turns: 2 minutes instead of 10, once both are built.
+# the ratio is taken within a turn, and its median is printed, with the quartiles. A row of many
+# senders also has the ratio of today's to one sender of REV. --quick takes a fifth of the turns:
+# 2 minutes instead of 10, once both are built.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benches/earlier.sh
@@ -36,6 +37,11 @@ printf '%-12s %9s %9s %7s\n' row 'then, ns' 'now, ns' ratio
 figure() { timeout "$limit" "$1" "$2" | awk -v row="$2" '$1 == row { print $2 }'; }
 
 for row in "${rows[@]}"; do
+  # The cost of many senders is a matter of one sender too.
+  case $row in
+  turn-* | shuffled-*) one=user-${row#*-} ;;
+  *) one= ;;
+  esac
   for turn in $(seq "$turns"); do
     # Another one begins each time.
     if ((turn % 2)); then
@@ -43,8 +49,9 @@ for row in "${rows[@]}"; do
     else
       b=$(figure target/earlier/now "$row" || true); a=$(figure target/earlier/then "$row" || true)
     fi
-    [ -z "$a" ] || [ -z "$b" ] || echo "$a $b"
-  done | awk -v row="$row" '
+    c=; [ -z "$one" ] || c=$(figure target/earlier/then "$one" || true)
+    [ -z "$a" ] || [ -z "$b" ] || echo "$a $b $c"
+  done | awk -v row="$row" -v one="$one" '
     function sort(list, count,   i, j, kept) {
       for (i = 2; i <= count; i++) {
         kept = list[i]
@@ -52,12 +59,20 @@ for row in "${rows[@]}"; do
         list[j + 1] = kept
       }
     }
+    function median(list, count) {
+      sort(list, count)
+      return list[int((count + 1) / 2)]
+    }
+    function spread(list, count,   low) {
+      low = int((count + 3) / 4)
+      return sprintf("%7.3f [%.3f-%.3f]", median(list, count), list[low], list[count + 1 - low])
+    }
     { count++; a[count] = $1 + 0; b[count] = $2 + 0; ratio[count] = $2 / $1 }
+    $3 { ones++; of_one[ones] = $2 / $3 }
     END {
       if (!count) { printf "%-12s did not run\n", row; exit }
-      sort(a, count); sort(b, count); sort(ratio, count)
-      middle = int((count + 1) / 2); low = int((count + 3) / 4); high = count + 1 - low
-      printf "%-12s %9.2f %9.2f %7.3f [%.3f-%.3f]\n", row, a[middle], b[middle],
-        ratio[middle], ratio[low], ratio[high]
+      printf "%-12s %9.2f %9.2f %s", row, median(a, count), median(b, count), spread(ratio, count)
+      if (ones) printf ", of then %s: %s", one, spread(of_one, ones)
+      print ""
     }'
 done
