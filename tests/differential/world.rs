@@ -17,7 +17,7 @@ use pinbuf::__internals::{IoVec, SendFlags};
 
 use crate::{
     choices::Choices,
-    environment::{FOR_EVER, MICROSECOND, MILLISECOND, Environment},
+    environment::{Environment, FOR_EVER, MICROSECOND, MILLISECOND},
     socket::{Socket, Wire},
 };
 
