@@ -11,28 +11,25 @@ cd "$(dirname "$0")/.."
 
 send='
 sender/handle.rs send          # Sender::send
-sender/wait.rs send            # Core::send
-sender/wait.rs send_with
+sender/driver.rs send          # Core::send
 sender/driver.rs offer_one
 sender/driver.rs is_forked
 sender/driver.rs enter
-lock.rs lock
-sender/machine/mod.rs entered
+sender/driver.rs entered
+sender/machine/sending.rs settle_left
+tracker.rs settle
 sender/machine/admission.rs granted
-sender/machine/admission.rs is_free
-sender/machine/grant.rs take
 sender/budget.rs charge
 sender/driver.rs offer_zero_copy
-sender/machine/admission.rs has_place
 tracker.rs has_place
 sender/machine/sending.rs begin_zero_copy
 sender/machine/ledger.rs open
-sender/machine/in_flight.rs begins
 tracker.rs insert_issued
 lease.rs new
-internals.rs begin_lease
-raw/state.rs begin_lease
 sender/machine/sending.rs begin_call
+sender/driver.rs call_lone
+sender/machine/sending.rs leave_end
+lock/left.rs arm
 sender/kernel.rs send
 sys/socket.rs send'
 

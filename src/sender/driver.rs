@@ -1,12 +1,12 @@
 //! Carries out the machine's acts and answers its questions, under one lock, and lets buffers in.
 
-use std::{fmt, io, task::Waker};
+use std::{fmt, io, task::Waker, time::Duration};
 
 use super::{
     budget::MemlockBudget,
     config::Config,
     kernel::Kernel,
-    machine::{Act, Goal, Item, Machine, Next, Offered, Outcome, Question, Read, Stop, Way},
+    machine::{Act, Goal, Item, LoneCall, Machine, Next, Offered, Question, Read, Stop, Way},
     transport::MIN_ZERO_COPY_ELEMENT,
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     raw::{PoolHead, Reclaim},
     reaper,
     sync::{Arc, Weak, unique_id},
-    sys::{barrier, errno, process::Process, socket::SendFlags},
+    sys::{barrier, errno, process::Process},
 };
 
 /// Batches of notifications read in one go, so that a busy peer cannot keep a thread for ever.
@@ -63,14 +63,16 @@ pub(super) enum Watch {
 }
 
 /// The result of a run of the driver.
-pub(super) struct Run<'a> {
-    pub(super) machine: MutexGuard<'a, Machine>,
-    outcome: Outcome,
-    /// Why a call for the unsent part stopped, if one did.
+#[derive(Debug)]
+pub struct Step {
+    /// The messages read from the error queue.
+    pub read: Read,
+    /// Why something is unsent, if a call for it was tried.
     pub(super) stop: Option<Stop>,
-    pub(super) read: Read,
-    /// The error of a reading of the error queue.
-    pub(super) read_error: Option<OsError>,
+    /// The way of a buffer that was let in.
+    pub(super) way: Option<Way>,
+    /// When to look again though nothing happens.
+    pub(super) look_again: Option<Duration>,
 }
 
 impl<K: Kernel> Core<K> {
@@ -131,32 +133,18 @@ impl<K: Kernel> Core<K> {
         machine.entered();
     }
 
-    /// Takes the lock after a call of a lone buffer that this thread has to tell of. The call may be
-    /// settled already: a thread has seen its end while this one saw that it was met.
+    /// Takes the lock after a call of this thread has returned, and wakes the threads that wait for
+    /// its end: they look once the lock is released. The call of a lone buffer may be settled
+    /// already: a thread has seen its end while this one saw that it was met.
     #[inline(always)]
-    fn enter_to_tell(&self) -> MutexGuard<'_, Machine> {
+    fn enter_after_call(&self) -> MutexGuard<'_, Machine> {
         let mut machine = lock(&self.machine);
         machine.tell();
         machine.entered();
-        self.tell_call_over(&machine);
-        machine
-    }
-
-    /// Takes the lock after a call of this thread has returned.
-    #[inline(always)]
-    fn enter_after_call(&self) -> MutexGuard<'_, Machine> {
-        let machine = self.enter();
-        self.tell_call_over(&machine);
-        machine
-    }
-
-    /// Wakes the threads that wait until the call of this thread is over. They look once this thread
-    /// has released the lock.
-    #[inline(always)]
-    fn tell_call_over(&self, machine: &Machine) {
         if machine.awaiting > 0 {
             self.call_over.notify_all();
         }
+        machine
     }
 
     /// Waits until no call is out.
@@ -178,13 +166,12 @@ impl<K: Kernel> Core<K> {
         &'a self,
         mut machine: MutexGuard<'a, Machine>,
         goal: Goal,
-    ) -> Run<'a> {
-        let (mut stop, mut read, mut read_error) = (None, Read::default(), None);
+    ) -> (MutexGuard<'a, Machine>, Step) {
+        let mut read = Read::default();
         let mut panics = Panics::default();
         machine.begin_run(goal);
         loop {
-            let act = self.answer(&mut machine, goal, &mut read_error);
-            stop = machine.take_stop().or(stop);
+            let act = self.answer(&mut machine, goal);
             read += machine.take_read();
             match act {
                 Act::Send(call) => {
@@ -202,13 +189,14 @@ impl<K: Kernel> Core<K> {
                     }
                     machine = self.enter();
                 }
-                Act::Done(outcome) => {
+                Act::Done(way) => {
+                    let (stop, look_again) = (machine.blocked, machine.known.look_again);
                     if panics.any() {
                         drop(machine);
                         panics.resume();
                         machine = self.enter();
                     }
-                    return Run { machine, outcome, stop, read, read_error };
+                    return (machine, Step { read, stop, way, look_again });
                 }
             }
         }
@@ -216,7 +204,7 @@ impl<K: Kernel> Core<K> {
 
     /// Answers the machine's questions until it asks for an act. There is no guard here, so no other
     /// thread can come between a question and its answer.
-    fn answer(&self, machine: &mut Machine, goal: Goal, read_error: &mut Option<OsError>) -> Act {
+    fn answer(&self, machine: &mut Machine, goal: Goal) -> Act {
         loop {
             let question = match machine.next(goal) {
                 Next::Act(act) => return act,
@@ -225,12 +213,11 @@ impl<K: Kernel> Core<K> {
             match question {
                 Question::Queue | Question::QueueToEnd => {
                     let error = self.read_queue(machine, question == Question::QueueToEnd).err();
-                    let told = machine.queue_read(question, error);
-                    *read_error = told.or(*read_error);
+                    machine.queue_read(question, error);
                 }
-                Question::Optmem => machine.optmem_is(self.kernel.optmem().ok()),
-                Question::Unacked => machine.unacked_is(self.kernel.unacked().ok()),
-                Question::Time => machine.time_is(self.kernel.now()),
+                Question::Optmem => machine.known.optmem = Some(self.kernel.optmem().ok()),
+                Question::Unacked => machine.known.unacked = Some(self.kernel.unacked().ok()),
+                Question::Time => machine.known.time = Some(self.kernel.now()),
                 Question::Shutdown => {
                     let result = self.kernel.shutdown_write();
                     machine.shut_down(result.map_err(|error| OsError::from(&error)));
@@ -308,6 +295,15 @@ impl<K: Kernel> Core<K> {
         self.offer_all(bufs).map(|offered| offered.ticket)
     }
 
+    /// Sends a buffer and waits until every byte is accepted.
+    #[inline(always)]
+    pub fn send<P: IntoPayload>(&self, buf: P) -> Result<Ticket, SendError<P>> {
+        match self.offer_one(buf) {
+            Ok(Offered { ticket, whole: true }) => Ok(ticket),
+            offered => self.wait_to_send(offered, None, |buf| self.offer_one(buf)),
+        }
+    }
+
     /// Takes the only buffer of a send and sends.
     #[inline(always)]
     pub(super) fn offer_one<P: IntoPayload>(&self, buf: P) -> Result<Offered, SendError<P>> {
@@ -349,8 +345,8 @@ impl<K: Kernel> Core<K> {
             pool: pool.map_or(0, PoolHead::id),
             quota: pool.and_then(PoolHead::sender_quota),
         };
-        let Run { machine, outcome, stop, .. } = self.advance(machine, Goal::Admit(item));
-        if let Outcome::Go(way) = outcome {
+        let (machine, Step { way, stop, .. }) = self.advance(machine, Goal::Admit(item));
+        if let Some(way) = way {
             return Ok((machine, way));
         }
         let stop = machine.connection_error().map(Stop::Failed).or(stop).unwrap_or(Stop::Blocked);
@@ -366,9 +362,9 @@ impl<K: Kernel> Core<K> {
         buf: P,
         asked: bool,
     ) -> Result<Offered, SendError<P>> {
-        if asked || !machine.has_place() {
+        if asked || !machine.in_flight.tracker.has_place() {
             self.register(&mut machine, buf.pool());
-            if !machine.has_place() {
+            if !machine.in_flight.tracker.has_place() {
                 machine.refund(buf.io_vec().len());
                 return self.offer_rest(machine, buf, Way::ZeroCopy, 0);
             }
@@ -376,35 +372,15 @@ impl<K: Kernel> Core<K> {
         }
         machine.wants_watch |= buf.is_awaited() || self.config.max_hold.is_some();
         let call = machine.begin_zero_copy(buf, || self.kernel.now());
-        let leaves = self.leaves_end(&mut machine, Way::ZeroCopy, asked);
-        drop(machine);
-        let flags = SendFlags { zerocopy: true, more: false };
-        let sent = self.kernel.send(&[call.part()], flags);
-        if leaves && call.took_all(&sent) && self.left.leave() {
+        let Some((mut machine, sent)) = self.call_lone(machine, &call, asked) else {
             return Ok(Offered { ticket: call.ticket, whole: true });
-        }
-        let mut machine = self.enter_to_tell();
-        if !machine.is_calling() {
-            return Ok(Offered { ticket: call.ticket, whole: true });
-        }
-        let sent = sent.map_err(|error| os(&error));
-        let whole = machine.zero_copy_returned(call, sent);
-        if whole && !machine.verifies() {
+        };
+        let whole = machine.zero_copy_returned(call, sent.map_err(|error| os(&error)));
+        if whole && !machine.verifies {
             self.tidy(machine);
             return Ok(Offered { ticket: call.ticket, whole });
         }
         self.settle_lone(machine, call.ticket)
-    }
-
-    /// Leaves the end of a call that is about to be made, if that can be. A call that had to ask is
-    /// told of: it may call for more.
-    #[inline(always)]
-    fn leaves_end(&self, machine: &mut Machine, way: Way, asked: bool) -> bool {
-        let leaves = self.leaves && !asked && machine.leave_end(way);
-        if leaves {
-            self.left.arm();
-        }
-        leaves
     }
 
     /// Sends a buffer by copy. What the socket does not take of it becomes a lease.
@@ -416,22 +392,9 @@ impl<K: Kernel> Core<K> {
         asked: bool,
     ) -> Result<Offered, SendError<P>> {
         let call = machine.begin_copy(buf.io_vec());
-        let leaves = self.leaves_end(&mut machine, Way::Copy, asked);
-        drop(machine);
-        // Nothing to send is no call on a stream, and no copy anywhere.
-        let sent = if call.bytes > 0 || self.kernel.transport().sends_nothing() {
-            let flags = SendFlags { zerocopy: false, more: call.bytes < call.memory.len() };
-            self.kernel.send(&[call.part()], flags)
-        } else {
-            Ok(0)
+        let Some((mut machine, sent)) = self.call_lone(machine, &call, asked) else {
+            return Ok(Offered { ticket: call.ticket, whole: true });
         };
-        if leaves && call.took_all(&sent) && self.left.leave() {
-            return Ok(Offered { ticket: call.ticket, whole: true });
-        }
-        let mut machine = self.enter_to_tell();
-        if !machine.is_calling() {
-            return Ok(Offered { ticket: call.ticket, whole: true });
-        }
         match sent {
             Ok(accepted) if accepted == call.memory.len() => {
                 machine.wants_watch |= self.limits_silence;
@@ -450,6 +413,34 @@ impl<K: Kernel> Core<K> {
                 Err(stop.into_send_error(buf))
             }
         }
+    }
+
+    /// Makes the call of a lone buffer, without the lock. Returns the answer with the lock, or `None`
+    /// if all of the buffer was accepted and the call is settled or left.
+    #[inline(always)]
+    fn call_lone<'a>(
+        &'a self,
+        mut machine: MutexGuard<'a, Machine>,
+        call: &LoneCall,
+        asked: bool,
+    ) -> Option<(MutexGuard<'a, Machine>, io::Result<usize>)> {
+        // A call that had to ask is told of: it may call for more.
+        let leaves = self.leaves && !asked && machine.leave_end(call.way());
+        if leaves {
+            self.left.arm();
+        }
+        drop(machine);
+        // Nothing to send is no call on a stream, and no copy anywhere.
+        let sent = if call.bytes > 0 || self.kernel.transport().sends_nothing() {
+            self.kernel.send(&[call.part()], call.flags())
+        } else {
+            Ok(0)
+        };
+        if leaves && call.took_all(&sent) && self.left.leave() {
+            return None;
+        }
+        let machine = self.enter_after_call();
+        machine.is_calling().then_some((machine, sent))
     }
 
     /// Takes custody of a buffer of which `accepted` bytes went by copy, and sends the rest.
@@ -487,19 +478,19 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return Err(SendError::Forked(()));
         }
-        let Run { mut machine, stop, .. } = self.advance(self.enter(), Goal::Push);
+        let (mut machine, Step { stop, .. }) = self.advance(self.enter(), Goal::Push);
         let pools = bufs.iter().filter_map(Memory::pool);
         let quotas = pools.map(|pool| (pool.id(), pool.sender_quota()));
         if !machine.quotas_allow(quotas.clone()) {
-            machine = self.advance(machine, Goal::Read).machine;
+            machine = self.advance(machine, Goal::Read).0;
         }
         let stop = if let Some(error) = machine.connection_error() {
             Some(Stop::Failed(error))
         } else if machine.is_unsent() {
             stop.or(Some(Stop::Blocked))
         } else if !machine.quotas_allow(quotas) {
-            let _ = machine.refuse();
-            Some(Stop::Blocked)
+            machine.refused_for_room = false;
+            Some(Stop::Window)
         } else {
             None
         };
@@ -523,8 +514,8 @@ impl<K: Kernel> Core<K> {
         ticket: Ticket,
         on_refused: impl FnMut(Payload),
     ) -> Result<Offered, SendError<()>> {
-        let Run { mut machine, stop, .. } = self.advance(machine, Goal::Settle);
-        let settled = machine.conclude(ticket, stop, on_refused);
+        let (mut machine, _) = self.advance(machine, Goal::Settle);
+        let settled = machine.conclude(ticket, on_refused);
         machine.wants_watch |= self.config.max_hold.is_some();
         self.tidy(machine);
         settled

@@ -465,7 +465,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// The sender, when something is in flight or unsent: [`drain`](Self::drain) first.
     pub fn into_parts(mut self) -> Result<(S, ResumeIds), Self> {
-        if self.core().run(Goal::Flush).0.is_err() || !self.core().is_drained() {
+        if self.core().run(Goal::Flush).is_err() || !self.core().is_drained() {
             return Err(self);
         }
         let mut core = self.core.take().expect("present until taken apart");

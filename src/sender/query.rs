@@ -23,7 +23,7 @@ impl<K: Kernel> Core<K> {
     /// Forgets why the owner's last buffer was refused: only the owner can try the buffer again.
     pub fn forget_refused(&self) {
         if !self.is_forked() {
-            self.enter().forget_refused();
+            self.enter().refused_for_room = false;
         }
     }
 
@@ -31,7 +31,7 @@ impl<K: Kernel> Core<K> {
     /// sends go by copy.
     pub(super) fn try_reading(&self) -> Option<CopyReason> {
         // A passing error will show again when it matters.
-        self.advance(self.enter(), Goal::Read).machine.in_flight.copy_reason
+        self.advance(self.enter(), Goal::Read).0.in_flight.copy_reason
     }
 
     /// The events that the owner should wait for.
@@ -112,7 +112,7 @@ impl<K: Kernel> Core<K> {
 
     /// The error that cut a send short, if any.
     pub(super) fn truncation(&self, ticket: Ticket) -> Option<OsError> {
-        self.enter().truncation(ticket)
+        self.enter().in_flight.done.ledger.truncation(ticket)
     }
 
     /// The next foreign message of the error queue.

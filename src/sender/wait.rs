@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::{
     driver::Core,
     kernel::{Edges, Kernel},
-    machine::{Goal, OVERDUE, Offered, look_after},
+    machine::{Goal, OVERDUE, Offered, Stop, look_after},
     report::Fate,
 };
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// One wait of one thread, over any number of rounds.
-pub(super) struct Wait<'a, K: Kernel> {
+struct Wait<'a, K: Kernel> {
     core: &'a Core<K>,
     deadline: Option<Instant>,
     /// The wait is about a buffer that may have been refused as a whole.
@@ -35,16 +35,12 @@ pub(super) struct Wait<'a, K: Kernel> {
 }
 
 impl<'a, K: Kernel> Wait<'a, K> {
-    pub(super) fn new(core: &'a Core<K>, deadline: Option<Instant>) -> Self {
-        Self { core, deadline, sending: false, edges: None, error: false, notes_only: false }
-    }
-
-    fn to_send(core: &'a Core<K>, deadline: Option<Instant>) -> Self {
-        Self { core, deadline, sending: true, edges: None, error: false, notes_only: false }
+    fn new(core: &'a Core<K>, deadline: Option<Instant>, sending: bool) -> Self {
+        Self { core, deadline, sending, edges: None, error: false, notes_only: false }
     }
 
     /// Drives the sender until `done` gives a result.
-    pub(super) fn until<T>(
+    fn until<T>(
         mut self,
         mut done: impl FnMut(&Core<K>) -> Option<Result<T, WaitError>>,
     ) -> Result<T, WaitError> {
@@ -58,9 +54,9 @@ impl<'a, K: Kernel> Wait<'a, K> {
                 (true, false) => Goal::Flush,
                 (false, _) => Goal::Visit,
             };
-            let step = self.core.run(goal).0.map_err(|error| os(&error))?;
+            let step = self.core.run(goal).map_err(|error| os(&error))?;
             if self.sending
-                && let Some(error) = step.refused()
+                && let Some(Stop::Refused(error)) = step.stop
             {
                 self.core.give_up(error);
             }
@@ -76,7 +72,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         let leaves_notes = self.take_spare() || self.leaves_notes();
         if !leaves_notes || self.core.config.max_hold.is_some() {
             let goal = if leaves_notes { Goal::Push } else { Goal::Flush };
-            if self.core.run(goal).0.map_err(|error| os(&error))?.read.messages > 0 {
+            if self.core.run(goal).map_err(|error| os(&error))?.read.messages > 0 {
                 return Ok(());
             }
         }
@@ -136,7 +132,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
     }
 
     /// Waits once for the sender's interest; `messages` were read since the last round.
-    pub(super) fn round(&mut self, messages: usize) -> Result<(), WaitError> {
+    fn round(&mut self, messages: usize) -> Result<(), WaitError> {
         let mut interest = self.core.interest();
         interest.writable &= self.sending || !self.core.is_flushed();
         let most = self.core.config.max_hold.map_or(OVERDUE, look_after);
@@ -176,59 +172,36 @@ impl<K: Kernel> Drop for Wait<'_, K> {
 
 /// The calls that block.
 impl<K: Kernel> Core<K> {
-    /// Sends a buffer and waits until every byte is accepted.
-    #[inline(always)]
-    pub fn send<P: IntoPayload>(self: &Arc<Self>, buf: P) -> Result<Ticket, SendError<P>> {
-        self.send_with(buf, |buf| self.offer_one(buf))
-    }
-
     /// Sends several buffers as one send and waits until all of them are accepted.
-    pub fn send_vectored(
-        self: &Arc<Self>,
-        bufs: &mut Vec<Payload>,
-    ) -> Result<Ticket, SendError<()>> {
-        self.send_with((), |()| self.offer_all(bufs))
+    pub fn send_vectored(&self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
+        self.wait_to_send(self.offer_all(bufs), None, |()| self.offer_all(bufs))
     }
 
     /// Sends a buffer and waits until every byte is accepted, or the time is up.
     pub fn send_timeout<P: IntoPayload>(
-        self: &Arc<Self>,
+        &self,
         buf: P,
         timeout: Duration,
     ) -> Result<Ticket, SendError<P>> {
-        match self.offer_one(buf) {
-            Ok(Offered { ticket, whole: true }) => Ok(ticket),
-            // The clock is read only now. A time without end has no deadline.
-            offered => {
-                let deadline = self.kernel.now().checked_add(timeout);
-                self.wait_to_send(offered, deadline, |buf| self.offer_one(buf))
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn send_with<B>(
-        &self,
-        buf: B,
-        mut attempt: impl FnMut(B) -> Result<Offered, SendError<B>>,
-    ) -> Result<Ticket, SendError<B>> {
-        match attempt(buf) {
-            Ok(Offered { ticket, whole: true }) => Ok(ticket),
-            offered => self.wait_to_send(offered, None, attempt),
-        }
+        self.wait_to_send(self.offer_one(buf), Some(timeout), |buf| self.offer_one(buf))
     }
 
     /// Goes on waiting and trying after an incomplete first attempt.
     #[cold]
-    fn wait_to_send<B>(
+    pub(super) fn wait_to_send<B>(
         &self,
         mut offered: Result<Offered, SendError<B>>,
-        deadline: Option<Instant>,
+        timeout: Option<Duration>,
         mut attempt: impl FnMut(B) -> Result<Offered, SendError<B>>,
     ) -> Result<Ticket, SendError<B>> {
+        if let Ok(Offered { ticket, whole: true }) = offered {
+            return Ok(ticket);
+        }
+        // The clock is read only now. A time without end has no deadline.
+        let deadline = timeout.and_then(|timeout| self.kernel.now().checked_add(timeout));
         // Bytes written past the sender may have filled the socket, and hold this send up too.
         self.watch_hold();
-        let mut wait = Wait::to_send(self, deadline);
+        let mut wait = Wait::new(self, deadline, true);
         let ticket = loop {
             match offered {
                 Ok(Offered { ticket, whole: true }) => return Ok(ticket),
@@ -258,7 +231,7 @@ impl<K: Kernel> Core<K> {
     /// Waits until a send has its fate.
     pub fn wait(&self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
         self.check_ticket(ticket)?;
-        Wait::new(self, deadline).until(|core| {
+        Wait::new(self, deadline, false).until(|core| {
             Some(match core.enter().fate(ticket)? {
                 Fate::Quarantined => Err(WaitError::Poisoned),
                 fate => Ok(fate),
@@ -268,7 +241,7 @@ impl<K: Kernel> Core<K> {
 
     /// Waits until everything is accepted and released, and every released payload is dropped.
     pub fn drain(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
-        Wait::new(self, deadline).until(|core| {
+        Wait::new(self, deadline, false).until(|core| {
             let mut machine = core.enter();
             if machine.is_drained() {
                 machine.is_disposed().then_some(Ok(()))
@@ -281,7 +254,7 @@ impl<K: Kernel> Core<K> {
 
     /// Drives the sender until the end is over.
     pub(super) fn wait_over(&self, deadline: Instant) -> Result<(), WaitError> {
-        Wait::new(self, Some(deadline)).until(|core| {
+        Wait::new(self, Some(deadline), false).until(|core| {
             let machine = core.enter();
             (machine.is_over() && machine.is_disposed()).then_some(Ok(()))
         })

@@ -3,51 +3,26 @@
 use std::{io, mem, time::Duration};
 
 use super::{
-    driver::{Core, Run, Watch},
+    driver::{Core, Step, Watch},
     kernel::Kernel,
-    machine::{Goal, Read, Stop},
+    machine::{Goal, Stop},
     report::Reaped,
 };
 use crate::{error::OsError, lock::lock, raw::Reclaim, sync::Arc, sys::errno};
 
-/// The result of one visit.
-#[derive(Debug)]
-pub struct Step {
-    /// The messages read from the error queue.
-    pub read: Read,
-    /// Why something is unsent, if so.
-    pub(super) flushed: Result<(), Stop>,
-}
-
-impl Step {
-    /// The error of a call for the unsent part, if it says nothing about the connection.
-    pub(super) fn refused(&self) -> Option<OsError> {
-        match self.flushed {
-            Err(Stop::Refused(error)) => Some(error),
-            _ => None,
-        }
-    }
-}
-
 impl<K: Kernel> Core<K> {
     /// Reads the error queue, then sends as much of the unsent part as the socket takes.
     pub fn step(&self) -> io::Result<Step> {
-        self.run(Goal::Visit).0
+        self.run(Goal::Visit)
     }
 
-    /// Runs for a goal. Returns also when to look again though nothing happens.
-    pub(super) fn run(&self, goal: Goal) -> (io::Result<Step>, Option<Duration>) {
+    /// Runs for a goal.
+    pub(super) fn run(&self, goal: Goal) -> io::Result<Step> {
         if self.is_forked() {
-            return (Err(io::Error::from_raw_os_error(errno::EPERM)), None);
+            return Err(io::Error::from_raw_os_error(errno::EPERM));
         }
-        let Run { machine, stop, read, read_error, .. } = self.advance(self.enter(), goal);
-        let look_again = machine.look_again();
-        drop(machine);
-        let step = match read_error {
-            Some(error) => Err(error.into()),
-            None => Ok(Step { read, flushed: stop.map_or(Ok(()), Err) }),
-        };
-        (step, look_again)
+        let step = self.advance(self.enter(), goal).1;
+        step.read.error.map_or(Ok(step), |error| Err(error.into()))
     }
 
     /// Reads the error queue for a caller that wants the result.
@@ -73,10 +48,10 @@ impl<K: Kernel> Core<K> {
     /// Sends the unsent part, for the owner. Returns `true` if nothing is left.
     pub fn flush_now(&self) -> Result<bool, OsError> {
         self.forget_refused();
-        match self.run(Goal::Flush).0.map_err(|error| OsError::from(&error))?.flushed {
-            Ok(()) => self.connection_error().map_or(Ok(true), Err),
-            Err(Stop::Blocked) => Ok(false),
-            Err(Stop::Failed(error) | Stop::Refused(error) | Stop::Dropped(error)) => Err(error),
+        match self.run(Goal::Flush).map_err(|error| OsError::from(&error))?.stop {
+            None => self.connection_error().map_or(Ok(true), Err),
+            Some(Stop::Blocked | Stop::Window) => Ok(false),
+            Some(Stop::Failed(error) | Stop::Refused(error) | Stop::Dropped(error)) => Err(error),
         }
     }
 
@@ -117,7 +92,7 @@ impl<K: Kernel> Reclaim for Core<K> {
             return None;
         }
         // A failure shows in the sender's own calls.
-        let (_, look_again) = self.run(Goal::Visit);
+        let look_again = self.advance(self.enter(), Goal::Visit).1.look_again;
         // Both locks, in this order. An end that begins in between hands the sender over, and the
         // code below must not drop the reaper's reference then.
         let mut watch = lock(&self.watch);

@@ -4,63 +4,50 @@ use std::mem;
 
 use super::{
     Act::Done,
-    Item, Machine, Next, Out, Outcome,
-    call::{Blocked, Way},
-    grant::Grant,
+    Item, Next,
+    call::Out,
     in_flight::InFlight,
+    outbox::Way,
     question::Question,
+    state::{Grant, Machine},
 };
 
 impl Machine {
-    /// Returns `true` if a send may begin: the connection is not over, nothing is unsent, and no
-    /// call is out.
+    /// Lets a lone buffer in without a question: by the grant, or because it is small. A call
+    /// without copy is charged for. `None`: the buffer has to ask.
     #[inline(always)]
-    fn is_free(&self) -> bool {
-        self.out == Out::No && self.sending.is_none() && self.error.is_none()
-    }
-
-    /// Lets a lone buffer in without a question: by a grant, or because it is small. A call without
-    /// copy is charged for.
-    #[inline(always)]
-    pub(in crate::sender) fn granted(
-        &mut self,
-        len: usize,
-        pool: u64,
-        is_small: bool,
-    ) -> Option<Way> {
-        if !self.is_free() {
+    pub(crate) fn granted(&mut self, len: usize, pool: u64, is_small: bool) -> Option<Way> {
+        if self.out != Out::No || self.sending.is_some() || self.error.is_some() {
             return None;
         }
         if is_small {
             return Some(Way::Copy);
         }
-        let way = self.grant.take(len, pool)?;
-        (way == Way::Copy || self.in_flight.done.budget.charge(len)).then_some(way)
-    }
-
-    /// Returns `true` if the tracker has a place for a lone lease.
-    #[inline(always)]
-    pub(in crate::sender) fn has_place(&mut self) -> bool {
-        self.in_flight.tracker.has_place()
+        let Grant { calls, max_bytes, pool: granted_pool, way } = &mut self.grant;
+        let covers = *calls > 0 && len <= *max_bytes && pool == *granted_pool;
+        *calls -= usize::from(covers);
+        (covers && (*way == Way::Copy || self.in_flight.done.budget.charge(len))).then_some(*way)
     }
 
     /// Refunds a call without copy that was let in and is not made, for a buffer of `len` bytes or
     /// a part of the buffer.
     #[cold]
-    pub(in crate::sender) fn refund(&mut self, len: usize) {
+    pub(crate) fn refund(&mut self, len: usize) {
         self.in_flight.done.budget.refund(1, len.min(self.limits.bytes));
     }
 
     /// Decides about a lone buffer that has to ask.
     pub(super) fn admit(&mut self, item: Item) -> Next {
         if self.error.is_some() || self.sending.is_some() {
-            return Next::Act(Done(Outcome::Refused));
+            return Next::Act(Done(None));
         }
+        // A refusal from here on is no matter of room in the socket.
+        self.refused_for_room = false;
         if !self.quotas_allow([(item.pool, item.quota)].into_iter()) {
             if !self.known.has_read {
                 return Next::Ask(self.read_first());
             }
-            return self.refuse();
+            return Next::Act(Done(None));
         }
         let bytes = item.len.min(self.limits.bytes);
         let way = if !self.goes_without_copy(1, item.len) {
@@ -71,11 +58,11 @@ impl Machine {
                     self.grant = self.grant(item, bytes, way);
                     way
                 }
-                Ok(None) => return self.refuse(),
+                Ok(None) => return Next::Act(Done(None)),
                 Err(question) => return Next::Ask(question),
             }
         };
-        Next::Act(Done(Outcome::Go(way)))
+        Next::Act(Done(Some(way)))
     }
 
     /// Returns the way of a call of `bytes`; without copy the call is charged for. `None`: the call
@@ -150,11 +137,14 @@ impl Machine {
             // Until the grant is used up the error queue is not read, so no notification must be to
             // come.
             Way::Copy if tracker.outstanding() > 0 => Grant::default(),
-            Way::Copy if copy_reason.is_some() => Grant::new(usize::MAX, bytes, item.pool, way),
+            Way::Copy if copy_reason.is_some() => {
+                Grant { calls: usize::MAX, max_bytes: bytes, pool: item.pool, way }
+            }
             Way::Copy => {
                 // The call to come is not counted yet.
                 let calls = route.copied_bytes_to_come() / bytes.max(1) as u64;
-                Grant::new(calls.saturating_sub(1) as usize, bytes, item.pool, way)
+                let calls = calls.saturating_sub(1) as usize;
+                Grant { calls, max_bytes: bytes, pool: item.pool, way }
             }
             Way::ZeroCopy if route.is_exclusive() || self.config.max_hold.is_some() => {
                 Grant::default()
@@ -164,7 +154,8 @@ impl Machine {
                 let (calls, held) = self.window.room(tracker.outstanding() + 1, held);
                 let calls = calls.min((self.max_unread - 1).saturating_sub(self.unread));
                 let most = self.limits.bytes.min(self.transport.most_without_copy());
-                Grant::new(calls, most.min(held / calls.max(1)), item.pool, way)
+                let max_bytes = most.min(held / calls.max(1));
+                Grant { calls, max_bytes, pool: item.pool, way }
             }
         }
     }
@@ -178,17 +169,11 @@ impl Machine {
     /// Returns `true` if the quotas of the pools let these buffers in. A copying sender has nothing
     /// in flight for long, and a poisoned sender could wait for ever.
     #[inline]
-    pub(in crate::sender) fn quotas_allow(
+    pub(crate) fn quotas_allow(
         &self,
         bufs: impl Iterator<Item = (u64, Option<usize>)> + Clone,
     ) -> bool {
         let InFlight { done, copy_reason, .. } = &self.in_flight;
         done.quotas.is_empty() || copy_reason.is_some() || done.quotas.allow(bufs)
-    }
-
-    /// The owner's buffer is refused for want of room in this sender.
-    pub(in crate::sender) fn refuse(&mut self) -> Next {
-        self.refused = Some(Blocked::Window);
-        Next::Act(Done(Outcome::Refused))
     }
 }

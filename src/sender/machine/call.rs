@@ -1,32 +1,90 @@
-//! One system call that sends: its way, and its possible ends.
+//! One system call that sends: what it covers, whether it is out, and how it can end.
 
+use std::io;
+
+use super::outbox::{Cut, Outbox, Way};
 use crate::{
     error::{OsError, SendError},
-    id::NotificationId,
-    sys::errno,
+    id::{NotificationId, Ticket},
+    sys::{
+        errno,
+        socket::{IoVec, SendFlags},
+    },
 };
 
-/// The way of a call.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(in crate::sender) enum Way {
-    /// By copy: the kernel reads the memory during the call only.
-    #[default]
-    Copy,
-    /// Without copy: the kernel reads the memory until the release of the call.
-    ZeroCopy,
+/// Whether a call is out: made, and its answer not yet told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Out {
+    No,
+    /// A call of a lone buffer. The next thread that takes the lock settles its end.
+    Left(Way),
+    /// The thread that made the call tells the machine of its end.
+    Told,
 }
 
-/// The elements of the outbox in one call.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::sender) struct Cut {
-    /// Index of the first element, and one past the last.
-    pub(super) first: usize,
-    pub(super) last: usize,
-    pub(super) bytes: usize,
-    /// The way of the elements if nothing stands against it.
-    pub(super) way: Way,
-    /// More of the same send follows, so that a small header need not travel alone.
-    pub(super) more: bool,
+/// A call for elements of the outbox, which is out with the call: the kernel reads the elements
+/// while other threads change the machine.
+#[must_use]
+pub(crate) struct RunCall {
+    pub(super) outbox: Box<Outbox>,
+    pub(super) cut: Cut,
+    pub(super) id: Option<NotificationId>,
+}
+
+impl RunCall {
+    pub(crate) fn memory(&self) -> &[IoVec] {
+        self.outbox.memory(self.cut)
+    }
+
+    pub(crate) fn flags(&self) -> SendFlags {
+        // A call without copy carries much: no small packet would be spared.
+        let zerocopy = self.id.is_some();
+        SendFlags { zerocopy, more: self.cut.more && !zerocopy }
+    }
+}
+
+/// A call for a lone buffer.
+#[must_use]
+#[derive(Clone, Copy)]
+pub(crate) struct LoneCall {
+    pub(crate) ticket: Ticket,
+    pub(crate) memory: IoVec,
+    /// Bytes of the call: all of the memory, or what one call may cover.
+    pub(crate) bytes: usize,
+    /// The id that was issued for a call without copy.
+    pub(super) id: Option<NotificationId>,
+}
+
+impl LoneCall {
+    #[inline(always)]
+    pub(crate) fn way(&self) -> Way {
+        if self.id.is_some() { Way::ZeroCopy } else { Way::Copy }
+    }
+
+    #[inline(always)]
+    pub(crate) fn flags(&self) -> SendFlags {
+        let zerocopy = self.id.is_some();
+        SendFlags { zerocopy, more: !zerocopy && self.bytes < self.memory.len() }
+    }
+
+    /// The memory of the call.
+    #[inline(always)]
+    pub(crate) fn part(&self) -> IoVec {
+        self.memory.part(0, self.bytes)
+    }
+
+    /// Returns `true` if the answer is that all of the buffer was accepted.
+    #[inline(always)]
+    pub(crate) fn took_all(&self, sent: &io::Result<usize>) -> bool {
+        matches!(sent, Ok(accepted) if *accepted == self.memory.len())
+    }
+}
+
+/// A send of which at least a part was accepted.
+pub(crate) struct Offered {
+    pub(crate) ticket: Ticket,
+    /// Whether all of it was.
+    pub(crate) whole: bool,
 }
 
 /// A failed call, until its meaning is settled.
@@ -74,21 +132,13 @@ pub(super) enum Retry {
     ByCopy,
 }
 
-/// Why a send cannot go on at the moment.
+/// Why a send cannot go on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::sender) enum Blocked {
+pub(crate) enum Stop {
     /// The socket has no room.
-    Socket,
+    Blocked,
     /// The window, the memlock budget or a quota has no room.
     Window,
-    /// A call was refused for a different reason.
-    Refused,
-}
-
-/// Why a flush ended with something unsent.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::sender) enum Stop {
-    Blocked,
     /// The connection is over.
     Failed(OsError),
     /// The next elements were refused; the connection is unchanged.
@@ -99,9 +149,9 @@ pub(in crate::sender) enum Stop {
 
 impl Stop {
     /// Converts to the error of a send without an accepted byte.
-    pub(in crate::sender) fn into_send_error<B>(self, buf: B) -> SendError<B> {
+    pub(crate) fn into_send_error<B>(self, buf: B) -> SendError<B> {
         match self {
-            Self::Blocked => SendError::WouldBlock(buf),
+            Self::Blocked | Self::Window => SendError::WouldBlock(buf),
             Self::Failed(error) => SendError::Connection { error, buf },
             Self::Refused(error) if error.raw() == errno::EFAULT => SendError::BadAddress(buf),
             Self::Refused(error) => SendError::Os { error, buf },

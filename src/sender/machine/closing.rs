@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    hold::{MIN_LOOK, Progress},
+    super::report::CloseReport,
+    cold::{MIN_LOOK, Progress},
     question::{Known, Question},
+    state::{Closing, Machine, Phase},
 };
-use crate::error::OsError;
+use crate::{error::OsError, sys::errno};
 
 /// Time for an abort to bring the last notifications before unreleased leases are Quarantined. A
 /// packet in a queue below TCP keeps its ids for longer.
@@ -16,202 +18,232 @@ const GRACE: Duration = Duration::from_millis(10);
 /// at an ending sender without news.
 const LOOK_EVERY_UNPROVEN: Duration = Duration::from_secs(1);
 
-/// Progress of the end.
-///
-/// ```text
-///   Flushing --all accepted, shutdown--> Draining --all released--> Over
-///       |                                   |                        ^
-///       `------no progress: abort-----------+--> Unproven -----------'
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Phase {
-    Flushing,
-    Draining,
-    Unproven { since: Instant, quarantined: bool },
-    Over,
-}
-
-/// The end of a sender, once begun.
-///
-/// After the descriptor is closed no proof of release can come, so the descriptor stays open until
-/// `Over`.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::sender) struct Closing {
-    phase: Phase,
-    /// An end without progress is aborted.
-    pub(super) lingers: bool,
-    /// The last time that a look found more acknowledged than the look before.
-    progress: Instant,
-    acknowledged: Progress,
-    /// The stream was shut down behind all sent bytes.
-    orderly: bool,
-    /// A second shutdown has asked if the connection is over.
-    is_confirmed: bool,
-    pub(super) aborted: bool,
-    /// Bytes unacknowledged before the abort.
-    pub(super) unacked: Option<usize>,
-    /// Why the end is not in order, where neither an abort nor the connection's error tells.
-    pub(super) error: Option<OsError>,
-}
-
-/// The sender's state as the end needs it.
-#[derive(Clone, Copy)]
-pub(super) struct View {
-    /// Everything is accepted, and no call is out.
-    pub(super) is_flushed: bool,
-    /// Everything is accepted and released.
-    pub(super) is_drained: bool,
-    pub(super) is_calling: bool,
-    /// The connection is over.
-    pub(super) has_failed: bool,
-    /// Bytes accepted so far.
-    pub(super) accepted: u64,
-    pub(super) linger: Duration,
-}
-
-/// The next thing to do for an end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Step {
-    Ask(Question),
-    /// The option memory reads 0: everything is released.
-    Prove,
-    /// The remaining ids cannot be proven released for now.
-    Quarantine,
-    /// Break the connection, for want of progress.
-    Abort,
-    /// Nothing until there is news, or this time is up.
-    Look(Duration),
-    Over,
-}
-
 impl Closing {
-    pub(super) fn new(lingers: bool, now: Instant) -> Self {
-        Self {
-            phase: Phase::Flushing,
-            lingers,
-            progress: now,
-            acknowledged: Progress::default(),
-            orderly: false,
-            is_confirmed: false,
-            aborted: false,
-            unacked: None,
-            error: None,
-        }
-    }
-
     /// Returns `true` while an abort still makes a difference.
     pub(super) fn is_under_way(&self) -> bool {
         matches!(self.phase, Phase::Flushing | Phase::Draining)
-    }
-
-    pub(super) fn is_over(&self) -> bool {
-        self.phase == Phase::Over
-    }
-
-    /// Returns `true` if everything was accepted, the stream ended in order, and all is released.
-    pub(super) fn is_drained(&self) -> bool {
-        self.orderly && self.is_over()
-    }
-
-    /// The next step, after the error queue is read and the unsent part was tried.
-    pub(super) fn next(&mut self, view: View, known: &Known) -> Step {
-        if self.phase == Phase::Flushing && view.is_flushed {
-            if !view.has_failed {
-                return Step::Ask(Question::Shutdown);
-            }
-            self.phase = Phase::Draining;
-        }
-        if self.phase != Phase::Flushing && view.is_drained {
-            return self.finish(known);
-        }
-        match self.phase {
-            Phase::Over => Step::Over,
-            // Every reading of the error queue asks the option memory too.
-            Phase::Unproven { quarantined: true, .. } => Step::Look(LOOK_EVERY_UNPROVEN),
-            Phase::Unproven { since, quarantined: false } => {
-                let Some(now) = known.time else { return Step::Ask(Question::Time) };
-                if now.duration_since(since) < GRACE || view.is_calling {
-                    return Step::Look(GRACE);
-                }
-                match known.optmem {
-                    None => Step::Ask(Question::Optmem),
-                    Some(Some(0)) => Step::Prove,
-                    Some(_) => {
-                        self.phase = Phase::Unproven { since, quarantined: true };
-                        Step::Quarantine
-                    }
-                }
-            }
-            Phase::Flushing | Phase::Draining if self.lingers => self.linger(view, known),
-            Phase::Flushing | Phase::Draining => Step::Look(look_after(view.linger)),
-        }
     }
 
     /// Everything is released. A failing connection releases even bytes that never arrived, so an
     /// orderly end with unacknowledged bytes asks whether the connection is over. A connection that
     /// ended in order meanwhile cannot be shut down either. The unacknowledged bytes of a failed
     /// connection stay unacknowledged.
-    fn finish(&mut self, known: &Known) -> Step {
+    fn finish(&mut self, known: Known) -> Option<Question> {
         if self.orderly && !self.is_confirmed {
-            let Some(unacked) = known.unacked else { return Step::Ask(Question::Unacked) };
+            let Some(unacked) = known.unacked else { return Some(Question::Unacked) };
             self.is_confirmed = true;
             if unacked.is_some_and(|bytes| bytes > 0) {
-                return Step::Ask(Question::Shutdown);
+                return Some(Question::Shutdown);
             }
         }
         if self.is_confirmed && !self.orderly {
-            let Some(unacked) = known.unacked else { return Step::Ask(Question::Unacked) };
+            let Some(unacked) = known.unacked else { return Some(Question::Unacked) };
             if unacked == Some(0) {
                 (self.orderly, self.error) = (true, None);
             }
         }
         self.phase = Phase::Over;
-        Step::Over
-    }
-
-    /// Looks whether the peer has acknowledged anything, and aborts an end without progress.
-    fn linger(&mut self, view: View, known: &Known) -> Step {
-        let Some(now) = known.time else { return Step::Ask(Question::Time) };
-        let Some(unacked) = known.unacked else { return Step::Ask(Question::Unacked) };
-        let unacked = self.without_end(unacked);
-        if self.acknowledged.look(view.accepted, unacked) {
-            self.progress = now;
-        }
-        if now.duration_since(self.progress) < view.linger {
-            return Step::Look(look_after(view.linger));
-        }
-        if unacked == Some(0) && view.is_flushed {
-            // The peer has everything; a reset would only spoil the end.
-            self.phase = Phase::Unproven { since: now, quarantined: false };
-            return Step::Look(GRACE);
-        }
-        Step::Abort
+        None
     }
 
     /// Unacknowledged bytes, less the end of the stream, which counts as one.
-    pub(super) fn without_end(&self, unacked: Option<usize>) -> Option<usize> {
+    fn without_end(&self, unacked: Option<usize>) -> Option<usize> {
         Some(unacked?.saturating_sub(usize::from(self.orderly)))
+    }
+}
+
+/// The end.
+impl Machine {
+    /// Begins the end, unless it has begun. `lingers`: abort it when it makes no progress. Returns
+    /// `true` if it begins now.
+    pub(crate) fn begin_end(&mut self, lingers: bool, now: Instant) -> bool {
+        if let Some(closing) = &mut self.closing {
+            closing.lingers |= lingers;
+            return false;
+        }
+        let given_up = self.cold().and_then(|cold| cold.hold.given_up);
+        self.closing = Some(Box::new(Closing {
+            phase: Phase::Flushing,
+            lingers,
+            progress: now,
+            acknowledged: Progress::default(),
+            orderly: false,
+            is_confirmed: false,
+            aborted: given_up.is_some_and(|given_up| given_up.aborted),
+            unacked: given_up.and_then(|given_up| given_up.unacked),
+            error: None,
+        }));
+        true
+    }
+
+    /// Brings the end nearer, if it has begun; after the error queue is read and what could be sent
+    /// is sent.
+    pub(super) fn close(&mut self) -> Option<Question> {
+        let (is_flushed, is_drained) = (self.is_flushed(), self.is_drained());
+        let (is_calling, has_failed) = (self.is_calling(), self.connection_error().is_some());
+        let closing = self.closing.as_mut()?;
+        if closing.phase == Phase::Flushing && is_flushed {
+            if !has_failed {
+                return Some(Question::Shutdown);
+            }
+            closing.phase = Phase::Draining;
+        }
+        if closing.phase != Phase::Flushing && is_drained {
+            return closing.finish(self.known);
+        }
+        let look_again = match closing.phase {
+            Phase::Over => return None,
+            // Every reading of the error queue asks the option memory too.
+            Phase::Unproven { quarantined: true, .. } => LOOK_EVERY_UNPROVEN,
+            Phase::Unproven { since, quarantined: false } => {
+                let Some(now) = self.known.time else { return Some(Question::Time) };
+                if now.duration_since(since) < GRACE || is_calling {
+                    GRACE
+                } else {
+                    let Some(optmem) = self.known.optmem else { return Some(Question::Optmem) };
+                    if optmem == Some(0) {
+                        self.prove(optmem);
+                        return self.close();
+                    }
+                    closing.phase = Phase::Unproven { since, quarantined: true };
+                    self.in_flight.quarantine();
+                    if is_flushed {
+                        return Some(Question::ReplacePages);
+                    }
+                    LOOK_EVERY_UNPROVEN
+                }
+            }
+            Phase::Flushing | Phase::Draining if closing.lingers => return self.linger(),
+            Phase::Flushing | Phase::Draining => look_after(self.config.linger),
+        };
+        self.known.look_again = Some(look_again);
+        None
+    }
+
+    /// Looks whether the peer has acknowledged anything, and aborts an end without progress.
+    fn linger(&mut self) -> Option<Question> {
+        let Some(now) = self.known.time else { return Some(Question::Time) };
+        let Some(unacked) = self.known.unacked else { return Some(Question::Unacked) };
+        let is_flushed = self.is_flushed();
+        let closing = self.closing.as_mut()?;
+        let unacked = closing.without_end(unacked);
+        if closing.acknowledged.look(self.in_flight.done.counts.accepted_bytes(), unacked) {
+            closing.progress = now;
+        }
+        if now.duration_since(closing.progress) < self.config.linger {
+            self.known.look_again = Some(look_after(self.config.linger));
+            return None;
+        }
+        if unacked == Some(0) && is_flushed {
+            // The peer has everything; a reset would only spoil the end.
+            closing.phase = Phase::Unproven { since: now, quarantined: false };
+            self.known.look_again = Some(GRACE);
+            return None;
+        }
+        // If a call is out, its thread does the abort.
+        self.abort = Some(OsError::from_raw(errno::ETIMEDOUT));
+        self.aborting()
+    }
+
+    /// Has the connection broken, because of `why`, as soon as no call is out.
+    pub(crate) fn ask_abort(&mut self, why: OsError) {
+        self.abort.get_or_insert(why);
+    }
+
+    /// Breaks the connection if that was asked for: what is not accepted is given up, and the kernel
+    /// releases every id except those of packets in a queue below.
+    pub(super) fn aborting(&mut self) -> Option<Question> {
+        self.abort?;
+        if self.is_calling() {
+            return None;
+        }
+        // Before the end begins only a silent peer is a reason.
+        if self.closing.as_ref().is_some_and(|closing| !closing.is_under_way()) {
+            self.abort = None;
+            return None;
+        }
+        if self.known.time.is_none() {
+            return Some(Question::Time);
+        }
+        if self.known.unacked.is_none() {
+            return Some(Question::Unacked);
+        }
+        self.cut_short(OsError::from_raw(errno::ECANCELED));
+        Some(Question::Abort)
+    }
+
+    /// The connection is broken, or that failed.
+    pub(crate) fn aborted(&mut self, succeeded: bool) {
+        let why = self.abort.take().expect("asked for");
+        let Known { time, unacked, .. } = self.known;
+        if let Some(closing) = &mut self.closing {
+            closing.unacked = closing.without_end(unacked.flatten());
+            closing.aborted = succeeded;
+            closing.orderly = false;
+            if !succeeded {
+                // The ids stay out, and the sends in flight become Quarantined.
+                closing.error.get_or_insert(why);
+            }
+            let since = time.expect("asked before");
+            closing.phase = Phase::Unproven { since, quarantined: false };
+        } else {
+            self.gave_up(succeeded);
+        }
+        // The ids that it released are read next, and the option memory tells of the others.
+        self.known = Known {
+            time,
+            wants_read: true,
+            wants_proof: true,
+            has_looked_at_hold: true,
+            ..Known::default()
+        };
     }
 
     /// The result of a shutdown of the stream. A second shutdown fails if the connection is over,
     /// and otherwise changes nothing.
-    pub(super) fn shut_down(&mut self, result: Result<(), OsError>) {
-        self.orderly = result.is_ok();
-        self.error = result.err();
-        if self.phase == Phase::Flushing {
-            self.phase = Phase::Draining;
+    pub(crate) fn shut_down(&mut self, result: Result<(), OsError>) {
+        // The peer may have acknowledged more since it was asked.
+        self.known.unacked = None;
+        if let Some(closing) = &mut self.closing {
+            closing.orderly = result.is_ok();
+            closing.error = result.err();
+            if closing.phase == Phase::Flushing {
+                closing.phase = Phase::Draining;
+            }
         }
     }
 
-    /// The result of an abort at `now`. `why`: the reason to break the connection.
-    pub(super) fn abort(&mut self, succeeded: bool, why: OsError, now: Instant) {
-        self.aborted = succeeded;
-        self.orderly = false;
-        if !succeeded {
-            // The ids stay out, and the sends in flight become Quarantined.
-            self.error.get_or_insert(why);
+    /// An error made the caller of the end give up before its deadline.
+    pub(crate) fn end_failed(&mut self, error: OsError) {
+        if let Some(closing) = &mut self.closing {
+            closing.error.get_or_insert(error);
         }
-        self.phase = Phase::Unproven { since: now, quarantined: false };
+    }
+
+    /// Returns `true` if the end has begun.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.closing.is_some()
+    }
+
+    /// Returns `true` if the end has come.
+    pub(crate) fn is_over(&self) -> bool {
+        self.closing.as_ref().is_some_and(|closing| closing.phase == Phase::Over)
+    }
+
+    /// The report of the end so far; `unacked` is the peer's backlog now.
+    pub(crate) fn report(&self, unacked: Option<usize>) -> CloseReport {
+        let closing = self.closing.as_ref().expect("asked after the end has begun");
+        let error = self.connection_error().filter(|error| error.raw() != errno::ECANCELED);
+        let error = error.or(closing.error);
+        let unacked_bytes =
+            if closing.aborted { closing.unacked } else { closing.without_end(unacked) };
+        CloseReport {
+            drained: closing.orderly && self.is_over() && error.is_none(),
+            aborted: closing.aborted,
+            unacked_bytes,
+            quarantined: self.in_flight.tracker.leases(),
+            error,
+        }
     }
 }
 

@@ -1,13 +1,20 @@
 //! State that most senders never need: its memory is allocated with its first change, so that an
 //! idle sender stays small.
 
-use std::{collections::VecDeque, task::Waker};
-
-use super::{
-    super::{kernel::Edges, report::Returned},
-    hold::Hold,
+use std::{
+    collections::VecDeque,
+    task::Waker,
+    time::{Duration, Instant},
 };
+
+use super::super::{kernel::Edges, report::Returned};
 use crate::{id::Ticket, sync::Arc, sys::Foreign};
+
+/// Most time between looks.
+const MAX_LOOK: Duration = Duration::from_secs(1);
+
+/// Least time between looks at a sender with a limit, even a small one.
+pub(super) const MIN_LOOK: Duration = Duration::from_millis(1);
 
 /// Foreign messages of the error queue kept for the caller.
 const MAX_EVENTS: usize = 64;
@@ -43,26 +50,26 @@ impl<T: Default> Lazy<T> {
 
 /// State that few senders have.
 #[derive(Default)]
-pub(in crate::sender) struct Cold {
+pub(crate) struct Cold {
     /// Payloads for a caller with [`HandBack::Return`](crate::sender::HandBack::Return).
-    pub(in crate::sender) returned: VecDeque<Returned>,
+    pub(crate) returned: VecDeque<Returned>,
     /// Tasks waiting for the fate of a send.
-    pub(in crate::sender) wakers: Vec<(Ticket, Waker)>,
+    pub(crate) wakers: Vec<(Ticket, Waker)>,
     /// Tasks waiting for a slot in vain, to be woken once no lock is held.
-    pub(in crate::sender) hopeless: Vec<Waker>,
-    pub(in crate::sender) events: VecDeque<Foreign>,
+    pub(crate) hopeless: Vec<Waker>,
+    pub(crate) events: VecDeque<Foreign>,
     /// Threads waiting for changes of this sender, which another thread may read.
-    pub(in crate::sender) sleepers: Vec<Arc<dyn Edges>>,
+    pub(crate) sleepers: Vec<Arc<dyn Edges>>,
     /// The descriptors of a finished wait, for the next wait. A busy sender would spend the calls
     /// to make them on every buffer.
-    pub(in crate::sender) spare_edges: Option<Arc<dyn Edges>>,
-    pub(in crate::sender) hold: Hold,
+    pub(crate) spare_edges: Option<Arc<dyn Edges>>,
+    pub(crate) hold: Hold,
     /// As in [`SenderStats`](crate::sender::SenderStats).
-    pub(in crate::sender) no_bufs_optmem: u64,
-    pub(in crate::sender) no_bufs_memlock: u64,
-    pub(in crate::sender) dropped_sends: u64,
-    pub(in crate::sender) truncated_sends: u64,
-    pub(in crate::sender) events_dropped: u64,
+    pub(crate) no_bufs_optmem: u64,
+    pub(crate) no_bufs_memlock: u64,
+    pub(crate) dropped_sends: u64,
+    pub(crate) truncated_sends: u64,
+    pub(crate) events_dropped: u64,
 }
 
 impl Cold {
@@ -74,4 +81,55 @@ impl Cold {
         }
         self.events.push_back(event);
     }
+}
+
+/// The progress of the peer's acknowledgements, according to looks at the socket.
+///
+/// The compared number is the bytes accepted less the bytes unacknowledged. Unacknowledged bytes
+/// alone do not tell: the number stands still if the socket takes as much as the peer acknowledges.
+/// Bytes that the user writes past the sender shift the number once, and the next look compares
+/// with the shifted number.
+#[derive(Default, Debug)]
+pub(super) struct Progress {
+    acknowledged: i64,
+}
+
+impl Progress {
+    /// Records a look. Returns `true` if the peer has acknowledged something since the last look.
+    pub(super) fn look(&mut self, accepted: u64, unacked: Option<usize>) -> bool {
+        let before = self.acknowledged;
+        self.acknowledged = accepted as i64 - unacked.unwrap_or(0) as i64;
+        self.acknowledged > before
+    }
+}
+
+/// The findings of the looks at a sender.
+#[derive(Default, Debug)]
+pub(crate) struct Hold {
+    pub(super) progress: Progress,
+    /// The time of the last acknowledgement, or of the beginning of the hold; `None` if nothing is
+    /// held.
+    pub(super) since: Option<Instant>,
+    /// The same for bytes that the peer has to acknowledge. An id in flight may belong to a packet
+    /// in a queue of this host, long since acknowledged by the peer.
+    pub(super) awaited_since: Option<Instant>,
+    /// Bytes accepted by the last look, and `true` if they were more than by the look before.
+    pub(super) accepted: u64,
+    pub(super) was_busy: bool,
+    /// How the connection was given up, if it was.
+    pub(super) given_up: Option<GivenUp>,
+}
+
+/// The circumstances in which a connection was given up.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct GivenUp {
+    /// Bytes unacknowledged before.
+    pub(super) unacked: Option<usize>,
+    /// The kernel has aborted the connection.
+    pub(super) aborted: bool,
+}
+
+/// Time until the next look at a sender with this limit.
+pub(crate) fn look_after(limit: Duration) -> Duration {
+    (limit / 4).clamp(MIN_LOOK, MAX_LOOK)
 }

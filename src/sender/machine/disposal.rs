@@ -14,7 +14,7 @@ per_thread! {
 
 /// Payloads to be dropped. A drop can run user code and wake tasks.
 #[derive(Default)]
-pub(in crate::sender) struct Disposal {
+pub(crate) struct Disposal {
     /// The usual payloads apart: each is one word, and they are recycled together.
     bufs: Vec<PinnedBuf>,
     others: Lazy<Vec<Payload>>,
@@ -40,7 +40,7 @@ impl Disposal {
     }
 
     /// Drops all payloads, even after a panic of one.
-    pub(in crate::sender) fn drop_all(&mut self, panics: &mut Panics) {
+    pub(crate) fn drop_all(&mut self, panics: &mut Panics) {
         while !self.bufs.is_empty() {
             panics.catch(|| PinnedBuf::recycle_all(&mut self.bufs));
         }

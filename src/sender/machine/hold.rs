@@ -7,122 +7,168 @@
 
 use std::time::{Duration, Instant};
 
-/// Most time between looks.
-const MAX_LOOK: Duration = Duration::from_secs(1);
-
-/// Least time between looks at a sender with a limit, even a small one.
-pub(super) const MIN_LOOK: Duration = Duration::from_millis(1);
-
-/// The progress of the peer's acknowledgements, according to looks at the socket.
-///
-/// The compared number is the bytes accepted less the bytes unacknowledged. Unacknowledged bytes
-/// alone do not tell: the number stands still if the socket takes as much as the peer acknowledges.
-/// Bytes that the user writes past the sender shift the number once, and the next look compares
-/// with the shifted number.
-#[derive(Clone, Copy, Default, Debug)]
-pub(super) struct Progress {
-    acknowledged: i64,
-}
-
-impl Progress {
-    /// Records a look. Returns `true` if the peer has acknowledged something since the last look.
-    pub(super) fn look(&mut self, accepted: u64, unacked: Option<usize>) -> bool {
-        let before = self.acknowledged;
-        self.acknowledged = accepted as i64 - unacked.unwrap_or(0) as i64;
-        self.acknowledged > before
-    }
-}
-
-/// The findings of the looks at a sender.
-#[derive(Default, Debug)]
-pub(in crate::sender) struct Hold {
-    progress: Progress,
-    /// The time of the last acknowledgement, or of the beginning of the hold; `None` if nothing is
-    /// held.
-    since: Option<Instant>,
-    /// The same for bytes that the peer has to acknowledge. An id in flight may belong to a packet
-    /// in a queue of this host, long since acknowledged by the peer.
-    awaited_since: Option<Instant>,
-    /// Bytes accepted by the last look, and `true` if they were more than by the look before.
-    accepted: u64,
-    was_busy: bool,
-    /// How the connection was given up, if it was.
-    pub(super) given_up: Option<GivenUp>,
-}
-
-/// The circumstances in which a connection was given up.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct GivenUp {
-    /// Bytes unacknowledged before.
-    pub(super) unacked: Option<usize>,
-    /// The kernel has aborted the connection.
-    pub(super) aborted: bool,
-}
-
-/// The sender's state as a look needs it.
-#[derive(Clone, Copy)]
-pub(super) struct View {
-    /// A part of a send is not accepted, and may yet be.
-    pub(super) is_unsent: bool,
-    /// Calls are in flight, and when the oldest was made at the latest.
-    pub(super) is_in_flight: bool,
-    pub(super) oldest: Option<Instant>,
-    /// Bytes accepted so far, and bytes unacknowledged where the system can tell.
-    pub(super) accepted: u64,
-    pub(super) unacked: Option<usize>,
-}
+use super::{
+    cold::{GivenUp, look_after},
+    question::Question,
+    state::Machine,
+};
+use crate::{error::OsError, sys::errno};
 
 /// The hold on a sender at a look.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::sender) struct Held {
+pub(crate) struct Held {
     /// The time since the peer last acknowledged something.
-    pub(in crate::sender) age: Duration,
+    pub(crate) age: Duration,
     /// The same, if the peer has something left to acknowledge.
-    pub(super) silence: Option<Duration>,
+    silence: Option<Duration>,
 }
 
-impl Hold {
-    /// Returns `true` if the kernel has refused the abort of a given-up connection.
-    pub(super) fn is_half_aborted(&self) -> bool {
-        self.given_up.is_some_and(|given_up| !given_up.aborted)
-    }
-
-    /// Returns `true` if the reaper has to look again though no news may come: the last look found
-    /// something held, or bytes were accepted since the look before that. The second condition
-    /// keeps a sender of many short messages from being watched anew for each.
-    pub(super) fn needs_look(&self, accepted: u64) -> bool {
-        self.since.is_some() || self.was_busy || accepted != self.accepted
-    }
-
-    /// Looks at what a stream holds, if anything. No call is out, because its bytes would seem
-    /// acknowledged.
-    pub(super) fn look(&mut self, view: View, now: Instant) -> Option<Held> {
-        self.was_busy = view.accepted != self.accepted;
-        self.accepted = view.accepted;
-        let has_progress = self.progress.look(view.accepted, view.unacked);
-        if !view.is_unsent && view.unacked.unwrap_or(0) == 0 && !view.is_in_flight {
-            (self.since, self.awaited_since) = (None, None);
+/// The limit of the peer's silence, and the end of a connection that no call has reported.
+impl Machine {
+    /// Breaks the connection if something is held and the peer has acknowledged nothing for longer
+    /// than the limit. Returns what has to be asked first.
+    ///
+    /// The look comes after the error queue is read and the unsent part offered again. The opposite
+    /// order would break a healthy connection after the process was stopped for that long.
+    pub(super) fn holding(&mut self) -> Option<Question> {
+        let limit = self.config.max_hold?;
+        if self.is_calling() || self.known.has_looked_at_hold {
             return None;
         }
+        let Some(now) = self.known.time else { return Some(Question::Time) };
+        let acknowledges = self.transport.has_end();
+        if acknowledges && !self.is_dead() && self.known.unacked.is_none() {
+            return Some(Question::Unacked);
+        }
+        if let Some(Held { age, silence }) = self.held(now, self.known.unacked.flatten()) {
+            let is_half_aborted = self.given_up().is_some_and(|given_up| !given_up.aborted);
+            if silence > Some(limit) || is_half_aborted {
+                if self.may_notice_end() && self.known.is_over.is_none() {
+                    return Some(Question::IsOver);
+                }
+                if self.known.is_over != Some(true) {
+                    self.known.has_looked_at_hold = true;
+                    return self.give_up();
+                }
+            }
+            if age > limit {
+                // No notification comes for an id if another user of the socket has read its
+                // notification.
+                let Some(optmem) = self.known.optmem else { return Some(Question::Optmem) };
+                self.prove(optmem);
+            }
+        }
+        self.known.has_looked_at_hold = true;
+        None
+    }
+
+    /// Looks at what the sender holds, if anything. For datagrams, the age of the oldest call in
+    /// flight. No call is out, because its bytes would seem acknowledged.
+    pub(crate) fn held(&mut self, now: Instant, unacked: Option<usize>) -> Option<Held> {
+        let oldest = self.in_flight.oldest(now);
+        if !self.transport.has_end() {
+            return oldest.map(|age| Held { age, silence: None });
+        }
+        // The socket goes on telling the number from the end of the connection.
+        let unacked = if self.is_dead() { Some(0) } else { unacked };
+        let is_held = self.is_unsent()
+            || unacked.unwrap_or(0) > 0
+            || self.in_flight.tracker.outstanding() > 0;
+        let accepted = self.in_flight.done.counts.accepted_bytes();
+        let hold = &mut self.cold_mut().hold;
+        hold.was_busy = accepted != hold.accepted;
+        hold.accepted = accepted;
+        let has_progress = hold.progress.look(accepted, unacked);
         // Anything held and not found by the last look began since, and the peer has acknowledged
         // nothing since.
-        let began = match self.since {
-            None if !has_progress => view.oldest.unwrap_or(now),
-            _ => now,
-        };
-        if has_progress {
-            (self.since, self.awaited_since) = (None, None);
+        let oldest = oldest.and_then(|age| now.checked_sub(age));
+        let is_new = hold.since.is_none() && !has_progress;
+        let began = oldest.filter(|_| is_new).unwrap_or(now);
+        if has_progress || !is_held {
+            (hold.since, hold.awaited_since) = (None, None);
+        }
+        if !is_held {
+            return None;
         }
         let age_of = |since| now.saturating_duration_since(since);
-        let age = age_of(*self.since.get_or_insert(began));
+        let age = age_of(*hold.since.get_or_insert(began));
         // An unsent part alone waits for this host: for room in the window.
         let silence =
-            (view.unacked != Some(0)).then(|| age_of(*self.awaited_since.get_or_insert(began)));
+            (unacked != Some(0)).then(|| age_of(*hold.awaited_since.get_or_insert(began)));
         Some(Held { age, silence })
     }
-}
 
-/// Time until the next look at a sender with this limit.
-pub(in crate::sender) fn look_after(limit: Duration) -> Duration {
-    (limit / 4).clamp(MIN_LOOK, MAX_LOOK)
+    fn given_up(&self) -> Option<GivenUp> {
+        self.cold()?.hold.given_up
+    }
+
+    /// Returns `true` if the kernel sends nothing more. A sender that gave a send up in the middle
+    /// is over too, but its socket still sends accepted bytes.
+    fn is_dead(&self) -> bool {
+        let is_aborted = self.closing.as_ref().is_some_and(|closing| closing.aborted)
+            || self.given_up().is_some_and(|given_up| given_up.aborted);
+        let has_failed = self.error.is_some_and(|error| errno::ends_connection(error.raw()));
+        is_aborted || has_failed || self.is_over
+    }
+
+    /// The peer has been silent for too long.
+    #[cold]
+    fn give_up(&mut self) -> Option<Question> {
+        let is_under_way = match (&self.closing, self.given_up()) {
+            (Some(closing), _) => closing.is_under_way(),
+            // A failed abort is tried again.
+            (None, Some(given_up)) => !given_up.aborted,
+            (None, None) => !self.is_dead(),
+        };
+        if !is_under_way {
+            return None;
+        }
+        let timed_out = OsError::from_raw(errno::ETIMEDOUT);
+        self.cut_short(timed_out);
+        self.abort = Some(timed_out);
+        self.aborting()
+    }
+
+    /// The result of an abort before the sender's end has begun.
+    pub(super) fn gave_up(&mut self, aborted: bool) {
+        let unacked = self.known.unacked.flatten();
+        let hold = &mut self.cold_mut().hold;
+        let unacked = hold.given_up.map_or(unacked, |before| before.unacked);
+        hold.given_up = Some(GivenUp { unacked, aborted });
+    }
+
+    /// Time until the next look at the hold, if there is a limit and something may be held: the last
+    /// look found something, or bytes were accepted since the look before that. The second condition
+    /// keeps a sender of many short messages from being watched anew for each.
+    pub(super) fn look_at_hold(&self) -> Option<Duration> {
+        let limit = self.config.max_hold?;
+        let accepted = self.in_flight.done.counts.accepted_bytes();
+        let needs_look = match self.cold().map(|cold| &cold.hold) {
+            Some(hold) => hold.since.is_some() || hold.was_busy || accepted != hold.accepted,
+            None => accepted > 0,
+        };
+        let may_hold = self.is_unsent()
+            || self.in_flight.tracker.outstanding() > 0
+            || self.transport.has_end() && needs_look;
+        may_hold.then(|| look_after(limit))
+    }
+
+    /// Returns `true` if the end of the connection is worth looking for. Once the sender's own end
+    /// has begun it is not, because an orderly end ends the connection too. A call that is out
+    /// would also tell.
+    pub(crate) fn may_notice_end(&self) -> bool {
+        self.closing.is_none()
+            && self.transport.has_end()
+            && !self.is_calling()
+            && self.connection_error().is_none()
+    }
+
+    /// The state of the connection: over, or not.
+    pub(crate) fn connection_is(&mut self, over: bool) {
+        self.known.is_over = Some(over);
+        self.is_over |= over;
+        if over {
+            self.grant.revoke();
+        }
+    }
 }

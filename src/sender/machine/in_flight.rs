@@ -29,20 +29,20 @@ use crate::{
 
 /// Leases, the ids that cover them, and the fates of released leases.
 #[repr(C)]
-pub(in crate::sender) struct InFlight {
+pub(crate) struct InFlight {
     /// The judgement of zero copy on this route.
-    pub(in crate::sender) route: Route,
+    pub(crate) route: Route,
     /// Why everything goes by copy for good, if so.
-    pub(in crate::sender) copy_reason: Option<CopyReason>,
+    pub(crate) copy_reason: Option<CopyReason>,
     pub(super) ages: Ages,
-    pub(in crate::sender) done: Done,
-    pub(in crate::sender) tracker: CompletionTracker<Lease>,
+    pub(crate) done: Done,
+    pub(crate) tracker: CompletionTracker<Lease>,
 }
 
 /// The further way of released leases.
-pub(in crate::sender) struct Done {
-    pub(in crate::sender) ledger: Ledger,
-    pub(in crate::sender) counts: Counts,
+pub(crate) struct Done {
+    pub(crate) ledger: Ledger,
+    pub(crate) counts: Counts,
     pub(super) disposal: Disposal,
     /// Threads that are dropping payloads at the moment.
     pub(super) dropping: u32,
@@ -56,17 +56,17 @@ pub(in crate::sender) struct Done {
 
 /// The counters of every sender, as in [`SenderStats`](crate::sender::SenderStats).
 #[derive(Default)]
-pub(in crate::sender) struct Counts {
+pub(crate) struct Counts {
     // No byte counter stands beside its call counter: two neighbours that change together are added
     // as a vector, which takes longer than two additions. Bench row: `send`, "user space".
-    pub(in crate::sender) zero_copy_calls: u64,
-    pub(in crate::sender) copied_calls: u64,
-    pub(in crate::sender) zero_copy_bytes: u64,
-    pub(in crate::sender) copied_bytes: u64,
-    pub(in crate::sender) notes: u64,
-    pub(in crate::sender) released_calls: u64,
-    pub(in crate::sender) deferred_copies: u64,
-    pub(in crate::sender) in_flight_bytes: usize,
+    pub(crate) zero_copy_calls: u64,
+    pub(crate) copied_calls: u64,
+    pub(crate) zero_copy_bytes: u64,
+    pub(crate) copied_bytes: u64,
+    pub(crate) notes: u64,
+    pub(crate) released_calls: u64,
+    pub(crate) deferred_copies: u64,
+    pub(crate) in_flight_bytes: usize,
 }
 
 impl Counts {
@@ -103,13 +103,13 @@ impl InFlight {
     }
 
     /// Takes custody of a buffer.
-    pub(in crate::sender) fn enter(&mut self, buf: impl IntoPayload, sequence: u64) -> LeaseKey {
+    pub(crate) fn enter(&mut self, buf: impl IntoPayload, sequence: u64) -> LeaseKey {
         self.make_room(&buf);
         self.tracker.insert(Lease::new(buf, sequence, 0))
     }
 
     /// Makes room for a buffer to be entered, and counts the buffer.
-    pub(in crate::sender) fn make_room(&mut self, buf: &impl Memory) {
+    pub(crate) fn make_room(&mut self, buf: &impl Memory) {
         self.make_room_for_return();
         if with_quota(buf).is_some() {
             self.done.quotas.hold(buf);
@@ -119,7 +119,7 @@ impl InFlight {
     /// Makes room for one more returned buffer, and for every lease that can return, so that no
     /// notification is lost for want of memory.
     #[inline(always)]
-    pub(in crate::sender) fn make_room_for_return(&mut self) {
+    pub(crate) fn make_room_for_return(&mut self) {
         if self.done.hand_back == HandBack::Return {
             self.done.cold.make().returned.reserve(self.tracker.leases() + 1);
         }
@@ -152,18 +152,6 @@ impl InFlight {
         self.route.began(id);
     }
 
-    /// A call without copy is about to be made.
-    #[inline(always)]
-    pub(super) fn begins(&mut self, bytes: usize) {
-        // Counted already: after the call no thread may hold the lock.
-        self.route.accepted(bytes);
-        let Counts { zero_copy_calls, zero_copy_bytes, in_flight_bytes, .. } =
-            &mut self.done.counts;
-        *zero_copy_calls += 1;
-        *zero_copy_bytes += bytes as u64;
-        *in_flight_bytes += bytes;
-    }
-
     /// The kernel did not accept the last `bytes` of a call without copy.
     pub(super) fn not_accepted(&mut self, bytes: usize) {
         self.route.not_accepted(bytes);
@@ -188,7 +176,7 @@ impl InFlight {
     }
 
     /// Why notifications prove nothing any more, if so.
-    pub(in crate::sender) fn poisoned(&self) -> Option<Poison> {
+    pub(crate) fn poisoned(&self) -> Option<Poison> {
         match self.copy_reason {
             Some(CopyReason::Poisoned(poison)) => Some(poison),
             _ => None,
@@ -217,7 +205,7 @@ impl InFlight {
 
     /// Frees Quarantined memory where new pages can take the place of the kernel's pages. Nothing
     /// must be left to send, and no call be out.
-    pub(in crate::sender) fn replace_pages(&mut self) {
+    pub(crate) fn replace_pages(&mut self) {
         let Self { tracker, done, .. } = self;
         for payload in tracker.iter_mut().filter_map(Lease::replace_pages) {
             done.quotas.release(&payload);
@@ -237,7 +225,7 @@ impl InFlight {
     }
 
     /// The least age of the oldest call in flight.
-    pub(in crate::sender) fn oldest(&mut self, now: Instant) -> Option<Duration> {
+    pub(crate) fn oldest(&mut self, now: Instant) -> Option<Duration> {
         let oldest = self.tracker.oldest()?;
         self.ages.mark(oldest, self.tracker.next_id(), now);
         Some(now.saturating_duration_since(self.ages.latest(oldest)?))
@@ -272,7 +260,7 @@ impl InFlight {
     }
 
     /// Returns `true` if notifications are worth being awaited.
-    pub(in crate::sender) fn expects_notifications(&self) -> bool {
+    pub(crate) fn expects_notifications(&self) -> bool {
         self.tracker.outstanding() > 0 && self.poisoned().is_none()
     }
 }
@@ -332,11 +320,7 @@ impl Done {
     /// Keeps a payload of a finished send for a caller that wants it back. Otherwise the payload is
     /// to be dropped.
     #[inline(always)]
-    pub(in crate::sender) fn hand_back<P: IntoPayload>(
-        &mut self,
-        buf: P,
-        sequence: u64,
-    ) -> Option<P> {
+    pub(crate) fn hand_back<P: IntoPayload>(&mut self, buf: P, sequence: u64) -> Option<P> {
         match self.hand_back {
             HandBack::Recycle => Some(buf),
             HandBack::Return => {

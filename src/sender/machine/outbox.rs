@@ -1,10 +1,30 @@
 //! The unsent part of one send: its elements in order, and their cuts into calls.
 
-use super::{
-    super::transport::{CallLimits, MIN_ZERO_COPY_ELEMENT, Transport},
-    call::{Cut, Way},
-};
+use super::super::transport::{CallLimits, MIN_ZERO_COPY_ELEMENT, Transport};
 use crate::{sys::socket::IoVec, tracker::LeaseKey};
+
+/// The way of a call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Way {
+    /// By copy: the kernel reads the memory during the call only.
+    #[default]
+    Copy,
+    /// Without copy: the kernel reads the memory until the release of the call.
+    ZeroCopy,
+}
+
+/// The elements of the outbox in one call.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Cut {
+    /// Index of the first element, and one past the last.
+    pub(super) first: usize,
+    pub(super) last: usize,
+    pub(super) bytes: usize,
+    /// The way of the elements if nothing stands against it.
+    pub(super) way: Way,
+    /// More of the same send follows, so that a small header need not travel alone.
+    pub(super) more: bool,
+}
 
 /// Neighbours that go the same way.
 #[derive(Clone, Copy, Debug)]
@@ -18,7 +38,7 @@ struct Run {
 ///
 /// The elements lie in memory in the form of the system call, so cutting a call moves nothing.
 #[derive(Default, Debug)]
-pub(in crate::sender) struct Outbox {
+pub(crate) struct Outbox {
     keys: Vec<LeaseKey>,
     /// The unsent part of each element.
     memory: Vec<IoVec>,
@@ -38,7 +58,7 @@ impl Outbox {
     }
 
     #[inline]
-    pub(in crate::sender) fn push(&mut self, key: LeaseKey, memory: IoVec) {
+    pub(crate) fn push(&mut self, key: LeaseKey, memory: IoVec) {
         self.keys.push(key);
         self.memory.push(memory);
     }
@@ -113,7 +133,7 @@ impl Outbox {
 
     /// The memory of a call's elements.
     #[inline]
-    pub(in crate::sender) fn memory(&self, cut: Cut) -> &[IoVec] {
+    pub(crate) fn memory(&self, cut: Cut) -> &[IoVec] {
         &self.memory[cut.first..cut.last]
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 /// A question about the socket, or a request. The driver answers under the lock, so no other thread
 /// comes between a question and its answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(in crate::sender) enum Question {
+pub(crate) enum Question {
     /// Read the error queue until it is empty, or for a good while.
     Queue,
     /// Read the error queue until it is empty.
@@ -29,7 +29,7 @@ pub(in crate::sender) enum Question {
 /// The answers of one hold of the lock. They are forgotten with the hold, and when a call returns:
 /// a fact from before the end of a call says nothing about the call.
 #[derive(Clone, Copy, Default, Debug)]
-pub(super) struct Known {
+pub(crate) struct Known {
     /// The error queue was read.
     pub(super) has_read: bool,
     /// Reading the queue failed.
@@ -44,14 +44,14 @@ pub(super) struct Known {
     pub(super) wants_proof: bool,
     /// Ids found released.
     pub(super) freed: u64,
-    pub(super) time: Option<Instant>,
+    pub(crate) time: Option<Instant>,
     /// `Some(None)`: the kernel cannot tell.
-    pub(super) optmem: Option<Option<u32>>,
+    pub(crate) optmem: Option<Option<u32>>,
     /// `Some(None)`: the kernel cannot tell.
-    pub(super) unacked: Option<Option<usize>>,
+    pub(crate) unacked: Option<Option<usize>>,
     pub(super) is_over: Option<bool>,
     /// A look at the hold was taken.
     pub(super) has_looked_at_hold: bool,
     /// When to look again though nothing happens.
-    pub(super) look_again: Option<Duration>,
+    pub(crate) look_again: Option<Duration>,
 }

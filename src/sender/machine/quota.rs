@@ -66,7 +66,7 @@ const MAX_KNOWN: usize = 8;
 
 /// The pools with which a sender is registered.
 #[derive(Default)]
-pub(in crate::sender) struct KnownPools {
+pub(crate) struct KnownPools {
     /// The last pool, and the pools before. The numbers of pools begin with 1.
     last: u64,
     earlier: Lazy<Vec<u64>>,
@@ -75,7 +75,7 @@ pub(in crate::sender) struct KnownPools {
 impl KnownPools {
     /// Returns `true` if a pool does not know the sender yet, and enters the pool.
     #[inline(always)]
-    pub(in crate::sender) fn is_new(&mut self, pool: u64) -> bool {
+    pub(crate) fn is_new(&mut self, pool: u64) -> bool {
         self.last != pool && self.is_new_after_the_last(pool)
     }
 

@@ -1,8 +1,10 @@
 //! Conclusions about the calls in flight from the error queue and the option memory.
 
-use std::time::Instant;
-
-use super::{Machine, OVERDUE, Out, question::Question};
+use super::{
+    call::Out,
+    question::Question,
+    state::{Machine, OVERDUE},
+};
 use crate::{
     error::{CopyReason, OsError, Poison},
     sys::{Record, errno},
@@ -35,7 +37,7 @@ impl Machine {
     }
 
     /// Handles one record of the error queue.
-    pub(in crate::sender) fn record(&mut self, record: Record) {
+    pub(crate) fn record(&mut self, record: Record) {
         match record {
             Record::Released { lo, hi, copied } => match self.in_flight.release(lo, hi, copied) {
                 Ok(ids) => {
@@ -52,32 +54,27 @@ impl Machine {
     }
 
     /// So many messages of a batch were read; `truncated`: the kernel cut one.
-    pub(in crate::sender) fn batch(&mut self, messages: usize, truncated: bool) {
+    pub(crate) fn batch(&mut self, messages: usize, truncated: bool) {
         self.read.messages += messages;
         if truncated {
             self.poison(Poison::Truncated);
         }
     }
 
-    /// The error queue was read, to its end or to an error. Returns the error if it may pass.
-    pub(in crate::sender) fn queue_read(
-        &mut self,
-        question: Question,
-        error: Option<OsError>,
-    ) -> Option<OsError> {
+    /// The error queue was read, to its end or to an error.
+    pub(crate) fn queue_read(&mut self, question: Question, error: Option<OsError>) {
         self.known.has_read = true;
         self.known.is_at_end = question == Question::QueueToEnd;
-        let error = error?;
+        let Some(error) = error else { return };
         if !errno::may_pass(error.raw()) {
-            self.cannot_read(error);
-            return None;
+            return self.cannot_read(error);
         }
+        self.read.error = Some(error);
         self.known.read_failed = true;
         if self.known.is_at_end {
             // A remaining notification could be about a different call than its id says.
             self.poison(Poison::Unread);
         }
-        Some(error)
     }
 
     /// The error queue cannot be read, and no notification ever will be.
@@ -118,17 +115,5 @@ impl Machine {
             self.in_flight.copy_reason = Some(CopyReason::Ignored);
             self.grant.revoke();
         }
-    }
-
-    pub(in crate::sender) fn time_is(&mut self, now: Instant) {
-        self.known.time = Some(now);
-    }
-
-    pub(in crate::sender) fn optmem_is(&mut self, optmem: Option<u32>) {
-        self.known.optmem = Some(optmem);
-    }
-
-    pub(in crate::sender) fn unacked_is(&mut self, unacked: Option<usize>) {
-        self.known.unacked = Some(unacked);
     }
 }

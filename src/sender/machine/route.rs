@@ -62,7 +62,7 @@ const MAX_LEVEL: u32 = 10;
 /// The judgement of one sender. Pure: knows only bytes, ids and the given time.
 #[derive(Debug, Default)]
 #[repr(C)]
-pub(in crate::sender) struct Route {
+pub(crate) struct Route {
     /// When the last probe was let through.
     probed_at: Option<Instant>,
     /// Evidence in a row against the present mode.
@@ -100,13 +100,13 @@ impl Route {
         Self { stats: RouteStats { mode, ..RouteStats::default() }, ..Self::default() }
     }
 
-    pub(in crate::sender) fn stats(&self) -> RouteStats {
+    pub(crate) fn stats(&self) -> RouteStats {
         self.stats
     }
 
     /// Returns `true` if sends go by copy because the kernel copies anyway.
     #[inline]
-    pub(in crate::sender) fn is_copied(&self) -> bool {
+    pub(crate) fn is_copied(&self) -> bool {
         self.stats.mode == RouteMode::Copied
     }
 

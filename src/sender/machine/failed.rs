@@ -1,0 +1,148 @@
+//! Calls that failed: what can be done for one, and what it means for the send.
+
+use std::mem;
+
+use super::{
+    call::{Failed, Retry, Stop},
+    outbox::Cut,
+    question::Question,
+    state::{Machine, OPTMEM_PER_CALL},
+};
+use crate::{
+    error::{CopyReason, OsError},
+    id::NotificationId,
+    sys::errno,
+};
+
+/// A call that failed.
+impl Machine {
+    /// Does for a call that failed what can be done for it, in one hold of the lock. Returns what
+    /// has to be asked first, or `None` when it is settled.
+    pub(super) fn recover(&mut self, mut failed: Failed) -> Option<Question> {
+        if let Some(id) = failed.id {
+            if self.transport.failures_take_ids() && !self.known.is_at_end {
+                // The id must not be taken back while its notification is on the queue, or the
+                // next call would be released by it.
+                self.failed = Some(failed);
+                return Some(Question::QueueToEnd);
+            }
+            failed.id = None;
+            failed.took_id = self.take_back(id, failed.cut);
+        }
+        let errno = failed.error.raw();
+        if !failed.was_zero_copy || failed.took_id {
+            self.stop(failed.error);
+            return None;
+        }
+        match errno {
+            errno::ENOBUFS => return self.recover_no_bufs(failed),
+            // More parts of pages than a packet can have: 17.
+            errno::EMSGSIZE => self.retry = Retry::ByCopy,
+            // The socket has come to need a copy, as one with kernel TLS does.
+            errno::EOPNOTSUPP => {
+                self.in_flight.copy_reason.get_or_insert(CopyReason::Refused(failed.error));
+                self.retry = Retry::ByCopy;
+            }
+            _ => self.stop(failed.error),
+        }
+        None
+    }
+
+    /// The kernel refuses memory: reads the error queue and tries once more if that released
+    /// anything, else sends by copy and shrinks the window.
+    fn recover_no_bufs(&mut self, mut failed: Failed) -> Option<Question> {
+        if !failed.is_counted {
+            let Some(optmem) = self.known.optmem else {
+                self.failed = Some(failed);
+                return Some(Question::Optmem);
+            };
+            failed.is_counted = true;
+            let used = optmem.unwrap_or(0);
+            let cold = self.in_flight.done.cold.make();
+            if used.saturating_add(OPTMEM_PER_CALL) > self.optmem_max {
+                cold.no_bufs_optmem += 1;
+            } else {
+                cold.no_bufs_memlock += 1;
+            }
+        }
+        if !failed.has_read {
+            failed.has_read = true;
+            self.failed = Some(failed);
+            return Some(self.read_first());
+        }
+        if self.known.freed > 0 && self.retry == Retry::No {
+            self.retry = Retry::Once;
+        } else {
+            let in_flight_bytes = self.in_flight.done.counts.in_flight_bytes;
+            self.window.shrink(self.in_flight.tracker.outstanding(), in_flight_bytes);
+            self.retry = Retry::ByCopy;
+        }
+        None
+    }
+
+    /// Takes the id of a failed call back. Returns `true` if the kernel used it.
+    fn take_back(&mut self, id: NotificationId, cut: Cut) -> bool {
+        let may_be_taken = self.transport.failures_take_ids();
+        let is_probe = self.in_flight.route.cancelled(id);
+        self.grant.revoke();
+        self.in_flight.ages.cancelled(id);
+        self.in_flight.not_accepted(cut.bytes);
+        let is_taken = !self.in_flight.tracker.cancel(id);
+        let counts = &mut self.in_flight.done.counts;
+        counts.zero_copy_calls -= u64::from(!(is_taken && may_be_taken));
+        if is_taken {
+            return may_be_taken;
+        }
+        if is_probe {
+            self.in_flight.route.retract_probe();
+        }
+        let Self { outbox, in_flight, .. } = self;
+        for key in outbox.as_ref().expect("no call is out").keys(cut) {
+            in_flight.tracker.get_mut(*key).offers -= 1;
+        }
+        self.in_flight.done.refund(1, cut.bytes);
+        false
+    }
+
+    /// A call for what is unsent failed, and nothing can be done for it.
+    fn stop(&mut self, error: OsError) {
+        self.retry = Retry::No;
+        if error.raw() == errno::EAGAIN && self.is_part_accepted() && mem::take(&mut self.again) {
+            // A visitor came with news of the socket since the call began, and only this thread can
+            // act on it. A buffer of which nothing is accepted is its owner's to send again.
+            return;
+        }
+        let mut stop = self.classify(error);
+        if self.is_part_accepted() {
+            if let Stop::Refused(error) = stop
+                && error.raw() == errno::EFAULT
+            {
+                stop = Stop::Failed(error);
+            }
+            if let Stop::Failed(error) = stop {
+                self.cut_short(error);
+            }
+        }
+        self.blocked = Some(stop);
+    }
+
+    fn is_part_accepted(&self) -> bool {
+        self.sending.is_some_and(|sending| sending.accepted > 0)
+    }
+
+    /// The meaning of a call's error.
+    pub(super) fn classify(&mut self, error: OsError) -> Stop {
+        // The next call is to say that the socket has room again.
+        self.grant.revoke();
+        if error.raw() == errno::EAGAIN {
+            Stop::Blocked
+        } else if errno::ends_connection(error.raw()) {
+            Stop::Failed(*self.error.get_or_insert(error))
+        } else if self.transport.is_drop(error.raw()) {
+            self.in_flight.done.cold.make().dropped_sends += 1;
+            Stop::Dropped(error)
+        } else {
+            Stop::Refused(error)
+        }
+    }
+}
