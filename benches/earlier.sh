@@ -28,6 +28,11 @@ check_out() {
   if grep -q 'fn rouse' "$earlier/src/sender/kernel.rs"; then
     sed -i 's/fn wake(&self)/fn rouse(\&self)/' "$earlier/tests/differential/kernel.rs"
   fi
+  # The seam's names have changed.
+  if grep -q 'fn read_notes' "$earlier/src/sender/kernel.rs"; then
+    sed -i 's/\bread_batch\b/read_notes/' "$earlier/benches/scale/sink.rs" \
+      "$earlier/tests/differential/kernel.rs" "$earlier/tests/simulation/kernel.rs"
+  fi
   # Cargo names what it builds by the path inside a workspace, so one target folder would mix the two.
   unset CARGO_TARGET_DIR
 }

@@ -96,7 +96,7 @@ impl Kernel for Sink {
         Ok(memory.iter().map(IoVec::len).sum())
     }
 
-    fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
+    fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
         let taken = self.taken.load(Ordering::Relaxed);
         let notified = self.notified.load(Ordering::Relaxed);
         let messages = usize::from(POSTS.load(Ordering::Relaxed) && taken != notified);

@@ -346,7 +346,7 @@ impl Kernel for FakeKernel {
         })
     }
 
-    fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
+    fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
         let notifications = self.take_notifications();
         let messages = notifications.len();
         notifications.into_iter().for_each(on_record);

@@ -34,16 +34,16 @@ pub struct Core<K: Kernel> {
     process: Process,
     /// A lone buffer below this goes by copy.
     least_without_copy: usize,
-    pub(super) id: SenderId,
     pub(super) kernel: K,
-    machine: Mutex<Machine>,
     /// The end of a call that is left.
     left: LeftCall,
     /// Ends of calls may be left.
     leaves: bool,
+    machine: Mutex<Machine>,
+    pub(super) id: SenderId,
     /// For threads that wait until the call of another thread is over.
     call_over: Condition,
-    pub(super) config: Config,
+    pub(super) max_hold: Option<Duration>,
     /// The peer's silence is limited.
     limits_silence: bool,
     /// The reaper's attention.
@@ -98,7 +98,7 @@ impl<K: Kernel> Core<K> {
             left: LeftCall::default(),
             leaves: barrier::is_available(),
             call_over: Condition::new(),
-            config,
+            max_hold: config.max_hold,
             limits_silence: config.max_hold.is_some() && transport.has_end(),
             watch: Mutex::new(Watch::Off),
             this: Weak::clone(this),
@@ -118,6 +118,11 @@ impl<K: Kernel> Core<K> {
         let mut machine = lock(&self.machine);
         self.entered(&mut machine);
         machine
+    }
+
+    /// Takes the lock, except in a forked child.
+    pub(super) fn enter_own(&self) -> Option<MutexGuard<'_, Machine>> {
+        (!self.is_forked()).then(|| self.enter())
     }
 
     /// This thread has just taken the lock: settles a call with a left end.
@@ -233,7 +238,7 @@ impl<K: Kernel> Core<K> {
     fn read_queue(&self, machine: &mut Machine, to_end: bool) -> Result<(), OsError> {
         let mut batches = 0;
         while to_end || batches < MAX_BATCHES {
-            let batch = self.kernel.read_notes(&mut |record| machine.record(record));
+            let batch = self.kernel.read_batch(&mut |record| machine.record(record));
             let batch = batch.map_err(|error| OsError::from(&error))?;
             machine.batch(batch.messages, batch.truncated);
             if batch.drained {
@@ -370,7 +375,7 @@ impl<K: Kernel> Core<K> {
             }
             machine.in_flight.make_room(&buf);
         }
-        machine.wants_watch |= buf.is_awaited() || self.config.max_hold.is_some();
+        machine.wants_watch |= buf.is_awaited() || self.max_hold.is_some();
         let call = machine.begin_zero_copy(buf, || self.kernel.now());
         let Some((mut machine, sent)) = self.call_lone(machine, &call, asked) else {
             return Ok(Offered { ticket: call.ticket, whole: true });
@@ -516,7 +521,7 @@ impl<K: Kernel> Core<K> {
     ) -> Result<Offered, SendError<()>> {
         let (mut machine, _) = self.advance(machine, Goal::Settle);
         let settled = machine.conclude(ticket, on_refused);
-        machine.wants_watch |= self.config.max_hold.is_some();
+        machine.wants_watch |= self.max_hold.is_some();
         self.tidy(machine);
         settled
     }
@@ -546,5 +551,30 @@ pub(super) fn os(error: &io::Error) -> OsError {
 impl<K: Kernel> fmt::Debug for Core<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Core").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(all(test, not(loom), target_pointer_width = "64"))]
+mod tests {
+    use std::{mem::offset_of, os::fd::OwnedFd};
+
+    use super::*;
+    use crate::sender::kernel::Socket;
+
+    type Sender = Core<Socket<OwnedFd>>;
+
+    /// Bench row: `shuffled-32`.
+    #[test]
+    fn what_every_send_needs_comes_before_the_machine() {
+        let hot = [
+            offset_of!(Sender, process),
+            offset_of!(Sender, least_without_copy),
+            offset_of!(Sender, kernel),
+            offset_of!(Sender, left),
+            offset_of!(Sender, leaves),
+        ];
+        let machine = offset_of!(Sender, machine);
+        assert!(hot.iter().all(|start| *start < machine) && machine <= 48, "{hot:?} {machine}");
+        assert!(size_of::<Sender>() <= 1104, "{}", size_of::<Sender>());
     }
 }

@@ -190,7 +190,7 @@ impl Kernel for FakeKernel {
         }
     }
 
-    fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
+    fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
         let mut state = lock(&self.state);
         if let Some(left) = state.unreadable.checked_sub(1) {
             state.unreadable = left;

@@ -66,7 +66,7 @@ pub trait Kernel: Send + Sync + 'static {
     /// Sends once, without blocking.
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize>;
     /// Reads one batch of the error queue, without blocking.
-    fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch>;
+    fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch>;
     /// Waits for an interest, for `timeout` at most. Returns at once if the socket is in that
     /// state.
     fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready>;
@@ -124,7 +124,7 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
         unsafe { socket::send(self.0.as_fd(), memory, flags) }
     }
 
-    fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
+    fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
         errqueue::with_scratch(|scratch| errqueue::recv(self.0.as_fd(), scratch, on_record))
     }
 
@@ -146,25 +146,16 @@ impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
     }
 
     fn unacked(&self) -> io::Result<usize> {
-        match self.transport().has_end() {
-            true => socket::unsent(self.0.as_fd()),
-            // The number is the size of the queued packets in the kernel's own accounting.
-            false => no_end(),
-        }
+        // Of datagrams, the number is the size of the queued packets in the kernel's own accounting.
+        if self.transport().has_end() { socket::unsent(self.0.as_fd()) } else { no_end() }
     }
 
     fn is_over(&self) -> io::Result<bool> {
-        match self.transport().has_end() {
-            true => socket::is_over(self.0.as_fd(), self.1),
-            false => Ok(false),
-        }
+        Ok(self.transport().has_end() && socket::is_over(self.0.as_fd(), self.1)?)
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
-        match self.transport().has_end() {
-            true => socket::shutdown_write(self.0.as_fd()),
-            false => Ok(()),
-        }
+        if self.transport().has_end() { socket::shutdown_write(self.0.as_fd()) } else { Ok(()) }
     }
 
     fn abort(&self) -> io::Result<()> {

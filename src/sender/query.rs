@@ -22,8 +22,8 @@ use crate::{
 impl<K: Kernel> Core<K> {
     /// Forgets why the owner's last buffer was refused: only the owner can try the buffer again.
     pub fn forget_refused(&self) {
-        if !self.is_forked() {
-            self.enter().refused_for_room = false;
+        if let Some(mut machine) = self.enter_own() {
+            machine.refused_for_room = false;
         }
     }
 
@@ -36,10 +36,7 @@ impl<K: Kernel> Core<K> {
 
     /// The events that the owner should wait for.
     pub fn interest(&self) -> Interest {
-        if self.is_forked() {
-            return Interest::default();
-        }
-        let machine = self.enter();
+        let Some(machine) = self.enter_own() else { return Interest::default() };
         let released = machine.in_flight.expects_notifications();
         Interest { writable: machine.wants_room(), released }
     }
@@ -104,10 +101,7 @@ impl<K: Kernel> Core<K> {
 
     /// The first error of a failed or ended connection.
     pub fn connection_error(&self) -> Option<OsError> {
-        if self.is_forked() {
-            return None;
-        }
-        self.enter().connection_error()
+        self.enter_own()?.connection_error()
     }
 
     /// The error that cut a send short, if any.
@@ -117,29 +111,23 @@ impl<K: Kernel> Core<K> {
 
     /// The next foreign message of the error queue.
     pub fn next_event(&self) -> Option<Foreign> {
-        self.has_cold().then(|| self.enter().cold_mut().events.pop_front())?
+        self.enter_own()?.changed_cold()?.events.pop_front()
     }
 
     /// The next payload handed back.
     pub fn next_returned(&self) -> Option<Returned> {
-        self.has_cold().then(|| self.enter().cold_mut().returned.pop_front())?
-    }
-
-    fn has_cold(&self) -> bool {
-        !self.is_forked() && self.enter().cold().is_some()
+        self.enter_own()?.changed_cold()?.returned.pop_front()
     }
 
     /// Returns whether sends can go without copy, and if not, the reason.
     pub fn capabilities(&self) -> Capabilities {
-        if self.is_forked() {
-            return Capabilities { zero_copy: false, reason: None };
-        }
-        self.enter().capabilities()
+        let forked = Capabilities { zero_copy: false, reason: None };
+        self.enter_own().map_or(forked, |machine| machine.capabilities())
     }
 
     /// Counters and state.
     pub fn stats(&self) -> SenderStats {
-        if self.is_forked() { SenderStats::default() } else { self.enter().stats() }
+        self.enter_own().map_or_else(SenderStats::default, |machine| machine.stats())
     }
 
     /// The id of the socket's next zero-copy call.
@@ -150,10 +138,7 @@ impl<K: Kernel> Core<K> {
     /// How long the peer has acknowledged nothing while something is held. For datagrams, the age
     /// of the oldest call in flight.
     pub fn oldest(&self) -> Option<Duration> {
-        if self.is_forked() {
-            return None;
-        }
-        let mut machine = self.await_call(self.enter());
+        let mut machine = self.await_call(self.enter_own()?);
         let unacked = self.kernel.unacked().ok();
         machine.held(self.kernel.now(), unacked).map(|held| held.age)
     }

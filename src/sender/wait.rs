@@ -31,12 +31,12 @@ struct Wait<'a, K: Kernel> {
     /// The last round ended with an error condition of the socket.
     error: bool,
     /// The last round ended with nothing but an error condition.
-    notes_only: bool,
+    notifications_only: bool,
 }
 
 impl<'a, K: Kernel> Wait<'a, K> {
     fn new(core: &'a Core<K>, deadline: Option<Instant>, sending: bool) -> Self {
-        Self { core, deadline, sending, edges: None, error: false, notes_only: false }
+        Self { core, deadline, sending, edges: None, error: false, notifications_only: false }
     }
 
     /// Drives the sender until `done` gives a result.
@@ -49,7 +49,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         }
         loop {
             // The owner waits for the call of a visitor; every other thread waits below.
-            let goal = match (self.sending, self.leaves_notes()) {
+            let goal = match (self.sending, self.leaves_unread()) {
                 (true, true) => Goal::Push,
                 (true, false) => Goal::Flush,
                 (false, _) => Goal::Visit,
@@ -69,9 +69,9 @@ impl<'a, K: Kernel> Wait<'a, K> {
 
     /// Waits once for room for a refused buffer.
     fn round_to_send(&mut self) -> Result<(), WaitError> {
-        let leaves_notes = self.take_spare() || self.leaves_notes();
-        if !leaves_notes || self.core.config.max_hold.is_some() {
-            let goal = if leaves_notes { Goal::Push } else { Goal::Flush };
+        let leaves_unread = self.take_spare() || self.leaves_unread();
+        if !leaves_unread || self.core.max_hold.is_some() {
+            let goal = if leaves_unread { Goal::Push } else { Goal::Flush };
             if self.core.run(goal).map_err(|error| os(&error))?.read.messages > 0 {
                 return Ok(());
             }
@@ -82,8 +82,8 @@ impl<'a, K: Kernel> Wait<'a, K> {
     /// Returns `true` if the notifications are left to the calls to come, which read many at once:
     /// there is room for those calls, and by edges an unread notification does not end a wait for
     /// room.
-    fn leaves_notes(&self) -> bool {
-        self.sending && self.edges.is_some() && !self.notes_only
+    fn leaves_unread(&self) -> bool {
+        self.sending && self.edges.is_some() && !self.notifications_only
     }
 
     /// Takes over the descriptors of an earlier wait. Returns `true` if there were any.
@@ -97,7 +97,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         }
         let cold = machine.cold_mut();
         self.edges = cold.spare_edges.take();
-        cold.sleepers.extend(self.edges.clone());
+        cold.waiting.extend(self.edges.clone());
         true
     }
 
@@ -114,7 +114,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         match self.core.kernel.edges() {
             Ok(edges) => {
                 self.edges = edges;
-                self.core.enter().cold_mut().sleepers.extend(self.edges.clone());
+                self.core.enter().cold_mut().waiting.extend(self.edges.clone());
                 Ok(self.edges.is_some())
             }
             // For want of descriptors; levels would end every wait at once.
@@ -127,7 +127,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
     fn stop_listening(&mut self) -> Option<Arc<dyn Edges>> {
         let edges = self.edges.take()?;
         let mut machine = self.core.enter();
-        machine.cold_mut().sleepers.retain(|sleeper| !Arc::ptr_eq(sleeper, &edges));
+        machine.cold_mut().waiting.retain(|thread| !Arc::ptr_eq(thread, &edges));
         Some(edges)
     }
 
@@ -135,7 +135,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
     fn round(&mut self, messages: usize) -> Result<(), WaitError> {
         let mut interest = self.core.interest();
         interest.writable &= self.sending || !self.core.is_flushed();
-        let most = self.core.config.max_hold.map_or(OVERDUE, look_after);
+        let most = self.core.max_hold.map_or(OVERDUE, look_after);
         let left = match self.deadline {
             None => most,
             Some(deadline) => match deadline.checked_duration_since(self.core.kernel.now()) {
@@ -156,7 +156,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
             }
         };
         self.error = ready.error || ready.hangup;
-        self.notes_only = self.error && !ready.writable;
+        self.notifications_only = self.error && !ready.writable;
         Ok(())
     }
 }

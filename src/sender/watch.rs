@@ -18,10 +18,8 @@ impl<K: Kernel> Core<K> {
 
     /// Runs for a goal.
     pub(super) fn run(&self, goal: Goal) -> io::Result<Step> {
-        if self.is_forked() {
-            return Err(io::Error::from_raw_os_error(errno::EPERM));
-        }
-        let step = self.advance(self.enter(), goal).1;
+        let forked = || io::Error::from_raw_os_error(errno::EPERM);
+        let step = self.advance(self.enter_own().ok_or_else(forked)?, goal).1;
         step.read.error.map_or(Ok(step), |error| Err(error.into()))
     }
 
@@ -88,11 +86,8 @@ impl<K: Kernel> Reclaim for Core<K> {
     }
 
     fn attend(&self) -> Option<Duration> {
-        if self.is_forked() {
-            return None;
-        }
         // A failure shows in the sender's own calls.
-        let look_again = self.advance(self.enter(), Goal::Visit).1.look_again;
+        let look_again = self.advance(self.enter_own()?, Goal::Visit).1.look_again;
         // Both locks, in this order. An end that begins in between hands the sender over, and the
         // code below must not drop the reaper's reference then.
         let mut watch = lock(&self.watch);

@@ -47,7 +47,7 @@ impl Kernel for SimKernel {
         self.world.lock().send(self.number, memory, flags)
     }
 
-    fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
+    fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
         let mut messages = 0;
         while messages < 32 {
             let record = self.with(|socket| socket.notifications.pop());

@@ -71,7 +71,7 @@ impl Kernel for SimKernel {
         result
     }
 
-    fn read_notes(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
+    fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
         let mut world = self.world.lock();
         let (socket, environment) = world.socket(self.number);
         if socket.refused {

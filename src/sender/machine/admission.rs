@@ -70,7 +70,9 @@ impl Machine {
     pub(super) fn admission(&mut self, bytes: usize) -> Result<Option<Way>, Question> {
         if !mem::replace(&mut self.known.has_looked, true) {
             let outstanding = self.in_flight.tracker.outstanding();
-            if self.unread >= self.max_unread || self.in_flight.route.wants_notes(outstanding) {
+            if self.unread >= self.max_unread
+                || self.in_flight.route.wants_notifications(outstanding)
+            {
                 return Err(self.read_first());
             }
         }

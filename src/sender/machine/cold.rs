@@ -59,7 +59,7 @@ pub(crate) struct Cold {
     pub(crate) hopeless: Vec<Waker>,
     pub(crate) events: VecDeque<Foreign>,
     /// Threads waiting for changes of this sender, which another thread may read.
-    pub(crate) sleepers: Vec<Arc<dyn Edges>>,
+    pub(crate) waiting: Vec<Arc<dyn Edges>>,
     /// The descriptors of a finished wait, for the next wait. A busy sender would spend the calls
     /// to make them on every buffer.
     pub(crate) spare_edges: Option<Arc<dyn Edges>>,

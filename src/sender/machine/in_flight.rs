@@ -32,11 +32,11 @@ use crate::{
 pub(crate) struct InFlight {
     /// The judgement of zero copy on this route.
     pub(crate) route: Route,
+    pub(crate) done: Done,
+    pub(crate) tracker: CompletionTracker<Lease>,
     /// Why everything goes by copy for good, if so.
     pub(crate) copy_reason: Option<CopyReason>,
     pub(super) ages: Ages,
-    pub(crate) done: Done,
-    pub(crate) tracker: CompletionTracker<Lease>,
 }
 
 /// The further way of released leases.
@@ -63,7 +63,7 @@ pub(crate) struct Counts {
     pub(crate) copied_calls: u64,
     pub(crate) zero_copy_bytes: u64,
     pub(crate) copied_bytes: u64,
-    pub(crate) notes: u64,
+    pub(crate) notifications: u64,
     pub(crate) released_calls: u64,
     pub(crate) deferred_copies: u64,
     pub(crate) in_flight_bytes: usize,
@@ -161,14 +161,14 @@ impl InFlight {
     /// A notification released these ids, unless it is about calls of another user. Returns the
     /// number of released ids.
     pub(super) fn release(&mut self, lo: u32, hi: u32, copied: bool) -> Result<u64, Poison> {
-        self.done.counts.notes += 1;
+        self.done.counts.notifications += 1;
         if self.poisoned().is_some() {
             return Ok(0);
         }
         let Self { tracker, done, route, .. } = self;
         match tracker.release(lo, hi, done.on_released(copied)) {
             Ok(Released { ids, bytes }) => {
-                route.note(ids, copied);
+                route.notified(ids, copied);
                 Ok(done.released(ids, bytes, copied))
             }
             Err(_) => Err(Poison::UnknownIds { lo, hi }),
@@ -276,9 +276,9 @@ impl Done {
 
     /// Ends the waits of sleeping threads: their event may have come.
     pub(super) fn wake_threads(&self) {
-        let sleepers = self.cold.get().map_or(&[][..], |cold| &cold.sleepers);
+        let waiting = self.cold.get().map_or(&[][..], |cold| &cold.waiting);
         // Cannot fail for descriptors of our own; even then every wait ends by itself.
-        sleepers.iter().for_each(|sleeper| _ = sleeper.wake());
+        waiting.iter().for_each(|thread| _ = thread.wake());
     }
 
     /// A receiver of leases without a hold, for a notification that says `copied` or not.

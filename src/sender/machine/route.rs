@@ -126,7 +126,7 @@ impl Route {
     /// calls go by copy, no other code may read it. The interval in calls doubles, so a
     /// notification is read after at most twice its time, and hardly a read is in vain.
     #[inline]
-    pub(super) fn wants_notes(&mut self, outstanding: usize) -> bool {
+    pub(super) fn wants_notifications(&mut self, outstanding: usize) -> bool {
         if !self.is_exclusive() || outstanding == 0 {
             return false;
         }
@@ -207,7 +207,7 @@ impl Route {
     }
 
     /// A notification released these ids, with the flag of the first.
-    pub(super) fn note(&mut self, ids: IdRange, copied: bool) {
+    pub(super) fn notified(&mut self, ids: IdRange, copied: bool) {
         let of_probe = |probe: &&mut Probe| (ids.start..ids.end).contains(&probe.id);
         if let Some(probe) = self.probe.as_mut().filter(of_probe) {
             // A probe's notification has no further ids; with further ids it is no evidence.
@@ -364,7 +364,7 @@ mod tests {
             let mut admitted = false;
             let outstanding = self.outstanding();
             if self.route.concerns(outstanding) {
-                if self.route.wants_notes(outstanding) || self.unread_calls == 32 {
+                if self.route.wants_notifications(outstanding) || self.unread_calls == 32 {
                     self.read();
                 }
                 let (outstanding, now) = (self.outstanding(), self.now);
@@ -420,7 +420,7 @@ mod tests {
                     assert_eq!(copied, self.truth[lo as usize], "and its flag is the probe's");
                 }
                 let mode = self.mode();
-                self.route.note(ids, copied);
+                self.route.notified(ids, copied);
                 self.changes += u64::from(self.mode() != mode);
             }
         }
@@ -563,7 +563,7 @@ mod tests {
             socket.route.began(id);
             assert!(socket.route.cancelled(id));
             // UDP: the id had been used after all, and its notification is there.
-            socket.route.note(IdRange { start: id, end: NotificationId(id.0 + 1) }, false);
+            socket.route.notified(IdRange { start: id, end: NotificationId(id.0 + 1) }, false);
         }
         assert_eq!(socket.mode(), RouteMode::Trying);
     }
@@ -572,11 +572,11 @@ mod tests {
     fn a_policy_that_ignores_routes_lets_everything_through() {
         let mut route = Route::new(false);
         for id in 0..1000 {
-            assert!(route.concerns(7) && !route.wants_notes(7));
+            assert!(route.concerns(7) && !route.wants_notifications(7));
             assert!(route.admits(7, || unreachable!("asks for no time")));
             route.began(NotificationId(id));
             let ids = IdRange { start: NotificationId(id), end: NotificationId(id + 1) };
-            route.note(ids, true);
+            route.notified(ids, true);
         }
         assert_eq!(route.stats(), RouteStats::default());
     }

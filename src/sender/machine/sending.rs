@@ -328,7 +328,7 @@ impl Machine {
             *sending = None;
         }
         // Another thread may wait until this is accepted, and a task for its fate.
-        let waits = |cold: &Cold| !cold.wakers.is_empty() || !cold.sleepers.is_empty();
+        let waits = |cold: &Cold| !cold.wakers.is_empty() || !cold.waiting.is_empty();
         in_flight.done.news |= in_flight.done.cold.get().is_some_and(waits);
     }
 

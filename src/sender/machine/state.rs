@@ -280,6 +280,11 @@ impl Machine {
         self.in_flight.done.cold.get()
     }
 
+    /// State that few senders have, to be changed if it ever was.
+    pub(crate) fn changed_cold(&mut self) -> Option<&mut Cold> {
+        self.in_flight.done.cold.get_mut()
+    }
+
     /// State that few senders have, to be changed.
     pub(crate) fn cold_mut(&mut self) -> &mut Cold {
         self.in_flight.done.cold.make()
@@ -299,7 +304,7 @@ impl Machine {
             zero_copy_bytes: counts.zero_copy_bytes,
             copied_calls: counts.copied_calls,
             copied_bytes: counts.copied_bytes,
-            notes: counts.notes,
+            notes: counts.notifications,
             released_calls: counts.released_calls,
             deferred_copies: counts.deferred_copies,
             in_flight_bytes: counts.in_flight_bytes,
@@ -318,5 +323,33 @@ impl Machine {
             stats.events_dropped = cold.events_dropped;
         }
         stats
+    }
+}
+
+#[cfg(all(test, not(loom), target_pointer_width = "64"))]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+
+    /// Bench row: `shuffled-32`.
+    #[test]
+    fn what_every_send_needs_comes_first() {
+        macro_rules! ends {
+            ($($field:ident: $type:ty),+) => {
+                [$(offset_of!(Machine, $field) + size_of::<$type>()),+]
+            };
+        }
+        let hot = ends!(
+            out: Out, leaves: bool, tells: u16, wants_watch: bool, grant: Grant, unread: usize,
+            error: Option<OsError>, sending: Option<Sending>, known: Known
+        );
+        let in_flight = offset_of!(Machine, in_flight);
+        assert!(hot.iter().all(|end| *end <= in_flight && in_flight <= 192), "{hot:?} {in_flight}");
+        assert_eq!(offset_of!(InFlight, route), 0);
+        assert!(offset_of!(InFlight, tracker) <= 280, "{}", offset_of!(InFlight, tracker));
+        let cold = [offset_of!(InFlight, copy_reason), offset_of!(InFlight, ages)];
+        assert!(cold.iter().all(|start| *start > offset_of!(InFlight, tracker)), "{cold:?}");
+        assert!(offset_of!(Machine, window) > in_flight && offset_of!(Machine, config) > in_flight);
     }
 }
