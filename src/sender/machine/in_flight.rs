@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     super::{
-        budget::MemlockBudget,
+        budget::{Account, MemlockBudget},
         config::{Config, HandBack},
         report::{Fate, Returned},
     },
@@ -51,7 +51,7 @@ pub(crate) struct Done {
     pub(super) news: bool,
     hand_back: HandBack,
     pub(super) quotas: Quotas,
-    pub(super) budget: Arc<MemlockBudget>,
+    pub(super) account: Account,
 }
 
 /// The counters of every sender, as in [`SenderStats`](crate::sender::SenderStats).
@@ -94,7 +94,7 @@ impl InFlight {
                 news: false,
                 hand_back: config.hand_back,
                 quotas: Quotas::default(),
-                budget,
+                account: Account::new(budget),
             },
             copy_reason,
             route: Route::new(config.observe_route && copy_reason.is_none()),
@@ -337,7 +337,7 @@ impl Done {
     #[inline]
     pub(super) fn refund(&mut self, calls: usize, bytes: usize) {
         self.counts.in_flight_bytes -= bytes;
-        self.budget.refund(calls, bytes);
+        self.account.refund(calls, bytes, self.counts.in_flight_bytes == 0);
     }
 
     /// The connection failed after `accepted` bytes of a send.
