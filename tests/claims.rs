@@ -250,3 +250,21 @@ fn a_clock_in_a_test_is_noticed() {
     let source = format!("let begun = Instant::now();\nassert!(begun.{clock} < SECOND);");
     assert_eq!(clocks(&source), [2]);
 }
+
+/// Lines of code, which are neither empty nor comments alone, before the tests of a file.
+fn code_lines(source: &str) -> usize {
+    let code = source.find("\nmod tests {").map_or(source, |end| &source[..end]);
+    code.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).count()
+}
+
+#[test]
+fn no_file_of_the_library_has_more_than_600_lines_of_code() {
+    let mut long = files(&root().join("src"));
+    long.retain(|path| code_lines(&fs::read_to_string(path).unwrap()) > 600);
+    assert!(long.is_empty(), "{long:?}");
+}
+
+#[test]
+fn comments_and_tests_are_no_lines_of_code() {
+    assert_eq!(code_lines("//! A.\n\nfn b() {}\n    // C.\n\nmod tests {\nfn d() {}\n}\n"), 1);
+}
