@@ -10,6 +10,17 @@ without_newer() {
   fi
 }
 
+# Gives an earlier revision the public modules, and the copied files its names.
+with_todays_names() {
+  grep -q '^pub mod pool;' "$earlier/src/lib.rs" && return
+  sed -i -E 's/^mod (error|pool|reaper|sender);/pub mod \1;/' "$earlier/src/lib.rs"
+  echo 'pub use crate::backing::{Backing, Pages};' >>"$earlier/src/pool.rs"
+  echo 'pub use crate::{NotificationId, IdRange};' >>"$earlier/src/internals.rs"
+  sed -i -E 's/OnRelease/HandBack/g; s/on_release/hand_back/g; s/Payload::Shared\b/Payload::SharedBuf/g
+    s/Payload::Arc\b/Payload::Shared/g; s/reap_and_flush/flush_now/; s/close\(Some\(deadline\)\)/close(deadline)/' \
+    "$earlier"/tests/differential/*.rs "$earlier"/tests/simulation/*.rs "$earlier"/benches/rows.rs
+}
+
 check_out() {
   local revision
   revision=$(git rev-parse --short "$1^{commit}") || exit 1
@@ -21,6 +32,7 @@ check_out() {
   cp -r benches "$earlier/"
   cp -r tests/differential tests/simulation "$earlier/tests/"
   cp tests/common/filter.rs "$earlier/tests/common/"
+  with_todays_names
   cp Cargo.toml "$earlier/"
   cp Cargo.lock "$earlier/"
   without_newer '/fn is_over/,/^    }$/d' "$earlier/benches/scale/sink.rs"

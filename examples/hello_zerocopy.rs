@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // 64 buffers of 256 KiB, on huge pages where the system has them.
     let pool = Pool::new(256 * 1024, 64)?;
     let mut sender = Sender::new(TcpStream::connect(address)?)?;
-    println!("pool:   {}", pool.regions()[0]);
+    println!("pool:   {}", pool.region());
     println!("sender: {:?}", sender.capabilities());
 
     let start = Instant::now();
@@ -36,7 +36,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         // From here the buffer belongs to the kernel, until its release.
         sender.send(buf)?;
     }
-    let report = sender.close(Instant::now() + Duration::from_secs(10));
+    let report = sender.close(Some(Duration::from_secs(10)));
     println!("closed: {report:?} after {:.2?}", start.elapsed());
     println!("peer:   {} bytes", peer.join().expect("the peer does not panic")?);
     println!("pool:   {:?}", pool.audit());

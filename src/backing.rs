@@ -10,7 +10,7 @@ use std::fmt;
 /// let huge = Pages::HugeTlb { page_bytes: 2 << 20 };
 /// let builder = Pool::builder().class(64 * 1024, 32).backing(Backing::Require(huge));
 /// match builder.build() {
-///     Ok(pool) => assert_eq!(pool.regions()[0].pages, huge),
+///     Ok(pool) => assert_eq!(pool.region().pages, huge),
 ///     Err(error) => println!("{error}"),
 /// }
 /// ```
@@ -43,13 +43,13 @@ impl fmt::Display for Pages {
 /// The choice of [`Pages`] for a pool.
 ///
 /// Huge pages make a zero-copy send of 64 KiB and more a quarter to a half cheaper; below 16 KiB
-/// they make no difference. [`Pool::regions`](crate::Pool::regions) tells the pages of a pool.
+/// they make no difference. [`Pool::region`](crate::Pool::region) tells the pages of a pool.
 ///
 /// ```
 /// use pinbuf::{pool::{Backing, Pages}, Pool};
 ///
 /// let pool = Pool::builder().class(4096, 16).backing(Backing::Require(Pages::Base)).build()?;
-/// assert_eq!(pool.regions()[0].pages, Pages::Base);
+/// assert_eq!(pool.region().pages, Pages::Base);
 /// # Ok::<(), pinbuf::BuildError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]

@@ -143,7 +143,7 @@ impl Error for AllocError {}
 ///
 /// // Far smaller than a huge page.
 /// let pool = Pool::new(4096, 1)?;
-/// assert!(pool.regions()[0].refused.contains(&(Pages::Thp, Refusal::TooSmall)));
+/// assert!(pool.region().refused.contains(&(Pages::Thp, Refusal::TooSmall)));
 /// # Ok::<(), pinbuf::BuildError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -374,7 +374,7 @@ pub enum SendError<B> {
     /// connection up. From [`send_timeout`](crate::Sender::send_timeout).
     TimedOut(B),
     /// The time was up after a part of the buffer was accepted. The unsent part stays queued in
-    /// the sender: [`flush`](crate::Sender::flush) sends it, and so does every later call. From
+    /// the sender: [`reap`](crate::Sender::reap) sends it, and so does every later call. From
     /// [`send_timeout`](crate::Sender::send_timeout).
     Unfinished {
         /// The ticket of the send.
@@ -549,7 +549,7 @@ pub enum CopyReason {
     /// it.
     Unprovable(OsError),
     /// The socket is of a kind whose completions cannot be told apart exactly.
-    KindOfSocket,
+    UnsupportedSocket,
     /// The kernel took the option and then ignored the flag.
     Ignored,
     /// The kernel copies on this route anyway (loopback, a virtual Ethernet pair, a network card
@@ -575,7 +575,7 @@ impl fmt::Display for CopyReason {
                 "the error queue or the option memory of the socket cannot be read ({error}); \
                  allow recvmmsg and getsockopt in the filter for system calls",
             ),
-            Self::KindOfSocket => f.write_str(
+            Self::UnsupportedSocket => f.write_str(
                 "the socket is of a kind whose completions cannot be told apart exactly; use TCP or UDP",
             ),
             Self::Ignored => f.write_str("the kernel took the option and then ignored the flag"),

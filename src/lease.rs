@@ -23,13 +23,13 @@ pub enum Payload {
     /// A buffer of a [`Pool`](crate::Pool).
     Pinned(PinnedBuf),
     /// A frozen buffer of a pool, for several sends at the same time.
-    SharedBuf(SharedBuf),
+    Shared(SharedBuf),
     /// Memory the user mapped.
     Mapped(MappedSlice),
     /// Memory that lives as long as the process.
     Static(&'static [u8]),
     /// Bytes behind a shared reference count.
-    Shared(Arc<[u8]>),
+    Arc(Arc<[u8]>),
     /// Bytes of the `bytes` crate.
     #[cfg(feature = "bytes")]
     Bytes(bytes::Bytes),
@@ -128,10 +128,10 @@ impl Memory for Payload {
     fn as_raw(&self) -> (*const u8, usize) {
         match self {
             Self::Pinned(buf) => Memory::as_raw(buf),
-            Self::SharedBuf(buf) => Memory::as_raw(buf),
+            Self::Shared(buf) => Memory::as_raw(buf),
             Self::Mapped(slice) => Memory::as_raw(slice),
             Self::Static(slice) => slice.as_raw(),
-            Self::Shared(slice) => slice.as_raw(),
+            Self::Arc(slice) => slice.as_raw(),
             #[cfg(feature = "bytes")]
             Self::Bytes(bytes) => bytes.as_raw(),
         }
@@ -141,7 +141,7 @@ impl Memory for Payload {
     fn slot(&self) -> Option<&SlotRef> {
         match self {
             Self::Pinned(buf) => Some(buf.slot()),
-            Self::SharedBuf(buf) => Some(buf.slot()),
+            Self::Shared(buf) => Some(buf.slot()),
             _ => None,
         }
     }
@@ -190,10 +190,10 @@ macro_rules! into_payload {
 
 into_payload! {
     PinnedBuf => Pinned,
-    SharedBuf => SharedBuf,
+    SharedBuf => Shared,
     MappedSlice => Mapped,
     &'static [u8] => Static,
-    Arc<[u8]> => Shared,
+    Arc<[u8]> => Arc,
     #[cfg(feature = "bytes")]
     bytes::Bytes => Bytes,
 }
@@ -302,7 +302,7 @@ impl Lease {
     pub(crate) fn replace_pages(&mut self) -> Option<Payload> {
         let replaced = match &mut self.custody {
             Custody::Buf(buf) => buf.replace_pages(),
-            Custody::Payload(Payload::SharedBuf(buf)) => buf.replace_pages(),
+            Custody::Payload(Payload::Shared(buf)) => buf.replace_pages(),
             Custody::Payload(_) | Custody::Nothing | Custody::Replaced(_) => None,
         }?;
         let payload = self.take();
@@ -372,7 +372,7 @@ mod tests {
         let backing = Backing::Require(Pages::Base);
         let pool = Pool::builder().class(LEN, 8).backing(backing).build().unwrap();
         let buf = || pool.try_alloc(LEN).unwrap();
-        for payload in [Payload::Pinned(buf()), Payload::SharedBuf(buf().freeze())] {
+        for payload in [Payload::Pinned(buf()), Payload::Shared(buf().freeze())] {
             let mut lease = Lease::new(payload, 0, 1);
             assert!(lease.replace_pages().is_none(), "it is in flight");
             assert!(lease.quarantine().is_empty(), "no task waits for a slot");

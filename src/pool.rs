@@ -37,7 +37,7 @@ mod stats;
 mod wait;
 
 pub use local::LocalPool;
-pub use stats::{Audit, ClassStats, Offender, PoolStats, Problem};
+pub use stats::{Audit, ClassStats, Mismatch, MismatchKind, PoolStats};
 pub use wait::Alloc;
 
 pub use crate::{
@@ -301,13 +301,13 @@ impl Pool {
     ///
     /// ```
     /// let pool = pinbuf::Pool::new(64 * 1024, 64)?;
-    /// let region = &pool.regions()[0];
+    /// let region = pool.region();
     /// assert!(region.bytes >= 64 * 64 * 1024);
     /// println!("{region}");
     /// # Ok::<(), pinbuf::BuildError>(())
     /// ```
-    pub fn regions(&self) -> &[RegionReport] {
-        std::slice::from_ref(self.raw().region().report())
+    pub fn region(&self) -> &RegionReport {
+        self.raw().region().report()
     }
 
     /// The number of slots in each state, now.
@@ -431,7 +431,7 @@ impl PoolBuilder {
     ///     .backing(Backing::Prefer(Pages::Thp))
     ///     .populate(false)
     ///     .build()?; // 4 GiB, of which none is there yet.
-    /// assert!(!pool.regions()[0].populated);
+    /// assert!(!pool.region().populated);
     /// # Ok::<(), pinbuf::BuildError>(())
     /// ```
     pub fn populate(mut self, populate: bool) -> Self {

@@ -11,7 +11,7 @@
 //! | count what the reaper has in its care | [`stats`] |
 //!
 //! ```
-//! # use std::{io::{copy, sink}, net::{TcpListener, TcpStream}, thread, time::{Duration, Instant}};
+//! # use std::{io::{copy, sink}, net::{TcpListener, TcpStream}, thread, time::Duration};
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let listener = TcpListener::bind("127.0.0.1:0")?;
 //! # let socket = TcpStream::connect(listener.local_addr()?)?;
@@ -19,7 +19,7 @@
 //! let mut sender = pinbuf::Sender::new(socket)?;
 //! sender.send(&[7; 1 << 20][..])?;
 //! drop(sender); // The reaper sends on and ends the stream.
-//! assert!(pinbuf::reaper::wait_idle(Instant::now() + Duration::from_secs(30)));
+//! assert!(pinbuf::reaper::wait_idle(Some(Duration::from_secs(30))));
 //! # assert_eq!(peer.join().unwrap()?, 1 << 20);
 //! # Ok(())
 //! # }
@@ -190,32 +190,34 @@ pub fn stats() -> ReaperStats {
     }
 }
 
-/// Blocks until every sender without an owner has ended, or the deadline. Returns `true` if all
-/// have ended.
+/// Blocks until every sender without an owner has ended, for `timeout` at most (`None`: without
+/// limit). Returns `true` if all have ended.
 ///
 /// The exit of a program loses unsent data. Call `wait_idle` before, after dropping the senders.
 ///
 /// ```
-/// use std::time::{Duration, Instant};
+/// use std::time::Duration;
 ///
-/// assert!(pinbuf::reaper::wait_idle(Instant::now() + Duration::from_secs(5)));
+/// assert!(pinbuf::reaper::wait_idle(Some(Duration::from_secs(5))));
 /// ```
-pub fn wait_idle(deadline: Instant) -> bool {
+#[must_use = "`false` means that the process would take unsent data with it"]
+pub fn wait_idle(timeout: Option<Duration>) -> bool {
     /// Time between two rounds over senders without a watching descriptor.
     const SERVE_EVERY: Duration = Duration::from_millis(5);
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let parker = Arc::new(Parker::new());
     loop {
         serve();
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let mut state = lock(&Reaper::get().state);
         state.idle_waiters.retain(|waiter| !Arc::ptr_eq(waiter, &parker));
-        if state.owned == 0 || left.is_zero() {
+        if state.owned == 0 || left == Some(Duration::ZERO) {
             return state.owned == 0;
         }
         state.idle_waiters.push(Arc::clone(&parker));
-        let sleep = if state.unserved.is_empty() { left } else { left.min(SERVE_EVERY) };
+        let round = (!state.unserved.is_empty()).then_some(SERVE_EVERY);
         drop(state);
-        parker.park(Some(sleep));
+        parker.park(left.into_iter().chain(round).min());
     }
 }
 

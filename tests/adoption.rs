@@ -21,7 +21,7 @@ use pinbuf::{AdoptError, Fate, Policy, Sender, sender::CopyReason};
 fn a_listener_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let fd = listener.as_raw_fd();
-    let error = Sender::new(listener).unwrap_err();
+    let error = Sender::builder().adopt(listener).unwrap_err();
     assert!(matches!(error, AdoptError::Listener(_)), "{error}");
     let listener = error.into_socket();
     assert_eq!(listener.as_raw_fd(), fd);
@@ -36,23 +36,23 @@ fn an_unconnected_socket_is_refused() {
     assert!(fd >= 0);
     // SAFETY: from_raw_fd needs an open, unowned fd: the call above made this one.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    let error = Sender::new(socket).unwrap_err();
+    let error = Sender::builder().adopt(socket).unwrap_err();
     assert!(matches!(error, AdoptError::NotConnected(_)), "{error}");
     let (near, far) = pair();
     common::reset(far);
     // The reset needs a moment.
     eventually("the socket has no peer", || near.peer_addr().is_err());
-    assert!(matches!(Sender::new(near), Err(AdoptError::NotConnected(_))));
+    assert!(matches!(Sender::builder().adopt(near), Err(AdoptError::NotConnected(_))));
 }
 
 #[test]
 fn an_unconnected_datagram_socket_is_refused() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let error = Sender::new(socket).unwrap_err();
+    let error = Sender::builder().adopt(socket).unwrap_err();
     assert!(matches!(error, AdoptError::NotConnected(_)), "{error}");
     let socket = error.into_socket();
     socket.connect(socket.local_addr().unwrap()).unwrap();
-    assert!(Sender::new(socket).unwrap().capabilities().zero_copy);
+    assert!(Sender::builder().adopt(socket).unwrap().capabilities().zero_copy);
 }
 
 #[test]
@@ -60,11 +60,13 @@ fn datagrams_other_than_udp_are_copied_with_a_reason() {
     let (near, far) = UnixDatagram::pair().unwrap();
     far.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     let near = match Sender::builder().policy(Policy::Require).adopt(near) {
-        Err(AdoptError::ZeroCopyUnavailable { reason: CopyReason::KindOfSocket, socket }) => socket,
+        Err(AdoptError::ZeroCopyUnavailable { reason: CopyReason::UnsupportedSocket, socket }) => {
+            socket
+        }
         other => panic!("{other:?}"),
     };
-    let mut sender = Sender::new(near).unwrap();
-    assert_eq!(sender.capabilities().reason, Some(CopyReason::KindOfSocket));
+    let mut sender = Sender::builder().adopt(near).unwrap();
+    assert_eq!(sender.capabilities().reason, Some(CopyReason::UnsupportedSocket));
     for len in [0, 100, 60_000] {
         let data = pattern(len, 1);
         let ticket = sender.send(data.clone()).unwrap();
@@ -74,13 +76,13 @@ fn datagrams_other_than_udp_are_copied_with_a_reason() {
         let received = far.recv(&mut got).unwrap();
         common::assert_same(&got[..received], &data);
     }
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
 }
 
 #[test]
 fn a_descriptor_of_a_file_is_refused() {
     let file = std::fs::File::open("/dev/null").unwrap();
-    match Sender::new(file) {
+    match Sender::builder().adopt(file) {
         Err(AdoptError::Os { error, .. }) => assert_eq!(error.raw(), libc::ENOTSOCK),
         other => panic!("{other:?}"),
     }
@@ -95,13 +97,13 @@ fn a_socket_with_foreign_sends_in_flight_is_refused() {
         send_static(near.as_fd(), &MEMORY).unwrap();
     }
     assert!(optmem(&near) > 0);
-    let error = Sender::new(near).unwrap_err();
+    let error = Sender::builder().adopt(near).unwrap_err();
     assert!(matches!(error, AdoptError::SocketInUse(_)), "{error}");
     // Also after their release, while the notifications are unread.
     let near = error.into_socket();
     let peer = reader(far, Duration::ZERO);
     std::thread::sleep(Duration::from_millis(50));
-    let error = Sender::new(near).unwrap_err();
+    let error = Sender::builder().adopt(near).unwrap_err();
     assert!(matches!(error, AdoptError::SocketInUse(_)), "{error}");
     let near = error.into_socket();
     eventually("all notifications are read", || {
@@ -116,13 +118,15 @@ fn a_socket_with_foreign_sends_in_flight_is_refused() {
 fn a_unix_stream_is_copied_with_a_reason() {
     let (near, mut far) = UnixStream::pair().unwrap();
     let near = match Sender::builder().policy(Policy::Require).adopt(near) {
-        Err(AdoptError::ZeroCopyUnavailable { reason: CopyReason::KindOfSocket, socket }) => socket,
+        Err(AdoptError::ZeroCopyUnavailable { reason: CopyReason::UnsupportedSocket, socket }) => {
+            socket
+        }
         other => panic!("{other:?}"),
     };
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = Sender::builder().adopt(near).unwrap();
     let capabilities = sender.capabilities();
     assert!(!capabilities.zero_copy);
-    assert_eq!(capabilities.reason, Some(CopyReason::KindOfSocket));
+    assert_eq!(capabilities.reason, Some(CopyReason::UnsupportedSocket));
     let peer = std::thread::spawn(move || {
         let mut got = Vec::new();
         std::io::Read::read_to_end(&mut far, &mut got).unwrap();
@@ -132,7 +136,7 @@ fn a_unix_stream_is_copied_with_a_reason() {
     let ticket = sender.send(data.clone()).unwrap();
     let fate = Fate::Released { accepted: 1 << 20, copied: Some(true) };
     assert_eq!(sender.wait(ticket, soon()), Ok(fate));
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     common::assert_same(&peer.join().unwrap(), &data);
 }
 
@@ -170,7 +174,7 @@ fn adoption_hands_on_messages_of_the_error_queue() {
     common::set_option(&socket, libc::IPPROTO_IP, libc::IP_RECVERR, &1_i32);
     socket.send(b"to nobody").unwrap();
     eventually("the answer is there", || common::has_error(&socket));
-    let mut sender = Sender::new(socket).unwrap();
+    let mut sender = Sender::builder().adopt(socket).unwrap();
     let event = sender.next_event().expect("adoption has read it");
     assert_eq!(event.error.raw(), libc::ECONNREFUSED);
     assert!(sender.capabilities().zero_copy);

@@ -16,11 +16,11 @@ use std::{
 use common::{
     Buffers, STALLED, TCP_CLOSE, TCP_FIN_WAIT1, TIGHT, after, assert_all_free, assert_arrived,
     assert_same, census, duplicate, eventually, filled, pair, pair_at, pattern, pool, reader,
-    reset, soon, tcp_state,
+    reset, soon, tcp_state, within,
 };
 use pinbuf::{
     Fate, MappedSlice, Payload, Policy, Pool, Sender,
-    sender::{CloseReport, HandBack},
+    sender::{CloseReport, OnRelease},
 };
 
 const LEN: usize = 64 << 10;
@@ -64,7 +64,7 @@ fn close_ends_the_stream_in_order() {
         // `close` has to send a part of the last buffer.
         if seed < 19 { sender.send(buf) } else { sender.try_send(buf) }.unwrap();
     }
-    let report = sender.close(soon().unwrap());
+    let report = sender.close(soon());
     assert!(report.drained, "{report:?}");
     assert_eq!((report.quarantined, report.error), (0, None));
     assert_arrived(&peer.join().unwrap(), LEN, 20);
@@ -77,7 +77,7 @@ fn a_dropped_sender_with_nothing_in_flight_closes_its_socket() {
     let peer = reader(far, Duration::ZERO);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.send(pattern(1 << 20, 1)).unwrap();
-    sender.wait(ticket, soon()).unwrap();
+    assert!(sender.wait(ticket, soon()).unwrap().is_released());
     drop(sender);
     assert_same(&peer.join().unwrap(), &pattern(1 << 20, 1));
 }
@@ -155,13 +155,13 @@ fn the_unsent_part_of_a_dropped_sender_reaches_its_peer() {
         let (near, far) = pair_at("127.0.0.1:0", TIGHT);
         let mut sender = Sender::builder().policy(policy).adopt(near).unwrap();
         sender.try_send(pattern(4 << 20, 1)).unwrap();
-        assert!(!sender.flush().unwrap());
+        assert!(sender.reap().unwrap().unsent);
         drop(sender);
         let (got, end) = end_of(far, Duration::from_secs(30));
         assert_eq!(end, Ok(()), "{} bytes", got.len());
         assert_same(&got, &pattern(4 << 20, 1));
     }
-    assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
+    assert!(pinbuf::reaper::wait_idle(within(60_000)), "{:?}", pinbuf::reaper::stats());
 }
 
 #[test]
@@ -171,9 +171,9 @@ fn a_partial_copy_ends_in_a_reset_at_a_stalled_peer() {
     let builder = Sender::builder().policy(Policy::Never).linger(linger);
     let mut sender = builder.adopt(near).unwrap();
     sender.try_send(pattern(4 << 20, 1)).unwrap();
-    assert!(!sender.flush().unwrap());
+    assert!(sender.reap().unwrap().unsent);
     drop(sender);
-    assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
+    assert!(pinbuf::reaper::wait_idle(within(60_000)), "{:?}", pinbuf::reaper::stats());
     let (got, end) = end_of(far, Duration::from_secs(30));
     assert_eq!(end, Err(io::ErrorKind::ConnectionReset), "{} bytes", got.len());
     assert_same(&got, &pattern(4 << 20, 1)[..got.len()]);
@@ -187,13 +187,13 @@ fn a_partial_zero_copy_send_never_ends_in_order() {
         let linger = Duration::from_millis(50);
         let mut sender = common::zero_copy().linger(linger).adopt(near).unwrap();
         sender.try_send(filled(pool.try_alloc(1).unwrap(), 4 << 20, 1)).unwrap();
-        assert!(!sender.flush().unwrap());
+        assert!(sender.reap().unwrap().unsent);
         if close {
-            let report = sender.close(after(50));
+            let report = sender.close(within(50));
             assert!(!report.drained, "{report:?}");
         } else {
             drop(sender);
-            assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
+            assert!(pinbuf::reaper::wait_idle(within(60_000)), "{:?}", pinbuf::reaper::stats());
         }
         let scribbled = scribble(&pool);
         let (got, end) = end_of(far, Duration::from_millis(300));
@@ -210,8 +210,8 @@ fn close_at_a_stalled_peer_ends_at_its_deadline() {
     let pool = pool(LEN, 12);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     send_some(&mut sender, &pool, 12);
-    let deadline = after(200);
-    let report = sender.close(deadline);
+    let deadline = Instant::now() + Duration::from_millis(200);
+    let report = sender.close(within(200));
     assert!(Instant::now() >= deadline, "the close ended early");
     assert!(!report.drained, "{report:?}");
     assert!(report.unacked_bytes.is_some_and(|bytes| bytes > LEN), "{report:?}");
@@ -250,7 +250,7 @@ fn close_of_a_dead_connection_does_not_wait_for_its_deadline() {
     send_some(&mut sender, &pool, 12);
     reset(far);
     let deadline = after(60_000);
-    let report = sender.close(deadline);
+    let report = sender.close(within(60_000));
     assert!(Instant::now() < deadline, "the close waited for its deadline");
     assert_eq!(report.quarantined, 0);
     assert_all_free(&pool);
@@ -266,7 +266,7 @@ fn a_past_deadline_still_reads_notifications() {
     eventually("the peer has acknowledged", || common::unacked(&sender) == 0);
     // On loopback, acknowledged bytes are released.
     thread::sleep(Duration::from_millis(50));
-    let report = sender.close(Instant::now());
+    let report = sender.close(within(0));
     assert_eq!(report.quarantined, 0, "{report:?}");
     assert_all_free(&pool);
     assert_arrived(&peer.join().unwrap(), LEN, 4);
@@ -311,7 +311,7 @@ fn a_panic_in_a_payloads_drop_affects_no_other_payload() {
     }
     assert_eq!(panics, 1);
     assert_all_free(&pool);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 5);
 }
 
@@ -339,7 +339,7 @@ fn panics_in_two_drops_do_not_abort() {
     assert!(catch_unwind(AssertUnwindSafe(|| sender.wait(ticket, soon()))).is_err());
     assert!(matches!(sender.fate(ticket).unwrap(), Some(Fate::Released { .. })));
     assert_all_free(&pool);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_eq!(peer.join().unwrap().len(), 3 * LEN);
 }
 
@@ -348,13 +348,13 @@ fn unfetched_payloads_end_with_the_sender() {
     let (near, far) = pair_at("127.0.0.1:0", Buffers::default());
     let pool = pool(LEN, 4);
     let shared = pattern(LEN, 4);
-    let mut sender = common::zero_copy().hand_back(HandBack::Return).adopt(near).unwrap();
+    let mut sender = common::zero_copy().on_release(OnRelease::Return).adopt(near).unwrap();
     let peer = reader(far, Duration::ZERO);
     send_some(&mut sender, &pool, 4);
     sender.send(Payload::from(Arc::clone(&shared))).unwrap();
     sender.drain(soon()).unwrap();
     assert_eq!(census(&pool), [0, 4, 0, 0], "owned by the program, though not fetched");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_all_free(&pool);
     assert_eq!(Arc::strong_count(&shared), 1);
     assert_arrived(&peer.join().unwrap(), LEN, 5);
@@ -379,7 +379,7 @@ fn a_close_after_a_reset_tells_its_cause() {
             let state = duplicate(&sender);
             reset(far);
             eventually("the reset is there", || tcp_state(&state) == TCP_CLOSE);
-            let report = sender.close(soon().unwrap());
+            let report = sender.close(soon());
             assert_tells_why(report);
             assert_eq!(report.error.map(|error| error.kind()), Some(io::ErrorKind::NotConnected));
             assert!(!report.aborted, "{report:?}");
@@ -393,7 +393,7 @@ fn a_reset_during_a_close_is_not_drained() {
     let mut sender = common::zero_copy().adopt(near).unwrap();
     sender.try_send(pattern(300_000, 1)).unwrap();
     let state = duplicate(&sender);
-    let closing = thread::spawn(move || sender.close(soon().unwrap()));
+    let closing = thread::spawn(move || sender.close(soon()));
     eventually("the end is queued", || tcp_state(&state) == TCP_FIN_WAIT1);
     reset(far);
     let report = closing.join().unwrap();
@@ -409,7 +409,7 @@ fn a_close_with_unread_input_resets_the_peer() {
     let mut sender = common::zero_copy().adopt(near).unwrap();
     sender.send(pattern(20_000, 1)).unwrap();
     far.read_exact(&mut [0; 20_000]).unwrap();
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     // The end in order came before the reset.
     let end = far.read(&mut [0]);
     assert!(matches!(end, Ok(0)) || end.unwrap_err().kind() == io::ErrorKind::ConnectionReset);

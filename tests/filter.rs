@@ -18,10 +18,10 @@ use std::{
 };
 
 use common::{
-    STALLED, TIGHT, after, again, assert_all_free, assert_arrived, assert_same, block_on, census,
+    STALLED, TIGHT, again, assert_all_free, assert_arrived, assert_same, block_on, census,
     duplicate, eventually, filled,
     filter::{Call, any, refuse},
-    must_succeed, pair_at, pattern, plays, pool, reader, skip, soon, test_of, unacked,
+    must_succeed, pair_at, pattern, plays, pool, reader, skip, soon, test_of, unacked, within,
 };
 use pinbuf::{
     AdoptError, AllocError, Fate, Payload, Policy, Pool, SendError, Sender, WaitError,
@@ -66,10 +66,10 @@ fn assert_copies(mut sender: Sender<TcpStream>, far: TcpStream, count: usize) {
         assert_eq!(sender.wait(ticket, soon()), Ok(fate));
         assert_eq!(sender.reap().unwrap().messages, 0);
     }
-    assert_eq!(sender.flush(), Ok(true));
+    assert!(!sender.reap().unwrap().unsent);
     assert_eq!(sender.drain(soon()), Ok(()));
     assert_eq!(sender.stats().zero_copy_calls, 0);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_all_free(&pool);
     assert_arrived(&peer.join().unwrap(), LEN, count);
 }
@@ -84,7 +84,7 @@ fn is_refused_at_adoption(test: &str, call: Call, errno: i32) {
         Err(AdoptError::ZeroCopyUnavailable { reason, socket }) if reason == unprovable => socket,
         other => panic!("{other:?}"),
     };
-    let sender = Sender::new(near).unwrap();
+    let sender = Sender::builder().adopt(near).unwrap();
     assert_eq!(sender.capabilities().reason, Some(unprovable));
     assert!(!sender.capabilities().zero_copy);
     // The sender can also be taken apart and made again.
@@ -95,7 +95,7 @@ fn is_refused_at_adoption(test: &str, call: Call, errno: i32) {
 
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(socket.local_addr().unwrap()).unwrap();
-    let mut sender = Sender::new(socket).unwrap();
+    let mut sender = Sender::builder().adopt(socket).unwrap();
     assert_eq!(sender.capabilities().reason, Some(unprovable));
     sender.send(pattern(20_000, 1)).unwrap();
     let mut got = vec![0; LEN];
@@ -103,11 +103,11 @@ fn is_refused_at_adoption(test: &str, call: Call, errno: i32) {
     assert_same(&got[..received], &pattern(20_000, 1));
 
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
-    let mut sender = Sender::new(near).unwrap();
+    let mut sender = Sender::builder().adopt(near).unwrap();
     let peer = reader(far, Duration::ZERO);
     sender.send(pattern(1 << 20, 1)).unwrap();
     drop(sender);
-    assert!(wait_idle(soon().unwrap()));
+    assert!(wait_idle(soon()));
     assert_same(&peer.join().unwrap(), &pattern(1 << 20, 1));
 }
 
@@ -169,10 +169,10 @@ fn a_refused_read_quarantines_sends_in_flight() {
         eventually("all bytes are acknowledged", || unacked(&sender) == 0);
         assert_quarantined(&mut sender, 2);
         assert_eq!(census(&pool), [0, 0, 0, 2]);
-        let report = sender.close(after(20));
+        let report = sender.close(within(20));
         assert!(!report.drained, "{report:?}");
         assert_eq!(report.quarantined, 2);
-        assert!(!wait_idle(after(20)), "the descriptor stays for a proof");
+        assert!(!wait_idle(within(20)), "the descriptor stays for a proof");
     });
 }
 
@@ -256,7 +256,7 @@ fn assert_waits(mut sender: Sender<TcpStream>, far: TcpStream, pool: &Pool, errn
         }
     }
     assert!(sender.stats().zero_copy_calls > 0 && sender.stats().copied_calls == 0, "{errno}");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, COUNT);
     assert_all_free(pool);
 
@@ -266,7 +266,7 @@ fn assert_waits(mut sender: Sender<TcpStream>, far: TcpStream, pool: &Pool, errn
     sender.send(filled(pool.alloc(LEN).unwrap(), LEN, 0)).unwrap();
     drop(sender);
     drop(pool.alloc(LEN).unwrap());
-    assert!(wait_idle(soon().unwrap()));
+    assert!(wait_idle(soon()));
     assert_arrived(&peer.join().unwrap(), LEN, 1);
 }
 
@@ -314,21 +314,21 @@ fn waits_work_without_the_later_refused_calls() {
         let mut sender = common::zero_copy().adopt(near).unwrap();
         let pool = pool(LEN, 1);
         let ticket = sender.send(filled(pool.alloc(LEN).unwrap(), 1 << 14, 0)).unwrap();
-        sender.wait(ticket, soon()).unwrap();
+        assert!(sender.wait(ticket, soon()).unwrap().is_released());
         far.try_clone().unwrap().read_exact(&mut [0; 1 << 14]).unwrap();
         let other = pair_at("127.0.0.1:0", STALLED);
         let mut watched = common::zero_copy().adopt(other.0).unwrap();
         let ticket = watched.send(filled(pool.alloc(LEN).unwrap(), LEN, 0)).unwrap();
         let mut cx = Context::from_waker(Waker::noop());
         assert!(watched.poll_fate(&mut cx, ticket).is_pending(), "the reaper runs");
-        assert_eq!(watched.wait(ticket, Some(after(1))), Err(WaitError::TimedOut));
+        assert_eq!(watched.wait(ticket, within(1)), Err(WaitError::TimedOut));
         if !refused("waits_work_without_the_later_refused_calls", calls, libc::EPERM) {
             return;
         }
         let peer = reader(other.1, Duration::ZERO);
         let fate = watched.wait(ticket, soon());
         assert!(matches!(fate, Ok(Fate::Released { .. })), "{fate:?}");
-        assert!(watched.close(soon().unwrap()).drained);
+        assert!(watched.close(soon()).drained);
         peer.join().unwrap();
         assert_waits(sender, far, &pool, libc::EPERM);
     });
@@ -360,10 +360,7 @@ fn an_end_works_without_the_unacknowledged_bytes() {
             let pool = pool(LEN, 1);
             stuck.send(filled(pool.alloc(LEN).unwrap(), LEN, 1)).unwrap();
             drop(stuck);
-            assert!(
-                wait_idle(soon().unwrap()),
-                "the connection is aborted, and all slots are free"
-            );
+            assert!(wait_idle(soon()), "the connection is aborted, and all slots are free");
             assert_all_free(&pool);
             assert_waits(sender, far, &pool, errno);
         }
@@ -429,7 +426,7 @@ fn effect_of(calls: &[Call]) -> &'static str {
     let mut words = [&b"some"[..], b"more"].map(Payload::from).into();
     let Ok(_) = sender.send_vectored(&mut words) else { return "vectored sends fail" };
     let is_copied = sender.stats().zero_copy_calls == 0;
-    let report = sender.close(soon().unwrap());
+    let report = sender.close(soon());
     assert_arrived(&peer.join().unwrap()[..5 * LEN], LEN, 5);
     match (report.drained, stalled.abort().aborted, is_copied) {
         (false, ..) => "no end in order",

@@ -20,7 +20,7 @@ use std::{
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use common::{
@@ -30,7 +30,7 @@ use common::{
     road::{Peer, Road, Side, report, wrong},
     set_option,
     source::{Loop, Rule, Source},
-    unacked,
+    unacked, within,
 };
 use pinbuf::{
     PinnedBuf, Policy, Pool, Sender,
@@ -101,10 +101,9 @@ impl End {
     }
 
     fn bring_about(self, sender: Sender<TcpStream>) -> Option<CloseReport> {
-        let after = |ms| Instant::now() + Duration::from_millis(ms);
         match self {
-            Self::Close => Some(sender.close(after(60_000))),
-            Self::CloseInHaste => Some(sender.close(after(20))),
+            Self::Close => Some(sender.close(within(60_000))),
+            Self::CloseInHaste => Some(sender.close(within(20))),
             Self::Abort => Some(sender.abort()),
             Self::Drop | Self::DropInHaste => {
                 drop(sender);
@@ -169,7 +168,7 @@ fn losing(side: Side) -> Result<(), String> {
         eventually("every slot is free", || scribbler.taken() == MESSAGES);
         let peer = peer.unwrap_or_else(|| Peer::of(far, Duration::ZERO, patience));
         let stream = peer.stream();
-        assert!(pinbuf::reaper::wait_idle(Instant::now() + Duration::from_secs(30)));
+        assert!(pinbuf::reaper::wait_idle(Some(Duration::from_secs(30))));
         scribbler.stop();
         assert_all_free(&pool);
         assert_eq!(pool.stats().replaced_bytes, 0);
@@ -238,7 +237,7 @@ fn queued(road: &Road, pool: &Pool, end: End) -> (Sender<TcpStream>, Peer) {
 fn let_go(road: &Road, what: &str, pool: &Pool, scribbler: Scribbler, peer: Peer) {
     let before = peer.received();
     road.unblock();
-    assert!(pinbuf::reaper::wait_idle(Instant::now() + Duration::from_secs(30)));
+    assert!(pinbuf::reaper::wait_idle(Some(Duration::from_secs(30))));
     eventually("every slot is free", || scribbler.taken() == SLOTS);
     let stream = peer.stream();
     scribbler.stop();

@@ -79,7 +79,7 @@ fn a_close_after_the_limit_reports_the_abort() {
         let (mut sender, _far) = limited(policy);
         sender.try_send(pattern(LARGE, 1)).unwrap();
         eventually("the connection is aborted", || sender.connection_error().is_some());
-        let report = sender.close(soon().unwrap());
+        let report = sender.close(soon());
         assert!(report.aborted && !report.drained, "{policy:?}: {report:?}");
         assert!(report.unacked_bytes > Some(0), "{policy:?}: {report:?}");
         assert_eq!(report.error.map(|error| error.raw()), Some(libc::ETIMEDOUT), "{report:?}");
@@ -90,7 +90,7 @@ fn a_close_after_the_limit_reports_the_abort() {
 fn a_close_beyond_the_limit_reports_the_abort() {
     let (mut sender, _far) = limited(Policy::Never);
     sender.try_send(pattern(LARGE, 1)).unwrap();
-    let report = promptly(move || sender.close(soon().unwrap()));
+    let report = promptly(move || sender.close(soon()));
     assert!(report.aborted && !report.drained, "{report:?}");
     assert_eq!(report.error.map(|error| error.raw()), Some(libc::ETIMEDOUT), "{report:?}");
 }
@@ -128,7 +128,7 @@ fn a_timed_out_send_returns_an_unaccepted_buffer() {
         let peer = common::reader(far, Duration::ZERO);
         let ticket = sender.send(back).unwrap();
         assert_eq!(ticket.sequence(), sends, "the refused sends have no tickets");
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         assert_same(&peer.join().unwrap(), &data.repeat(sends as usize + 1));
     });
 }
@@ -154,7 +154,7 @@ fn a_timed_out_send_keeps_its_unsent_part() {
             assert!(matches!(fate, Fate::Released { accepted: LARGE, .. }), "{fate:?}");
             let whole = sender.send_timeout(Arc::clone(&data), Duration::MAX).unwrap();
             assert_eq!(whole.sequence(), 1);
-            assert!(sender.close(soon().unwrap()).drained);
+            assert!(sender.close(soon()).drained);
             assert_same(&peer.join().unwrap(), &[&data[..], &data].concat());
         });
     }

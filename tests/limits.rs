@@ -48,7 +48,7 @@ fn messages_arrive(
     }
     wait_until_all_free(&pool);
     let stats = sender.stats();
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), len, count);
     assert_eq!((stats.in_flight_calls, stats.in_flight_bytes, stats.leases), (0, 0, 0));
     let bytes = stats.zero_copy_bytes + stats.copied_bytes;
@@ -199,7 +199,7 @@ fn a_large_buffer_in_parts_stays_within_the_budget() {
     let fate = sender.wait(ticket, soon()).unwrap();
     assert!(matches!(fate, Fate::Released { .. }), "{fate:?}");
     let stats = sender.stats();
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     common::assert_same(&peer.join().unwrap(), &data);
     assert!(!alone || stats.copied_bytes < 1 << 20, "the budget never ran out: {stats:?}");
 }
@@ -278,6 +278,6 @@ fn a_sender_reads_before_its_option_memory_is_full() {
     sender.drain(soon()).unwrap();
     let stats = sender.stats();
     assert!(stats.zero_copy_calls > 900, "{stats:?}");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_eq!(peer.join().unwrap().len(), 1000 * ((16 << 10) + 100));
 }

@@ -17,8 +17,8 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TCP_CLOSE, after, assert_same, duplicate, eventually, pair, pair_at, pattern,
-    set_option, skip, soon, tcp_state, unacked, zero_copy,
+    Buffers, STALLED, TCP_CLOSE, assert_same, duplicate, eventually, pair, pair_at, pattern,
+    set_option, skip, soon, tcp_state, unacked, within, zero_copy,
 };
 use pinbuf::{
     Policy, Sender,
@@ -102,7 +102,7 @@ impl Slow {
                     }
                     End::Close => {
                         sender.try_send(rest).unwrap();
-                        return Some(sender.close(soon().unwrap()));
+                        return Some(sender.close(soon()));
                     }
                 }
                 None
@@ -244,7 +244,7 @@ fn a_peer_that_closes_during_a_close_is_no_failure() {
                 eventually("the connection is over", || tcp_state(&socket) == TCP_CLOSE);
             }
         }));
-        let report = sender.close(soon().unwrap());
+        let report = sender.close(soon());
         calls::before_answers(None);
         assert!(report.drained && report.error.is_none(), "{policy:?}: {report:?}");
         assert_same(&peer.join().unwrap(), &pattern(200_000, 1));
@@ -276,7 +276,7 @@ fn linger_of(socket: &impl AsFd) -> Option<i32> {
 /// Ways to end a sender.
 const ENDS: [fn(Sender<TcpStream>); 5] = [
     |sender| {
-        let report = sender.close(after(10));
+        let report = sender.close(within(10));
         assert!(report.drained != report.aborted, "{report:?}");
     },
     |sender| assert!(sender.abort().aborted),
@@ -311,13 +311,13 @@ fn no_end_waits_for_the_users_linger_time() {
         }
     }
     // The thread that ends dropped senders does not wait either.
-    assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
+    assert!(pinbuf::reaper::wait_idle(within(60_000)), "{:?}", pinbuf::reaper::stats());
 }
 
 #[test]
 fn no_end_loses_bytes_to_the_users_linger_time() {
     let close: fn(Sender<TcpStream>) = |sender| {
-        let report = sender.close(soon().unwrap());
+        let report = sender.close(soon());
         assert!(report.drained && !report.aborted, "{report:?}");
     };
     for builder in builders() {

@@ -40,7 +40,7 @@ fn a_mapped_file_arrives_in_any_pieces() {
     assert!(matches!(fate, Fate::Released { accepted: 1_048_576, .. }), "{fate:?}");
     drop((whole, rest));
     assert_eq!(Arc::strong_count(&map), 1, "the sender's holds ended");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &data);
 }
 
@@ -66,7 +66,7 @@ fn a_truncated_file_is_a_bad_address() {
     let ticket = sender.send(data.clone()).unwrap();
     assert_eq!(ticket.sequence(), 0, "no send was accepted before");
     assert!(matches!(sender.wait(ticket, soon()), Ok(Fate::Released { .. })));
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &data);
 }
 
@@ -91,7 +91,7 @@ fn a_file_truncated_during_a_send_ends_the_connection() {
     let refused = sender.send(pattern(10, 2)).unwrap_err();
     assert!(matches!(refused, SendError::Connection { .. }), "{refused}");
     assert_eq!(Arc::strong_count(&map), 1);
-    let report = sender.close(soon().unwrap());
+    let report = sender.close(soon());
     assert_eq!((report.drained, report.quarantined, report.error), (false, 0, Some(error)));
     let (got, reset) = peer.join().unwrap();
     assert_same(&got, &data[..got.len()]);

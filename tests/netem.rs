@@ -68,7 +68,7 @@ fn recycled_slots_arrive_intact_on_every_course() {
             let peer = Peer::of(far, Duration::ZERO, PATIENCE);
             let mut sender = sender(near);
             let stats = send_all(&mut sender);
-            assert!(sender.close(soon().unwrap()).drained);
+            assert!(sender.close(soon()).drained);
             let stream = peer.stream();
             let (messages, bytes) = wrong(&stream, LEN);
             report(&format!(
@@ -145,7 +145,7 @@ fn a_queued_clone_releases_its_send_after_later_sends() {
         sender.drain(soon()).unwrap();
         wait_until_all_free(&pool);
         let stats = sender.stats();
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         let stream = peer.stream();
         report(&format!(
             "delay 40ms 39ms duplicate 60%: {overtaken} of {SENDS} sends released after a later \
@@ -195,7 +195,7 @@ fn a_reset_settles_every_send_and_frees_every_slot() {
             assert!(tickets.len() < MESSAGES, "no reset came");
             assert_eq!(wrong(&stream, LEN), (0, 0));
             drop(sender);
-            assert!(pinbuf::reaper::wait_idle(soon().unwrap()));
+            assert!(pinbuf::reaper::wait_idle(soon()));
             wait_until_all_free(&pool);
         }
         Ok(())
@@ -219,7 +219,7 @@ fn an_ordinary_user_with_little_memlock_sends_all_bytes() {
             stats.zero_copy_calls, stats.copied_calls, stats.no_bufs_memlock,
         ));
         assert!(!alone || stats.zero_copy_calls > 0, "{stats:?}");
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         return;
     }
     in_a_namespace(|| {

@@ -16,7 +16,7 @@ use common::{
 use pinbuf::{
     AllocError, BuildError, Payload, Policy, Pool, SendError, Sender,
     pool::{Backing, Pages, PoolBuilder, Refusal},
-    sender::{HandBack, Interest},
+    sender::{Interest, OnRelease},
 };
 
 const LEN: usize = 64 << 10;
@@ -58,7 +58,7 @@ mod memory {
         {
             let pool = Pool::builder().class(1 << 20, 64 << 10).backing(backing);
             let pool = pool.populate(false).build().unwrap();
-            let region = &pool.regions()[0];
+            let region = &pool.region();
             assert_eq!((region.bytes, region.populated), (64 << 30, false));
             assert!(region.to_string().contains("not populated"), "{region}");
             if region.pages != pages {
@@ -77,7 +77,7 @@ mod memory {
         let pool = on(Pages::Base).build().unwrap();
         let start = pool.try_alloc(1).unwrap().spare_capacity_mut().as_ptr().cast();
         assert_eq!(resident_bytes(start), 64 * LEN);
-        assert!(pool.regions()[0].populated);
+        assert!(pool.region().populated);
     }
 
     #[test]
@@ -86,7 +86,7 @@ mod memory {
         let error = on(pages).populate(false).build().unwrap_err();
         assert_eq!(error, BuildError::Unavailable { pages, refusal: Refusal::Unpopulated });
         let pool = Pool::builder().class(LEN, 64).populate(false).build().unwrap();
-        let region = &pool.regions()[0];
+        let region = &pool.region();
         assert!(matches!(region.refused[0], (Pages::HugeTlb { .. }, Refusal::Unpopulated)));
     }
 
@@ -120,7 +120,7 @@ mod memory {
                     continue;
                 }
             };
-            let region = &pool.regions()[0];
+            let region = &pool.region();
             assert_eq!(region.numa_node, Some(node));
             assert!(region.to_string().contains(&format!("of NUMA node {node}")), "{region}");
             let start = pool.try_alloc(1).unwrap().spare_capacity_mut().as_ptr().addr();
@@ -218,7 +218,7 @@ mod quota {
                 sender.send(buf(&pool, seed + more)).unwrap();
                 assert!(sender.stats().leases <= 3);
             }
-            assert!(sender.close(soon().unwrap()).drained);
+            assert!(sender.close(soon()).drained);
             let want: Vec<u8> = (0..9).flat_map(|at| pattern(LEN, seed + at).to_vec()).collect();
             assert_same(&peer.join().unwrap(), &want);
         }
@@ -242,7 +242,7 @@ mod quota {
         sender.drain(soon()).unwrap();
         bufs.extend((4..7).map(|seed| Payload::from(buf(&pool, seed))));
         sender.try_send_vectored(&mut bufs).unwrap();
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         let want = [0, 1, 2, 3, 3, 4, 5, 6].map(|seed| pattern(LEN, seed).to_vec()).concat();
         assert_same(&peer.join().unwrap(), &want);
         assert_all_free(&pool);
@@ -261,7 +261,7 @@ mod quota {
         sender.try_send_vectored(&mut bufs).unwrap();
         assert!(matches!(sender.try_send(last), Err(SendError::WouldBlock(_))));
         let peer = reader(far, Duration::ZERO);
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         assert_eq!(peer.join().unwrap().len(), 3 * LEN);
         assert_all_free(&pool);
     }
@@ -283,7 +283,7 @@ mod quota {
     fn returned_and_refused_buffers_do_not_count() {
         let pool = quota(1);
         let (near, far) = pair_at("127.0.0.1:0", STALLED);
-        let builder = Sender::builder().policy(Policy::Require).hand_back(HandBack::Return);
+        let builder = Sender::builder().policy(Policy::Require).on_release(OnRelease::Return);
         let mut sender = builder.max_in_flight_sends(1).adopt(near).unwrap();
         // Fills the window with memory of no pool, so that the pool's buffer is refused.
         sender.try_send(pattern(LEN, 0)).unwrap();
@@ -295,11 +295,11 @@ mod quota {
         let mut kept = Vec::new();
         for seed in 0..4 {
             let ticket = sender.send(buf(&pool, seed)).unwrap();
-            sender.wait(ticket, soon()).unwrap();
+            assert!(sender.wait(ticket, soon()).unwrap().is_released());
             kept.extend(std::iter::from_fn(|| sender.next_returned()));
         }
         assert_eq!(kept.len(), 5);
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         peer.join().unwrap();
     }
 
@@ -312,7 +312,7 @@ mod quota {
         let mut bufs: Vec<Payload> = (0..5).map(|seed| buf(&pool, seed).into()).collect();
         sender.send_vectored(&mut bufs).unwrap();
         sender.send(buf(&pool, 5)).unwrap();
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         assert_eq!(peer.join().unwrap().len(), 6 * LEN);
         assert_all_free(&pool);
     }

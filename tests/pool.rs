@@ -754,7 +754,7 @@ mod memory {
     fn the_report_tells_the_pages_and_the_refused_kinds() {
         let _reserve = RESERVE.lock().unwrap();
         let pool = Pool::builder().class(2 << 20, 4).build().unwrap();
-        let [region] = pool.regions() else { panic!("one region") };
+        let region = pool.region();
         eprintln!("{region}");
         assert!(region.bytes >= 8 << 20);
         assert_eq!(region.bytes % region.page_bytes, 0);
@@ -771,7 +771,7 @@ mod memory {
     #[test]
     fn a_small_pool_takes_no_huge_page_unless_required() {
         let pool = Pool::new(4096, 4).unwrap();
-        let [region] = pool.regions() else { panic!("one region") };
+        let region = pool.region();
         assert_eq!((region.pages, region.bytes), (Pages::Base, 4 * 4096));
         let refusals: Vec<_> = region.refused.iter().map(|(_, refusal)| *refusal).collect();
         assert_eq!(refusals, [Refusal::TooSmall; 2]);
@@ -782,7 +782,7 @@ mod memory {
         let builder = Pool::builder().class(4096, 4).backing(Backing::Require(Pages::Thp));
         match builder.build() {
             Ok(pool) => {
-                let [region] = pool.regions() else { panic!("one region") };
+                let region = pool.region();
                 assert_eq!((region.pages, region.bytes), (Pages::Thp, region.page_bytes));
                 assert_eq!(address(&pool) % region.page_bytes, 0);
                 assert!(flags(address(&pool)).contains("hg"));
@@ -816,7 +816,7 @@ mod memory {
         }
         // Not a multiple of the huge page.
         let pool = Pool::builder().class(4096, 3).backing(Backing::Require(pages)).build().unwrap();
-        let [region] = pool.regions() else { panic!("one region") };
+        let region = pool.region();
         assert_eq!((region.pages, region.bytes), (pages, PAGE));
         assert!(flags(address(&pool)).contains("ht"));
         assert!(flags(address(&pool)).contains("dc"));

@@ -11,10 +11,10 @@ use std::{
 };
 
 use common::{
-    STALLED, after, assert_all_free, assert_arrived, eventually, filled, pair_at, pattern, pool,
+    STALLED, assert_all_free, assert_arrived, eventually, filled, pair_at, pattern, pool,
     process::{alone, hoard_descriptors, reapers},
     road::wrong,
-    take_error,
+    take_error, within,
 };
 use pinbuf::{Policy, Sender, reaper::wait_idle};
 
@@ -33,11 +33,11 @@ fn the_reaper_starts_on_demand() {
         let mut sender = prefer(near);
         for seed in 0..100 {
             sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
-            sender.drain(Some(after(60_000))).unwrap();
+            sender.drain(within(60_000)).unwrap();
         }
-        assert!(sender.close(after(60_000)).drained);
+        assert!(sender.close(within(60_000)).drained);
         assert_arrived(&peer.join().unwrap(), LEN, 100);
-        assert_eq!(reapers(), []);
+        assert!(reapers().is_empty());
     });
 }
 
@@ -52,7 +52,7 @@ fn max_hold_counts_for_a_send_behind_a_released_send() {
         let mut sender = builder.max_hold(limit).adopt(near).unwrap();
         // The peer's socket takes the first send at once, and no more of the second.
         sender.send(pattern(4096, 0)).unwrap();
-        sender.drain(Some(after(10_000))).unwrap();
+        sender.drain(within(10_000)).unwrap();
         eventually("the reaper watches no sender", || pinbuf::reaper::stats().watched == 0);
         sender.send(pattern(LEN, 1)).unwrap();
         eventually("the peer sees a reset", || take_error(&far) == libc::ECONNRESET);
@@ -123,9 +123,9 @@ fn without_a_reaper_every_call_serves_dropped_senders() {
         // To take all slots at once, the call must reap the sends in flight; no other thread does.
         let all: Vec<_> = (0..8).map(|_| pool.alloc(LEN).unwrap()).collect();
         drop(all);
-        assert!(wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
+        assert!(wait_idle(within(60_000)), "{:?}", pinbuf::reaper::stats());
         drop(hoard);
-        assert_eq!(reapers(), []);
+        assert!(reapers().is_empty());
         assert_all_free(&pool);
     });
 }

@@ -42,7 +42,7 @@ fn auto_leaves_a_copying_route() {
     let capabilities = sender.capabilities();
     assert!(capabilities.zero_copy, "zero copy works, but the route copies");
     assert_eq!(capabilities.reason, Some(CopyReason::Route));
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_eq!(peer.join().unwrap(), sends * LEN as u64);
 }
 
@@ -75,7 +75,7 @@ fn the_next_send_reads_the_notification_of_a_probe() {
         let notes = sender.stats().notes;
         sender.send(data).unwrap();
         assert_eq!(sender.stats().notes, notes + 1);
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         drop(peer);
     }
 }
@@ -120,7 +120,7 @@ fn a_stalled_peer_delays_only_the_probe() {
         got
     });
     sender.drain(soon()).unwrap();
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     let got = reader.join().unwrap();
     assert!(got.len() == sent && got.iter().all(|byte| *byte == 7));
 }
@@ -140,7 +140,7 @@ fn prefer_and_require_ignore_the_route() {
         assert!(stats.zero_copy_calls >= 150, "{stats:?}");
         assert_eq!((stats.route.mode, stats.route.probes), (RouteMode::Ignored, 0));
         assert_eq!(sender.capabilities().reason, None);
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         assert_eq!(peer.join().unwrap(), 200 * LEN as u64);
     }
 }

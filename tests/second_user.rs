@@ -58,7 +58,7 @@ fn a_notification_for_an_unissued_id_poisons() {
     }
     assert_eq!(sender.stats().zero_copy_calls, calls);
     assert_all_free(&pool);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     let messages = [2, 3, 4].map(|seed| pattern(LEN, seed).to_vec()).concat();
     let want = [&pattern(LEN, 0)[..], &FOREIGN, &messages].concat();
     assert_same(&peer.join().unwrap(), &want);
@@ -109,7 +109,7 @@ fn a_foreign_notification_quarantines_sends_until_the_proof() {
             .all(|ticket| matches!(sender.fate(*ticket).unwrap(), Some(Fate::Released { .. })))
     });
     assert_all_free(&pool);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     let messages = [0, 1, 2, 3].map(|seed| pattern(LEN, seed).to_vec()).concat();
     assert_same(&peer.join().unwrap(), &[&messages[..], &FOREIGN].concat());
 }
@@ -161,7 +161,7 @@ fn a_poisoned_sender_recycles_nothing_early() {
     for ticket in rest {
         assert!(matches!(sender.fate(ticket).unwrap(), Some(Fate::Released { .. })));
     }
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_eq!(census(&pool), [quarantined, free, 0, 0]);
     let messages = [0, 1, 2].map(|seed| pattern(LEN, seed).to_vec()).concat();
     let want = [&FOREIGN[..100], &pattern(16 << 10, 9), &messages].concat();
@@ -187,7 +187,7 @@ fn a_stolen_notification_is_replaced_by_the_proof() {
     assert_eq!(poison(&sender), Some(Poison::NoteStolen));
     assert_all_free(&pool);
     drop(thief);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 4);
 }
 
@@ -242,7 +242,7 @@ fn a_theft_of_notifications_still_wakes_the_task() {
     let (fate, _) = block_on(poll_fn(|cx| sender.poll_fate(cx, last)));
     assert!(matches!(fate, Ok(Fate::Released { accepted: LEN, .. })), "{fate:?}");
     drop(thief);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 4);
 }
 
@@ -265,7 +265,7 @@ fn a_full_window_opens_after_stolen_notifications() {
         sender.stats().leases == 0
     });
     assert_all_free(&pool);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 20);
 }
 
@@ -285,7 +285,7 @@ fn a_send_opens_a_window_after_stolen_notifications() {
     sender.try_send(filled(pool.try_alloc(LEN).unwrap(), LEN, 2)).unwrap();
     assert_eq!(poison(&sender), Some(Poison::NoteStolen));
     drop(thief);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 3);
     assert_all_free(&pool);
 }
@@ -308,6 +308,6 @@ fn a_poisoned_socket_stays_poisoned_through_into_parts() {
     assert_eq!(sender.capabilities().reason, reason);
     sender.send(pattern(LEN, 0)).unwrap();
     assert_eq!(sender.stats().zero_copy_calls, 0);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_eq!(peer.join().unwrap().len(), FOREIGN.len() + LEN);
 }

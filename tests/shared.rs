@@ -7,7 +7,7 @@ use std::{thread, time::Duration};
 use common::{
     STALLED, assert_all_free, assert_same, census, filled, pair_at, pattern, pool, reader, soon,
 };
-use pinbuf::{Fate, Payload, Policy, SendError, Sender, sender::HandBack};
+use pinbuf::{Fate, Payload, Policy, SendError, Sender, sender::OnRelease};
 
 const LEN: usize = 64 << 10;
 
@@ -66,7 +66,7 @@ fn one_buffer_goes_to_many_sockets_with_a_lease_each() {
             let fate = sender.wait(ticket, soon()).unwrap();
             assert!(matches!(fate, Fate::Released { accepted: LEN, .. }), "{fate:?}");
         }
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         assert_same(&peer.join().unwrap(), &pattern(LEN, 5).repeat(4));
     }
     assert_all_free(&pool);
@@ -77,16 +77,19 @@ fn a_slice_is_sent_in_place_and_returned() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(LEN, 1);
     let peer = reader(far, Duration::from_millis(20));
-    let mut sender =
-        Sender::builder().policy(Policy::Require).hand_back(HandBack::Return).adopt(near).unwrap();
+    let mut sender = Sender::builder()
+        .policy(Policy::Require)
+        .on_release(OnRelease::Return)
+        .adopt(near)
+        .unwrap();
     let all = filled(pool.try_alloc(1).unwrap(), LEN, 6).freeze();
     let ticket = sender.send(all.slice(1000..40_000)).unwrap();
-    sender.wait(ticket, soon()).unwrap();
-    let Payload::SharedBuf(back) = sender.next_returned().unwrap().payload else { panic!() };
+    assert!(sender.wait(ticket, soon()).unwrap().is_released());
+    let Payload::Shared(back) = sender.next_returned().unwrap().payload else { panic!() };
     assert_eq!((back.as_ptr(), back.len()), (all[1000..].as_ptr(), 39_000));
     drop(back);
     assert_eq!(all.try_into_pinned().unwrap().len(), LEN, "no other handle is left");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &pattern(LEN, 6)[1000..40_000]);
     assert_all_free(&pool);
 }

@@ -20,7 +20,7 @@ use common::{
     duplicate, eventually, filled, must_succeed, network_namespace, pair, pair_at, pattern, plays,
     pool,
     process::{alone, hoard_descriptors},
-    raise_loopback, reader, reset, skip, soon, take_error, times_since,
+    raise_loopback, reader, reset, skip, soon, take_error, times_since, within,
 };
 use pinbuf::{
     Fate, Policy, SendError, Sender, WaitError,
@@ -53,7 +53,7 @@ fn waits_are_counted() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.send(pattern(1 << 20, 1)).unwrap();
-    let waits = waits(|| assert!(sender.wait(ticket, Some(after(20))).is_err()));
+    let waits = waits(|| assert!(sender.wait(ticket, within(20)).is_err()));
     assert!(waits > 0, "the library does not call the functions of this binary");
     drop(far);
 }
@@ -72,7 +72,7 @@ fn a_wait_for_room_does_not_spin_on_notifications() {
     // The notifications may be left to the next call.
     sender.reap().unwrap();
     assert!(sender.stats().notes > 0);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &data);
 }
 
@@ -100,7 +100,7 @@ fn a_loop_over_interest_does_not_spin() {
         }
     }
     assert!(rounds > 0 && rounds < MANY, "{rounds}");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), 50_000, 30);
 }
 
@@ -189,7 +189,7 @@ fn the_end_of_the_peers_stream_keeps_the_connection() {
     assert_eq!(sender.connection_error(), None);
     let peer = reader(far, Duration::ZERO);
     sender.send(&[7; 1000][..]).unwrap();
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &[7; 1000]);
 }
 
@@ -222,7 +222,7 @@ fn waiting_for_the_window_does_not_spin_on_room() {
         let _ = sender.send(data.clone()).unwrap();
     });
     assert!(waits > 0 && waits < MANY, "{waits}");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &[&data[..], &data].concat());
 }
 
@@ -237,7 +237,7 @@ fn waiting_for_a_release_does_not_spin_on_room() {
         assert!(matches!(fate, Fate::Released { .. }), "{fate:?}");
     });
     assert!(waits < MANY, "{waits}");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     peer.join().unwrap();
 }
 
@@ -250,9 +250,9 @@ fn waiting_behind_a_hangup_does_not_spin() {
     reset(far);
     // The notifications of a reset come at once; here they seem late. All the while the socket
     // hangs up.
-    calls::blind_until(soon());
+    calls::blind_until(Some(after(30_000)));
     let waits = waits(|| {
-        assert_eq!(sender.wait(ticket, Some(after(200))), Err(WaitError::TimedOut));
+        assert_eq!(sender.wait(ticket, within(200)), Err(WaitError::TimedOut));
         calls::blind_until(Some(after(200)));
         let fate = sender.wait(ticket, soon()).unwrap();
         assert!(matches!(fate, Fate::Released { .. }), "{fate:?}");
@@ -287,7 +287,7 @@ fn waiting_for_packets_stuck_below_a_dead_connection_does_not_spin() {
     thread::sleep(Duration::from_millis(150));
     disconnect(&duplicate(&sender));
     let waits = waits(|| {
-        let early = sender.drain(Some(after(200)));
+        let early = sender.drain(within(200));
         assert_eq!(early, Err(WaitError::TimedOut), "no packet was stuck: the test shows nothing");
         let census = common::census(&pool);
         assert!(census[2] > 0, "no early release: {census:?}");
@@ -344,7 +344,7 @@ fn a_waiter_without_a_reaper_sleeps_between_its_looks() {
         let most = 2 * times_since(begun, Duration::from_millis(5));
         assert!(looks > 3 && looks < most, "{looks} of at most {most}");
         drop((hoard, buf));
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         assert_same(&peer.join().unwrap(), &pattern(256 << 10, 1));
     });
 }
@@ -371,7 +371,7 @@ fn the_reaper_does_not_spin() {
     let waits = calls::of_the_reaper().waits - before;
     assert!(waits > 0 && waits < MANY, "{waits}");
     eventually("all slots are free", || pool.stats().free() == 2);
-    let report = sender.close(soon().unwrap());
+    let report = sender.close(soon());
     assert!(report.drained, "{report:?}");
     assert_same(&peer.join().unwrap(), &pattern(256 << 10, 1));
 }
@@ -396,7 +396,7 @@ fn a_stalled_dropped_sender_gets_ten_looks_per_linger() {
         // make many more looks.
         let linger = Duration::from_secs(4);
         let _peers = drop_stalled(Sender::builder().linger(linger), COUNT);
-        assert!(wait_idle(soon().unwrap()), "the reset comes");
+        assert!(wait_idle(soon()), "the reset comes");
         let looks = calls::of_the_reaper().questions;
         // Some more at the start, at the reset, and at events of the first segments.
         assert!((COUNT..20 * COUNT).contains(&looks), "{looks} looks at {COUNT} senders");
@@ -415,7 +415,7 @@ fn a_stalled_dropped_sender_gets_at_most_a_look_per_second() {
         // Some more at the start.
         assert!(looks >= COUNT && looks < COUNT * (seconds + 4), "{looks} looks in {seconds} s");
         peers.into_iter().for_each(reset);
-        assert!(wait_idle(soon().unwrap()));
+        assert!(wait_idle(soon()));
     });
 }
 
@@ -437,7 +437,7 @@ fn threads_in_wait_idle_sleep_until_the_last_sender_ends() {
                 thread::spawn(|| {
                     let before = sleeps();
                     let hour = after(3_600_000);
-                    assert!(wait_idle(hour) && Instant::now() < hour);
+                    assert!(wait_idle(within(3_600_000)) && Instant::now() < hour);
                     sleeps() - before
                 })
             })
@@ -459,7 +459,7 @@ fn threads_in_wait_idle_sleep_until_the_last_sender_ends() {
 
 fn wait_idle_of_one_stalled() -> bool {
     let peers = drop_stalled(Sender::builder(), 1);
-    let idle = wait_idle(after(50));
+    let idle = wait_idle(within(50));
     peers.into_iter().for_each(reset);
     idle
 }

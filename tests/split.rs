@@ -11,10 +11,10 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TIGHT, after, assert_all_free, assert_arrived, eventually, filled, pair,
-    pair_at, pattern, pool, reader, soon,
+    Buffers, STALLED, TIGHT, assert_all_free, assert_arrived, eventually, filled, pair, pair_at,
+    pattern, pool, reader, soon, within,
 };
-use pinbuf::{Fate, Policy, Sender, sender::HandBack};
+use pinbuf::{Fate, Policy, Sender, sender::OnRelease};
 
 const LEN: usize = 64 << 10;
 
@@ -50,7 +50,7 @@ fn the_reaping_half_ends_the_stream() {
     let peer = reader(far, Duration::from_millis(100));
     let pool = pool(1 << 20, 4);
     let sender =
-        Sender::builder().policy(Policy::Prefer).hand_back(HandBack::Return).adopt(near).unwrap();
+        Sender::builder().policy(Policy::Prefer).on_release(OnRelease::Return).adopt(near).unwrap();
     let (mut send, mut reap) = sender.split();
     let ticket = send.try_send(filled(pool.try_alloc(1 << 20).unwrap(), 1 << 20, 0)).unwrap();
     drop(send);
@@ -89,7 +89,7 @@ fn the_reaper_ends_halves_dropped_in_either_order() {
         eventually("the reaper frees every slot", || pool.stats().free() == 8);
         assert_all_free(&pool);
     }
-    assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
+    assert!(pinbuf::reaper::wait_idle(within(60_000)), "{:?}", pinbuf::reaper::stats());
 }
 
 /// A peer that reads little at a time, so that the sender has to wait all the while.
@@ -113,7 +113,7 @@ fn reads_of_a_half_wake_the_waiting_half() {
     let calls = thread::scope(|scope| {
         scope.spawn(|| {
             while reap.stats().zero_copy_bytes < (100 * LEN) as u64 {
-                let _ = reap.drain(Some(after(100)));
+                let _ = reap.drain(within(100));
             }
         });
         calls::patiently(|| {

@@ -12,13 +12,13 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TIGHT, after, assert_all_free, assert_arrived, assert_same, census,
-    closed_window, duplicate, eventually, filled, mapped_pair, option, pair, pair_at, pattern,
-    pool, reader, reset, set_option, soon, take_error, turn, unacked, zero_copy,
+    Buffers, STALLED, TIGHT, assert_all_free, assert_arrived, assert_same, census, closed_window,
+    duplicate, eventually, filled, mapped_pair, option, pair, pair_at, pattern, pool, reader,
+    reset, set_option, soon, take_error, turn, unacked, within, zero_copy,
 };
 use pinbuf::{
     Fate, Payload, Policy, SendError, Sender, Ticket, WaitError,
-    sender::{HandBack, IntoPayload},
+    sender::{IntoPayload, OnRelease},
 };
 
 fn assert_released<S: std::os::fd::AsFd + Send + Sync + 'static>(
@@ -76,7 +76,7 @@ fn all_bytes_arrive_in_order_by_copy_and_zero_copy() {
         assert!(stats.zero_copy_calls >= 25 && stats.copied_calls >= 20, "{stats:?}");
         assert_eq!(stats.released_calls, stats.zero_copy_calls);
         assert_eq!((stats.in_flight_calls, stats.in_flight_bytes, stats.leases), (0, 0, 0));
-        let report = sender.close(soon().unwrap());
+        let report = sender.close(soon());
         assert!(report.drained, "{report:?}");
         assert_eq!(report.quarantined, 0);
         assert_same(&peer.join().unwrap(), &want);
@@ -114,7 +114,7 @@ fn every_kind_of_payload_is_dropped_after_its_release() {
         assert_released(&mut sender, ticket);
     }
     assert_eq!((Arc::strong_count(&shared), Arc::strong_count(&map)), (1, 1));
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &want);
 }
 
@@ -131,7 +131,7 @@ fn a_payload_has_a_length_and_a_ticket_a_position() {
         assert_eq!((ticket.sequence(), ticket.len()), (sequence as u64, len));
         assert_eq!(ticket.is_empty(), len == 0);
     }
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_eq!(peer.join().unwrap().len(), 40_001);
 }
 
@@ -151,7 +151,7 @@ fn a_vectored_send_is_one_ticket() {
     assert_eq!(fate, Fate::Released { accepted: 80_030, copied: Some(true) });
     assert_eq!(sender.stats().zero_copy_calls, 1);
     assert_eq!(sender.stats().copied_calls, 2);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn vectored_sends_accepted_in_parts_arrive_byte_for_byte() {
     }
     let stats = sender.stats();
     assert!(stats.zero_copy_calls > 2 * 40, "no call was partial: {stats:?}");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &want);
     assert_all_free(&pool);
 }
@@ -217,8 +217,7 @@ fn a_partial_buffer_is_kept_until_its_last_release() {
     let read = thread::scope(|scope| {
         let half = scope.spawn(|| far.read_exact(&mut got));
         while !half.is_finished() {
-            assert!(!sender.flush().unwrap());
-            sender.reap().unwrap();
+            assert!(sender.reap().unwrap().unsent);
             assert_eq!(census(&pool), [0, 0, 1, 0]);
             assert_eq!(sender.fate(ticket).unwrap(), None);
             thread::sleep(Duration::from_millis(1));
@@ -230,7 +229,7 @@ fn a_partial_buffer_is_kept_until_its_last_release() {
     assert_released(&mut sender, ticket);
     assert!(sender.stats().zero_copy_calls > 2, "{:?}", sender.stats());
     assert_all_free(&pool);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     got.extend(rest.join().unwrap());
     assert_same(&got, &want);
 }
@@ -277,7 +276,7 @@ fn a_reset_resolves_every_send_in_flight() {
     assert_eq!(sender.connection_error(), Some(error));
     assert_eq!(sender.connection_error(), Some(error), "stays readable");
     assert!(sender.drain(soon()).is_ok());
-    let report = sender.close(soon().unwrap());
+    let report = sender.close(soon());
     assert_eq!((report.drained, report.error), (false, Some(error)));
     assert_eq!(report.quarantined, 0);
     assert_all_free(&pool);
@@ -346,8 +345,8 @@ fn a_stalled_peer_costs_only_time() {
         send_until_full(&mut sender, |seed| filled(pool.alloc(64 << 10).unwrap(), 64 << 10, seed));
     assert_same(&refused, &pattern(64 << 10, tickets.len()));
     let last = *tickets.last().unwrap();
-    assert_eq!(sender.wait(last, Some(after(50))), Err(WaitError::TimedOut));
-    assert_eq!(sender.drain(Some(after(50))), Err(WaitError::TimedOut));
+    assert_eq!(sender.wait(last, within(50)), Err(WaitError::TimedOut));
+    assert_eq!(sender.drain(within(50)), Err(WaitError::TimedOut));
     assert_eq!(sender.fate(last).unwrap(), None);
     assert!(matches!(sender.try_send(refused), Err(SendError::WouldBlock(_))));
     let interest = sender.interest();
@@ -360,7 +359,7 @@ fn a_stalled_peer_costs_only_time() {
     for ticket in &tickets {
         assert_released(&mut sender, *ticket);
     }
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), 64 << 10, tickets.len());
     assert_all_free(&pool);
 }
@@ -407,7 +406,7 @@ fn a_send_of_many_buffers_is_told_as_copied() {
     let fate = Fate::Released { accepted: 200 * 4096, copied: Some(true) };
     assert_eq!(sender.wait(ticket, soon()), Ok(fate), "loopback copies");
     assert_eq!(sender.stats().copied_calls, 0);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), 4096, 200);
 }
 
@@ -438,7 +437,7 @@ fn every_32nd_call_reads_notifications() {
         let mut sent = Vec::new();
         for seed in 0..80 {
             sent.push(pattern(16 << 10, seed));
-            let mut bufs = vec![Payload::Shared(Arc::clone(&sent[seed]))];
+            let mut bufs = vec![Payload::Arc(Arc::clone(&sent[seed]))];
             match vectored {
                 true => sender.send_vectored(&mut bufs).map(|_| ()).unwrap(),
                 false => sender.send(bufs.remove(0)).map(|_| ()).unwrap(),
@@ -450,7 +449,7 @@ fn every_32nd_call_reads_notifications() {
             assert_eq!(held, stats.in_flight_calls, "released payloads are dropped");
         }
         assert_eq!(sender.stats().zero_copy_calls, 80);
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         assert_arrived(&peer.join().unwrap(), 16 << 10, 80);
     }
 }
@@ -460,12 +459,12 @@ fn released_payloads_come_back_in_order_with_their_contents() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let pool = pool(32 << 10, 8);
-    let mut sender = zero_copy().hand_back(HandBack::Return).adopt(near).unwrap();
+    let mut sender = zero_copy().on_release(OnRelease::Return).adopt(near).unwrap();
     let peer = reader(far, Duration::from_millis(50));
     let mut want = Vec::new();
     let mut bufs: Vec<_> = (0..8).map(|_| pool.try_alloc(1).unwrap()).collect();
     let (mut sent, mut back) = (0, 0);
-    let deadline = soon().unwrap();
+    let deadline = Instant::now() + soon().unwrap();
     while back < 60 {
         assert!(Instant::now() < deadline, "{back} of {sent} came back");
         while sent < 60
@@ -493,7 +492,7 @@ fn released_payloads_come_back_in_order_with_their_contents() {
     assert!(sender.next_returned().is_none());
     assert_eq!(census(&pool), [0, 8, 0, 0]);
     drop(bufs);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &want);
     assert_all_free(&pool);
 }
@@ -503,7 +502,7 @@ fn refused_buffers_come_back_unchanged_and_once() {
     let _turn = turn();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 8);
-    let mut sender = zero_copy().hand_back(HandBack::Return).adopt(near).unwrap();
+    let mut sender = zero_copy().on_release(OnRelease::Return).adopt(near).unwrap();
     let (tickets, _) = send_until_full(&mut sender, |seed| pattern(64 << 10, seed));
     let mut bufs: Vec<Payload> = (0..3)
         .map(|seed| filled(pool.try_alloc(1).unwrap(), 10_000 * seed, seed).into())
@@ -514,7 +513,7 @@ fn refused_buffers_come_back_unchanged_and_once() {
         assert!(refused.is_backpressure());
         assert_eq!(census(&pool), [5, 3, 0, 0], "owned, not in flight");
     }
-    assert!(matches!(&bufs[4], Payload::Shared(bytes) if **bytes == *pattern(100, 9)));
+    assert!(matches!(&bufs[4], Payload::Arc(bytes) if **bytes == *pattern(100, 9)));
     for (seed, payload) in bufs.drain(..).take(3).enumerate() {
         let Payload::Pinned(buf) = payload else { panic!("{payload:?}") };
         assert_same(&buf, &pattern(10_000 * seed, seed));
@@ -528,7 +527,7 @@ fn refused_buffers_come_back_unchanged_and_once() {
     let back: Vec<_> = std::iter::from_fn(|| sender.next_returned()).collect();
     assert_eq!(back.len(), tickets.len());
     for returned in back {
-        let Payload::Shared(bytes) = returned.payload else { panic!("{returned:?}") };
+        let Payload::Arc(bytes) = returned.payload else { panic!("{returned:?}") };
         assert_same(&bytes, &pattern(64 << 10, returned.sequence as usize));
     }
 }
@@ -559,7 +558,7 @@ fn a_leading_empty_buffer_comes_back_too() {
     assert_eq!(sender.wait(ticket, soon()), Ok(fate));
     assert_eq!(sender.stats().copied_calls, calls);
     assert_all_free(&pool);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     let want = [&pattern(256 << 10, 0)[..], &pattern(32 << 10, 1)].concat();
     assert_same(&peer.join().unwrap(), &want);
 }
@@ -579,7 +578,7 @@ fn copied_sends_are_released_at_once() {
         assert_all_free(&pool);
     }
     let peer = reader(far, Duration::ZERO);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), 64 << 10, 10);
 }
 
@@ -647,7 +646,7 @@ fn a_sender_can_be_made_from_its_parts() {
     want.extend_from_slice(&pattern(20_000, 9));
     assert_released(&mut sender, ticket);
     assert!(sender.capabilities().zero_copy, "the ids continue");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &want);
 }
 
@@ -683,6 +682,6 @@ fn time_stamps_on_the_error_queue_reach_the_caller() {
     assert_eq!((event.origin, event.error.raw()), (4, libc::ENOMSG));
     assert!(event.timestamps.unwrap().software.is_some());
     assert!(sender.capabilities().zero_copy);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_eq!(peer.join().unwrap().len(), 400_000);
 }

@@ -9,9 +9,9 @@ use std::{
 };
 
 use common::{
-    after, again, assert_all_free, assert_same, eventually, filled, must_succeed,
-    network_namespace, option, optmem, pattern, plays, pool, raise_loopback, set_option, skip,
-    soon, take_error, zero_copy,
+    again, assert_all_free, assert_same, eventually, filled, must_succeed, network_namespace,
+    option, optmem, pattern, plays, pool, raise_loopback, set_option, skip, soon, take_error,
+    within, zero_copy,
 };
 use pinbuf::{Fate, Payload, Policy, SendError, Sender, sender::RouteMode};
 
@@ -50,7 +50,7 @@ fn datagrams_arrive_whole_by_copy_and_zero_copy() {
         let stats = sender.stats();
         assert_eq!((stats.zero_copy_calls, stats.copied_calls), (3, 5), "{host}: {stats:?}");
         assert_eq!((stats.released_calls, stats.leases), (3, 0));
-        let report = sender.close(soon().unwrap());
+        let report = sender.close(soon());
         assert!(report.drained && !report.aborted, "{report:?}");
     }
 }
@@ -65,7 +65,7 @@ fn an_ipv6_socket_sends_to_an_ipv4_peer() {
     let data = pattern(30_000, 1);
     let ticket = sender.send(data.clone()).unwrap();
     assert_same(&received(&far), &data);
-    sender.wait(ticket, soon()).unwrap();
+    assert!(sender.wait(ticket, soon()).unwrap().is_released());
     assert_eq!(sender.stats().released_calls, 1);
 }
 
@@ -92,7 +92,7 @@ fn a_datagram_of_segments_takes_one_id() {
     for segment in data.chunks(1400) {
         assert_same(&received(&far), segment);
     }
-    sender.wait(ticket, soon()).unwrap();
+    assert!(sender.wait(ticket, soon()).unwrap().is_released());
     let stats = sender.stats();
     assert_eq!((stats.zero_copy_calls, stats.released_calls, stats.notes), (1, 1, 1));
 }
@@ -116,7 +116,7 @@ fn a_refused_datagram_with_a_used_id_keeps_ids_right() {
         let other = pattern(20_000, round);
         let ticket = sender.try_send(other.clone()).unwrap();
         assert_same(&received(&far), &other);
-        sender.wait(ticket, soon()).unwrap();
+        assert!(sender.wait(ticket, soon()).unwrap().is_released());
         set_option(sender.get_ref(), SOL_UDP, UDP_SEGMENT, &10);
     }
     let stats = sender.stats();
@@ -137,11 +137,11 @@ fn parts_of_more_than_17_pages_go_by_copy() {
     let ticket = sender.send_vectored(&mut bufs).unwrap();
     assert_same(&received(&far), &parts.concat());
     assert_eq!(sender.stats().copied_calls, 1);
-    sender.wait(ticket, soon()).unwrap();
+    assert!(sender.wait(ticket, soon()).unwrap().is_released());
     // As many whole pages fit.
     let ticket = sender.send(&memory[skew - 3000..][..65_000]).unwrap();
     assert_eq!(received(&far).len(), 65_000);
-    sender.wait(ticket, soon()).unwrap();
+    assert!(sender.wait(ticket, soon()).unwrap().is_released());
     assert_eq!((sender.stats().zero_copy_calls, sender.stats().released_calls), (1, 1));
 }
 
@@ -172,7 +172,7 @@ fn a_closed_port_is_an_error_of_the_next_send_only() {
         for _ in 0..6 {
             match sender.send(data.clone()) {
                 Ok(ticket) => {
-                    sender.wait(ticket, soon()).unwrap();
+                    assert!(sender.wait(ticket, soon()).unwrap().is_released());
                     // With a delay on the route, the refusal is late too.
                     std::thread::sleep(Duration::from_millis(20));
                     sender.reap().unwrap();
@@ -211,7 +211,7 @@ fn time_stamps_are_handed_on() {
     for round in 0..3 {
         let ticket = sender.send(pattern(20_000, round)).unwrap();
         received(&far);
-        sender.wait(ticket, soon()).unwrap();
+        assert!(sender.wait(ticket, soon()).unwrap().is_released());
     }
     let mut events = Vec::new();
     eventually("three stamps", || {
@@ -240,7 +240,7 @@ fn a_flood_waits_and_every_id_is_released() {
     assert_eq!(stats.released_calls, stats.zero_copy_calls);
     assert_eq!(stats.zero_copy_calls + stats.copied_calls, 2000);
     assert_eq!(option(sender.get_ref(), libc::SOL_SOCKET, libc::SO_ERROR), 0);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
 }
 
 /// A socket for datagrams to members of a group on this host. Without members the kernel frees the
@@ -285,7 +285,7 @@ fn auto_follows_the_route() {
     far.leave_multicast_v4(&group, &Ipv4Addr::LOCALHOST).unwrap();
     let stats = send_until(RouteMode::ZeroCopy);
     assert_eq!((stats.route.leaves, stats.route.returns), (1, 1), "{stats:?}");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
 }
 
 /// A queue of 400 kbit/s with room for three datagrams.
@@ -330,7 +330,7 @@ fn a_full_queue_drops_and_a_slow_queue_waits() {
     let fate = sender.wait(first, soon()).unwrap();
     assert_eq!(fate, Fate::Released { accepted: 20_000, copied: Some(true) });
     assert!(sender.stats().in_flight_calls > 0);
-    let report = sender.close(after(20));
+    let report = sender.close(within(20));
     assert!(!report.drained && !report.aborted && report.quarantined > 0, "{report:?}");
     eventually("all slots are free", || common::census(&pool)[0] == 12);
     assert_all_free(&pool);

@@ -19,8 +19,9 @@ use std::{
 };
 
 use common::{
-    Buffers, STALLED, TIGHT, after, assert_all_free, assert_arrived, assert_same, block_on, census,
+    Buffers, STALLED, TIGHT, assert_all_free, assert_arrived, assert_same, block_on, census,
     closed_window, eventually, filled, pair, pair_at, pattern, pool, process::alone, reader, soon,
+    within,
 };
 use pinbuf::{AllocError, Fate, Policy, Pool, SendError, Sender, Ticket, WaitError};
 
@@ -50,7 +51,7 @@ fn one_thread_with_one_slot_makes_progress() {
             let buf = pool.alloc(LEN).unwrap();
             sender.try_send(filled(buf, LEN, seed)).unwrap();
         }
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         assert_arrived(&peer.join().unwrap(), LEN, 50);
         comes_home(&pool);
     }
@@ -71,7 +72,7 @@ fn one_task_with_one_slot_makes_progress() {
         }
         // Woken for a slot, not polled in a loop.
         assert!(polls < 50 * 20, "{polls}");
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         assert_arrived(&peer.join().unwrap(), LEN, 50);
         comes_home(&pool);
     }
@@ -104,8 +105,8 @@ fn a_waiter_drives_otherwise_undriven_senders() {
     }
     drop(bufs);
     comes_home(&pool);
-    assert!(sender.close(soon().unwrap()).drained);
-    assert!(other.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
+    assert!(other.close(soon()).drained);
     for got in [peer.join().unwrap(), first.join().unwrap()] {
         assert_arrived(&got, LEN, 4);
     }
@@ -188,7 +189,7 @@ fn a_task_is_woken_by_the_reaper() {
     assert!(polls <= 4, "{polls}");
     drop(buf.unwrap());
     comes_home(&pool);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &pattern(1 << 20, 0));
 }
 
@@ -210,7 +211,7 @@ fn a_send_with_a_waiter_has_its_sender_watched() {
     eventually("the slot is released", || pool.stats().in_flight() == 0);
     assert!(matches!(waiting.poll(&mut cx), Poll::Ready(Ok(_))));
     comes_home(&pool);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &pattern(LEN, 0));
 }
 
@@ -220,7 +221,7 @@ fn a_waiter_flushes_an_unsent_part() {
     let pool = pool(4 << 20, 1);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.try_send(filled(pool.alloc(1).unwrap(), 4 << 20, 0)).unwrap();
-    assert!(!sender.flush().unwrap(), "the send is partial");
+    assert!(sender.reap().unwrap().unsent, "the send is partial");
     let peer = reader(far, PAUSE);
     let (buf, _) = block_on(pool.alloc_async(1));
     drop(buf.unwrap());
@@ -228,7 +229,7 @@ fn a_waiter_flushes_an_unsent_part() {
         sender.fate(ticket).unwrap(),
         Some(Fate::Released { accepted: 4_194_304, .. })
     ));
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &pattern(4 << 20, 0));
     comes_home(&pool);
 }
@@ -250,7 +251,7 @@ fn a_fate_is_awaited_without_a_runtime() {
         assert!(sender.fate(*ticket).unwrap().is_some(), "released in order on loopback");
     }
     comes_home(&pool);
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, tickets.len());
 }
 
@@ -292,7 +293,7 @@ fn many_threads_share_few_slots() {
                         };
                         sender.try_send_or_wait(filled(buf.unwrap(), LEN, seed));
                     }
-                    assert!(sender.close(soon().unwrap()).drained);
+                    assert!(sender.close(soon()).drained);
                     assert_arrived(&peer.join().unwrap(), LEN, MESSAGES);
                 });
             }
@@ -328,7 +329,7 @@ fn a_cancelled_waiter_leaves_the_queue() {
         let mut cx = Context::from_waker(Waker::noop());
         assert!(given_up.as_mut().poll(&mut cx).is_pending());
     }
-    assert_eq!(sender.wait(ticket, Some(after(30))), Err(WaitError::TimedOut));
+    assert_eq!(sender.wait(ticket, within(30)), Err(WaitError::TimedOut));
     let peer = reader(far, Duration::ZERO);
     // The reaper or this thread reads the notification; in either case the slot becomes free.
     eventually("the slot is free", || {
@@ -336,7 +337,7 @@ fn a_cancelled_waiter_leaves_the_queue() {
         pool.stats().free() == 1
     });
     assert!(sender.wait(ticket, soon()).is_ok());
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &pattern(1 << 20, 0));
 }
 
@@ -351,7 +352,7 @@ fn a_dropped_pool_keeps_its_memory_until_the_release() {
     for ticket in &tickets {
         assert!(sender.wait(*ticket, soon()).is_ok());
     }
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, tickets.len());
 }
 
@@ -366,7 +367,7 @@ fn a_full_window_opens_with_the_next_notification() {
         sender.send(filled(pool.alloc(1).unwrap(), LEN, seed)).unwrap();
         assert!(sender.stats().in_flight_calls <= 1);
     }
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 40);
     comes_home(&pool);
 }
@@ -396,7 +397,7 @@ fn a_refused_send_waits_for_room_and_no_longer() {
     });
     let calls = calls::patiently(|| _ = sender.send(&[8; 1000][..]).unwrap());
     assert!(calls.waits > 0 && calls.hangs == 0, "{calls:?}");
-    assert!(sender.close(soon().unwrap()).drained);
+    assert!(sender.close(soon()).drained);
     assert_eq!(peer.join().unwrap().len(), filled + 1000);
 }
 

@@ -67,7 +67,7 @@ fn a_close_ends_with_the_last_notification() {
         let (pool, sender, _) = kernel.with_one_in_flight();
         let waiter = Arc::clone(&sender);
         let network = kernel.delivering(move |_| waiter.drive());
-        let report = sender.close(kernel.now() + Duration::from_secs(1));
+        let report = sender.close(Some(kernel.now() + Duration::from_secs(1)));
         assert!(report.drained && kernel.is_idle());
         assert_eq!(kernel.shut_down(), Some(PAGE));
         network.join().unwrap();
@@ -155,7 +155,7 @@ fn a_fate_is_told_while_the_reaper_unwatches() {
         let (_pool, sender, ticket) = kernel.with_one_in_flight();
         assert!(Arc::clone(&sender).watch());
         let reaper = letting_go(&kernel);
-        block_on(poll_fn(|cx| sender.poll_fate(cx, ticket))).unwrap();
+        assert!(block_on(poll_fn(|cx| sender.poll_fate(cx, ticket))).is_ok());
         reaper.join().unwrap();
     });
 }

@@ -406,7 +406,7 @@ fn a_flush_ends_after_the_call_of_a_visitor() {
         let owner = {
             let (kernel, sender) = (kernel.clone(), Arc::clone(&sender));
             thread::spawn(move || {
-                assert!(sender.flush_now().unwrap(), "there is room");
+                assert!(!sender.reap_and_flush().unwrap().unsent, "there is room");
                 assert_eq!(kernel.accepted(), PAGE);
             })
         };

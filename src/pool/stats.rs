@@ -98,10 +98,10 @@ impl ClassStats {
 /// ```
 /// let pool = pinbuf::Pool::new(4096, 4)?;
 /// let audit = pool.audit();
-/// for offender in &audit.offenders {
-///     println!("{offender}");
+/// for mismatch in &audit.mismatches {
+///     println!("{mismatch}");
 /// }
-/// assert_eq!(audit.to_string(), "4 free, 0 owned, 0 in flight, 0 quarantined; 0 offenders");
+/// assert_eq!(audit.to_string(), "4 free, 0 owned, 0 in flight, 0 quarantined; 0 mismatches");
 /// # Ok::<(), pinbuf::BuildError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -110,13 +110,13 @@ pub struct Audit {
     /// The states of all slots.
     pub stats: PoolStats,
     /// The slots with contradictory records.
-    pub offenders: Vec<Offender>,
+    pub mismatches: Vec<Mismatch>,
 }
 
 /// A slot with contradictory records in the pool.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub struct Offender {
+pub struct Mismatch {
     /// Capacity of its size class in bytes.
     pub capacity: usize,
     /// The slot's number within the class.
@@ -124,13 +124,13 @@ pub struct Offender {
     /// The state of the slot's own state word.
     pub state: SlotState,
     /// The contradiction.
-    pub problem: Problem,
+    pub kind: MismatchKind,
 }
 
 /// A contradiction in the records of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Problem {
+pub enum MismatchKind {
     /// A Free slot, but neither on the free list nor handed to a waiter: lost.
     Lost,
     /// On the free list or handed to a waiter, but not Free: the slot can be handed out while in
@@ -142,20 +142,20 @@ pub enum Problem {
 
 impl Audit {
     pub(super) fn run(pool: &RawPool) -> Self {
-        let mut offenders = Vec::new();
+        let mut mismatches = Vec::new();
         for class in pool.classes() {
-            audit_class(class, &mut offenders);
+            audit_class(class, &mut mismatches);
         }
-        Self { stats: PoolStats::read(pool), offenders }
+        Self { stats: PoolStats::read(pool), mismatches }
     }
 
     /// Returns `true` if every slot is accounted for.
     pub fn is_clean(&self) -> bool {
-        self.offenders.is_empty()
+        self.mismatches.is_empty()
     }
 }
 
-fn audit_class(class: &SizeClass, offenders: &mut Vec<Offender>) {
+fn audit_class(class: &SizeClass, mismatches: &mut Vec<Mismatch>) {
     // In a child the magazines are empty and the locks may be taken for ever.
     if class.is_forked() {
         return;
@@ -166,41 +166,43 @@ fn audit_class(class: &SizeClass, offenders: &mut Vec<Offender>) {
     }
     for (index, (slot, listed)) in class.slots().iter().zip(listed).enumerate() {
         let state = slot.word().state();
-        let problem = match (state, listed) {
-            (SlotState::Free, 0) => Problem::Lost,
-            (_, 2..) => Problem::Repeated,
-            (SlotState::Owned | SlotState::InFlight | SlotState::Quarantined, 1) => Problem::InUse,
+        let kind = match (state, listed) {
+            (SlotState::Free, 0) => MismatchKind::Lost,
+            (_, 2..) => MismatchKind::Repeated,
+            (SlotState::Owned | SlotState::InFlight | SlotState::Quarantined, 1) => {
+                MismatchKind::InUse
+            }
             _ => continue,
         };
         let (capacity, slot) = (class.capacity(), index as u32);
-        offenders.push(Offender { capacity, slot, state, problem });
+        mismatches.push(Mismatch { capacity, slot, state, kind });
     }
 }
 
 impl fmt::Display for Audit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { stats, offenders } = self;
+        let Self { stats, mismatches } = self;
         write!(
             f,
-            "{} free, {} owned, {} in flight, {} quarantined; {} offenders",
+            "{} free, {} owned, {} in flight, {} quarantined; {} mismatches",
             stats.free(),
             stats.owned(),
             stats.in_flight(),
             stats.quarantined(),
-            offenders.len(),
+            mismatches.len(),
         )?;
-        offenders.iter().try_for_each(|offender| write!(f, "\n{offender}"))
+        mismatches.iter().try_for_each(|mismatch| write!(f, "\n{mismatch}"))
     }
 }
 
-impl fmt::Display for Offender {
+impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { capacity, slot, state, problem } = self;
-        write!(f, "slot {slot} of the class of {capacity} bytes: {state}, but {problem}")
+        let Self { capacity, slot, state, kind } = self;
+        write!(f, "slot {slot} of the class of {capacity} bytes: {state}, but {kind}")
     }
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for MismatchKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Lost => "neither on the free list nor handed to a waiter",
@@ -215,9 +217,9 @@ mod tests {
     use super::*;
     use crate::pool::Pool;
 
-    fn offenders(pool: &Pool) -> Vec<(u32, SlotState, Problem)> {
+    fn mismatches(pool: &Pool) -> Vec<(u32, SlotState, MismatchKind)> {
         let audit = pool.audit();
-        audit.offenders.iter().map(|o| (o.slot, o.state, o.problem)).collect()
+        audit.mismatches.iter().map(|o| (o.slot, o.state, o.kind)).collect()
     }
 
     #[test]
@@ -225,7 +227,7 @@ mod tests {
         let pool = Pool::new(4096, 2).unwrap();
         let class = &pool.raw().classes()[0];
         let lost = class.depot().pop_single().unwrap();
-        assert_eq!(offenders(&pool), [(lost, SlotState::Free, Problem::Lost)]);
+        assert_eq!(mismatches(&pool), [(lost, SlotState::Free, MismatchKind::Lost)]);
         assert!(pool.audit().to_string().contains("slot 0 of the class of 4096 bytes: Free, but"));
         assert!(class.depot().push_all([lost]));
         assert!(pool.audit().is_clean());
@@ -236,7 +238,7 @@ mod tests {
         let pool = Pool::new(4096, 2).unwrap();
         let slot = pool.raw().classes()[0].slot(1).word();
         slot.claim();
-        assert_eq!(offenders(&pool), [(1, SlotState::Owned, Problem::InUse)]);
+        assert_eq!(mismatches(&pool), [(1, SlotState::Owned, MismatchKind::InUse)]);
         slot.recycle();
     }
 
@@ -245,7 +247,7 @@ mod tests {
         let pool = Pool::new(4096, 1).unwrap();
         let class = &pool.raw().classes()[0];
         assert!(class.depot().push_all([0]));
-        assert_eq!(offenders(&pool), [(0, SlotState::Free, Problem::Repeated)]);
+        assert_eq!(mismatches(&pool), [(0, SlotState::Free, MismatchKind::Repeated)]);
         // The slot's hold on the pool would be dropped twice.
         std::mem::forget(pool);
     }

@@ -12,9 +12,7 @@ use crate::{
 ///
 /// ```
 /// let pool = pinbuf::Pool::new(64 * 1024, 64)?;
-/// for region in pool.regions() {
-///     println!("{region}");
-/// }
+/// println!("{}", pool.region());
 /// # Ok::<(), pinbuf::BuildError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]

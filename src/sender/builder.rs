@@ -7,10 +7,10 @@ use std::{
 
 use super::{
     budget::MemlockBudget,
-    config::{Config, HandBack, Policy, ResumeIds},
+    config::{Config, OnRelease, Policy, ZeroCopyState},
     driver::Core,
     handle::Sender,
-    kernel::Socket,
+    kernel::{Socket, SocketKernel},
 };
 use crate::{
     error::{AdoptError, CopyReason, OsError},
@@ -86,9 +86,9 @@ impl SenderBuilder {
         self
     }
 
-    /// The use of released payloads. Default: [`HandBack::Recycle`].
-    pub fn hand_back(mut self, hand_back: HandBack) -> Self {
-        self.config.hand_back = hand_back;
+    /// The use of released payloads. Default: [`OnRelease::Recycle`].
+    pub fn on_release(mut self, on_release: OnRelease) -> Self {
+        self.config.on_release = on_release;
         self
     }
 
@@ -131,7 +131,7 @@ impl SenderBuilder {
 
     /// Continues a socket that an earlier sender used: `ids` come from
     /// [`Sender::into_parts`](super::Sender::into_parts).
-    pub fn resume(mut self, ids: ResumeIds) -> Self {
+    pub fn resume(mut self, ids: ZeroCopyState) -> Self {
         self.first = ids.0;
         self
     }
@@ -139,14 +139,34 @@ impl SenderBuilder {
     /// Takes over a connected socket that has never sent with `MSG_ZEROCOPY`, or one that
     /// [resumes](Self::resume).
     ///
+    /// The sender keeps the socket as the type that it is. For a plain [`Sender`], whose type does not
+    /// name the socket's, adopt the descriptor: `adopt(OwnedFd::from(socket))`.
+    ///
+    /// ```
+    /// # use std::{io::Read, net::{TcpListener, TcpStream}, sync::Arc};
+    /// use pinbuf::Sender;
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let address = listener.local_addr()?;
+    /// // One thread sends, another one reads from the same socket.
+    /// let socket = Arc::new(TcpStream::connect(address)?);
+    /// let mut sender = Sender::builder().adopt(Arc::clone(&socket))?;
+    /// # let mut peer = listener.accept()?.0;
+    /// sender.send(&b"question"[..])?;
+    /// # peer.read_exact(&mut [0; 8])?;
+    /// # drop(peer);
+    /// let mut answer = Vec::new();
+    /// (&*socket).read_to_end(&mut answer)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     ///
-    /// As [`Sender::new`]; also [`AdoptError::ZeroCopyUnavailable`] with [`Policy::Require`], and
+    /// [`AdoptError`], with the socket, as [`Sender::new`]; also [`AdoptError::ZeroCopyUnavailable`] with [`Policy::Require`], and
     /// [`AdoptError::InvalidSetting`] when a window is 0, or above 2^30 sends.
-    pub fn adopt<S: AsFd + Send + Sync + 'static>(
-        self,
-        socket: S,
-    ) -> Result<Sender<S>, AdoptError<S>> {
+    pub fn adopt<S: Socket>(self, socket: S) -> Result<Sender<S>, AdoptError<S>> {
         if self.config.max_in_flight_bytes == 0 {
             return Err(AdoptError::InvalidSetting {
                 setting: "max_in_flight_bytes must be above 0",
@@ -170,13 +190,14 @@ impl SenderBuilder {
         let optmem_max = limits::optmem_max().unwrap_or(DEFAULT_OPTMEM_MAX);
         let first = self.first.unwrap_or_default();
         let budget = MemlockBudget::of_process();
-        let kernel = Socket(socket, kind);
+        let kernel = SocketKernel(socket, kind);
         let config = Config { observe_route: self.policy == Policy::Auto, ..self.config };
         let core = Core::new(kernel, config, copy_reason, budget, optmem_max, first);
         if copy_reason.is_none()
             && let Some(reason) = core.try_reading().filter(|_| requires)
         {
-            let Socket(socket, _) = core.into_kernel().expect("only this function has the core");
+            let SocketKernel(socket, _) =
+                core.into_kernel().expect("only this function has the core");
             return Err(AdoptError::ZeroCopyUnavailable { reason, socket });
         }
         Ok(Sender { core: Some(core) })
@@ -201,7 +222,7 @@ impl SenderBuilder {
             return Ok(Some(CopyReason::Policy));
         }
         if !matches!(kind, Kind::Tcp | Kind::Udp) {
-            return Ok(Some(CopyReason::KindOfSocket));
+            return Ok(Some(CopyReason::UnsupportedSocket));
         }
         match socket::optmem(fd) {
             Ok(0) => {}
@@ -218,20 +239,40 @@ impl SenderBuilder {
     }
 }
 
-impl<S: AsFd + Send + Sync + 'static> Sender<S> {
-    /// Takes over a connected socket that has never sent with `MSG_ZEROCOPY`.
+impl Sender {
+    /// Takes over a connected socket that has never sent with `MSG_ZEROCOPY`: a `TcpStream`, a
+    /// `UdpSocket`, any type that is an `OwnedFd` underneath.
+    ///
+    /// The sender keeps the descriptor alone, so that its type does not name the socket's. Use
+    /// [`SenderBuilder::adopt`] to keep the socket as the type that it is, for
+    /// [`get_ref`](Self::get_ref), or to share it with a reader (`Arc<TcpStream>`).
+    ///
+    /// ```
+    /// # use std::net::{TcpListener, TcpStream};
+    /// use pinbuf::Sender;
+    ///
+    /// struct Client {
+    ///     sender: Sender,
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let address = listener.local_addr()?;
+    /// let mut client = Client { sender: Sender::new(TcpStream::connect(address)?)? };
+    /// client.sender.send(&b"hello"[..])?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`AdoptError`], with the socket: another zero-copy sender uses the socket, the socket is a
+    /// [`AdoptError`], with the descriptor: another zero-copy sender uses the socket, the socket is a
     /// listener or not connected, or a system call failed. A socket without zero copy is no error:
     /// everything goes by copy, and [`capabilities`](Self::capabilities) gives the reason.
-    pub fn new(socket: S) -> Result<Self, AdoptError<S>> {
-        SenderBuilder::new().adopt(socket)
+    pub fn new(socket: impl Into<OwnedFd>) -> Result<Self, AdoptError<OwnedFd>> {
+        SenderBuilder::new().adopt(socket.into())
     }
-}
 
-impl Sender<OwnedFd> {
     /// Settings for a sender.
     pub fn builder() -> SenderBuilder {
         SenderBuilder::new()

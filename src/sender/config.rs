@@ -30,7 +30,7 @@ pub enum Policy {
 /// The use of a payload after the kernel has released it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
-pub enum HandBack {
+pub enum OnRelease {
     /// The payload is dropped: a buffer is recycled by its pool.
     #[default]
     Recycle,
@@ -48,8 +48,8 @@ pub struct Config {
     pub max_in_flight_bytes: usize,
     /// [`SenderBuilder::max_in_flight_sends`](crate::sender::SenderBuilder::max_in_flight_sends)
     pub max_in_flight_sends: usize,
-    /// [`SenderBuilder::hand_back`](crate::sender::SenderBuilder::hand_back)
-    pub hand_back: HandBack,
+    /// [`SenderBuilder::on_release`](crate::sender::SenderBuilder::on_release)
+    pub on_release: OnRelease,
     /// [`Policy::Auto`](crate::Policy::Auto)
     pub observe_route: bool,
     /// [`SenderBuilder::linger`](crate::sender::SenderBuilder::linger)
@@ -64,7 +64,7 @@ impl Default for Config {
             threshold_bytes: 16 << 10,
             max_in_flight_bytes: 64 << 20,
             max_in_flight_sends: 4096,
-            hand_back: HandBack::Recycle,
+            on_release: OnRelease::Recycle,
             observe_route: false,
             linger: Duration::from_secs(30),
             max_hold: None,
@@ -75,4 +75,4 @@ impl Default for Config {
 /// The id that a socket's next zero-copy call takes, from [`Sender::into_parts`](crate::Sender::into_parts), unless the ids
 /// are no longer known: then everything goes by copy, for the reason there was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ResumeIds(pub(super) Result<NotificationId, CopyReason>);
+pub struct ZeroCopyState(pub(super) Result<NotificationId, CopyReason>);

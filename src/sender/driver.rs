@@ -559,9 +559,9 @@ mod tests {
     use std::{mem::offset_of, os::fd::OwnedFd};
 
     use super::*;
-    use crate::sender::kernel::Socket;
+    use crate::sender::kernel::SocketKernel;
 
-    type Sender = Core<Socket<OwnedFd>>;
+    type Sender = Core<SocketKernel<OwnedFd>>;
 
     /// Bench row: `shuffled-32`.
     #[test]

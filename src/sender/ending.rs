@@ -23,8 +23,8 @@ impl<K: Kernel> Core<K> {
         }
     }
 
-    /// Flushes, shuts down and drains; aborts what is left at the deadline.
-    pub fn close(self: Arc<Self>, deadline: Instant) -> CloseReport {
+    /// Flushes, shuts down and drains; aborts what is left at the deadline, if there is one.
+    pub fn close(self: Arc<Self>, deadline: Option<Instant>) -> CloseReport {
         let owner = Owner(self);
         let core = &owner.0;
         core.begin_end(false);

@@ -21,7 +21,7 @@ use crate::{
     reaper,
     sync::{Arc, Weak, yield_now},
     sys::{
-        Batch, Foreign, Record,
+        Batch, ErrorQueueEvent, Record,
         socket::{IoVec, Ready, SendFlags},
     },
 };
@@ -141,7 +141,7 @@ impl FakeKernel {
 
     /// Posts a foreign message.
     pub(super) fn foreign(&self) {
-        let event = Foreign {
+        let event = ErrorQueueEvent {
             origin: 1,
             error: OsError::from_raw(1),
             kind: 0,

@@ -4,13 +4,13 @@ use std::{
     fmt, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
-    config::ResumeIds,
+    config::ZeroCopyState,
     driver::Core,
-    kernel::{Interest, Socket},
+    kernel::{Interest, Socket, SocketKernel},
     machine::Goal,
     report::{Capabilities, CloseReport, Fate, Reaped, Returned, SenderStats},
     split::{self, ReapHalf, SendHalf},
@@ -20,14 +20,14 @@ use crate::{
     id::Ticket,
     lease::{IntoPayload, Payload},
     sync::{Arc, yield_now},
-    sys::Foreign,
+    sys::ErrorQueueEvent,
 };
 
 /// Sends memory over one connected socket, without copying where zero copy pays.
 ///
 /// A buffer given to `send` belongs to the sender until the kernel has released every byte: after
 /// the peer has acknowledged the send, or the connection has failed. Then the buffer is recycled,
-/// or handed back ([`HandBack::Return`](crate::sender::HandBack::Return)). Each accepted send has a
+/// or handed back ([`OnRelease::Return`](crate::sender::OnRelease::Return)). Each accepted send has a
 /// [`Ticket`], and the ticket's [`Fate`] can be asked for at any time.
 ///
 /// Sends of less than 16 KiB
@@ -118,18 +118,18 @@ use crate::{
 /// buf.resize(64 * 1024, 7);
 /// let ticket = sender.send(buf)?;
 /// let fate = sender.wait(ticket, None)?;
-/// assert!(matches!(fate, pinbuf::Fate::Released { accepted: 65536, .. }));
+/// assert!(fate.is_released(), "{fate:?}");
 /// # drop(sender);
 /// # assert_eq!(peer.join().unwrap()?, 65536);
 /// # Ok(())
 /// # }
 /// ```
-pub struct Sender<S: AsFd + Send + Sync + 'static = OwnedFd> {
+pub struct Sender<S: Socket = OwnedFd> {
     /// `None` only while being taken apart.
-    pub(super) core: Option<Arc<Core<Socket<S>>>>,
+    pub(super) core: Option<Arc<Core<SocketKernel<S>>>>,
 }
 
-impl<S: AsFd + Send + Sync + 'static> Sender<S> {
+impl<S: Socket> Sender<S> {
     /// Sends a buffer as far as the socket takes it now; never blocks.
     ///
     /// Once any byte of the buffer is accepted the sender keeps the buffer. Later calls send the
@@ -237,41 +237,33 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().send_vectored(bufs)
     }
 
-    /// Sends the unsent part of the last send; never blocks. Returns `true` if nothing is left.
-    ///
-    /// # Errors
-    ///
-    /// The error of the connection, or of the call.
-    pub fn flush(&mut self) -> Result<bool, OsError> {
-        self.core().flush_now()
-    }
-
     /// The events to wait for before the next call.
     pub fn interest(&self) -> Interest {
         self.core().interest()
     }
 
-    /// Reads the error queue and recycles or hands back released buffers; never blocks.
+    /// Reads the error queue, recycles or hands back released buffers, and sends the unsent part of the
+    /// last send; never blocks.
     ///
-    /// Also sends the unsent part of the last send. With
-    /// [`HandBack::Return`](crate::sender::HandBack::Return), fetch the payloads with
+    /// [`Reaped::unsent`] tells if a part is still unsent. With
+    /// [`OnRelease::Return`](crate::sender::OnRelease::Return), fetch the payloads with
     /// [`next_returned`](Self::next_returned) afterwards.
     ///
-    /// A `reap` that reads nothing asks for the state of the connection (`TCP_INFO`). If the
-    /// connection is over, [`connection_error`](Self::connection_error) says so. Deregister the
-    /// descriptor from the event loop then: `POLLHUP` stays for good and would end every wait at
-    /// once. The end of the peer's stream alone is no end of the connection, and datagrams have
-    /// none.
+    /// A failed connection is no error here, because its releases still come:
+    /// [`connection_error`](Self::connection_error) tells. A `reap` that reads nothing asks the socket
+    /// for the state of the connection (`TCP_INFO`). Deregister the descriptor from the event loop once
+    /// the connection is over: `POLLHUP` stays for good and would end every wait at once. The end of
+    /// the peer's stream alone is no end of the connection, and datagrams have none.
     ///
     /// # Errors
     ///
-    /// The error of `recvmsg(2)`.
+    /// The error of `recvmsg(2)`, or of the call for the unsent part if it says nothing about the
+    /// connection.
     pub fn reap(&mut self) -> io::Result<Reaped> {
-        self.core().forget_refused();
-        self.core().reap()
+        self.core().reap_and_flush()
     }
 
-    /// The next payload handed back, in order of release; see [`HandBack::Return`](crate::sender::HandBack::Return).
+    /// The next payload handed back, in order of release; see [`OnRelease::Return`](crate::sender::OnRelease::Return).
     ///
     /// # Examples
     ///
@@ -282,12 +274,12 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// # let socket = TcpStream::connect(listener.local_addr()?)?;
     /// # let _peer = listener.accept()?;
     /// let pool = pinbuf::Pool::new(64 * 1024, 1)?;
-    /// let builder = pinbuf::Sender::builder().hand_back(pinbuf::sender::HandBack::Return);
+    /// let builder = pinbuf::Sender::builder().on_release(pinbuf::sender::OnRelease::Return);
     /// let mut sender = builder.adopt(socket)?;
     /// let mut buf = pool.alloc(64 * 1024)?;
     /// buf.resize(64 * 1024, 7);
     /// let ticket = sender.send(buf)?;
-    /// sender.wait(ticket, None)?;
+    /// assert!(sender.wait(ticket, None)?.is_released());
     /// let returned = sender.next_returned().expect("released");
     /// assert_eq!(returned.sequence, ticket.sequence());
     /// assert_eq!(returned.payload.len(), 64 * 1024);
@@ -301,7 +293,7 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     /// The next message of the error queue about something other than zero copy: a timestamp, an
     /// ICMP error. The queue keeps the last 64 messages; [`SenderStats::events_dropped`] counts
     /// older messages lost.
-    pub fn next_event(&mut self) -> Option<Foreign> {
+    pub fn next_event(&mut self) -> Option<ErrorQueueEvent> {
         self.core().next_event()
     }
 
@@ -332,17 +324,18 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         self.core().poll_fate(cx, ticket)
     }
 
-    /// Blocks until a send has its fate, or the deadline.
+    /// Blocks until a send has its fate, for `timeout` at most (`None`: without limit).
     ///
     /// # Errors
     ///
     /// [`WaitError::TimedOut`], or at once [`WaitError::Poisoned`] if the error queue can prove
     /// nothing any more, and [`WaitError::ForeignTicket`] for a ticket of another sender.
-    pub fn wait(&mut self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
-        self.core().wait(ticket, deadline)
+    pub fn wait(&mut self, ticket: Ticket, timeout: Option<Duration>) -> Result<Fate, WaitError> {
+        self.core().wait(ticket, self.core().deadline(timeout))
     }
 
-    /// Blocks until everything is accepted and released, or the deadline.
+    /// Blocks until everything is accepted and released, for `timeout` at most (`None`: without
+    /// limit).
     ///
     /// On return every buffer is recycled or ready to be handed back, including buffers whose
     /// release another thread has read.
@@ -354,33 +347,39 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
     ///
     /// [`WaitError::TimedOut`], or at once [`WaitError::Poisoned`] if the error queue can prove
     /// nothing any more.
-    pub fn drain(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
-        self.core().drain(deadline)
+    pub fn drain(&mut self, timeout: Option<Duration>) -> Result<(), WaitError> {
+        self.core().drain(self.core().deadline(timeout))
     }
 
     /// Ends the stream in order and waits until the kernel has released everything.
     ///
-    /// The call sends the unsent part, shuts down the writing side and drains. At the deadline the
+    /// The call sends the unsent part, shuts down the writing side and drains. After `timeout` the
     /// connection is [aborted](Self::abort). Where the end was not in order, the report says why.
+    ///
+    /// Without a timeout (`None`) a peer that never reads holds the call for ever, unless
+    /// [`max_hold`](crate::sender::SenderBuilder::max_hold) ends the connection.
     ///
     /// # Examples
     ///
     /// ```
-    /// # use std::{net::{TcpListener, TcpStream}, time::{Duration, Instant}};
+    /// # use std::{net::{TcpListener, TcpStream}, time::Duration};
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let listener = TcpListener::bind("127.0.0.1:0")?;
     /// # let socket = TcpStream::connect(listener.local_addr()?)?;
     /// # let peer = std::thread::spawn(move || std::io::copy(&mut listener.accept().unwrap().0, &mut std::io::sink()));
     /// let mut sender = pinbuf::Sender::new(socket)?;
     /// sender.send(&[7; 100_000][..])?;
-    /// let report = sender.close(Instant::now() + Duration::from_secs(10));
+    /// let report = sender.close(Some(Duration::from_secs(10)));
     /// assert!(report.drained, "aborted: {}, error: {:?}", report.aborted, report.error);
     /// # assert_eq!(peer.join().unwrap()?, 100_000);
     /// # Ok(())
     /// # }
     /// ```
-    pub fn close(mut self, deadline: Instant) -> CloseReport {
-        self.core.take().expect("present until taken apart").close(deadline)
+    #[must_use = "the stream may not have ended in order"]
+    pub fn close(mut self, timeout: Option<Duration>) -> CloseReport {
+        let core = self.core.take().expect("present until taken apart");
+        let deadline = core.deadline(timeout);
+        core.close(deadline)
     }
 
     /// Ends the connection at once: the peer sees a reset.
@@ -458,25 +457,25 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
 
     /// Takes the sender apart, when nothing is in flight and nothing unsent.
     ///
-    /// The kernel goes on counting the socket's zero-copy calls: hand the [`ResumeIds`] to
+    /// The kernel goes on counting the socket's zero-copy calls: hand the [`ZeroCopyState`] to
     /// [`SenderBuilder::resume`](crate::sender::SenderBuilder::resume) to send on later.
     ///
     /// # Errors
     ///
     /// The sender, when something is in flight or unsent: [`drain`](Self::drain) first.
-    pub fn into_parts(mut self) -> Result<(S, ResumeIds), Self> {
+    pub fn into_parts(mut self) -> Result<(S, ZeroCopyState), Self> {
         if self.core().run(Goal::Flush).is_err() || !self.core().is_drained() {
             return Err(self);
         }
         let mut core = self.core.take().expect("present until taken apart");
-        let ids = ResumeIds(match core.capabilities().reason {
+        let ids = ZeroCopyState(match core.capabilities().reason {
             Some(reason @ (CopyReason::Poisoned(_) | CopyReason::Ignored)) => Err(reason),
             _ => Ok(core.next_id()),
         });
         loop {
             // A waiting thread, or the reaper, may hold the core for a moment.
             match Core::into_kernel(core) {
-                Ok(Socket(socket, _)) => return Ok((socket, ids)),
+                Ok(SocketKernel(socket, _)) => return Ok((socket, ids)),
                 Err(back) => core = back,
             }
             yield_now();
@@ -492,12 +491,12 @@ impl<S: AsFd + Send + Sync + 'static> Sender<S> {
         split::halves(self.core.take().expect("present until taken apart"))
     }
 
-    fn core(&self) -> &Arc<Core<Socket<S>>> {
+    fn core(&self) -> &Arc<Core<SocketKernel<S>>> {
         self.core.as_ref().expect("present until taken apart")
     }
 }
 
-impl<S: AsFd + Send + Sync + 'static> Drop for Sender<S> {
+impl<S: Socket> Drop for Sender<S> {
     fn drop(&mut self) {
         if let Some(core) = self.core.take() {
             core.leave(false);
@@ -505,15 +504,15 @@ impl<S: AsFd + Send + Sync + 'static> Drop for Sender<S> {
     }
 }
 
-impl<S: AsFd + Send + Sync + 'static> AsFd for Sender<S> {
+impl<S: Socket> AsFd for Sender<S> {
     /// The socket, for polling. A write to the socket past the sender is fine only without
-    /// `MSG_ZEROCOPY` and with nothing left to [`flush`](Sender::flush).
+    /// `MSG_ZEROCOPY` and with nothing [unsent](Reaped::unsent).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.get_ref().as_fd()
     }
 }
 
-impl<S: AsFd + Send + Sync + fmt::Debug + 'static> fmt::Debug for Sender<S> {
+impl<S: Socket + fmt::Debug> fmt::Debug for Sender<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sender")
             .field("socket", self.get_ref())

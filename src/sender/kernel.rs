@@ -102,15 +102,33 @@ pub trait Kernel: Send + Sync + 'static {
     fn unwatch(&self, token: reaper::Token);
 }
 
-/// A real socket.
+/// A socket that a [`Sender`](crate::Sender) can own: `AsFd + Send + Sync + 'static`.
+///
+/// Every such type is one: `TcpStream`, `UdpSocket`, `OwnedFd`, `Arc<TcpStream>`, the socket types of
+/// other crates.
+///
+/// ```
+/// use std::{net::TcpStream, sync::Arc};
+/// use pinbuf::{Sender, sender::Socket};
+///
+/// fn sends_over<S: Socket>(_: &Sender<S>) {}
+/// fn shared_with_a_reader(sender: &Sender<Arc<TcpStream>>) {
+///     sends_over(sender);
+/// }
+/// ```
+pub trait Socket: AsFd + Send + Sync + 'static {}
+
+impl<S: AsFd + Send + Sync + 'static> Socket for S {}
+
+/// The kernel of a real socket.
 #[derive(Debug)]
-pub(crate) struct Socket<S>(pub(super) S, pub(super) Kind);
+pub(crate) struct SocketKernel<S>(pub(super) S, pub(super) Kind);
 
 fn no_end<T>() -> io::Result<T> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-impl<S: AsFd + Send + Sync + 'static> Kernel for Socket<S> {
+impl<S: Socket> Kernel for SocketKernel<S> {
     fn transport(&self) -> Transport {
         Transport::of(self.1)
     }

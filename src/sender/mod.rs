@@ -6,7 +6,7 @@
 //! | change settings, keep the type of the socket | [`SenderBuilder`], from [`Sender::builder`] |
 //! | choose when sends go without copy; learn why not | [`Policy`]; [`Capabilities`], [`CopyReason`] |
 //! | learn the end of one send | [`Fate`], [`Sender::wait`] |
-//! | get the memory of a send back, contents unchanged | [`HandBack`], [`Returned`] |
+//! | get the memory of a send back, contents unchanged | [`OnRelease`], [`Returned`] |
 //! | send and reap on two threads | [`Sender::split`], [`SendHalf`], [`ReapHalf`] |
 //! | send from an event loop | [`Interest`] |
 //! | end the stream | [`Sender::close`], [`CloseReport`] |
@@ -71,9 +71,9 @@ mod watch;
 
 pub use self::{
     builder::SenderBuilder,
-    config::{HandBack, Policy, ResumeIds},
+    config::{OnRelease, Policy, ZeroCopyState},
     handle::Sender,
-    kernel::Interest,
+    kernel::{Interest, Socket},
     report::{
         Capabilities, CloseReport, Fate, Reaped, Returned, RouteMode, RouteStats, SenderStats,
     },
@@ -82,5 +82,5 @@ pub use self::{
 pub use crate::{
     error::{CopyReason, Poison},
     lease::IntoPayload,
-    sys::{Foreign, Timestamps},
+    sys::{ErrorQueueEvent, Timestamps},
 };

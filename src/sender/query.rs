@@ -16,7 +16,7 @@ use crate::{
     id::{NotificationId, Ticket},
     raw::Reclaim,
     sync::Arc,
-    sys::Foreign,
+    sys::ErrorQueueEvent,
 };
 
 impl<K: Kernel> Core<K> {
@@ -110,7 +110,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// The next foreign message of the error queue.
-    pub fn next_event(&self) -> Option<Foreign> {
+    pub fn next_event(&self) -> Option<ErrorQueueEvent> {
         self.enter_own()?.changed_cold()?.events.pop_front()
     }
 

@@ -11,6 +11,7 @@ use crate::{
 /// *Accepted* means that the kernel took the bytes into the socket; *released*, that the kernel
 /// will never read the memory again. Neither says that the peer received anything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "a send may have been cut short, or its release may be unproven"]
 #[non_exhaustive]
 pub enum Fate {
     /// All bytes were accepted, and the kernel has released the memory.
@@ -101,6 +102,10 @@ pub struct Reaped {
     pub messages: usize,
     /// Zero-copy calls released.
     pub calls: u64,
+    /// `true` if a part of a send is still unsent: wait for room
+    /// ([`interest`](crate::Sender::interest)). Also `false` if the connection failed and the part was
+    /// given up.
+    pub unsent: bool,
 }
 
 /// A payload handed back.
@@ -170,11 +175,29 @@ pub struct CloseReport {
     /// | error | meaning |
     /// |---|---|
     /// | `ENOTCONN` | the connection was over before the end was: reset by the peer, or given up |
-    /// | `ETIMEDOUT`, `ECANCELED` | `close` came to its deadline, or `abort` was called, on a socket without an abort, such as a datagram socket |
+    /// | `ETIMEDOUT`, `ECANCELED` | `close` came to its time limit, or `abort` was called, on a socket without an abort, such as a datagram socket |
     /// | `ETIMEDOUT`, with `aborted` | the peer was silent for longer than [`max_hold`](crate::sender::SenderBuilder::max_hold) |
     /// | `EPERM` | the sender belongs to a parent process |
     /// | another | the error of the failed system call |
     pub error: Option<OsError>,
+}
+
+impl Fate {
+    /// Returns `true` if all bytes were accepted and the kernel has released the memory.
+    ///
+    /// ```
+    /// # use std::net::{TcpListener, TcpStream};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let mut sender = pinbuf::Sender::new(TcpStream::connect(listener.local_addr()?)?)?;
+    /// let ticket = sender.send(&b"hello"[..])?;
+    /// assert!(sender.wait(ticket, None)?.is_released());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn is_released(self) -> bool {
+        matches!(self, Self::Released { .. })
+    }
 }
 
 impl CloseReport {

@@ -4,18 +4,20 @@ use std::{
     fmt, io,
     os::fd::{AsFd, BorrowedFd},
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use super::{
-    Capabilities, Fate, Interest, Reaped, Returned, SenderStats, driver::Core, kernel::Socket,
+    Capabilities, Fate, Interest, Reaped, Returned, SenderStats,
+    driver::Core,
+    kernel::{Socket, SocketKernel},
 };
 use crate::{
     error::{OsError, SendError, WaitError},
     id::Ticket,
     lease::{IntoPayload, Payload},
     sync::Arc,
-    sys::Foreign,
+    sys::ErrorQueueEvent,
 };
 
 /// The half that sends; from [`Sender::split`](super::Sender::split).
@@ -37,12 +39,12 @@ use crate::{
 /// let ticket = send.send(&DATA[..])?;
 /// drop(send);
 /// assert!(reaping.join().unwrap().is_ok());
-/// # assert!(pinbuf::reaper::wait_idle(std::time::Instant::now() + std::time::Duration::from_secs(10)));
+/// # assert!(pinbuf::reaper::wait_idle(Some(std::time::Duration::from_secs(10))));
 /// # assert_eq!(peer.join().unwrap()?, 1 << 20);
 /// # Ok(())
 /// # }
 /// ```
-pub struct SendHalf<S: AsFd + Send + Sync + 'static>(Half<S>);
+pub struct SendHalf<S: Socket>(Half<S>);
 
 /// The half that reads the error queue; from [`Sender::split`](super::Sender::split).
 ///
@@ -50,23 +52,21 @@ pub struct SendHalf<S: AsFd + Send + Sync + 'static>(Half<S>);
 /// `epoll(7)`; edges are enough), and call [`reap`](Self::reap) on each. Deregister the descriptor
 /// once [`connection_error`](Self::connection_error) tells of the end of the connection, or once the
 /// sending half is dropped and [`interest`](Self::interest) is empty: a hangup stays for good.
-pub struct ReapHalf<S: AsFd + Send + Sync + 'static>(Half<S>);
+pub struct ReapHalf<S: Socket>(Half<S>);
 
-pub(super) fn halves<S: AsFd + Send + Sync + 'static>(
-    core: Arc<Core<Socket<S>>>,
-) -> (SendHalf<S>, ReapHalf<S>) {
+pub(super) fn halves<S: Socket>(core: Arc<Core<SocketKernel<S>>>) -> (SendHalf<S>, ReapHalf<S>) {
     core.share();
     (SendHalf(Half(Some(Arc::clone(&core)))), ReapHalf(Half(Some(core))))
 }
 
 /// One of the two owners of a core.
-struct Half<S: AsFd + Send + Sync + 'static>(
+struct Half<S: Socket>(
     /// `None` only while being dropped.
-    Option<Arc<Core<Socket<S>>>>,
+    Option<Arc<Core<SocketKernel<S>>>>,
 );
 
-impl<S: AsFd + Send + Sync + 'static> Half<S> {
-    fn core(&self) -> &Arc<Core<Socket<S>>> {
+impl<S: Socket> Half<S> {
+    fn core(&self) -> &Arc<Core<SocketKernel<S>>> {
         self.0.as_ref().expect("present until dropped")
     }
 
@@ -77,19 +77,19 @@ impl<S: AsFd + Send + Sync + 'static> Half<S> {
     }
 }
 
-impl<S: AsFd + Send + Sync + 'static> Drop for SendHalf<S> {
+impl<S: Socket> Drop for SendHalf<S> {
     fn drop(&mut self) {
         self.0.leave(true);
     }
 }
 
-impl<S: AsFd + Send + Sync + 'static> Drop for ReapHalf<S> {
+impl<S: Socket> Drop for ReapHalf<S> {
     fn drop(&mut self) {
         self.0.leave(false);
     }
 }
 
-impl<S: AsFd + Send + Sync + 'static> SendHalf<S> {
+impl<S: Socket> SendHalf<S> {
     /// Sends a buffer as far as the socket takes it now; never blocks.
     ///
     /// See [`Sender::try_send`](super::Sender::try_send).
@@ -154,17 +154,20 @@ impl<S: AsFd + Send + Sync + 'static> SendHalf<S> {
         self.0.core().send_vectored(bufs)
     }
 
-    /// Sends the unsent part of the last send; never blocks. Returns `true` if nothing is left.
+    /// Sends the unsent part of the last send, and reads the error queue; never blocks.
+    ///
+    /// See [`Sender::reap`](super::Sender::reap).
     ///
     /// # Errors
     ///
-    /// The error of the connection, or of the call.
-    pub fn flush(&mut self) -> Result<bool, OsError> {
-        self.0.core().flush_now()
+    /// The error of `recvmsg(2)`, or of the call for the unsent part if it says nothing about the
+    /// connection.
+    pub fn reap(&mut self) -> io::Result<Reaped> {
+        self.0.core().reap_and_flush()
     }
 }
 
-impl<S: AsFd + Send + Sync + 'static> ReapHalf<S> {
+impl<S: Socket> ReapHalf<S> {
     /// Reads the error queue and recycles or hands back released buffers; never blocks.
     ///
     /// See [`Sender::reap`](super::Sender::reap).
@@ -178,13 +181,13 @@ impl<S: AsFd + Send + Sync + 'static> ReapHalf<S> {
 
     /// Returns the next payload handed back, in order of release.
     ///
-    /// See [`HandBack::Return`](crate::sender::HandBack::Return).
+    /// See [`OnRelease::Return`](crate::sender::OnRelease::Return).
     pub fn next_returned(&mut self) -> Option<Returned> {
         self.0.core().next_returned()
     }
 
     /// Returns the next message of the error queue about something other than zero copy.
-    pub fn next_event(&mut self) -> Option<Foreign> {
+    pub fn next_event(&mut self) -> Option<ErrorQueueEvent> {
         self.0.core().next_event()
     }
 
@@ -204,31 +207,32 @@ impl<S: AsFd + Send + Sync + 'static> ReapHalf<S> {
         self.0.core().poll_fate(cx, ticket)
     }
 
-    /// Blocks until a send has its fate, or the deadline.
+    /// Blocks until a send has its fate, for `timeout` at most (`None`: without limit).
     ///
     /// # Errors
     ///
     /// [`WaitError::TimedOut`], or at once [`WaitError::Poisoned`] if the error queue can prove
     /// nothing any more, and [`WaitError::ForeignTicket`] for a ticket of another sender.
-    pub fn wait(&mut self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
-        self.0.core().wait(ticket, deadline)
+    pub fn wait(&mut self, ticket: Ticket, timeout: Option<Duration>) -> Result<Fate, WaitError> {
+        self.0.core().wait(ticket, self.0.core().deadline(timeout))
     }
 
-    /// Blocks until nothing is in flight, or the deadline. The sending half may send on afterwards.
+    /// Blocks until nothing is in flight, for `timeout` at most (`None`: without limit). The sending
+    /// half may send on afterwards.
     ///
     /// # Errors
     ///
     /// [`WaitError::TimedOut`], or at once [`WaitError::Poisoned`] if the error queue can prove
     /// nothing any more.
-    pub fn drain(&mut self, deadline: Option<Instant>) -> Result<(), WaitError> {
-        self.0.core().drain(deadline)
+    pub fn drain(&mut self, timeout: Option<Duration>) -> Result<(), WaitError> {
+        self.0.core().drain(self.0.core().deadline(timeout))
     }
 }
 
 /// The state and results that both halves tell.
 macro_rules! both_halves {
     ($half:ident) => {
-        impl<S: AsFd + Send + Sync + 'static> $half<S> {
+        impl<S: Socket> $half<S> {
             /// Returns the fate of a send, or `None` while the send is open.
             ///
             /// # Errors
@@ -273,13 +277,13 @@ macro_rules! both_halves {
             }
         }
 
-        impl<S: AsFd + Send + Sync + 'static> AsFd for $half<S> {
+        impl<S: Socket> AsFd for $half<S> {
             fn as_fd(&self) -> BorrowedFd<'_> {
                 self.get_ref().as_fd()
             }
         }
 
-        impl<S: AsFd + Send + Sync + fmt::Debug + 'static> fmt::Debug for $half<S> {
+        impl<S: Socket + fmt::Debug> fmt::Debug for $half<S> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.debug_struct(stringify!($half))
                     .field("socket", self.get_ref())

@@ -186,6 +186,11 @@ impl<K: Kernel> Core<K> {
         self.wait_to_send(self.offer_one(buf), Some(timeout), |buf| self.offer_one(buf))
     }
 
+    /// The end of a limited wait that begins now. A time too long for the clock is no limit.
+    pub(super) fn deadline(&self, timeout: Option<Duration>) -> Option<Instant> {
+        self.kernel.now().checked_add(timeout?)
+    }
+
     /// Goes on waiting and trying after an incomplete first attempt.
     #[cold]
     pub(super) fn wait_to_send<B>(
@@ -197,8 +202,8 @@ impl<K: Kernel> Core<K> {
         if let Ok(Offered { ticket, whole: true }) = offered {
             return Ok(ticket);
         }
-        // The clock is read only now. A time without end has no deadline.
-        let deadline = timeout.and_then(|timeout| self.kernel.now().checked_add(timeout));
+        // The clock is read only now.
+        let deadline = self.deadline(timeout);
         // Bytes written past the sender may have filled the socket, and hold this send up too.
         self.watch_hold();
         let mut wait = Wait::new(self, deadline, true);
@@ -253,8 +258,8 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Drives the sender until the end is over.
-    pub(super) fn wait_over(&self, deadline: Instant) -> Result<(), WaitError> {
-        Wait::new(self, Some(deadline), false).until(|core| {
+    pub(super) fn wait_over(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
+        Wait::new(self, deadline, false).until(|core| {
             let machine = core.enter();
             (machine.is_over() && machine.is_disposed()).then_some(Ok(()))
         })

@@ -8,7 +8,7 @@ use super::{
     machine::{Goal, Stop},
     report::Reaped,
 };
-use crate::{error::OsError, lock::lock, raw::Reclaim, sync::Arc, sys::errno};
+use crate::{lock::lock, raw::Reclaim, sync::Arc, sys::errno};
 
 impl<K: Kernel> Core<K> {
     /// Reads the error queue, then sends as much of the unsent part as the socket takes.
@@ -23,16 +23,30 @@ impl<K: Kernel> Core<K> {
         step.read.error.map_or(Ok(step), |error| Err(error.into()))
     }
 
-    /// Reads the error queue for a caller that wants the result.
+    /// Reads the error queue and sends the unsent part, for the half that reaps.
     pub fn reap(&self) -> io::Result<Reaped> {
-        let read = self.step()?.read;
+        self.reaped(self.step()?)
+    }
+
+    /// Reads the error queue and sends the unsent part, for the owner of the send.
+    pub fn reap_and_flush(&self) -> io::Result<Reaped> {
+        self.forget_refused();
+        let step = self.run(Goal::Flush)?;
+        match step.stop {
+            Some(Stop::Refused(error)) => Err(error.into()),
+            _ => self.reaped(step),
+        }
+    }
+
+    fn reaped(&self, step: Step) -> io::Result<Reaped> {
+        let read = step.read;
         if let Some(error) = read.refused {
             return Err(error.into());
         }
         if read.messages == 0 {
             self.notice_end();
         }
-        Ok(Reaped { messages: read.messages, calls: read.ids })
+        Ok(Reaped { messages: read.messages, calls: read.ids, unsent: !self.is_flushed() })
     }
 
     /// Looks whether the connection is over and no call of this sender has told.
@@ -40,16 +54,6 @@ impl<K: Kernel> Core<K> {
         let mut machine = self.enter();
         if machine.may_notice_end() {
             machine.connection_is(self.kernel.is_over().unwrap_or(false));
-        }
-    }
-
-    /// Sends the unsent part, for the owner. Returns `true` if nothing is left.
-    pub fn flush_now(&self) -> Result<bool, OsError> {
-        self.forget_refused();
-        match self.run(Goal::Flush).map_err(|error| OsError::from(&error))?.stop {
-            None => self.connection_error().map_or(Ok(true), Err),
-            Some(Stop::Blocked | Stop::Window) => Ok(false),
-            Some(Stop::Failed(error) | Stop::Refused(error) | Stop::Dropped(error)) => Err(error),
         }
     }
 

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Batch, Foreign, Record, Timestamps};
+use super::{Batch, ErrorQueueEvent, Record, Timestamps};
 use crate::error::OsError;
 
 /// `linux/socket.h`; libc lacks all constants here.
@@ -95,7 +95,7 @@ fn parse_record(data: &[u8], timestamps: Option<Timestamps>) -> Option<Record> {
         Record::Released { lo: info, hi: data, copied }
     } else {
         let error = OsError::from_raw(errno);
-        Record::Foreign(Foreign { origin, error, kind, code, info, data, timestamps })
+        Record::Foreign(ErrorQueueEvent { origin, error, kind, code, info, data, timestamps })
     })
 }
 
@@ -331,7 +331,7 @@ mod tests {
     fn other_origins_and_errors_are_foreign() {
         for (errno, origin) in [(42, 4), (111, 2), (113, 3), (90, 1), (0, 0), (0, 6), (12, 5)] {
             let data = extended_error(errno, [origin, 3, 1], 1400, 77, 28);
-            let expected = Record::Foreign(Foreign {
+            let expected = Record::Foreign(ErrorQueueEvent {
                 origin,
                 error: OsError::from_raw(errno),
                 kind: 3,
@@ -470,7 +470,7 @@ mod tests {
             let without_stamps = |records: Vec<Record>| -> Vec<Record> {
                 records.into_iter().map(|record| match record {
                     Record::Foreign(foreign) => {
-                        Record::Foreign(Foreign { timestamps: None, ..foreign })
+                        Record::Foreign(ErrorQueueEvent { timestamps: None, ..foreign })
                     }
                     other => other,
                 }).collect()

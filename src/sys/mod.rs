@@ -28,7 +28,7 @@ mod fallback;
 pub(crate) use fallback::{epoll, errqueue, limits, netlink};
 
 pub(crate) use interface::{Link, RouteReply};
-pub use record::{Batch, Foreign, Record, Timestamps};
+pub use record::{Batch, ErrorQueueEvent, Record, Timestamps};
 
 #[cfg(all(test, target_os = "linux"))]
 mod testing;

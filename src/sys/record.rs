@@ -18,7 +18,7 @@ pub enum Record {
         copied: bool,
     },
     /// Not about zero-copy sends.
-    Foreign(Foreign),
+    Foreign(ErrorQueueEvent),
 }
 
 /// The outcome of one read of the error queue.
@@ -40,7 +40,7 @@ pub struct Batch {
 ///
 /// ```
 /// /// Returns the time at which the network card sent the stamped byte of the stream.
-/// fn sent_at(event: &pinbuf::sender::Foreign) -> Option<(u32, std::time::Duration)> {
+/// fn sent_at(event: &pinbuf::sender::ErrorQueueEvent) -> Option<(u32, std::time::Duration)> {
 ///     const SO_EE_ORIGIN_TIMESTAMPING: u8 = 4;
 ///     let stamps = event.timestamps.filter(|_| event.origin == SO_EE_ORIGIN_TIMESTAMPING)?;
 ///     Some((event.data, stamps.hardware?))
@@ -48,7 +48,7 @@ pub struct Batch {
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub struct Foreign {
+pub struct ErrorQueueEvent {
     /// The origin of the message (`ee_origin`): 1 this host, 2 ICMP, 3 ICMPv6, 4 time stamps, 5
     /// zero copy (here only with an error, which no kernel is known to report).
     pub origin: u8,
@@ -69,7 +69,7 @@ pub struct Foreign {
 /// The time stamps of one message of the error queue, each since the epoch of its clock.
 ///
 /// ```
-/// fn earliest(event: &pinbuf::sender::Foreign) -> Option<std::time::Duration> {
+/// fn earliest(event: &pinbuf::sender::ErrorQueueEvent) -> Option<std::time::Duration> {
 ///     let stamps = event.timestamps?;
 ///     stamps.software.into_iter().chain(stamps.hardware).min()
 /// }

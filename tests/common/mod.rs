@@ -47,9 +47,13 @@ pub(crate) fn skip(test: &str, reason: &str) {
     }
 }
 
-/// A deadline that only a hang misses.
-pub(crate) fn soon() -> Option<Instant> {
-    Some(Instant::now() + Duration::from_secs(30))
+/// A limit that only a hang reaches.
+pub(crate) fn soon() -> Option<Duration> {
+    within(30_000)
+}
+
+pub(crate) fn within(ms: u64) -> Option<Duration> {
+    Some(Duration::from_millis(ms))
 }
 
 pub(crate) fn after(ms: u64) -> Instant {
@@ -58,7 +62,7 @@ pub(crate) fn after(ms: u64) -> Instant {
 
 /// Waits for an action of another thread or of the kernel.
 pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = soon().unwrap();
+    let deadline = Instant::now() + soon().unwrap();
     while !condition() {
         assert!(Instant::now() < deadline, "not within 30 s: {what}");
         thread::sleep(Duration::from_millis(2));
@@ -427,7 +431,7 @@ impl Wake for Unpark {
 pub(crate) fn block_on<F: Future>(future: F) -> (F::Output, usize) {
     let mut future = pin!(future);
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let deadline = soon().unwrap();
+    let deadline = Instant::now() + soon().unwrap();
     for polls in 1.. {
         if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
             return (output, polls);

@@ -12,7 +12,7 @@ use pinbuf::{
     __internals::{Config, Core, MemlockBudget, NotificationId, Transport},
     Fate, Payload, Pool, SendError, Ticket,
     pool::{Backing, Pages},
-    sender::HandBack,
+    sender::OnRelease,
 };
 
 use crate::{
@@ -163,7 +163,7 @@ impl History {
                 self.send(at, count);
             }
             48..54 => self.fetch(at),
-            54..56 => _ = self.owners[at].core.flush_now(),
+            54..56 => _ = self.owners[at].core.reap_and_flush(),
             56 if self.may_wait => self.drain(at),
             57..61 => self.disturb(at),
             61 if self.choices.once_in(2) => self.end(at),
@@ -191,7 +191,7 @@ impl History {
             threshold_bytes: choices.pick(&[1, 4096, 16 << 10]),
             max_in_flight_bytes: choices.pick(&[64 << 20, 64 << 10, 10_000]),
             max_in_flight_sends: choices.pick(&[4096, 8, 1]),
-            hand_back: choices.pick(&[HandBack::Recycle, HandBack::Return]),
+            on_release: choices.pick(&[OnRelease::Recycle, OnRelease::Return]),
             observe_route: false,
             linger: Duration::from_millis(choices.pick(&[10, 1000])),
             max_hold: None,
@@ -332,7 +332,7 @@ impl History {
         let Owner { number, core, .. } = self.owners.swap_remove(at);
         if closes {
             let deadline = self.world.lock().instant() + Duration::from_secs(5);
-            let aborted = core.close(deadline).aborted;
+            let aborted = core.close(Some(deadline)).aborted;
             self.world.waited();
             self.log(number, &format!("closed, aborted: {aborted}"));
         } else {

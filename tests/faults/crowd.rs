@@ -8,15 +8,14 @@ use std::{
     process::Stdio,
     sync::atomic::{AtomicUsize, Ordering},
     thread,
-    time::Instant,
 };
 
-use pinbuf::{Policy, Pool, Sender, SharedBuf, reaper::wait_idle, sender::HandBack};
+use pinbuf::{Policy, Pool, Sender, SharedBuf, reaper::wait_idle, sender::OnRelease};
 
 use crate::common::{
-    after, again, assert_all_free, eventually, filled, plays,
+    again, assert_all_free, eventually, filled, plays,
     process::{alone, limit, open_files, reapers, set_limit, thread_count},
-    random, seed, set_option, skip,
+    random, seed, set_option, skip, within,
 };
 
 const SENDERS: usize = 10_000;
@@ -101,7 +100,7 @@ fn load(
 fn end(mut sender: Sender<TcpStream>, random: &mut impl FnMut() -> u64) {
     match random() % 10 {
         0 => drop(Some(sender.abort())),
-        1 => drop(Some(sender.close(Instant::now()))),
+        1 => drop(Some(sender.close(within(0)))),
         2 => {
             let (sending, reaping) = sender.split();
             drop((sending, reaping));
@@ -145,19 +144,19 @@ fn ten_thousand_sockets_leave_nothing_behind() {
         for _ in 0..SENDERS {
             let socket = TcpStream::connect(address.trim()).unwrap();
             set_option(&socket, libc::SOL_SOCKET, libc::SO_SNDBUF, &SMALL);
-            let hand_back =
-                if random().is_multiple_of(8) { HandBack::Return } else { HandBack::Recycle };
+            let on_release =
+                if random().is_multiple_of(8) { OnRelease::Return } else { OnRelease::Recycle };
             let builder = Sender::builder().policy(Policy::Prefer).threshold_bytes(LEN);
-            let builder = builder.hand_back(hand_back);
+            let builder = builder.on_release(on_release);
             let mut sender = builder.adopt(socket).unwrap();
             load(&mut sender, &pool, &shared, &mut random);
             // Half of the returned payloads are never fetched.
-            while hand_back == HandBack::Return && random().is_multiple_of(2) {
+            while on_release == OnRelease::Return && random().is_multiple_of(2) {
                 let _ = sender.reap();
                 drop(sender.next_returned());
             }
             // Some slots are held by live senders, but never all of them.
-            if hand_back == HandBack::Recycle && random().is_multiple_of(4) {
+            if on_release == OnRelease::Recycle && random().is_multiple_of(4) {
                 waiting.push(sender);
             } else {
                 end(sender, &mut random);
@@ -172,7 +171,7 @@ fn ten_thousand_sockets_leave_nothing_behind() {
         waiting.into_iter().for_each(|sender| end(sender, &mut random));
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success());
-        assert!(wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
+        assert!(wait_idle(within(60_000)), "{:?}", pinbuf::reaper::stats());
         drop(shared);
         assert_all_free(&pool);
         // The reaper's thread and its two descriptors stay; the pipes of the child are closed.

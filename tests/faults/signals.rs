@@ -14,9 +14,9 @@ use pinbuf::{AllocError, Sender, WaitError};
 use crate::{
     calls,
     common::{
-        STALLED, TIGHT, after, assert_all_free, assert_arrived, eventually, filled, pair_at, pool,
+        STALLED, TIGHT, assert_all_free, assert_arrived, eventually, filled, pair_at, pool,
         process::{alone, the_reaper},
-        reader, soon, zero_copy,
+        reader, soon, within, zero_copy,
     },
 };
 
@@ -89,15 +89,14 @@ fn signals_neither_shorten_a_wait_nor_make_it_spin() {
             .map(|seed| sender.send(filled(pool.try_alloc(1).unwrap(), LEN, seed)).unwrap())
             .collect();
         let _held = (pool.try_alloc(1).unwrap(), pool.try_alloc(1).unwrap());
-        let deadline = || Some(Instant::now() + time);
-        let waited = lasts(time, || sender.wait(tickets[1], deadline()));
+        let waited = lasts(time, || sender.wait(tickets[1], Some(time)));
         assert_eq!(waited, Err(WaitError::TimedOut));
-        let drained = lasts(time, || sender.drain(deadline()));
+        let drained = lasts(time, || sender.drain(Some(time)));
         assert_eq!(drained, Err(WaitError::TimedOut));
         let starved = lasts(time, || pool.alloc_timeout(1, time));
         assert_eq!(starved.unwrap_err(), AllocError::TimedOut);
         // A lasting hangup makes the sender wait by edges.
-        let closed = lasts(time, || sender.close(Instant::now() + time));
+        let closed = lasts(time, || sender.close(Some(time)));
         assert!(!closed.drained && closed.aborted, "{closed:?}");
         drop(far);
     });
@@ -118,7 +117,7 @@ fn signals_lose_and_change_no_byte_of_sends() {
                 sender.send(filled(pool.alloc(1).unwrap(), LEN, seed)).unwrap();
             }
             sender.drain(soon()).unwrap();
-            assert!(sender.close(soon().unwrap()).drained);
+            assert!(sender.close(soon()).drained);
         });
         assert_arrived(&peer.join().unwrap(), LEN, COUNT);
         assert_all_free(&pool);
@@ -134,14 +133,14 @@ fn signals_do_not_stop_the_reaper() {
         let pool = pool(1 << 20, 1);
         let mut sender: Sender<_> = zero_copy().adopt(near).unwrap();
         sender.try_send(filled(pool.try_alloc(1).unwrap(), 1 << 20, 0)).unwrap();
-        assert!(!sender.flush().unwrap(), "the reaper has something to flush");
+        assert!(sender.reap().unwrap().unsent, "the reaper has something to flush");
         drop(sender);
         let reaper = the_reaper();
         let before = calls::of_the_reaper();
         let peer = reader(far, Duration::from_millis(300));
         let ((), signals) = under_fire(reaper, || {
             eventually("all sends are released", || pool.stats().free() == 1);
-            assert!(pinbuf::reaper::wait_idle(after(60_000)));
+            assert!(pinbuf::reaper::wait_idle(within(60_000)));
         });
         let calls = calls::of_the_reaper() - before;
         // One mebibyte leaves in parts, and each part is an event.

@@ -18,7 +18,7 @@ use crate::{
         road::{Road, report, wrong},
         seed, set_option,
         source::{Library, Loop, Rule, Source, expect, hold},
-        unacked, unsent,
+        unacked, unsent, within,
     },
     fake_peer::{self, DEVICE, FakePeer},
     sniffer::{Sniffer, sniff, sniff_arrivals, sniff_far},
@@ -249,7 +249,7 @@ fn no_packet_is_sent_from_memory_freed_by_an_end() {
         fake_peer::furnish()?;
         let ends: [fn(Sender<TcpStream>); 3] = [
             |sender| assert!(sender.abort().unacked_bytes == Some(ALL as usize)),
-            |sender| assert!(sender.close(after(50)).aborted),
+            |sender| assert!(sender.close(within(50)).aborted),
             drop,
         ];
         let ((), seen) = sniff(DEVICE, || {
@@ -262,7 +262,7 @@ fn no_packet_is_sent_from_memory_freed_by_an_end() {
                 assert!(library.sender.oldest_in_flight() >= Some(Duration::from_millis(50)));
                 let Library { sender, mut slots } = library;
                 end(sender);
-                assert!(pinbuf::reaper::wait_idle(after(60_000)), "{:?}", pinbuf::reaper::stats());
+                assert!(pinbuf::reaper::wait_idle(within(60_000)), "{:?}", pinbuf::reaper::stats());
                 assert_eq!(slots.reuse().len(), MESSAGES);
             }
             thread::sleep(Duration::from_millis(RETRANSMITTED_MS));

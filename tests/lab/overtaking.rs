@@ -23,7 +23,7 @@ use crate::{
         road::{FAR, FAST, Road, SLOW, report, wrong},
         set_option,
         source::{Library, Loop, Rule, SCRIBBLE, Source},
-        unacked,
+        unacked, within,
     },
     fake_peer,
     sniffer::sniff_arrivals,
@@ -186,14 +186,14 @@ fn queued_datagrams_outlive_their_sender_unchanged() {
             let mut library = Library::with_pool(near(), Sender::builder(), pool);
             (0..SENDS).for_each(|seed| library.send(seed, LEN));
             let Library { sender, mut slots } = library;
-            let closed = sender.close(after(20));
+            let closed = sender.close(within(20));
             assert!(closed.quarantined > 0 && !closed.aborted, "{closed:?}");
             eventually("every slot is overwritten", || slots.reuse().len() == SENDS);
             // On new pages, while the queue has the former pages.
             assert!(slots.pool.stats().replaced_bytes > 0);
             let_go();
             assert_eq!(received(&far), ((0..SENDS).collect(), 0));
-            assert!(pinbuf::reaper::wait_idle(after(60_000)));
+            assert!(pinbuf::reaper::wait_idle(within(60_000)));
             assert_eq!(slots.pool.stats().replaced_bytes, 0);
         }
         Ok(())
@@ -257,7 +257,7 @@ fn acknowledged_bytes_stay_in_flight_while_a_clone_waits() {
             drop(sender);
             eventually("every slot is overwritten", || slots.reuse().len() == 3);
             assert_eq!(slots.pool.stats().replaced_bytes, LEN);
-            assert!(pinbuf::reaper::wait_idle(after(60_000)));
+            assert!(pinbuf::reaper::wait_idle(within(60_000)));
         });
         assert_eq!((ended.overwritten, stream.len(), wrong(&stream, LEN)), (0, 3 * LEN, (0, 0)));
         // A program that takes acknowledgements for releases leaks later contents.
@@ -334,7 +334,7 @@ fn an_abort_releases_unqueued_sends_first_and_keeps_clones() {
             eventually("all sends are released", || look(&mut order) == 0);
             report(&format!("after an abort released in the order {:?}", order.0));
             assert!(order.overtaken() > 0);
-            assert!(pinbuf::reaper::wait_idle(after(60_000)));
+            assert!(pinbuf::reaper::wait_idle(within(60_000)));
             drop(scribbled);
             assert_all_free(&pool);
         });

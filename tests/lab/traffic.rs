@@ -94,7 +94,7 @@ impl Course {
         sender.drain(soon()).unwrap();
         let (stats, sent) = (sender.stats(), LEN * self.messages);
         assert_eq!((stats.zero_copy_bytes, stats.copied_bytes), (sent as u64, 0));
-        assert!(sender.close(soon().unwrap()).drained);
+        assert!(sender.close(soon()).drained);
         wait_until_all_free(&pool);
         let stream = self.end(road, peer);
         let (messages, bytes) = wrong(&stream, LEN);

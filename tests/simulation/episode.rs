@@ -11,7 +11,7 @@ use pinbuf::{
     __internals::{self, Config, Core, MemlockBudget, NotificationId, Record},
     AllocError, MappedSlice, Payload, PinnedBuf, Pool, SharedBuf,
     pool::{Backing, Pages},
-    sender::HandBack,
+    sender::OnRelease,
 };
 
 use crate::{
@@ -205,7 +205,11 @@ impl Episode {
                 threshold_bytes: choices.pick(&[1, 4096, 16 << 10]),
                 max_in_flight_bytes: choices.pick(&[64 << 20, 64 << 10, 10_000]),
                 max_in_flight_sends: choices.pick(&[4096, 8, 1]),
-                hand_back: choices.pick(&[HandBack::Recycle, HandBack::Recycle, HandBack::Return]),
+                on_release: choices.pick(&[
+                    OnRelease::Recycle,
+                    OnRelease::Recycle,
+                    OnRelease::Return,
+                ]),
                 observe_route: choices.once_in(4),
                 linger: Duration::from_millis(choices.pick(&[10, 1000, 30_000])),
                 max_hold: choices.pick(&[None, None, None, Some(Duration::from_millis(100))]),

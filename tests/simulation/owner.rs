@@ -13,7 +13,7 @@ use pinbuf::{
     __internals::{Config, Core, Interest, Transport, map_buf},
     Fate, Payload, SendError, Ticket, WaitError,
     error::OsError,
-    sender::HandBack,
+    sender::OnRelease,
 };
 
 use crate::{
@@ -81,9 +81,9 @@ fn holds(payload: &Payload, text: Text) -> bool {
     payload.len() == text.len
         && match payload {
             Payload::Pinned(buf) => buf[..] == *text.bytes(),
-            Payload::SharedBuf(buf) => buf[..] == *text.bytes(),
+            Payload::Shared(buf) => buf[..] == *text.bytes(),
             Payload::Static(bytes) => **bytes == *text.bytes(),
-            Payload::Shared(bytes) => bytes[..] == *text.bytes(),
+            Payload::Arc(bytes) => bytes[..] == *text.bytes(),
             _ => true,
         }
 }
@@ -108,7 +108,7 @@ impl Owner {
             is_split: false,
             number,
             transport,
-            hands_back: config.hand_back == HandBack::Return,
+            hands_back: config.on_release == OnRelease::Return,
             window: (config.max_in_flight_sends, config.max_in_flight_bytes),
             sent: VecDeque::new(),
             sends: 0,
@@ -498,7 +498,7 @@ impl Owner {
     }
 
     pub(crate) fn flush(&self) {
-        self.call(|core| core.flush_now());
+        self.call(|core| core.reap_and_flush());
     }
 
     /// Asks for all other facts.
@@ -532,7 +532,7 @@ impl Owner {
         world.lock().begin_call();
         let closed_before = world.lock().closed;
         let deadline = world.lock().instant() + limit;
-        if let Some(report) = panics::guarded(|| core.close(deadline)) {
+        if let Some(report) = panics::guarded(|| core.close(Some(deadline))) {
             assert!(!(report.drained && report.aborted), "{report:?}");
             let tells_why = report.aborted || report.error.is_some();
             assert!(report.drained || tells_why, "{report:?}");

@@ -67,7 +67,7 @@ impl Buffers {
             owned: audit.stats.owned(),
             in_flight: audit.stats.in_flight(),
             quarantined: audit.stats.quarantined(),
-            offenders: audit.offenders.len(),
+            mismatches: audit.mismatches.len(),
         }
     }
 }
@@ -187,14 +187,15 @@ impl Channel {
     /// channel and the calling thread. Without a deadline the migration is cancelled and the
     /// connection aborted.
     pub fn close(mut self, deadline: Option<Instant>) -> ZeroCopyReport {
+        let left = || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         if deadline.is_some() {
             // Only for the counts after the last notification; `close` reports errors too.
-            let _ = self.sender.drain(deadline);
+            let _ = self.sender.drain(left());
         }
         let stats = self.sender.stats();
         let capabilities = self.sender.capabilities();
-        let closed = match deadline {
-            Some(deadline) => self.sender.close(deadline),
+        let closed = match left() {
+            Some(left) => self.sender.close(Some(left)),
             None => self.sender.abort(),
         };
         ZeroCopyReport {

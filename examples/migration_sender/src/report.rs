@@ -158,13 +158,13 @@ pub struct PoolReport {
     pub in_flight: usize,
     pub quarantined: usize,
     /// Slots with contradictory records in the pool.
-    pub offenders: usize,
+    pub mismatches: usize,
 }
 
 impl PoolReport {
     /// Returns `true` if every slot is free.
     pub fn is_accounted(&self) -> bool {
-        self.owned == 0 && self.in_flight == 0 && self.quarantined == 0 && self.offenders == 0
+        self.owned == 0 && self.in_flight == 0 && self.quarantined == 0 && self.mismatches == 0
     }
 }
 
@@ -378,7 +378,7 @@ mod tests {
             PoolReport { owned: 1, ..PoolReport::default() },
             PoolReport { in_flight: 1, ..PoolReport::default() },
             PoolReport { quarantined: 1, ..PoolReport::default() },
-            PoolReport { offenders: 1, ..PoolReport::default() },
+            PoolReport { mismatches: 1, ..PoolReport::default() },
         ] {
             assert!(!lost.is_accounted());
         }

@@ -82,7 +82,7 @@ pub fn migrate(plan: &Plan<'_>, memory: GuestMemory) -> (Report, Result<(), Fail
         });
     plan.progress.done();
     // The time for the proof of sends left by an aborted channel.
-    let idle = pinbuf::reaper::wait_idle(Instant::now() + GRACE);
+    let idle = pinbuf::reaper::wait_idle(Some(GRACE));
     let audit = buffers.audit();
     report.pool = Some(audit);
     if outcome.is_ok() && !(idle && audit.is_accounted()) {

@@ -8,7 +8,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use pinbuf::{Policy, SendError};
@@ -75,7 +75,7 @@ pub(crate) fn play(
             sender.abort();
             Ok(())
         }
-        _ => match sender.close(Instant::now() + Duration::from_secs(60)) {
+        _ => match sender.close(Some(Duration::from_secs(60))) {
             report if report.drained => Ok(()),
             report => Err(format!("datagrams are out for a minute: {report:?}")),
         },

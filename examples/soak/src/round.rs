@@ -64,7 +64,7 @@ pub(crate) fn play(
 
 /// Waits until all senders have ended and all slots are free, and checks.
 fn settle(stock: &Stock, baseline: &mut Baseline) -> Result<(), String> {
-    if !wait_idle(Instant::now() + PATIENCE) {
+    if !wait_idle(Some(PATIENCE)) {
         return Err(format!("the reaper is not done: {:?}", pinbuf::reaper::stats()));
     }
     let deadline = Instant::now() + Duration::from_secs(10);

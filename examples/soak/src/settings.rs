@@ -5,7 +5,7 @@ use std::{mem, time::Duration};
 use pinbuf::{
     Policy, Pool, Sender,
     pool::{Backing, Pages},
-    sender::{HandBack, SenderBuilder},
+    sender::{OnRelease, SenderBuilder},
 };
 
 use crate::random::Random;
@@ -54,7 +54,7 @@ pub(crate) fn sender(random: &mut Random) -> (SenderBuilder, Option<Duration>) {
         .max_in_flight_sends(random.pick(&[1, 2, 8, 64, 4096, 4096]))
         .linger(random.millis(20..=300));
     if random.percent(25) {
-        builder = builder.hand_back(HandBack::Return);
+        builder = builder.on_release(OnRelease::Return);
     }
     let max_hold = random.percent(15).then(|| random.millis(100..=1000));
     if let Some(limit) = max_hold {
@@ -90,6 +90,6 @@ pub(crate) fn pool(random: &mut Random) -> Pool {
 
 /// Returns `true` if a pool is on pages of the system's reserve.
 pub(crate) fn is_huge(pool: &Pool) -> bool {
-    let pages = pool.regions()[0].pages;
+    let pages = pool.region().pages;
     mem::discriminant(&pages) == mem::discriminant(&Pages::HugeTlb { page_bytes: 0 })
 }

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
     task::{Context, Waker},
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use pinbuf::{
@@ -137,10 +137,9 @@ impl<'a> Stream<'a> {
     fn step(&mut self, random: &mut Random, payloads: &mut Payloads<'_>) -> Result<(), String> {
         match random.within(0..=19) {
             0 => self.sender.reap().map(drop).map_err(|error| format!("reap: {error}"))?,
-            1 => drop(self.sender.flush()),
+            1 => drop(self.sender.reap()),
             2 => {
-                let deadline = Instant::now() + random.millis(0..=50);
-                let drained = self.sender.drain(Some(deadline));
+                let drained = self.sender.drain(Some(random.millis(0..=50)));
                 self.check_wait(drained)?;
             }
             3 => self.wait(random)?,
@@ -185,8 +184,7 @@ impl<'a> Stream<'a> {
         };
         let mut cx = Context::from_waker(Waker::noop());
         let _ = self.sender.poll_fate(&mut cx, ticket);
-        let deadline = Instant::now() + random.millis(0..=50);
-        let fate = self.sender.wait(ticket, Some(deadline));
+        let fate = self.sender.wait(ticket, Some(random.millis(0..=50)));
         if let Ok(fate) = fate {
             self.check_fate(ticket, fate)?;
         }
@@ -237,7 +235,7 @@ impl<'a> Stream<'a> {
         let drained = match way {
             0 | 1 => {
                 let patience = if reliable { PATIENCE } else { random.millis(0..=500) };
-                let report = self.sender.close(Instant::now() + patience);
+                let report = self.sender.close(Some(patience));
                 add(&self.tally.quarantined, report.quarantined as u64);
                 add(&self.tally.resets, u64::from(report.aborted || report.error.is_some()));
                 if reliable && !report.drained {
@@ -273,7 +271,7 @@ impl<'a> Stream<'a> {
     /// Takes the sender apart, makes a sender from the parts, and closes it.
     fn resume(mut self, random: &mut Random, stock: &Stock) -> Result<bool, String> {
         let patience = if self.reliable { PATIENCE } else { random.millis(0..=500) };
-        let drained = self.sender.drain(Some(Instant::now() + patience));
+        let drained = self.sender.drain(Some(patience));
         if self.reliable && !self.sent.failed && drained.is_err() {
             return Err(format!("a patient peer, but {drained:?}: {:?}", self.sender));
         }
@@ -290,7 +288,7 @@ impl<'a> Stream<'a> {
             self.sent.send(random, &mut payloads, 1, self.tally, send)?;
         }
         self.tally.count(&sender.stats());
-        let report = sender.close(Instant::now() + patience);
+        let report = sender.close(Some(patience));
         add(&self.tally.quarantined, report.quarantined as u64);
         if self.reliable && !self.sent.failed && !report.drained {
             return Err(format!("a patient peer, but {report:?}"));
@@ -305,7 +303,7 @@ impl<'a> Stream<'a> {
         let reaper = thread::spawn(move || {
             for _ in 0..reaps.within(0..=20) {
                 let _ = reaping.reap();
-                let _ = reaping.drain(Some(Instant::now() + reaps.millis(0..=10)));
+                let _ = reaping.drain(Some(reaps.millis(0..=10)));
                 while reaping.next_returned().is_some() {}
             }
             reaping
@@ -374,7 +372,7 @@ impl Sent {
     fn check_returned(&self, returned: &Returned) -> Result<(), String> {
         let bytes: &[u8] = match &returned.payload {
             Payload::Pinned(buf) => buf,
-            Payload::SharedBuf(buf) => buf,
+            Payload::Shared(buf) => buf,
             _ => return Ok(()),
         };
         let pieces = self.pieces.get(&returned.sequence).into_iter().flatten();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::super::{kernel::Edges, report::Returned};
-use crate::{id::Ticket, sync::Arc, sys::Foreign};
+use crate::{id::Ticket, sync::Arc, sys::ErrorQueueEvent};
 
 /// Most time between looks.
 const MAX_LOOK: Duration = Duration::from_secs(1);
@@ -51,13 +51,13 @@ impl<T: Default> Lazy<T> {
 /// State that few senders have.
 #[derive(Default)]
 pub(crate) struct Cold {
-    /// Payloads for a caller with [`HandBack::Return`](crate::sender::HandBack::Return).
+    /// Payloads for a caller with [`OnRelease::Return`](crate::sender::OnRelease::Return).
     pub(crate) returned: VecDeque<Returned>,
     /// Tasks waiting for the fate of a send.
     pub(crate) wakers: Vec<(Ticket, Waker)>,
     /// Tasks waiting for a slot in vain, to be woken once no lock is held.
     pub(crate) hopeless: Vec<Waker>,
-    pub(crate) events: VecDeque<Foreign>,
+    pub(crate) events: VecDeque<ErrorQueueEvent>,
     /// Threads waiting for changes of this sender, which another thread may read.
     pub(crate) waiting: Vec<Arc<dyn Edges>>,
     /// The descriptors of a finished wait, for the next wait. A busy sender would spend the calls
@@ -74,7 +74,7 @@ pub(crate) struct Cold {
 
 impl Cold {
     /// Keeps a foreign message for the caller; drops the oldest one if there are too many.
-    pub(super) fn keep_event(&mut self, event: Foreign) {
+    pub(super) fn keep_event(&mut self, event: ErrorQueueEvent) {
         if self.events.len() == MAX_EVENTS {
             self.events.pop_front();
             self.events_dropped += 1;

@@ -9,7 +9,7 @@ use std::{
 use super::{
     super::{
         budget::{Account, MemlockBudget},
-        config::{Config, HandBack},
+        config::{Config, OnRelease},
         report::{Fate, Returned},
     },
     ages::Ages,
@@ -49,7 +49,7 @@ pub(crate) struct Done {
     pub(super) cold: Lazy<Cold>,
     /// Something has changed that a sleeping thread may wait for.
     pub(super) news: bool,
-    hand_back: HandBack,
+    on_release: OnRelease,
     pub(super) quotas: Quotas,
     pub(super) account: Account,
 }
@@ -92,7 +92,7 @@ impl InFlight {
                 dropping: 0,
                 cold: Lazy::default(),
                 news: false,
-                hand_back: config.hand_back,
+                on_release: config.on_release,
                 quotas: Quotas::default(),
                 account: Account::new(budget),
             },
@@ -120,7 +120,7 @@ impl InFlight {
     /// notification is lost for want of memory.
     #[inline(always)]
     pub(crate) fn make_room_for_return(&mut self) {
-        if self.done.hand_back == HandBack::Return {
+        if self.done.on_release == OnRelease::Return {
             self.done.cold.make().returned.reserve(self.tracker.leases() + 1);
         }
     }
@@ -290,7 +290,7 @@ impl Done {
     /// Returns `true` if released payloads are neither wanted back nor counted.
     #[inline]
     pub(super) fn recycles(&self) -> bool {
-        self.hand_back == HandBack::Recycle && self.quotas.is_empty()
+        self.on_release == OnRelease::Recycle && self.quotas.is_empty()
     }
 
     /// Counts the releases of a notification. Returns the number of ids.
@@ -321,9 +321,9 @@ impl Done {
     /// to be dropped.
     #[inline(always)]
     pub(crate) fn hand_back<P: IntoPayload>(&mut self, buf: P, sequence: u64) -> Option<P> {
-        match self.hand_back {
-            HandBack::Recycle => Some(buf),
-            HandBack::Return => {
+        match self.on_release {
+            OnRelease::Recycle => Some(buf),
+            OnRelease::Return => {
                 let payload = buf.into_payload();
                 let sequence = short_sequence(sequence);
                 self.cold.make().returned.push_back(Returned { sequence, payload });

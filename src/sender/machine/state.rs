@@ -8,7 +8,7 @@ use std::{
 use super::{
     super::{
         budget::MemlockBudget,
-        config::{Config, HandBack},
+        config::{Config, OnRelease},
         report::{Capabilities, Fate, SenderStats},
         transport::{CallLimits, Transport},
     },
@@ -197,7 +197,7 @@ impl Machine {
         Self {
             out: Out::No,
             again: false,
-            leaves: config.max_hold.is_none() && config.hand_back == HandBack::Recycle,
+            leaves: config.max_hold.is_none() && config.on_release == OnRelease::Recycle,
             tells: 0,
             verified: false,
             verifies: false,
