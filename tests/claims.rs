@@ -203,6 +203,118 @@ fn a_broken_link_is_noticed() {
     assert_eq!(broken(page, &root().join("PAGE.md")), expected);
 }
 
+fn page(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap()
+}
+
+/// The medians in a row of a table of benches/README.md.
+fn medians(table: &str, row: &str) -> Vec<String> {
+    let page = page("benches/README.md");
+    let lines = page.lines().skip_while(|line| !line.starts_with(&format!("| {table} (")));
+    let mut rows = lines.take_while(|line| line.starts_with('|'));
+    let row = rows.find(|line| line.starts_with(&format!("| {row} |")));
+    let cells = row.unwrap_or_else(|| panic!("{table}: {row:?}")).split('|').skip(2);
+    cells.filter_map(|cell| cell.split_whitespace().next().map(str::to_owned)).collect()
+}
+
+#[test]
+fn figures_of_the_pages_are_those_of_the_benches() {
+    const HUGE: &str = "TCP to ifb with forged ACKs, true zero copy, huge pages";
+    const BASE: &str = "TCP to ifb with forged ACKs, true zero copy, base pages";
+    const LOOPBACK: &str = "TCP over loopback, copied, both ends";
+    let readme = [
+        ("TCP, huge pages", HUGE, "pinbuf, Prefer"),
+        ("TCP, base pages", BASE, "pinbuf, Prefer"),
+        ("TCP, loopback, `Policy::Prefer`", LOOPBACK, "pinbuf, Prefer"),
+        ("TCP, loopback, `Policy::Auto`", LOOPBACK, "pinbuf, Auto"),
+    ];
+    let choosing =
+        [("huge pages", HUGE), ("base pages", BASE)].into_iter().flat_map(|(on, table)| {
+            [
+                ("bare loop with `MSG_ZEROCOPY`", "floor: loop with MSG_ZEROCOPY"),
+                ("this library", "pinbuf, Prefer"),
+                ("`SEND_ZC`", "io_uring SEND_ZC"),
+                ("`SEND_ZC` with registered buffers", "io_uring SEND_ZC, registered"),
+            ]
+            .map(|(way, row)| (format!("{way}, {on}"), table, row))
+        });
+    let choosing = choosing.map(|(label, table, row)| ("docs/Choosing.md", label, table, row));
+    let readme =
+        readme.map(|(label, table, row)| ("README.md", label.to_owned(), table, row)).into_iter();
+    for (name, label, table, row) in readme.chain(choosing) {
+        let expected = format!("| {label} | {} |", medians(table, row).join(" | "));
+        assert!(page(name).contains(&expected), "{name} lacks {expected}");
+    }
+}
+
+/// Names like `Type::member` on a page that the sources do not declare.
+fn undeclared(page: &str, sources: &str) -> Vec<String> {
+    // Of other libraries.
+    const FOREIGN: [&str; 3] = ["IOBuf", "WriteCallback", "WriteTraffic"];
+    let declares = |kinds: &[&str], name: &str| {
+        kinds.iter().any(|kind| {
+            let whole = |rest: &str| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+            sources.split(&format!("{kind}{name}")).skip(1).any(whole)
+        })
+    };
+    let names = page.split('`').skip(1).step_by(2).filter_map(|name| name.rsplit_once("::"));
+    let names = names.map(|(path, member)| (path.rsplit("::").next().unwrap(), member));
+    let names = names.filter(|(owner, member)| {
+        let is_name = |name: &&str| name.chars().all(|c| c.is_alphanumeric() || c == '_');
+        is_name(owner) && is_name(member) && owner.starts_with(char::is_uppercase)
+    });
+    names
+        .filter(|(owner, _)| !FOREIGN.contains(owner))
+        .filter(|(owner, member)| {
+            let owners = ["struct ", "enum ", "trait ", "type "];
+            let members = ["fn ", "pub ", "\n    "];
+            !declares(&owners, owner) || !declares(&members, member)
+        })
+        .map(|(owner, member)| format!("{owner}::{member}"))
+        .collect()
+}
+
+fn sources() -> String {
+    let files = files(&root().join("src"));
+    files.iter().map(|path| fs::read_to_string(path).unwrap()).collect()
+}
+
+#[test]
+fn every_item_that_a_page_names_exists() {
+    let sources = sources();
+    let pages = files(&root().join("docs"))
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    for path in pages.chain([root().join("README.md")]) {
+        let page = fs::read_to_string(&path).unwrap();
+        assert_eq!(undeclared(&page, &sources), [""; 0], "{}", path.display());
+    }
+}
+
+#[test]
+fn an_item_of_another_name_is_noticed() {
+    let page =
+        "`Sender::send` `Sender::no_such_call` `Nothing::send` `sender::Fate::Released` `a::b`";
+    assert_eq!(undeclared(page, &sources()), ["Sender::no_such_call", "Nothing::send"]);
+}
+
+#[test]
+fn the_front_pages_name_features_and_the_rust_version_of_the_manifest() {
+    let manifest = page("Cargo.toml");
+    let value = |line: &str| line.split('"').nth(1).map(str::to_owned);
+    let rust = manifest.lines().find(|line| line.starts_with("rust-version = ")).and_then(value);
+    let features = manifest.split("[features]").nth(1).unwrap().split("\n[").next().unwrap();
+    let features = features.lines().filter_map(|line| line.split_once(" = "));
+    let features = features.filter(|(name, _)| *name != "default" && !name.starts_with("__"));
+    let mut expected: Vec<String> = features.map(|(name, _)| format!("| `{name}` | ")).collect();
+    expected.push(format!("minimum Rust version is {},", rust.unwrap()));
+    for name in ["README.md", "src/lib.rs"] {
+        for expected in &expected {
+            assert!(page(name).contains(expected), "{name} lacks {expected}");
+        }
+    }
+}
+
 /// Where a test reads how long something took or what CPU time it cost, by line.
 fn clocks(source: &str) -> Vec<usize> {
     // Built here, so that this file names none.

@@ -19,7 +19,7 @@ const ROWS: [&[&str]; 12] = [
     &["pool"],
     &["sender"],
     &["probe"],
-    &["internals"],
+    &["internals", "guide"],
 ];
 
 /// Files, or folders with a slash at the end, that may contain unsafe code.

@@ -1,0 +1,25 @@
+//! The guide: six programs, with the reasons for their calls.
+//!
+//! | chapter | program |
+//! |---|---|
+//! | [`blocking`] | reads and sends a file in plain calls |
+//! | [`tasks`] | sends from tasks of any runtime |
+//! | [`closing`] | ends streams in order, at once, and in the background |
+//! | [`broadcasting`] | sends a buffer to many peers, and drops slow peers |
+//! | [`foreign_memory`] | sends mapped files and further memory in place |
+//! | [`tuning`] | chooses sizes and limits, and reads the counters |
+//!
+//! Words:
+//!
+//! - A **send** is *accepted* when the socket has taken all bytes, and *released* when the kernel
+//!   will never read the memory again. Neither means delivery to the peer.
+//! - A buffer is *in flight* between the two. The sender keeps it meanwhile.
+//! - The kernel reports releases by *notifications*, read by sends, waits and allocations on the
+//!   way.
+
+pub mod blocking;
+pub mod broadcasting;
+pub mod closing;
+pub mod foreign_memory;
+pub mod tasks;
+pub mod tuning;
