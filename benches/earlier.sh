@@ -34,9 +34,22 @@ check_out() {
   cp tests/common/filter.rs "$earlier/tests/common/"
   with_todays_names
   cp Cargo.toml "$earlier/"
+  # Rows and histories are of the root package; an earlier revision has not every other member.
+  sed -i 's/^members = .*/members = []/' "$earlier/Cargo.toml"
   cp Cargo.lock "$earlier/"
   without_newer '/fn is_over/,/^    }$/d' "$earlier/benches/scale/sink.rs"
   without_newer '/newer:/,/newer end/d' "$earlier/tests/differential/kernel.rs"
+  # The names from before the public ones were regrouped.
+  if ! grep -q 'pub mod pool' "$earlier/src/lib.rs"; then
+    (
+      cd "$earlier"
+      sed -i -e 's/pool::{Backing, Pages}/Backing, Pages/' -e 's/sender::HandBack/HandBack/' \
+        -e 's/MemlockBudget, NotificationId, /MemlockBudget, /' \
+        benches/pool/ours.rs benches/scale/sink.rs tests/differential/history.rs
+      echo 'use pinbuf::NotificationId;' |
+        tee -a benches/scale/sink.rs tests/differential/history.rs >/dev/null
+    )
+  fi
   if grep -q 'fn rouse' "$earlier/src/sender/kernel.rs"; then
     sed -i 's/fn wake(&self)/fn rouse(\&self)/' "$earlier/tests/differential/kernel.rs"
   fi
