@@ -15,6 +15,7 @@ use super::{
 use crate::{
     error::{AdoptError, CopyReason, OsError},
     id::NotificationId,
+    sync::OnceLock,
     sys::{
         errno, limits,
         socket::{self, Kind},
@@ -200,7 +201,7 @@ impl SenderBuilder {
                 core.into_kernel().expect("only this function has the core");
             return Err(AdoptError::ZeroCopyUnavailable { reason, socket });
         }
-        Ok(Sender { core: Some(core) })
+        Ok(Sender { core: Some(core), events: OnceLock::new() })
     }
 
     /// Checks the socket and switches zero copy on; tells why there is none, if so.

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Batches of notifications read in one go, so that a busy peer cannot keep a thread for ever.
-const MAX_BATCHES: usize = 64;
+pub(super) const MAX_BATCHES: usize = 64;
 
 /// The shared part of a sender: the machine, its lock and its socket.
 ///

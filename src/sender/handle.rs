@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     config::ZeroCopyState,
-    driver::Core,
+    driver::{Core, MAX_BATCHES},
     kernel::{Interest, Socket, SocketKernel},
     machine::Goal,
     report::{Capabilities, CloseReport, Fate, Reaped, Returned, SenderStats},
@@ -19,8 +19,8 @@ use crate::{
     error::{CopyReason, OsError, SendError, WaitError},
     id::Ticket,
     lease::{IntoPayload, Payload},
-    sync::{Arc, yield_now},
-    sys::ErrorQueueEvent,
+    sync::{Arc, OnceLock, yield_now},
+    sys::{ErrorQueueEvent, epoll::EventFd, errno},
 };
 
 /// Sends memory over one connected socket, without copying where zero copy pays.
@@ -127,6 +127,8 @@ use crate::{
 pub struct Sender<S: Socket = OwnedFd> {
     /// `None` only while being taken apart.
     pub(super) core: Option<Arc<Core<SocketKernel<S>>>>,
+    /// For event loops, once asked for.
+    pub(super) events: OnceLock<EventFd>,
 }
 
 impl<S: Socket> Sender<S> {
@@ -237,7 +239,88 @@ impl<S: Socket> Sender<S> {
         self.core().send_vectored(bufs)
     }
 
-    /// The events to wait for before the next call.
+    /// A descriptor for event loops: readable when there is something to do.
+    ///
+    /// A loop watches this descriptor for reading, by levels (`poll(2)`) or by edges (mio, tokio), and
+    /// not the socket. On each readiness:
+    ///
+    /// 1. call [`reap`](Self::reap), which takes the readiness away;
+    /// 2. take what came back ([`next_returned`](Self::next_returned), [`fate`](Self::fate));
+    /// 3. send again what was refused with [`WouldBlock`](SendError::WouldBlock).
+    ///
+    /// Every notification, room in the socket after a refusal, an error and a hangup make the
+    /// descriptor readable once. Each state that lasts, such as the hangup of a dead connection or an
+    /// unread notification, does so once too. So a loop neither spins nor misses news. The descriptor is
+    /// readable from the beginning: the first `reap` looks at the present state.
+    ///
+    /// The descriptor is made by the first call, and closed with the sender. A runtime that owns what it
+    /// watches takes a duplicate:
+    /// `AsyncFd::new(sender.event_fd()?.try_clone_to_owned()?)`. Clear the runtime's readiness before
+    /// each `reap`. Data to read is not news here: watch the socket for that, without asking for room to
+    /// write. A send that a [`sender_quota`](crate::pool::PoolBuilder::sender_quota) refuses is
+    /// possible again after a notification, as any other.
+    ///
+    /// # Errors
+    ///
+    /// The error of `epoll_create1(2)` or `epoll_ctl(2)`; `Unsupported` off Linux, where all sends go by
+    /// copy: watch the socket for room to write there. `EPERM` in a forked child.
+    ///
+    /// # Performance
+    ///
+    /// Each `reap` of a sender with this descriptor makes one more system call (`epoll_wait`).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::{net::{TcpListener, TcpStream}, os::fd::{AsRawFd, BorrowedFd}};
+    /// # fn await_readable(fd: BorrowedFd<'_>) {
+    /// #     let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    /// #     // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+    /// #     assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 60_000) }, 1);
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let peer = std::thread::spawn(move || std::io::copy(&mut listener.accept().unwrap().0, &mut std::io::sink()));
+    /// use pinbuf::{Pool, SendError, Sender};
+    ///
+    /// let pool = Pool::new(64 * 1024, 4)?;
+    /// let mut sender = Sender::new(socket)?;
+    /// for _ in 0..100 {
+    ///     let mut buf = pool.alloc(64 * 1024)?;
+    ///     buf.resize(64 * 1024, 7);
+    ///     loop {
+    ///         buf = match sender.try_send(buf) {
+    ///             Err(SendError::WouldBlock(refused)) => refused,
+    ///             sent => break sent.map(drop)?,
+    ///         };
+    ///         await_readable(sender.event_fd()?); // The loop of the program.
+    ///         sender.reap()?;
+    ///     }
+    /// }
+    /// # drop(sender);
+    /// # assert_eq!(peer.join().unwrap()?, 100 * 64 * 1024);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn event_fd(&self) -> io::Result<BorrowedFd<'_>> {
+        if self.core().is_forked() {
+            return Err(io::Error::from_raw_os_error(errno::EPERM));
+        }
+        let events = match self.events.get() {
+            Some(events) => events,
+            None => {
+                let events = EventFd::new(self.as_fd())?;
+                self.events.get_or_init(|| events)
+            }
+        };
+        Ok(events.as_fd())
+    }
+
+    /// The events to wait for before the next call, for a loop that uses `poll(2)` on the socket.
+    ///
+    /// [`event_fd`](Self::event_fd) is easier, and the only right way in mio and tokio: see
+    /// [`Interest`].
     pub fn interest(&self) -> Interest {
         self.core().interest()
     }
@@ -260,7 +343,20 @@ impl<S: Socket> Sender<S> {
     /// The error of `recvmsg(2)`, or of the call for the unsent part if it says nothing about the
     /// connection.
     pub fn reap(&mut self) -> io::Result<Reaped> {
-        self.core().reap_and_flush()
+        let events = self.events.get().filter(|_| !self.core().is_forked());
+        // First: news that comes during the rest of the call has to end the next wait.
+        let is_over = events.map_or(Ok(false), EventFd::take)?;
+        let reaped = self.core().reap_and_flush();
+        if is_over {
+            // Also if notifications came with the end: no more news would ask for another look.
+            self.core().notice_end();
+        }
+        // A reading that stops before the end of the queue takes so many messages at least.
+        let is_complete = reaped.as_ref().is_ok_and(|reaped| reaped.messages < MAX_BATCHES);
+        if let Some(events) = events.filter(|_| !is_complete) {
+            events.renew(self.as_fd())?;
+        }
+        reaped
     }
 
     /// The next payload handed back, in order of release; see [`OnRelease::Return`](crate::sender::OnRelease::Return).
@@ -311,6 +407,9 @@ impl<S: Socket> Sender<S> {
     /// Polls for the fate of a send, for use in a future of any runtime.
     ///
     /// Wakes the task of the last poll of this ticket, after the buffers of the send were dropped.
+    ///
+    /// Nothing has to be registered with the runtime: until then the library's own thread watches the
+    /// socket, reads the notifications, and also sends what is unsent.
     ///
     /// # Errors
     ///
@@ -505,8 +604,9 @@ impl<S: Socket> Drop for Sender<S> {
 }
 
 impl<S: Socket> AsFd for Sender<S> {
-    /// The socket, for polling. A write to the socket past the sender is fine only without
-    /// `MSG_ZEROCOPY` and with nothing [unsent](Reaped::unsent).
+    /// The socket, for its options. An event loop watches [`event_fd`](Sender::event_fd) instead. A
+    /// write to the socket past the sender is fine only without `MSG_ZEROCOPY` and with nothing
+    /// [unsent](Reaped::unsent).
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.get_ref().as_fd()
     }

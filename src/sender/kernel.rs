@@ -19,21 +19,25 @@ use crate::{
     },
 };
 
-/// The events that a sender waits for.
+/// The events that a sender waits for, for a loop that calls `poll(2)` on the socket.
 ///
-/// With `poll(2)`: `POLLOUT` if `writable`, and no event otherwise. `POLLERR` comes unasked, for
+/// Ask for `POLLOUT` if `writable`, and for no event otherwise. `POLLERR` comes unasked, for
 /// notifications (`released`). Waiting for `POLLOUT` while a notification is unread returns at once
 /// for ever, so call [`reap`](crate::Sender::reap) first after every return. `POLLHUP` comes
 /// unasked too, and stays: deregister the descriptor when
 /// [`connection_error`](crate::Sender::connection_error) tells of the end of the connection.
 ///
-/// In a future: have the runtime watch the descriptor for both, or, where only `released` is set,
-/// await the fate of an earlier send ([`poll_fate`](crate::Sender::poll_fate)).
+/// # mio and tokio
+///
+/// Do not register the socket of a sender with mio or tokio. An unread notification makes the socket
+/// ready for writing and reading alike, and such a loop spins after the first one. Register
+/// [`Sender::event_fd`](crate::Sender::event_fd), or await
+/// [`poll_fate`](crate::Sender::poll_fate), which needs no registration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Interest {
     /// Room in the socket buffer.
     pub writable: bool,
-    /// Notes on the error queue.
+    /// Notifications on the error queue.
     pub released: bool,
 }
 

@@ -8,7 +8,7 @@
 //! | learn the end of one send | [`Fate`], [`Sender::wait`] |
 //! | get the memory of a send back, contents unchanged | [`OnRelease`], [`Returned`] |
 //! | send and reap on two threads | [`Sender::split`], [`SendHalf`], [`ReapHalf`] |
-//! | send from an event loop | [`Interest`] |
+//! | send from an event loop | [`Sender::event_fd`]; with `poll(2)` also [`Interest`] |
 //! | end the stream | [`Sender::close`], [`CloseReport`] |
 //! | watch | [`SenderStats`], [`RouteStats`] |
 //!

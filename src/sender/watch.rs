@@ -50,7 +50,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Looks whether the connection is over and no call of this sender has told.
-    fn notice_end(&self) {
+    pub(super) fn notice_end(&self) {
         let mut machine = self.enter();
         if machine.may_notice_end() {
             machine.connection_is(self.kernel.is_over().unwrap_or(false));

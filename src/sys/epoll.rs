@@ -50,6 +50,40 @@ impl EdgeWait {
     }
 }
 
+/// A descriptor that is readable while news of one socket waits: a notification, an error, a hangup,
+/// room to write. News that was taken does not make the descriptor readable again, however long the
+/// state of the socket lasts.
+#[derive(Debug)]
+pub(crate) struct EventFd(OwnedFd);
+
+impl EventFd {
+    /// Starts to watch `fd`. The present state counts as news.
+    pub(crate) fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let epoll = create()?;
+        add(&epoll, fd, libc::EPOLLOUT, 0)?;
+        Ok(Self(epoll))
+    }
+
+    /// Takes the news, so that the descriptor is readable again only after more. Returns `true` if
+    /// the socket has hung up.
+    pub(crate) fn take(&self) -> io::Result<bool> {
+        let mut events = [NO_EVENT];
+        let events = wait(&self.0, &mut events, Some(Duration::ZERO))?;
+        Ok(events.iter().any(|event| event.events as i32 & libc::EPOLLHUP != 0))
+    }
+
+    /// Makes the present state of the socket news again.
+    pub(crate) fn renew(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        control(&self.0, libc::EPOLL_CTL_MOD, fd, libc::EPOLLOUT, 0)
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 /// Waits on many sockets by edges, for a thread that serves all of them.
 ///
 /// Other threads can add and remove sockets during a wait.

@@ -79,7 +79,12 @@ pub(crate) mod errqueue {
 
 /// Waiting by edges: not here.
 pub(crate) mod epoll {
-    use std::{convert::Infallible, io, os::fd::BorrowedFd, time::Duration};
+    use std::{
+        convert::Infallible,
+        io,
+        os::fd::{AsFd, BorrowedFd},
+        time::Duration,
+    };
 
     use crate::sys::socket::Ready;
 
@@ -100,6 +105,33 @@ pub(crate) mod epoll {
 
         /// Never called.
         pub(crate) fn wake(&self) -> io::Result<()> {
+            match self.0 {}
+        }
+    }
+
+    /// A descriptor for event loops. No value exists.
+    #[derive(Debug)]
+    pub(crate) struct EventFd(Infallible);
+
+    impl EventFd {
+        /// Refuses.
+        pub(crate) fn new(_fd: BorrowedFd<'_>) -> io::Result<Self> {
+            super::unsupported()
+        }
+
+        /// Never called.
+        pub(crate) fn take(&self) -> io::Result<bool> {
+            match self.0 {}
+        }
+
+        /// Never called.
+        pub(crate) fn renew(&self, _fd: BorrowedFd<'_>) -> io::Result<()> {
+            match self.0 {}
+        }
+    }
+
+    impl AsFd for EventFd {
+        fn as_fd(&self) -> BorrowedFd<'_> {
             match self.0 {}
         }
     }

@@ -58,6 +58,7 @@ thread_local! {
     static BLIND_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
     static PATIENT: Cell<bool> = const { Cell::new(false) };
     static BEFORE_ANSWERS: Cell<Option<fn(c_int)>> = const { Cell::new(None) };
+    static AFTER_EMPTY_LOOKS: Cell<Option<fn(c_int)>> = const { Cell::new(None) };
 }
 
 static REAPERS: Mutex<Calls> = Mutex::new(Calls::NONE);
@@ -102,6 +103,11 @@ pub(crate) fn patiently(body: impl FnOnce()) -> Calls {
 /// Calls `action` with the descriptor before `ioctl` answers, so that the answer is old.
 pub(crate) fn before_answers(action: Option<fn(c_int)>) {
     BEFORE_ANSWERS.set(action);
+}
+
+/// After `recvmmsg` has found the error queue empty, this is called with the descriptor.
+pub(crate) fn after_empty_looks(action: Option<fn(c_int)>) {
+    AFTER_EMPTY_LOOKS.set(action);
 }
 
 fn count(change: impl Fn(&mut Calls)) {
@@ -196,7 +202,18 @@ unsafe extern "C" fn recvmmsg(
         return -1;
     }
     // SAFETY: the caller's contract.
-    unsafe { libc::syscall(libc::SYS_recvmmsg, fd, messages, room, flags, timeout) as c_int }
+    let read =
+        unsafe { libc::syscall(libc::SYS_recvmmsg, fd, messages, room, flags, timeout) as c_int };
+    if read < 0
+        && let Some(action) = AFTER_EMPTY_LOOKS.get()
+    {
+        action(fd);
+        // SAFETY: always a valid address.
+        let errno = unsafe { libc::__errno_location() };
+        // SAFETY: as above, and this thread's own.
+        unsafe { *errno = libc::EAGAIN };
+    }
+    read
 }
 
 /// In place of the C library's.
