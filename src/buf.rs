@@ -212,6 +212,78 @@ impl PinnedBuf {
         unsafe { slice::from_raw_parts_mut(start.as_ptr().cast(), spare) }
     }
 
+    /// Appends what `fill` writes to the start of the room behind the length, and returns the number of
+    /// bytes, which `fill` returns. Nothing is zeroed first.
+    ///
+    /// The memory of a pool always holds bytes: zeros at first, later those of an earlier buffer. So
+    /// `fill` may see the bytes of an earlier user of the pool, and a number too large makes such bytes
+    /// part of the buffer. A pool that is shared by users who must not see each other's bytes is built
+    /// with [`zero_on_recycle`](crate::pool::PoolBuilder::zero_on_recycle).
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(4096, 1)?;
+    /// let mut buf = pool.try_alloc(4096)?;
+    /// buf.fill_with(|room| {
+    ///     room[..5].copy_from_slice(b"hello");
+    ///     5
+    /// });
+    /// assert_eq!(buf, b"hello");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If `fill` returns more than the length of the room.
+    pub fn fill_with(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
+        let spare = self.spare_capacity_mut();
+        let (start, room) = (spare.as_mut_ptr().cast::<u8>(), spare.len());
+        // SAFETY: the bytes are those of `spare`, borrowed mutably. All memory of a pool is
+        // initialized: the kernel maps it filled with zeros, and later writes only replace bytes.
+        let count = fill(unsafe { slice::from_raw_parts_mut(start, room) });
+        assert!(count <= room, "{count} bytes are more than the room of {room}");
+        // SAFETY: the sum is at most the capacity, and all memory of a pool is initialized.
+        unsafe { self.set_len(self.written() + count) };
+        count
+    }
+
+    /// Reads once from `reader`, and appends at most `most` bytes. Returns the number: 0 at the end of
+    /// the stream, and if there is no room. Nothing is zeroed first: see
+    /// [`fill_with`](Self::fill_with), also for what the reader may see.
+    ///
+    /// ```
+    /// # use std::io::Read;
+    /// let mut file = &b"some contents"[..];
+    /// let pool = pinbuf::Pool::new(4096, 1)?;
+    /// let mut buf = pool.try_alloc(4096)?;
+    /// while buf.read_from(&mut file, 4096)? > 0 {}
+    /// assert_eq!(buf, b"some contents");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The error of the reader, but for [`io::ErrorKind::Interrupted`], after which the read is tried
+    /// again. The buffer is unchanged then.
+    pub fn read_from(&mut self, reader: &mut impl io::Read, most: usize) -> io::Result<usize> {
+        loop {
+            let mut error = None;
+            let count = self.fill_with(|room| {
+                let most = room.len().min(most);
+                let count = reader.read(&mut room[..most]).unwrap_or_else(|failed| {
+                    error = Some(failed);
+                    0
+                });
+                assert!(count <= most, "a reader told of {count} bytes in a room of {most}");
+                count
+            });
+            match error {
+                None => return Ok(count),
+                Some(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Some(error) => return Err(error),
+            }
+        }
+    }
+
     /// Sets the length.
     ///
     /// # Safety
@@ -283,6 +355,32 @@ impl DerefMut for PinnedBuf {
         // SAFETY: so many bytes are mapped, the slot's and initialized (invariant 2), and
         // there is no other user while `self` is borrowed (invariant 1).
         unsafe { slice::from_raw_parts_mut(self.start().as_ptr(), self.written()) }
+    }
+}
+
+/// Compares the bytes: with a slice, an array, a vector, another buffer.
+impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for PinnedBuf {
+    fn eq(&self, other: &T) -> bool {
+        **self == *other.as_ref()
+    }
+}
+
+impl Eq for PinnedBuf {}
+
+/// Appends the bytes.
+///
+/// # Panics
+///
+/// If they do not fit.
+impl Extend<u8> for PinnedBuf {
+    fn extend<I: IntoIterator<Item = u8>>(&mut self, bytes: I) {
+        bytes.into_iter().for_each(|byte| self.extend_from_slice(&[byte]));
+    }
+}
+
+impl<'a> Extend<&'a u8> for PinnedBuf {
+    fn extend<I: IntoIterator<Item = &'a u8>>(&mut self, bytes: I) {
+        self.extend(bytes.into_iter().copied());
     }
 }
 
@@ -367,7 +465,7 @@ fn drop_unreleased(slot: SlotRef) {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::panic::catch_unwind;
+    use std::{mem, panic::catch_unwind};
 
     use super::*;
     use crate::pool::Pool;
@@ -377,6 +475,56 @@ mod tests {
         let buf = Pool::new(4096, 1).unwrap().try_alloc(1).unwrap();
         buf.slot.word().recycle();
         buf
+    }
+
+    #[test]
+    fn filling_appends_without_zeroing_and_zeroing_pools_show_nothing() {
+        for (zeroes, seen) in [(false, 7), (true, 0)] {
+            let builder = Pool::builder().class(4096, 1).zero_on_recycle(zeroes);
+            let pool = builder.build().unwrap();
+            pool.try_alloc(1).unwrap().resize(4096, 7);
+            let mut buf = pool.try_alloc(1).unwrap();
+            buf.extend_from_slice(b"ab");
+            let count = buf.fill_with(|room| {
+                assert_eq!((room.len(), room[0]), (4094, seen));
+                room[..2].copy_from_slice(b"cd");
+                2
+            });
+            assert_eq!(count, 2);
+            assert_eq!(buf, b"abcd");
+        }
+    }
+
+    #[test]
+    fn reading_appends_at_most_so_many_bytes_and_keeps_the_buffer_on_an_error() {
+        struct Failing(io::ErrorKind);
+        impl io::Read for Failing {
+            fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
+                match mem::replace(&mut self.0, io::ErrorKind::Other) {
+                    io::ErrorKind::Interrupted => Err(io::ErrorKind::Interrupted.into()),
+                    kind => {
+                        room.fill(9);
+                        Err(kind.into())
+                    }
+                }
+            }
+        }
+        let pool = Pool::new(64, 1).unwrap();
+        let mut buf = pool.try_alloc(64).unwrap();
+        let mut reader = &[5; 200][..];
+        assert_eq!(buf.read_from(&mut reader, 3).unwrap(), 3);
+        let error = buf.read_from(&mut Failing(io::ErrorKind::Interrupted), 9).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Other, "an interrupted read is tried again");
+        assert_eq!(buf, [5; 3]);
+        assert_eq!(buf.read_from(&mut reader, 1000).unwrap(), 61);
+        assert_eq!(buf.read_from(&mut reader, 1000).unwrap(), 0, "no room");
+        assert_eq!((buf.len(), reader.len()), (64, 136));
+    }
+
+    #[test]
+    #[should_panic(expected = "more than the room of 64")]
+    fn a_fill_beyond_the_room_is_refused() {
+        Pool::new(64, 1).unwrap().try_alloc(64).unwrap().fill_with(|room| room.len() + 1);
     }
 
     #[test]

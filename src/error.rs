@@ -10,6 +10,28 @@
 //! | [`Sender::wait`](crate::Sender::wait), [`drain`](crate::Sender::drain) and the questions for a fate | [`WaitError`] |
 //! | the system | [`OsError`]: an error number that can be copied |
 //!
+//! A sender has three of them, because each carries back what the call took: the socket, the buffer,
+//! or nothing.
+//!
+//! Each converts into [`io::Error`], so that `?` works in a function that returns [`io::Result`]. An
+//! error number of the system is kept. A buffer in the error is dropped, and so recycled; a socket is
+//! closed.
+//!
+//! ```
+//! use std::{io, net::TcpStream, time::Duration};
+//! use pinbuf::{Pool, Sender};
+//!
+//! fn greet(socket: TcpStream) -> io::Result<()> {
+//!     let pool = Pool::new(4096, 4)?;
+//!     let mut sender = Sender::new(socket)?;
+//!     let mut buf = pool.alloc(4096)?;
+//!     buf.extend_from_slice(b"hello");
+//!     let ticket = sender.send(buf)?;
+//!     assert!(sender.wait(ticket, Some(Duration::from_secs(10)))?.is_released());
+//!     Ok(())
+//! }
+//! ```
+//!
 //! The library reports and counts; it never logs or prints.
 //!
 //! ```
@@ -766,12 +788,83 @@ impl<S: fmt::Debug> Error for AdoptError<S> {
     }
 }
 
+/// The socket is dropped, and so closed.
 impl<S> From<AdoptError<S>> for io::Error {
-    /// The socket is dropped.
     fn from(error: AdoptError<S>) -> Self {
-        match error {
-            AdoptError::Os { error, .. } => error.into(),
-            other => io::Error::new(io::ErrorKind::InvalidInput, other.to_string()),
-        }
+        let kind = match &error {
+            AdoptError::Os { error, .. } => return (*error).into(),
+            AdoptError::SocketInUse(_) => io::ErrorKind::ResourceBusy,
+            AdoptError::NotConnected(_) => io::ErrorKind::NotConnected,
+            AdoptError::ZeroCopyUnavailable { .. } => io::ErrorKind::Unsupported,
+            AdoptError::Listener(_) | AdoptError::InvalidSetting { .. } => {
+                io::ErrorKind::InvalidInput
+            }
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+impl From<AllocError> for io::Error {
+    fn from(error: AllocError) -> Self {
+        let kind = match error {
+            AllocError::Exhausted => io::ErrorKind::WouldBlock,
+            AllocError::TimedOut => io::ErrorKind::TimedOut,
+            AllocError::TooLarge { .. } => io::ErrorKind::InvalidInput,
+            AllocError::Forked => io::ErrorKind::PermissionDenied,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<BuildError> for io::Error {
+    fn from(error: BuildError) -> Self {
+        let kind = match error {
+            BuildError::OutOfMemory { .. } => io::ErrorKind::OutOfMemory,
+            BuildError::Unavailable { .. } => io::ErrorKind::Unsupported,
+            BuildError::Lock { error, .. } | BuildError::DontDump(error) => error.kind(),
+            _ => io::ErrorKind::InvalidInput,
+        };
+        Self::new(kind, error)
+    }
+}
+
+impl From<RangeError> for io::Error {
+    fn from(error: RangeError) -> Self {
+        Self::new(io::ErrorKind::InvalidInput, error)
+    }
+}
+
+impl From<WaitError> for io::Error {
+    fn from(error: WaitError) -> Self {
+        let kind = match error {
+            WaitError::Os(error) => return error.into(),
+            WaitError::TimedOut => io::ErrorKind::TimedOut,
+            WaitError::Forked => io::ErrorKind::PermissionDenied,
+            WaitError::ForeignTicket => io::ErrorKind::InvalidInput,
+            WaitError::Poisoned | WaitError::NoThread => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_error_is_one_of_io_with_its_number_and_its_words() {
+        let exhausted = io::Error::from(AllocError::Exhausted);
+        assert_eq!(exhausted.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(exhausted.to_string(), AllocError::Exhausted.to_string());
+        assert_eq!(io::Error::from(BuildError::NoClass).kind(), io::ErrorKind::InvalidInput);
+        let range = RangeError { range: 0..2, len: 1 };
+        assert_eq!(io::Error::from(range).kind(), io::ErrorKind::InvalidInput);
+        let number = |error: io::Error| error.raw_os_error();
+        assert_eq!(number(WaitError::Os(OsError::from_raw(12)).into()), Some(12));
+        assert_eq!(io::Error::from(WaitError::TimedOut).kind(), io::ErrorKind::TimedOut);
+        let (error, socket) = (OsError::from_raw(9), ());
+        assert_eq!(number(AdoptError::Os { error, socket }.into()), Some(9));
+        let kind = io::Error::from(AdoptError::NotConnected(())).kind();
+        assert_eq!(kind, io::ErrorKind::NotConnected);
     }
 }

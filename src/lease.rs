@@ -30,6 +30,8 @@ pub enum Payload {
     Static(&'static [u8]),
     /// Bytes behind a shared reference count.
     Arc(Arc<[u8]>),
+    /// Bytes on the heap.
+    Vec(Vec<u8>),
     /// Bytes of the `bytes` crate.
     #[cfg(feature = "bytes")]
     Bytes(bytes::Bytes),
@@ -121,7 +123,16 @@ macro_rules! memory_of_slices {
     )+};
 }
 
-memory_of_slices! { &'static [u8], Arc<[u8]>, #[cfg(feature = "bytes")] bytes::Bytes }
+memory_of_slices! {
+    &'static [u8], &'static str, Arc<[u8]>, Vec<u8>, Box<[u8]>, String, #[cfg(feature = "bytes")] bytes::Bytes,
+}
+
+impl<const N: usize> Memory for &'static [u8; N] {
+    #[inline]
+    fn as_raw(&self) -> (*const u8, usize) {
+        (self.as_ptr(), N)
+    }
+}
 
 impl Memory for Payload {
     #[inline]
@@ -132,6 +143,7 @@ impl Memory for Payload {
             Self::Mapped(slice) => Memory::as_raw(slice),
             Self::Static(slice) => slice.as_raw(),
             Self::Arc(slice) => slice.as_raw(),
+            Self::Vec(vec) => Memory::as_raw(vec),
             #[cfg(feature = "bytes")]
             Self::Bytes(bytes) => bytes.as_raw(),
         }
@@ -154,11 +166,9 @@ impl Memory for Payload {
 pub trait IntoPayload: Memory + Sized {
     /// Wraps the buffer.
     fn into_payload(self) -> Payload;
-    /// Unwraps a payload made by [`into_payload`](Self::into_payload).
-    ///
-    /// # Panics
-    ///
-    /// When the payload is of another kind.
+    /// Unwraps a payload made by [`into_payload`](Self::into_payload); panics if the payload is of
+    /// another kind.
+    #[doc(hidden)]
     fn from_payload(payload: Payload) -> Self;
 }
 
@@ -194,8 +204,63 @@ into_payload! {
     MappedSlice => Mapped,
     &'static [u8] => Static,
     Arc<[u8]> => Arc,
+    Vec<u8> => Vec,
     #[cfg(feature = "bytes")]
     bytes::Bytes => Bytes,
+}
+
+/// Types that are sent as another type.
+macro_rules! into_payload_by {
+    ($([$($generics:tt)*] $kind:ty: $inner:ty, $to:expr, $back:expr);+ $(;)?) => {$(
+        impl<$($generics)*> IntoPayload for $kind {
+            #[inline]
+            fn into_payload(self) -> Payload {
+                self.into()
+            }
+
+            fn from_payload(payload: Payload) -> Self {
+                $back(<$inner>::from_payload(payload))
+            }
+        }
+
+        impl<$($generics)*> From<$kind> for Payload {
+            fn from(from: $kind) -> Self {
+                $to(from).into()
+            }
+        }
+    )+};
+}
+
+into_payload_by! {
+    [] Box<[u8]>: Vec<u8>, <[u8]>::into_vec, Vec::into_boxed_slice;
+    [] String: Vec<u8>, String::into_bytes, |back| String::from_utf8(back).expect("was a string");
+    [] &'static str: &'static [u8], str::as_bytes, |back| str::from_utf8(back).expect("was a string");
+    [const N: usize] &'static [u8; N]: &'static [u8], <[u8; N]>::as_slice, |back: &'static [u8]| {
+        back.try_into().expect("was such an array")
+    };
+}
+
+/// Takes the buffer out of a payload, for example out of one handed back. The error is the payload.
+///
+/// ```
+/// use pinbuf::{Payload, PinnedBuf, Pool};
+///
+/// let pool = Pool::new(4096, 1)?;
+/// let payload = Payload::from(pool.try_alloc(1)?);
+/// let buf = PinnedBuf::try_from(payload).expect("is one");
+/// assert!(PinnedBuf::try_from(Payload::from(b"static")).is_err());
+/// # drop(buf);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+impl TryFrom<Payload> for PinnedBuf {
+    type Error = Payload;
+
+    fn try_from(payload: Payload) -> Result<Self, Payload> {
+        match payload {
+            Payload::Pinned(buf) => Ok(buf),
+            other => Err(other),
+        }
+    }
 }
 
 impl IntoPayload for Payload {
@@ -354,6 +419,22 @@ mod tests {
         backing::{Backing, Pages},
         pool::Pool,
     };
+
+    #[test]
+    fn every_type_comes_back_as_what_went_in() {
+        fn check<P: IntoPayload + PartialEq + Clone + std::fmt::Debug>(buf: P, len: usize) {
+            let payload = buf.clone().into_payload();
+            assert_eq!((buf.io_vec().len(), payload.len()), (len, len));
+            assert_eq!(P::from_payload(payload), buf);
+        }
+        check(&b"array"[..], 5);
+        check(b"array", 5);
+        check("text", 4);
+        check(String::from("text"), 4);
+        check(vec![7; 10], 10);
+        check(vec![7; 10].into_boxed_slice(), 10);
+        check(Arc::<[u8]>::from([7; 3]), 3);
+    }
 
     #[test]
     fn a_dropped_lease_keeps_its_memory_for_ever() {
