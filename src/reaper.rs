@@ -43,6 +43,7 @@ use crate::{
 };
 
 /// Names one entry of the reaper; never reused.
+#[doc(hidden)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Token(u64);
 
