@@ -2,8 +2,9 @@
 //!
 //! ```
 //! use pinbuf::{Pool, Sender};
-//! use std::{io::Read, time::Duration};
+//! use std::time::Duration;
 //!
+//! # use std::io::Read;
 //! # use std::net::{TcpListener, TcpStream};
 //! # let listener = TcpListener::bind("127.0.0.1:0")?;
 //! # let socket = TcpStream::connect(listener.local_addr()?)?;
@@ -14,12 +15,9 @@
 //! let mut sender = Sender::new(socket)?;
 //! loop {
 //!     let mut buf = pool.alloc(256 << 10)?;
-//!     buf.resize(buf.capacity(), 0);
-//!     let len = file.read(&mut buf)?;
-//!     if len == 0 {
+//!     if buf.read_from(&mut file, 256 << 10)? == 0 {
 //!         break;
 //!     }
-//!     buf.truncate(len);
 //!     sender.send(buf)?;
 //! }
 //! assert!(sender.close(Some(Duration::from_secs(30))).drained);
@@ -37,8 +35,8 @@
 //! the notifications of every sender with buffers of the pool, and then sleeps. A program with a
 //! single thread and a single buffer goes on, because nothing else has to run.
 //!
-//! A fresh buffer is empty, as a `Vec` with a capacity. [`resize`](crate::PinnedBuf::resize) gives
-//! `read` something to fill.
+//! A fresh buffer is empty, as a `Vec` with a capacity. [`read_from`](crate::PinnedBuf::read_from)
+//! reads into the free capacity, and zeroes nothing first.
 //!
 //! [`Sender::send`](crate::Sender::send) takes the buffer, blocks until the socket has accepted
 //! every byte, and returns a [`Ticket`](crate::Ticket). The program needs the ticket only to ask
