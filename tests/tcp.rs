@@ -40,7 +40,10 @@ fn send_until_full<S: std::os::fd::AsFd + Send + Sync + 'static, P: IntoPayload>
     loop {
         let buf = refused.take().unwrap_or_else(|| next(tickets.len()));
         match sender.try_send(buf) {
-            Ok(ticket) => tickets.push(ticket),
+            Ok(ticket) => {
+                tickets.push(ticket);
+                is_closed = false;
+            }
             Err(SendError::WouldBlock(buf)) if is_closed => return (tickets, buf),
             Err(SendError::WouldBlock(buf)) => {
                 closed_window(sender);
