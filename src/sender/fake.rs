@@ -26,6 +26,9 @@ use crate::{
     },
 };
 
+/// Of Linux.
+const ENOMEM: i32 = 12;
+
 /// The answer to a call.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Answer {
@@ -63,18 +66,35 @@ pub(super) struct State {
     answers: VecDeque<Answer>,
     otherwise: Answer,
     next_id: u32,
-    taken: VecDeque<u32>,
+    /// Calls in flight, with their bytes.
+    taken: VecDeque<(u32, usize)>,
     notes: VecDeque<Record>,
     seen: Vec<Seen>,
     now: Instant,
     pub(super) shut_down: bool,
-    /// So many reads of the error queue fail, or tell of more.
+    /// So many reads of the error queue fail with the error number, or tell of more.
     pub(super) unreadable: usize,
+    pub(super) read_errno: i32,
     pub(super) unfinished: usize,
-    /// Zero-copy calls taken before the sender was watched.
+    /// Unacknowledged bytes that no call in flight has.
+    pub(super) unacked: usize,
+    /// The connection is over.
+    pub(super) is_over: bool,
+    /// So many aborts are refused.
+    pub(super) refused_aborts: usize,
+    pub(super) aborts: usize,
+    /// Zero-copy calls taken before the sender was watched, and how often it was.
     pub(super) watched_after: Option<u32>,
+    pub(super) watches: usize,
     /// Happens during the next call.
     pub(super) meanwhile: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl State {
+    /// Returns `true` if no call is in flight.
+    pub(super) fn is_all_released(&self) -> bool {
+        self.taken.is_empty()
+    }
 }
 
 impl FakeKernel {
@@ -89,8 +109,14 @@ impl FakeKernel {
             now: Instant::now(),
             shut_down: false,
             unreadable: 0,
+            read_errno: ENOMEM,
             unfinished: 0,
+            unacked: 0,
+            is_over: false,
+            refused_aborts: 0,
+            aborts: 0,
             watched_after: None,
+            watches: 0,
             meanwhile: None,
         };
         Self { transport, state: Arc::new(Mutex::new(state)) }
@@ -102,8 +128,17 @@ impl FakeKernel {
 
     /// A sender with a memlock budget of so many bytes.
     pub(super) fn sender_within(&self, bytes: Option<usize>, config: Config) -> Arc<Core<Self>> {
-        let budget = Arc::new(MemlockBudget::new(bytes));
-        Core::new(self.clone(), config, None, budget, 1 << 20, NotificationId(0))
+        self.sender_of(Arc::new(MemlockBudget::new(bytes)), 1 << 20, config)
+    }
+
+    /// A sender with this memlock budget, on a socket with so much option memory at most.
+    pub(super) fn sender_of(
+        &self,
+        budget: Arc<MemlockBudget>,
+        optmem_max: u32,
+        config: Config,
+    ) -> Arc<Core<Self>> {
+        Core::new(self.clone(), config, None, budget, optmem_max, NotificationId(0))
     }
 
     /// The next calls are answered so.
@@ -128,26 +163,26 @@ impl FakeKernel {
 
     /// Releases the oldest call; another user of the socket reads the notification.
     pub(super) fn steal(&self) -> u32 {
-        self.with(|state| state.taken.pop_front().expect("something is taken"))
+        self.with(|state| state.taken.pop_front().expect("something is taken").0)
     }
 
     /// Posts a notification for these ids.
     pub(super) fn note(&self, lo: u32, hi: u32) {
         self.with(|state| {
-            state.taken.retain(|id| !(lo..=hi).contains(id));
+            state.taken.retain(|(id, _)| !(lo..=hi).contains(id));
             state.notes.push_back(Record::Released { lo, hi, copied: false });
         });
     }
 
-    /// Posts a foreign message.
-    pub(super) fn foreign(&self) {
+    /// Posts a foreign message with this number.
+    pub(super) fn foreign(&self, data: u32) {
         let event = ErrorQueueEvent {
             origin: 1,
             error: OsError::from_raw(1),
             kind: 0,
             code: 0,
             info: 0,
-            data: 0,
+            data,
             timestamps: None,
         };
         self.with(|state| state.notes.push_back(Record::Foreign(event)));
@@ -177,7 +212,8 @@ impl Kernel for FakeKernel {
             state.next_id += 1;
             let copied = matches!(answer, Answer::Note(true));
             match answer {
-                Answer::Take | Answer::Part(_) => state.taken.push_back(id),
+                Answer::Take => state.taken.push_back((id, bytes)),
+                Answer::Part(part) => state.taken.push_back((id, part.min(bytes))),
                 _ => state.notes.push_back(Record::Released { lo: id, hi: id, copied }),
             }
         }
@@ -194,8 +230,7 @@ impl Kernel for FakeKernel {
         let mut state = lock(&self.state);
         if let Some(left) = state.unreadable.checked_sub(1) {
             state.unreadable = left;
-            const ENOMEM: i32 = 12;
-            return Err(io::Error::from_raw_os_error(ENOMEM));
+            return Err(io::Error::from_raw_os_error(state.read_errno));
         }
         if let Some(left) = state.unfinished.checked_sub(1) {
             state.unfinished = left;
@@ -223,11 +258,12 @@ impl Kernel for FakeKernel {
     }
 
     fn unacked(&self) -> io::Result<usize> {
-        Ok(lock(&self.state).taken.len())
+        let state = lock(&self.state);
+        Ok(state.unacked + state.taken.iter().map(|(_, bytes)| bytes).sum::<usize>())
     }
 
     fn is_over(&self) -> io::Result<bool> {
-        Ok(false)
+        Ok(lock(&self.state).is_over)
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
@@ -236,6 +272,16 @@ impl Kernel for FakeKernel {
     }
 
     fn abort(&self) -> io::Result<()> {
+        self.with(|state| match state.refused_aborts.checked_sub(1) {
+            Some(left) => {
+                state.refused_aborts = left;
+                Err(io::Error::from_raw_os_error(ENOMEM))
+            }
+            None => {
+                state.aborts += 1;
+                Ok(())
+            }
+        })?;
         while !lock(&self.state).taken.is_empty() {
             self.release();
         }
@@ -255,7 +301,10 @@ impl Kernel for FakeKernel {
     }
 
     fn watch(&self, _: Weak<dyn Reclaim>) -> Option<reaper::Token> {
-        self.with(|state| state.watched_after = Some(state.next_id));
+        self.with(|state| {
+            state.watched_after = Some(state.next_id);
+            state.watches += 1;
+        });
         Some(reaper::Token::default())
     }
 

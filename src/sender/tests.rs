@@ -26,6 +26,10 @@ use crate::{
     raw::Reclaim,
 };
 
+mod accounts;
+mod care;
+mod silence;
+
 /// Of Linux.
 const EAGAIN: i32 = 11;
 
@@ -277,7 +281,7 @@ fn a_task_whose_note_was_stolen_is_looked_after_without_news() {
     kernel.steal();
     kernel.pass(Duration::from_secs(1));
     // A message about something else is no answer.
-    kernel.foreign();
+    kernel.foreign(0);
     sender.attend();
     assert!(sender.fate(ticket).unwrap().is_some());
     assert_eq!(sender.attend(), None, "nobody waits any more");

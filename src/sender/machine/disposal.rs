@@ -60,3 +60,23 @@ impl Disposal {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::sync::Arc;
+
+    #[test]
+    fn room_that_comes_back_replaces_no_payload_of_meanwhile() {
+        let payloads = [(); 2].map(|()| Arc::<[u8]>::from([1]));
+        let [first, second] = payloads.each_ref().map(|payload| Payload::from(Arc::clone(payload)));
+        let mut disposal = Disposal::default();
+        disposal.push(first);
+        let mut taken = mem::take(&mut disposal);
+        taken.drop_all(&mut Panics::default());
+        disposal.push(second);
+        disposal.put_back(taken);
+        assert_eq!(payloads.map(|payload| Arc::strong_count(&payload)), [1, 2]);
+        assert!(!disposal.is_empty());
+    }
+}

@@ -507,6 +507,60 @@ mod tests {
     }
 
     #[test]
+    fn a_long_stay_without_copies_makes_the_next_way_back_short() {
+        const STAY: usize = (INTERVAL_BYTES << MAX_LEVEL) as usize;
+        for (stay, level) in [(STAY - 10 * MIB, 4), (STAY, 0)] {
+            let mut socket = Socket::new();
+            socket.route.level = 3;
+            assert!(socket.paced_call(NOT_COPIED));
+            assert_eq!(socket.paced_calls(stay / MIB, NOT_COPIED), stay / MIB);
+            while !socket.route.is_copied() {
+                assert!(socket.paced_call(COPIED));
+                socket.read();
+            }
+            assert_eq!(socket.route.level, level);
+        }
+    }
+
+    #[test]
+    fn a_return_to_zero_copy_leaves_no_suspicion() {
+        let mut socket = Socket::new();
+        socket.paced_call(NOT_COPIED);
+        while !socket.route.is_copied() {
+            socket.paced_call(COPIED);
+            socket.read();
+        }
+        while socket.route.is_copied() {
+            socket.paced_call(NOT_COPIED);
+            socket.read();
+        }
+        assert!(!socket.route.is_exclusive());
+    }
+
+    #[test]
+    fn a_merged_notification_is_no_evidence() {
+        let mut route = Route::new(true);
+        for id in (0..20).step_by(2) {
+            route.began(NotificationId(id));
+            route.returned();
+            let ids = IdRange { start: NotificationId(id), end: NotificationId(id + 2) };
+            route.notified(ids, COPIED);
+        }
+        assert_eq!(route.stats().mode, RouteMode::Trying);
+    }
+
+    #[test]
+    fn bytes_that_the_socket_did_not_take_bring_no_probe_nearer() {
+        let mut socket = Socket::new();
+        socket.paced_calls(4, COPIED);
+        socket.now += Duration::from_secs(3600);
+        for _ in 0..100 {
+            assert!(!socket.call(MIB, COPIED, false));
+            socket.route.not_accepted(MIB);
+        }
+    }
+
+    #[test]
     fn a_copied_probe_undoes_the_way_back() {
         let mut socket = Socket::new();
         socket.paced_calls(4, COPIED);
@@ -662,6 +716,23 @@ mod tests {
         }
         assert_eq!(zero_copy_calls(&kernel).len(), 1, "more than 4 MiB and 20 ms later");
         assert_eq!(sender.stats().in_flight_calls, 0, "and its note was read");
+    }
+
+    #[test]
+    fn the_first_call_behind_the_interval_is_a_probe() {
+        let kernel = FakeKernel::new(Transport::Stream, Answer::Note(COPIED));
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        for _ in 0..LEAVE_AFTER {
+            sender.try_send(&BYTES[..64 << 10]).unwrap();
+        }
+        sender.step().unwrap();
+        kernel.pass(INTERVAL_TIME);
+        zero_copy_calls(&kernel);
+        let copies = (INTERVAL_BYTES >> 16) as usize;
+        for _ in 0..copies + 2 {
+            sender.try_send(&BYTES[..64 << 10]).unwrap();
+        }
+        assert_eq!(zero_copy_calls(&kernel), [copies]);
     }
 
     #[test]

@@ -104,6 +104,29 @@ mod tests {
     }
 
     #[test]
+    fn a_window_grows_by_an_eighth_after_as_many_calls_as_it_has() {
+        let mut window = Window::new(64 << 10, 64);
+        let mut go_well = |shrinks: bool, calls: usize| {
+            if shrinks {
+                window.shrink(64, 64 << 10);
+            }
+            (0..calls).for_each(|_| window.went_well());
+            (window.calls(), window.bytes() >> 10)
+        };
+        // Shrinking and growing both begin the count anew.
+        for (shrinks, calls, size) in [
+            (true, 31, (32, 32)),
+            (true, 15, (16, 16)),
+            (true, 7, (8, 8)),
+            (false, 1, (17, 16)),
+            (false, 16, (17, 16)),
+            (false, 1, (26, 24)),
+        ] {
+            assert_eq!(go_well(shrinks, calls), size, "{calls} calls");
+        }
+    }
+
+    #[test]
     fn a_window_without_a_limit_grows_back_too() {
         let mut window = Window::new(usize::MAX, 64);
         window.shrink(8, 1 << 20);

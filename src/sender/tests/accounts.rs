@@ -1,0 +1,236 @@
+//! Counts, quotas, budgets and ages of a sender.
+
+use super::*;
+use crate::{lease::Payload, sender::budget::MemlockBudget};
+
+const ENOBUFS: i32 = 105;
+
+/// A pool whose senders have at most so many slots in flight.
+fn pool_with_quota(quota: usize) -> Pool {
+    let builder = Pool::builder().class(4096, 8).backing(Backing::Require(Pages::Base));
+    builder.sender_quota(quota).build().unwrap()
+}
+
+type Send = fn(&Core<FakeKernel>, PinnedBuf) -> Result<(), SendError<()>>;
+
+fn lone(sender: &Core<FakeKernel>, buf: PinnedBuf) -> Result<(), SendError<()>> {
+    sender.try_send(buf).map(drop).map_err(|error| error.map(drop))
+}
+
+fn vectored(sender: &Core<FakeKernel>, buf: PinnedBuf) -> Result<(), SendError<()>> {
+    sender.try_send_vectored(&mut vec![buf.into()]).map(drop)
+}
+
+const WAYS: [Send; 2] = [lone, vectored];
+
+#[test]
+fn bytes_and_calls_that_the_socket_did_not_take_are_not_counted() {
+    let by_copy = Config::default();
+    for (config, answers, calls, bytes) in [
+        (by_copy, vec![Fail(EAGAIN)], 0, 0),
+        (by_copy, vec![Part(1000), Fail(EAGAIN)], 1, 1000),
+        (by_copy, vec![Part(1000), Part(1000), Fail(EAGAIN)], 2, 2000),
+        (config(), vec![Fail(EAGAIN)], 0, 0),
+        (config(), vec![Part(1000), Fail(EAGAIN)], 1, 1000),
+    ] {
+        for send in WAYS {
+            let kernel = stream(answers.clone());
+            let sender = kernel.sender(config);
+            let pool = pool();
+            assert_eq!(send(&sender, filled(&pool)).is_ok(), calls > 0);
+            let stats = sender.stats();
+            let copied = (stats.copied_calls, stats.copied_bytes);
+            let zero_copy = (stats.zero_copy_calls, stats.zero_copy_bytes);
+            let (counted, other) =
+                if config.threshold_bytes > 1 { (copied, zero_copy) } else { (zero_copy, copied) };
+            assert_eq!((counted, other), ((calls, bytes), (0, 0)), "{answers:?}");
+        }
+    }
+}
+
+#[test]
+fn a_quota_is_never_exceeded_and_a_release_is_found_without_the_owner() {
+    for send in WAYS {
+        let kernel = stream([Fail(EAGAIN)]);
+        let sender = kernel.sender(config());
+        let pool = pool_with_quota(2);
+        assert!(
+            send(&sender, filled(&pool)).is_err(),
+            "the socket has no room, and nothing is held"
+        );
+        for _ in 0..2 {
+            send(&sender, filled(&pool)).unwrap();
+        }
+        for _ in 0..4 {
+            let mut small = pool.try_alloc(1).unwrap();
+            small.extend_from_slice(b"x");
+            for buf in [small, filled(&pool)] {
+                let refused = send(&sender, buf).unwrap_err();
+                assert!(matches!(refused, SendError::WouldBlock(())), "{refused:?}");
+            }
+            assert!(!sender.interest().writable, "room in the socket does not help");
+            kernel.release();
+            send(&sender, filled(&pool)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_quota_does_not_bind_a_sender_that_copies() {
+    for send in WAYS {
+        let kernel = stream([]);
+        let sender = kernel.sender(config());
+        let pool = pool_with_quota(1);
+        send(&sender, filled(&pool)).unwrap();
+        kernel.note(7, 7);
+        sender.step().unwrap();
+        assert!(sender.is_poisoned());
+        send(&sender, filled(&pool)).unwrap();
+    }
+}
+
+#[test]
+fn the_age_of_a_call_in_flight_is_exact_to_ten_milliseconds() {
+    const CALLS: u32 = 1000;
+    let moment = Duration::from_millis(1);
+    let kernel = FakeKernel::new(Transport::Datagram, Answer::Take);
+    let sender = kernel.sender(config());
+    for _ in 0..CALLS {
+        sender.try_send(&PAGE[..]).unwrap();
+        sender.step().unwrap();
+        kernel.pass(moment);
+    }
+    for released in 0..CALLS {
+        let (age, true_age) = (sender.oldest().unwrap(), (CALLS - released) * moment);
+        let error = true_age.saturating_sub(age);
+        assert!(age <= true_age && error <= Duration::from_millis(10), "{age:?} for {true_age:?}");
+        kernel.release();
+        sender.step().unwrap();
+    }
+    assert_eq!(sender.oldest(), None);
+}
+
+#[test]
+fn a_vectored_send_alone_in_flight_has_an_age_from_the_beginning() {
+    let kernel = FakeKernel::new(Transport::Datagram, Answer::Take);
+    let sender = kernel.sender(config());
+    sender.try_send_vectored(&mut vec![Payload::from(&PAGE[..])]).unwrap();
+    kernel.pass(Duration::from_secs(1));
+    assert_eq!(sender.oldest(), Some(Duration::from_secs(1)));
+}
+
+#[test]
+fn a_call_that_failed_while_the_ages_were_told_makes_no_later_call_old() {
+    let kernel = FakeKernel::new(Transport::Datagram, Answer::Take);
+    let sender = kernel.sender(config());
+    sender.try_send(&PAGE[..]).unwrap();
+    kernel.will([Fail(EAGAIN)]);
+    let visitor = Arc::clone(&sender);
+    kernel.with(|state| state.meanwhile = Some(Box::new(move || _ = visitor.step().unwrap())));
+    sender.try_send(&PAGE[..]).unwrap_err();
+    kernel.pass(Duration::from_secs(9));
+    sender.try_send(&PAGE[..]).unwrap();
+    kernel.release();
+    sender.step().unwrap();
+    assert_eq!(sender.oldest(), Some(Duration::ZERO));
+}
+
+#[test]
+fn no_more_foreign_messages_are_kept_than_the_latest_64() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    (0..70).for_each(|number| kernel.foreign(number));
+    sender.step().unwrap();
+    let kept: Vec<_> = std::iter::from_fn(|| sender.next_event()).map(|event| event.data).collect();
+    assert_eq!(kept, (6..70).collect::<Vec<_>>());
+    assert_eq!(sender.stats().events_dropped, 6);
+}
+
+#[test]
+fn a_call_that_finds_no_place_for_its_id_costs_no_budget() {
+    const KEPT: u32 = 1100;
+    let budget = Arc::new(MemlockBudget::new(Some(usize::MAX)));
+    for send in WAYS {
+        let pool = Pool::builder().class(4096, 1 << 15).populate(false).build().unwrap();
+        let kernel = stream([]);
+        let sender = kernel.sender_of(Arc::clone(&budget), 1 << 20, config());
+        let mut next = 0;
+        // The kernel keeps more calls than the side list has room for, and releases the later ones.
+        while sender.stats().copied_calls == 0 {
+            assert!(next < 1 << 16, "the side list never gets full");
+            sender.try_send(&PAGE[..]).unwrap();
+            if next >= KEPT {
+                kernel.note(next, next);
+                sender.step().unwrap();
+            }
+            next += 1;
+        }
+        let charged = budget.charged_bytes();
+        send(&sender, filled(&pool)).unwrap();
+        assert_eq!(sender.stats().copied_calls, 2);
+        assert_eq!(budget.charged_bytes(), charged);
+        for id in 0..KEPT {
+            kernel.note(id, id);
+        }
+        sender.step().unwrap();
+        assert_eq!(budget.charged_bytes(), 0);
+    }
+}
+
+#[test]
+fn a_lack_of_memory_halves_the_window_and_its_cause_is_counted() {
+    const OPTMEM_PER_CALL: u32 = 832;
+    for (in_flight, is_optmem) in [(8, false), (9, true)] {
+        let kernel = stream([]);
+        let budget = Arc::new(MemlockBudget::new(None));
+        let sender = kernel.sender_of(budget, 9 * OPTMEM_PER_CALL, config());
+        for _ in 0..in_flight {
+            sender.try_send(&PAGE[..]).unwrap();
+        }
+        kernel.will([Fail(ENOBUFS)]);
+        sender.try_send(&PAGE[..]).unwrap();
+        let stats = sender.stats();
+        assert_eq!((stats.copied_calls, stats.window_sends), (1, in_flight / 2));
+        let counted = (stats.no_bufs_optmem, stats.no_bufs_memlock);
+        assert_eq!(counted, (u64::from(is_optmem), u64::from(!is_optmem)), "{in_flight} in flight");
+    }
+}
+
+#[test]
+fn a_call_without_memory_is_tried_once_more_after_a_release_and_then_copied() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    for _ in 0..4 {
+        sender.try_send(&PAGE[..]).unwrap();
+    }
+    kernel.seen();
+    kernel.will([Fail(ENOBUFS); 3]);
+    // During every call one more call is released.
+    fn release_during_each_call(kernel: &FakeKernel) {
+        let again = kernel.clone();
+        kernel.with(|state| {
+            state.meanwhile = Some(Box::new(move || {
+                if !again.with(|state| state.is_all_released()) {
+                    again.release();
+                    release_during_each_call(&again);
+                }
+            }));
+        });
+    }
+    release_during_each_call(&kernel);
+    sender.try_send(&PAGE[..]).unwrap_err();
+    let ways: Vec<_> = kernel.seen().iter().map(|seen| seen.zero_copy).collect();
+    assert_eq!(ways, [true, true, false]);
+}
+
+#[test]
+fn the_rest_of_a_send_without_memory_goes_without_copy_again_later() {
+    let kernel = stream([Part(4096), Fail(ENOBUFS), Fail(EAGAIN)]);
+    let sender = kernel.sender(config());
+    let mut bufs = [(); 2].map(|()| Payload::from(&PAGE[..])).into();
+    sender.try_send_vectored(&mut bufs).unwrap();
+    kernel.seen();
+    kernel.release();
+    sender.step().unwrap();
+    assert!(kernel.seen()[0].zero_copy);
+}
