@@ -465,10 +465,17 @@ fn drop_unreleased(slot: SlotRef) {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::{mem, panic::catch_unwind};
+    use std::{
+        mem,
+        panic::catch_unwind,
+        task::{Context, Poll, Waker},
+    };
 
     use super::*;
-    use crate::pool::Pool;
+    use crate::{
+        error::AllocError,
+        pool::{LocalPool, Pool},
+    };
 
     /// A buffer of a Free slot. Only a fault of this crate can make such a buffer.
     fn recycled_already() -> PinnedBuf {
@@ -540,5 +547,40 @@ mod tests {
             panic!("on purpose");
         });
         assert!(unwound.is_err());
+    }
+
+    #[test]
+    fn a_buffer_that_the_kernel_may_read_is_quarantined_however_it_is_dropped() {
+        let by_drop: fn(&LocalPool<'_>, PinnedBuf) = |_, buf| drop(buf);
+        let into_local: fn(&LocalPool<'_>, PinnedBuf) = |local, buf| local.recycle(buf);
+        let with_others: fn(&LocalPool<'_>, PinnedBuf) =
+            |_, buf| PinnedBuf::recycle_all(&mut vec![buf]);
+        for end in [by_drop, into_local, with_others] {
+            let pool = Pool::new(4096, 64).unwrap();
+            let local = pool.local(1).unwrap();
+            let mut bufs: Vec<_> = (0..64).map(|_| pool.try_alloc(1).unwrap()).collect();
+            let mut alloc = std::pin::pin!(pool.alloc_async(1));
+            let mut cx = Context::from_waker(Waker::noop());
+            assert!(alloc.as_mut().poll(&mut cx).is_pending());
+            while let Some(buf) = bufs.pop() {
+                buf.slot.word().begin_lease();
+                end(&local, buf);
+                assert_eq!(pool.stats().quarantined(), 64 - bufs.len());
+            }
+            let result = alloc.as_mut().poll(&mut cx).map_ok(drop);
+            assert_eq!(result, Poll::Ready(Err(AllocError::Exhausted)));
+        }
+    }
+
+    #[test]
+    fn a_recycled_buffer_is_empty_when_it_is_allocated_again() {
+        let pool = Pool::new(4096, 64).unwrap();
+        let local = pool.local(1).unwrap();
+        for _ in 0..2 {
+            let mut buf = local.try_alloc().unwrap();
+            assert!(buf.is_empty());
+            buf.resize(4096, 1);
+            local.recycle(buf);
+        }
     }
 }

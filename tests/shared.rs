@@ -2,7 +2,11 @@
 
 mod common;
 
-use std::{thread, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    thread,
+    time::Duration,
+};
 
 use common::{
     STALLED, assert_all_free, assert_same, census, filled, pair_at, pattern, pool, reader, soon,
@@ -150,4 +154,33 @@ fn bytes_from_a_shared_buffer_need_no_copy() {
     assert_eq!(census(&pool), [0, 1, 0, 0]);
     drop(part);
     assert_all_free(&pool);
+}
+
+#[test]
+fn every_form_of_a_range_names_its_bytes() {
+    use std::ops::Bound::{Excluded, Included, Unbounded};
+    let mut buf = pool(4096, 1).try_alloc(1).unwrap();
+    buf.extend_from_slice(b"0123456789");
+    let all = buf.freeze();
+    for (range, bytes) in [
+        ((Unbounded, Unbounded), "0123456789"),
+        ((Included(0), Excluded(10)), "0123456789"),
+        ((Included(3), Included(9)), "3456789"),
+        ((Excluded(3), Included(4)), "4"),
+        ((Included(4), Excluded(4)), ""),
+        ((Included(10), Unbounded), ""),
+    ] {
+        assert_eq!(&all.slice(range)[..], bytes.as_bytes(), "{range:?}");
+    }
+    for range in [
+        (Included(0), Excluded(11)),
+        (Included(0), Included(10)),
+        (Included(0), Included(usize::MAX)),
+        (Excluded(usize::MAX), Unbounded),
+        (Included(11), Unbounded),
+        (Included(5), Excluded(4)),
+    ] {
+        let slice = catch_unwind(AssertUnwindSafe(|| all.slice(range).len()));
+        assert!(slice.is_err(), "{range:?} gives {slice:?} bytes");
+    }
 }
