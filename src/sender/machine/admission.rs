@@ -125,7 +125,6 @@ impl Machine {
     /// Has the error queue read before anything else.
     pub(super) fn read_first(&mut self) -> Question {
         self.unread = 0;
-        self.known.has_read = false;
         self.known.wants_read = true;
         Question::Queue
     }

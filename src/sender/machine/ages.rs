@@ -67,9 +67,8 @@ impl Ages {
         }
     }
 
-    /// The latest time at which `oldest` can have been issued.
-    pub(super) fn latest(&mut self, oldest: NotificationId) -> Option<Instant> {
-        self.forget_before(oldest);
+    /// The latest time at which the oldest id of the last [`mark`](Self::mark) can have been issued.
+    pub(super) fn latest(&self) -> Option<Instant> {
         self.first.map(|(_, at)| at)
     }
 }

@@ -206,10 +206,8 @@ impl InFlight {
     /// Frees Quarantined memory where new pages can take the place of the kernel's pages. Nothing
     /// must be left to send, and no call be out.
     pub(crate) fn replace_pages(&mut self) {
-        let Self { tracker, done, .. } = self;
-        for payload in tracker.iter_mut().filter_map(Lease::replace_pages) {
-            done.quotas.release(&payload);
-            done.disposal.push(payload);
+        for payload in self.tracker.iter_mut().filter_map(Lease::replace_pages) {
+            self.done.disposal.push(payload);
         }
     }
 
@@ -228,7 +226,7 @@ impl InFlight {
     pub(crate) fn oldest(&mut self, now: Instant) -> Option<Duration> {
         let oldest = self.tracker.oldest()?;
         self.ages.mark(oldest, self.tracker.next_id(), now);
-        Some(now.saturating_duration_since(self.ages.latest(oldest)?))
+        Some(now.saturating_duration_since(self.ages.latest()?))
     }
 
     /// Returns `true` if a task waits for a fate, or for a slot in flight.

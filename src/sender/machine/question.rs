@@ -26,8 +26,8 @@ pub(crate) enum Question {
     ReplacePages,
 }
 
-/// The answers of one hold of the lock. They are forgotten with the hold, and when a call returns:
-/// a fact from before the end of a call says nothing about the call.
+/// The answers of one hold of the lock, forgotten with the hold. A call returns into a new hold: a
+/// fact from before the end of a call says nothing about the call.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Known {
     /// The error queue was read.

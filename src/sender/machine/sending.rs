@@ -9,7 +9,6 @@ use super::{
     cold::Cold,
     in_flight::InFlight,
     outbox::{Cut, Outbox, Way},
-    question::Known,
     state::{Machine, Sending},
 };
 use crate::{
@@ -123,7 +122,7 @@ impl Machine {
         accepted: usize,
     ) -> Ticket {
         let memory = buf.io_vec();
-        let sequence = self.in_flight.done.ledger.open(1, accepted > 0);
+        let sequence = self.in_flight.done.ledger.open(1, false);
         let key = self.in_flight.enter(buf, sequence);
         let ticket = self.ticket(sequence, memory.len());
         self.put_lone(ticket, key, memory, way, accepted);
@@ -258,7 +257,6 @@ impl Machine {
     /// A call for elements of the outbox is about to be made.
     fn begin_elements(&mut self, cut: Cut, way: Way) -> RunCall {
         let outbox = self.outbox.take().expect("no call is out");
-        self.grant.revoke();
         let id = if way == Way::ZeroCopy { self.issue(&outbox, cut) } else { None };
         let way = if id.is_some() { Way::ZeroCopy } else { Way::Copy };
         self.begin_call(way, cut.bytes);
@@ -358,7 +356,6 @@ impl Machine {
     /// would be silently wrong.
     pub(crate) fn cut_short(&mut self, error: OsError) {
         let error = *self.error.get_or_insert(error);
-        self.grant.revoke();
         if let Some(Sending { ticket, accepted }) = self.sending {
             self.in_flight.done.truncate(ticket, accepted, error);
             self.take_unsent(InFlight::settle);
@@ -403,8 +400,6 @@ impl Machine {
     #[inline(always)]
     fn end_call(&mut self) {
         self.out = Out::No;
-        // What was read before the end of a call says nothing about that call.
-        self.known = Known::default();
         // A thread that saw the call out may wait for its end, of which no event of the socket
         // tells.
         self.in_flight.done.news |= self.again;
