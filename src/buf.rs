@@ -468,13 +468,14 @@ mod tests {
     use std::{
         mem,
         panic::catch_unwind,
-        task::{Context, Poll, Waker},
+        task::{Context, Poll, Wake, Waker},
     };
 
     use super::*;
     use crate::{
         error::AllocError,
         pool::{LocalPool, Pool},
+        sync::{Arc, AtomicUsize, Ordering},
     };
 
     /// A buffer of a Free slot. Only a fault of this crate can make such a buffer.
@@ -549,6 +550,16 @@ mod tests {
         assert!(unwound.is_err());
     }
 
+    /// Counts its wake-ups.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     #[test]
     fn a_buffer_that_the_kernel_may_read_is_quarantined_however_it_is_dropped() {
         let by_drop: fn(&LocalPool<'_>, PinnedBuf) = |_, buf| drop(buf);
@@ -560,13 +571,16 @@ mod tests {
             let local = pool.local(1).unwrap();
             let mut bufs: Vec<_> = (0..64).map(|_| pool.try_alloc(1).unwrap()).collect();
             let mut alloc = std::pin::pin!(pool.alloc_async(1));
-            let mut cx = Context::from_waker(Waker::noop());
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(Arc::clone(&woken));
+            let mut cx = Context::from_waker(&waker);
             assert!(alloc.as_mut().poll(&mut cx).is_pending());
             while let Some(buf) = bufs.pop() {
                 buf.slot.word().begin_lease();
                 end(&local, buf);
                 assert_eq!(pool.stats().quarantined(), 64 - bufs.len());
             }
+            assert_eq!(woken.0.load(Ordering::Relaxed), 1, "no slot may ever come");
             let result = alloc.as_mut().poll(&mut cx).map_ok(drop);
             assert_eq!(result, Poll::Ready(Err(AllocError::Exhausted)));
         }

@@ -443,4 +443,123 @@ mod tests {
         }
         unwatch(socket.as_fd(), token);
     }
+
+    /// Waits for something that another thread does.
+    fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+        let hang = Instant::now() + Duration::from_secs(60);
+        while !is_so() {
+            assert!(Instant::now() < hang, "{what}");
+            sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Counts its calls, and needs no further one.
+    #[derive(Default)]
+    struct Content(AtomicUsize);
+
+    impl Reclaim for Content {
+        fn drive(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+
+        fn watch(self: Arc<Self>) -> bool {
+            true
+        }
+    }
+
+    impl Drop for Content {
+        fn drop(&mut self) {
+            // With a lock of the reaper held, this would wait for ever.
+            stats();
+        }
+    }
+
+    #[test]
+    fn a_sender_has_one_timer_and_none_after_its_end() {
+        let sender: Arc<dyn Reclaim> = Arc::new(Content::default());
+        let mut state = State::default();
+        let token = state.enter(Sender::Watched(Arc::downgrade(&sender)));
+        let timers = |state: &State| (state.due.len(), state.timers.len());
+        for seconds in [2, 1, 3] {
+            state.arm(token, Duration::from_secs(seconds));
+            assert_eq!(timers(&state), (1, 1));
+        }
+        state.forget(token);
+        assert_eq!(timers(&state), (0, 0));
+        state.arm(token, Duration::ZERO);
+        assert_eq!(timers(&state), (0, 0), "the end came while the reaper drove the sender");
+        for _ in 0..20 {
+            let counter = Arc::new(Counter::default());
+            let (socket, token) = adopted(&counter);
+            eventually("driven", || counter.driven.load(Ordering::Relaxed) > 0);
+            unwatch(socket.as_fd(), token);
+            assert!(!lock(&Reaper::get().state).due.contains_key(&token));
+        }
+    }
+
+    #[test]
+    fn a_sender_without_a_timer_holds_up_no_other_sender() {
+        let content = Arc::new(Content::default());
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let (token, _) = adopt(reader.as_fd(), Arc::<Content>::clone(&content));
+        eventually("a pipe without events is driven", || content.0.load(Ordering::Relaxed) > 0);
+        let counter = Arc::new(Counter::default());
+        let (socket, other) = adopted(&counter);
+        eventually("the other is driven", || counter.driven.load(Ordering::Relaxed) > 3);
+        unwatch(socket.as_fd(), other);
+        drop(content);
+        // The last reference.
+        unwatch(reader.as_fd(), token);
+    }
+
+    #[test]
+    fn a_sender_that_no_descriptor_watches_is_driven_often() {
+        /// Would be driven once an hour.
+        #[derive(Default)]
+        struct Rare(AtomicUsize);
+
+        impl Reclaim for Rare {
+            fn drive(&self) {}
+
+            fn attend(&self) -> Option<Duration> {
+                // A thread in `wait_idle` drives such a sender too.
+                if thread::current().name() == Some("pinbuf-reaper") {
+                    self.0.fetch_add(1, Ordering::Relaxed);
+                }
+                Some(Duration::from_secs(3600))
+            }
+
+            fn watch(self: Arc<Self>) -> bool {
+                true
+            }
+        }
+
+        // Not a file for epoll.
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        let weak: Weak<Rare> = Weak::new();
+        assert_eq!(watch(file.as_fd(), weak), None);
+        let rare = Arc::new(Rare::default());
+        let (token, _) = adopt(file.as_fd(), Arc::<Rare>::clone(&rare));
+        assert!(lock(&Reaper::get().state).unserved.contains(&token));
+        eventually("driven again", || rare.0.load(Ordering::Relaxed) > 2);
+        unwatch(file.as_fd(), token);
+        let state = lock(&Reaper::get().state);
+        assert!(!state.unserved.contains(&token) && !state.senders.contains_key(&token));
+        assert!(state.senders.values().all(|sender| match sender {
+            Sender::Watched(sender) => sender.strong_count() > 0,
+            Sender::Owned(_) => true,
+        }));
+    }
+
+    #[test]
+    fn the_end_of_the_last_sender_ends_the_wait_for_it() {
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let (token, _) = adopt(reader.as_fd(), Arc::new(Content::default()));
+        let waiter = thread::spawn(|| wait_idle(None));
+        eventually("a thread waits", || !lock(&Reaper::get().state).idle_waiters.is_empty());
+        unwatch(reader.as_fd(), token);
+        eventually("the wait ends", || waiter.is_finished());
+        assert!(waiter.join().unwrap());
+        assert!(lock(&Reaper::get().state).idle_waiters.is_empty());
+    }
 }
