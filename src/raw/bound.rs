@@ -144,3 +144,33 @@ impl<K, T> Bound<K, T> {
         removed.map(|_| magazine.unbind(key)).into_iter().flat_map(Items::iter)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::ptr;
+
+    use super::*;
+
+    #[test]
+    fn a_recall_puts_binding_off_for_a_while_and_a_close_for_good() {
+        // Addresses that nothing dereferences.
+        let at = |address| NonNull::new(ptr::without_provenance_mut::<()>(address)).unwrap();
+        let (key, item) = (at(16), at(32));
+        let list = BoundMagazines::default();
+        let magazine = Magazine::default();
+        // SAFETY: the caller owns the magazine, which outlives the list's last use.
+        let bind = |may| unsafe { list.bind(key, &magazine, 1, || may) };
+        assert!(!bind(false), "the owner's condition does not hold");
+        for _ in 0..2 {
+            assert!(bind(true));
+            assert!(magazine.push(key, item));
+            let mut taken = Vec::new();
+            assert!(list.recall(&mut list.lock(), key, None, |item| taken.push(item)));
+            assert_eq!((taken, magazine.is_unbound()), (vec![item], true));
+            assert_eq!((0..2 * HOLD_OFF).find(|_| bind(true)), Some(HOLD_OFF));
+            assert_eq!(list.lock().unbind(key, &magazine).count(), 0);
+        }
+        list.lock().close();
+        assert!(!bind(true));
+    }
+}
