@@ -234,3 +234,17 @@ fn the_rest_of_a_send_without_memory_goes_without_copy_again_later() {
     sender.step().unwrap();
     assert!(kernel.seen()[0].zero_copy);
 }
+
+#[test]
+fn a_release_that_the_option_memory_proves_is_counted() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    for _ in 0..3 {
+        sender.try_send(&PAGE[..]).unwrap();
+        kernel.steal();
+    }
+    kernel.pass(Duration::from_secs(1));
+    sender.step().unwrap();
+    let stats = sender.stats();
+    assert_eq!((stats.released_calls, stats.in_flight_calls, stats.in_flight_bytes), (3, 0, 0));
+}

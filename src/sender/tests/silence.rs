@@ -219,3 +219,17 @@ fn a_send_that_was_cut_short_is_told_of_by_the_end() {
     let fate = sender.fate(ticket).unwrap();
     assert!(matches!(fate, Some(Fate::Truncated { accepted: 1000, .. })), "{fate:?}");
 }
+
+#[test]
+fn an_end_that_cannot_read_its_notifications_says_why() {
+    const ENOMEM: i32 = 12;
+    promptly(|| {
+        let kernel = stream([]);
+        let sender = kernel.sender(config());
+        sender.try_send(&PAGE[..]).unwrap();
+        kernel.with(|state| state.unreadable = usize::MAX);
+        let report = sender.close(None);
+        assert_eq!(report.error.map(|error| error.raw()), Some(ENOMEM));
+        assert!(!report.drained);
+    });
+}
