@@ -1,8 +1,9 @@
-//! The guide: six programs, with the reasons for their calls.
+//! The guide: seven programs, with the reasons for their calls.
 //!
 //! | chapter | program |
 //! |---|---|
 //! | [`blocking`] | reads and sends a file in plain calls |
+//! | [`event_loop`] | serves many senders in one loop |
 //! | [`tasks`] | sends from tasks of any runtime |
 //! | [`closing`] | ends streams in order, at once, and in the background |
 //! | [`broadcasting`] | sends a buffer to many peers, and drops slow peers |
@@ -20,6 +21,7 @@
 pub mod blocking;
 pub mod broadcasting;
 pub mod closing;
+pub mod event_loop;
 pub mod foreign_memory;
 pub mod tasks;
 pub mod tuning;

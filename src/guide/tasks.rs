@@ -62,6 +62,9 @@
 //! writable: the task spins. Here nothing is registered. The library's thread watches the socket
 //! while a task waits, and wakes the task.
 //!
+//! A loop of the program watches [`event_fd`](crate::Sender::event_fd) instead: see
+//! [`event_loop`](super::event_loop).
+//!
 //! # Cancel safety
 //!
 //! Both futures can be dropped at any time. A dropped [`alloc_async`](crate::Pool::alloc_async)
