@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Compares the rows of benches/rows.rs with those of an earlier revision:
+# Compares the rows of benches/rows.rs with the rows of an earlier revision:
 #
-#   benches/compare.sh [--quick] [REV [ROW...]]
+#     benches/compare.sh [--quick] [REV [ROW...]]
 #
-# REV is the revision before the sender was rebuilt unless told. Both programs take turns, row by row;
-# the ratio is taken within a turn, and its median is printed, with the quartiles. A row of many
-# senders also has the ratio of today's to one sender of REV. --quick takes a fifth of the turns:
-# 2 minutes instead of 10, once both are built.
+# By default REV is the last revision before the rebuild of the sender. The two programs take turns, row by row.
+# The ratio is taken within a turn; its median is printed, with the quartiles. A row of many senders also has the
+# ratio of today's figure to the figure of one sender of REV. --quick takes a fifth of the turns: 2 minutes
+# instead of 10, after the builds.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benches/earlier.sh
@@ -15,7 +15,7 @@ turns=15
 if [ "${1-}" = --quick ]; then turns=3; shift; fi
 check_out "${1-240196b}"
 shift || true
-# The time that a row may take, if a thread of it never gets to run.
+# The time limit of a row, in case one of its threads never runs.
 limit=60
 
 # Where the linker puts a loop of ten instructions can cost a third: `bulk` was at 1.34 and at 1.09 in
@@ -24,7 +24,7 @@ export RUSTFLAGS="${RUSTFLAGS-} -C llvm-args=-align-loops=64"
 then=$(program "$earlier" bench --bench rows)
 now=$(program "$PWD" bench --bench rows)
 [ -x "$then" ] && [ -x "$now" ] || { cat target/earlier/log; exit 1; }
-# A bench of the same name may replace it.
+# A bench of the same name may replace the program.
 cp "$then" target/earlier/then; cp "$now" target/earlier/now
 
 rows=("$@")
@@ -40,13 +40,13 @@ printf '%-12s %9s %9s %7s\n' row 'then, ns' 'now, ns' ratio
 figure() { timeout "$limit" "$1" "$2" | awk -v row="$2" '$1 == row { print $2 }'; }
 
 for row in "${rows[@]}"; do
-  # The cost of many senders is a matter of one sender too.
+  # The cost of many senders is compared with the cost of one too.
   case $row in
   turn-* | shuffled-*) one=user-${row#*-} ;;
   *) one= ;;
   esac
   for turn in $(seq "$turns"); do
-    # Another one begins each time.
+    # The programs take turns in going first.
     if ((turn % 2)); then
       a=$(figure target/earlier/then "$row" || true); b=$(figure target/earlier/now "$row" || true)
     else

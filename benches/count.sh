@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Counts the code lines of a folder, src/sender unless told: neither empty nor comments alone, and
-# outside of tests.
+# Counts the code lines of a folder (default: src/sender): neither empty nor comments alone, and outside of
+# tests.
 #
-#   benches/count.sh [FOLDER [REV]]
+#     benches/count.sh [FOLDER [REV]]
 #
-# Tests are files named tests.rs or fake.rs, and from `#[cfg(test)]` with a module behind it to the
-# module's end. With a revision the lines of that one are counted.
+# Tests are files named tests.rs or fake.rs, and modules behind `#[cfg(test)]` up to their end. With a revision,
+# the lines of the revision are counted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 folder=${1-src/sender}

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Plays the same histories with the library of an earlier revision and with today's, and compares the
-# traces (tests/differential):
+# Plays the same histories with the library of an earlier revision and with today's, and compares the traces
+# (tests/differential):
 #
-#   benches/differential.sh [--quick] [REV [FIRST_SEED [HISTORIES]]]
+#     benches/differential.sh [--quick] [REV [FIRST_SEED [HISTORIES]]]
 #
-# Prints how many histories agree, and of the first that does not the first difference. 2000 histories
-# unless told, 200 with --quick; fails if one differs, or panics. REV is the last revision before the
-# sender was rebuilt unless told: there no difference is expected.
+# Prints the number of equal histories, and the first difference of the first unequal one. 2000 histories by
+# default, 200 with --quick; fails at any difference or panic. By default REV is the last revision before the
+# rebuild of the sender, with no expected difference.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benches/earlier.sh

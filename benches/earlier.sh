@@ -3,7 +3,7 @@
 #
 #   . benches/earlier.sh; check_out REV
 
-# Leaves out of a copied file the methods that the earlier seam to the kernel does not have.
+# Removes from a copied file the methods that the earlier kernel interface lacks.
 without_newer() {
   if ! grep -q 'fn is_over' "$earlier/src/sender/kernel.rs"; then
     sed -i "$1" "$2"
@@ -58,7 +58,7 @@ check_out() {
     sed -i 's/\bread_batch\b/read_notes/' "$earlier/benches/scale/sink.rs" \
       "$earlier/tests/differential/kernel.rs" "$earlier/tests/simulation/kernel.rs"
   fi
-  # Cargo names what it builds by the path inside a workspace, so one target folder would mix the two.
+  # Cargo's names contain the path inside a workspace, so a common target folder would mix the two builds.
   unset CARGO_TARGET_DIR
 }
 

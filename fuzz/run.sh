@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# run.sh [SECONDS]: fuzzes each target for so long (default 60), beginning with its seed corpus, and names what it did.
-#   What is found stays in fuzz/artifacts; new inputs go to target/fuzz-corpus, not into the tree.
+# run.sh [SECONDS]: fuzzes each target for SECONDS (default 60) from its seed corpus, and names the results.
 set -u -o pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
@@ -17,7 +16,8 @@ for target in control simulation; do
   corpus=$root/target/fuzz-corpus/$target
   log=$CARGO_TARGET_DIR/$target.log
   mkdir -p "$corpus" "$CARGO_TARGET_DIR"
-  # A panic of user code is a part of the simulation, and its drop while unwinding too: no sanitizer but libFuzzer's own.
+  # Panics of user code are a part of the simulation, and so are drops while unwinding: no sanitizer but
+  # libFuzzer's own.
   if cargo fuzz run --sanitizer none "$target" "$corpus" "$here/corpus/$target" -- \
     -max_total_time="$seconds" -max_len=16384 -timeout=60 -rss_limit_mb=4096 >"$log" 2>&1; then
     result=ok

@@ -8,7 +8,7 @@ set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$here")
 target=${LOOM_TARGET_DIR:-$root/target/loom}
-# The interval: loom looks at the time every so many executions.
+# The interval, in executions, between loom's looks at the time.
 export LOOM_MAX_PREEMPTIONS=${LOOM_MAX_PREEMPTIONS:-2} LOOM_CHECKPOINT_INTERVAL=${LOOM_CHECKPOINT_INTERVAL:-100}
 export RUSTFLAGS="--cfg loom ${RUSTFLAGS:-}" CARGO_TARGET_DIR=$target
 
@@ -16,7 +16,7 @@ explore() { # in the tree of this folder; cargo's arguments, -- and those of the
   cargo test --quiet --profile loom --package loom-tests "$@" 2>&1
 }
 
-# Every model, after the file it is in.
+# Every model, behind the name of its file.
 names() {
   awk '/^#\[test\]/ { test = 1; next }
        test && sub(/^fn /, "") { sub(/\(.*/, ""); n = split(FILENAME, path, "/"); sub(/\.rs$/, "", path[n])
@@ -44,7 +44,7 @@ models() {
   return $status
 }
 
-# What a mutant does to a model of a file, in the tree of this folder, which is then as it was.
+# The effect of a mutant on a model of a file, in the tree of this folder, which is restored afterwards.
 verdict() { # patch, file, model
   patch --dry-run -s -f -p1 <"$1" || { echo 'DOES NOT APPLY'; return 1; }
   sed -n 's|^+++ b/||p' "$1" | tar -cf "$saved" -T - && patch -s -f -p1 <"$1"
@@ -65,7 +65,7 @@ verdict() { # patch, file, model
 }
 
 mutants() {
-  # A folder and a target of its own: cargo takes a copy of a workspace for the workspace itself.
+  # A separate folder and target: cargo mistakes a copy of a workspace for the workspace itself.
   copy=$target-mutants/tree saved=$target-mutants/saved.tar count=$target-mutants/count
   export CARGO_TARGET_DIR=$target-mutants/target
   rm -rf "$copy" && mkdir -p "$copy" || exit 1

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# mutants.sh [GROUP [OPTION...]]: has cargo-mutants make its mistakes in the files of a group (or of both, one after the
-#   other) in a copy of the tree, and runs the tests below on each; fails if one of them survives. Options go to
-#   cargo-mutants: --shard 0/4 for the first of four parts, --list to see the mutants. .cargo/mutants.toml lists
-#   the mutants that change nothing, each with its reason. Reports are in target/mutants/GROUP/mutants.out.
+# mutants.sh [GROUP [OPTION...]]: runs cargo-mutants on the files of a group (default: both groups in turn) in a
+# copy of the tree, with the tests below; fails if a mutant survives. Options go to cargo-mutants: --shard 0/4
+# for the first of four parts, --list to see the mutants. .cargo/mutants.toml lists the mutants without an
+# effect, each with its reason. Reports are in target/mutants/GROUP/mutants.out.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 out=$PWD/target/mutants
-# Not the target folder of the true tree: cargo takes a copy of a workspace for the workspace itself.
+# A separate target folder: cargo mistakes a copy of a workspace for the workspace itself.
 export CARGO_TARGET_DIR=${MUTANTS_TARGET_DIR:-$out/target} CARGO_PROFILE_DEV_DEBUG=false
-# The same random cases each time; the first that fails is enough.
+# The same random cases each time; the first failure is enough.
 export PROPTEST_RNG_SEED=1 PROPTEST_MAX_SHRINK_ITERS=0
 
 # mutants GROUP FILE... -- TARGET... -- TEST...: the files, the test targets to build, the tests to run.

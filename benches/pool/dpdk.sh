@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes target/bench/dpdk.so, with which `cargo bench --bench pool` has DPDK's mempool too.
-# Needs DPDK's headers: apt-get install libdpdk-dev.
+# Makes target/bench/dpdk.so: `cargo bench --bench pool` then has DPDK's mempool too. Needs DPDK's headers:
+# apt-get install libdpdk-dev.
 set -eu
 cd "$(dirname "$0")/../.."
 dir=${CARGO_TARGET_DIR:-target}/bench

@@ -1,18 +1,17 @@
 #!/usr/bin/env bash
-# tests/fresh/run.sh [MACHINE...]: runs the README's two commands on machines that have nearly nothing.
+# tests/fresh/run.sh [MACHINE...]: runs the README's two commands on nearly empty machines.
 #
-#   bare      gcc, libc6-dev, coreutils and a shell
-#   iproute2  the packages that every Debian has, gcc, libc6-dev and iproute2
-#   iptables  the same, and iptables
+#     bare      gcc, libc6-dev, coreutils and a shell
+#     iproute2  the packages of every Debian, gcc, libc6-dev and iproute2
+#     iptables  the same, and iptables
 #
-# A machine is a folder of unpacked packages, used as root directory of a mount namespace. Rust, the
-# crates and a copy of the source are mounted read-only there. The mounts and all processes end with
-# the script. Both commands run as root and as an ordinary user, while busy loops hold the
-# processors.
+# A machine is a folder of unpacked packages, the root directory of a mount namespace. Rust, the crates and a
+# copy of the source are mounted read-only there. The mounts and all processes end with the script. Both
+# commands run as root and as an ordinary user, while busy loops load the processors.
 #
-# Needs root and Debian or Ubuntu. Set ROUNDS for more than one round (default 1), BUSY for another
-# number of busy loops (default: one for each processor), USERS for one user (root or nobody).
-# Packages, builds and logs are kept in target/fresh.
+# Needs root and Debian or Ubuntu. Set ROUNDS for several rounds (default 1), BUSY for the number of busy loops
+# (default: one per processor), USERS for a single user (root or nobody). Packages, builds and logs are kept in
+# target/fresh.
 set -u -o pipefail
 cd "$(dirname "$0")/../.." || exit 1
 place=$PWD/target/fresh
@@ -22,7 +21,7 @@ read -ra users <<<"${USERS:-root nobody}"
 compiler=(gcc libc6-dev coreutils dash)
 minutes=40
 
-# closure PACKAGE...: the packages and all that they depend on.
+# closure PACKAGE...: the packages and all their dependencies.
 closure() {
   apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks \
     --no-replaces --no-enhances "$@" | grep '^[a-z0-9]' | sort -u
@@ -55,7 +54,7 @@ unpack() {
 nobody:x:65534:65534::/tmp:/bin/sh' >"$root/etc/passwd"
   echo '127.0.0.1 localhost
 ::1 localhost' >"$root/etc/hosts"
-  # A virtual package has no candidate of its own.
+  # A virtual package has no candidate.
   names=$(packages "$1") || return 1
   # shellcheck disable=SC2086
   names=$(apt-cache policy $names | awk '/^[a-z0-9]/ { name = $1 } /Candidate:/ && $2 != "(none)" { print name }' | tr -d :)
@@ -67,18 +66,18 @@ nobody:x:65534:65534::/tmp:/bin/sh' >"$root/etc/passwd"
   for package in $names; do
     dpkg-deb --fsys-tarfile "$debs/${package}"_*.deb | tar --keep-directory-symlink -xf - -C "$root" || return 1
   done
-  # As the package's script does, which is not run.
+  # Like the package's script, which does not run here.
   ln -s gcc "$root/usr/bin/cc" || return 1
   chmod 1777 "$root/cargo"
   touch "$root.done"
 }
 
-# on MACHINE USER COMMAND: runs it there.
+# on MACHINE USER COMMAND: runs the command there.
 on() {
   local root=$place/$1 id=0
   [ "$2" = root ] || id=65534
   chown -R "$id:$id" "$place/target" || return 1
-  # A move to the root of the namespace and no chroot: in a chroot user namespaces are refused.
+  # A move to the root of the namespace instead of a chroot: a chroot refuses user namespaces.
   # shellcheck disable=SC2016
   timeout "${minutes}m" unshare --mount --pid --fork --kill-child sh -c '
     set -e
@@ -128,7 +127,7 @@ done
 loops=()
 trap '[ ${#loops[@]} = 0 ] || kill "${loops[@]}" 2>/dev/null' EXIT
 for machine in "$@"; do
-  # Nothing is judged by how long it takes to build.
+  # Build times are not judged.
   on "$machine" root 'cargo test --workspace --no-run && cargo build --release -p migration_sender' \
     >"$place/logs/$machine-build.log" 2>&1 || { echo "cannot build on $machine"; exit 1; }
   for ((i = 0; i < busy; i++)); do

@@ -1,26 +1,27 @@
 #!/usr/bin/env bash
-# tests/guest/run.sh [KERNEL...]: runs the tests over real sockets inside guests with other kernels (Debian's 6.1 and
-# 6.12 unless named), and prints a table test x kernel, and by name what cannot run there.
+# tests/guest/run.sh [KERNEL...]: runs the tests over real sockets inside guests with other kernels (default:
+# Debian's 6.1 and 6.12), and prints a table test x kernel, with all skips by name.
 #
-#   wire     flagship between two vmxnet3 devices on one QEMU hub, which do not copy
-#   repeats  netem between them, in one guest and in another: both must print the same, byte for byte, dice and times
-#            included
-#   lab      the network lab between them
-#   course   flagship between them, with delay and loss (netem) under all of it
-#   lo       over the guest's loopback device
-#   late     over it, with delay
-#   nobody   as late, as an ordinary user
+#     wire     flagship between two vmxnet3 devices on one QEMU hub, without copies
+#     repeats  netem between the devices, in two guests: both must print the same bytes, dice and times included
+#     lab      the network lab between the devices
+#     course   flagship between the devices, with delay and loss (netem) under all of it
+#     lo       over the guest's loopback device
+#     late     over the loopback device, with delay
+#     nobody   as late, as an ordinary user
 #
-# WAYS names some of these, TESTS some of the tests (a pattern of grep -E). What they print is kept in target/guest. Ends
-# with 1 if one failed. WAYS=bench runs benches/migration.rs instead, as wire: a nanosecond is an instruction there.
+# WAYS names some of the ways, TESTS some of the tests (a pattern of grep -E). The output is kept in
+# target/guest. Ends with 1 after a failure. WAYS=bench runs benches/migration.rs instead, as wire: a nanosecond
+# is then an instruction.
 #
-# `boot` beside this file runs QEMU, without root; its header says what that takes. Further ip, tc, iptables-legacy,
-# unshare and setpriv. What is lacking is named, and nothing is run without it.
+# `boot` beside this file runs QEMU, without root; its header lists the requirements. This script further needs
+# ip, tc, iptables-legacy, unshare and setpriv. A missing tool is named, and then no test is run.
 #
-# The guest's clock counts instructions, its dice have one seed, and nothing comes from outside, so that short runs print
-# the same. Long ones do not always: at some point the clock of one leaps, and from there on all dice fall otherwise. It
-# seems to be QEMU's doing, whose main loop can move the clock of a halted processor on before it has counted the last
-# instructions (main_loop_wait, icount_start_warp_timer). So what a test claims must hold in every course.
+# The guest's clock counts instructions, its dice have a fixed seed, and no input comes from outside, so short
+# runs print the same. Long runs do not always: at some point the clock of one guest leaps, and from there on
+# all dice differ. QEMU seems to be the cause: its main loop can advance the clock of a halted processor before
+# it has counted the last instructions (main_loop_wait, icount_start_warp_timer). So the claims of a test must
+# hold in every course.
 set -u -o pipefail
 cd "$(dirname "$0")/../.." || exit 1
 PATH=$PATH:/usr/sbin:/sbin
@@ -44,7 +45,7 @@ for tool in ip tc iptables-legacy unshare setpriv; do
   where=$(command -v $tool) || { cannot "no $tool"; exit 0; }
   parts+=(--program "$where:$tool")
 done
-# What iptables loads when it is asked to.
+# The modules that iptables loads on demand.
 for file in /usr/lib/*/xtables/libxt_{standard,statistic,tcp}.so; do
   parts+=(--file "$file:${file#/}")
 done
@@ -55,8 +56,8 @@ for nic in 1 2; do
   parts+=(--qemu "-netdev hubport,hubid=0,id=h$nic -device vmxnet3,netdev=h$nic,romfile=,mac=52:54:00:00:00:0$nic")
 done
 
-# boot KERNEL WAY COMMAND: runs a command in a guest and keeps what it prints. The guest's clock counts instructions, so
-# that no time-out comes early because the host is busy.
+# boot KERNEL WAY COMMAND: runs a command in a guest and keeps the output. The guest's clock counts
+# instructions, so a busy host makes no timeout early.
 boot() {
   local log=$logs/$1:$2
   tests/guest/boot --memory 2048 --seconds 3600 "${parts[@]}" "$1" "$3" >"$log" 2>"$log.err" </dev/null ||
@@ -78,7 +79,7 @@ fi
 
 # Emulated instructions are dear.
 export CARGO_PROFILE_DEV_OPT_LEVEL=1
-# Tests that read the source or simulate a kernel are not about kernels.
+# Tests of the source or of a simulated kernel are independent of the guest's kernel.
 tests=$(cargo test --no-run --message-format=json --tests |
   sed -n 's/.*"kind":\["test"\].*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\1 \2/p' |
   grep -vE '^(import_map|claims|simulation) ') || exit 1
@@ -88,7 +89,7 @@ while read -r test binary; do
 done <<<"$tests"
 all=$(cut -d ' ' -f 1 <<<"$tests" | sort)
 
-# rows KERNEL WAY TESTS PREPARATION [ROLE]: runs tests in one guest, one after the other, each through ROLE.
+# rows KERNEL WAY TESTS PREPARATION [ROLE]: runs tests in one guest, in sequence, each through ROLE.
 rows() {
   local kernel=$1 way=$2 tests prepare=$4 role=${5-}
   [[ " ${WAYS-$way} " == *" $way "* ]] || return 0
@@ -130,7 +131,7 @@ for kernel in "${kernels[@]}"; do
 done
 wait
 
-# The table, from the lines that begin with "==" and what stands between them.
+# The table, from the lines with "==" and the lines between them.
 cd "$logs" && awk -v kernels="${kernels[*]}" '
   { sub(/\r$/, "") }
   /^== [0-9yn]/ && row {
@@ -151,7 +152,7 @@ cd "$logs" && awk -v kernels="${kernels[*]}" '
     passed = skips = 0
     delete said
   }
-  # The last is the whole; the others are of tests that ran themselves in a process of their own.
+  # The last result counts for the program; the others come from child processes of tests.
   match($0, /[0-9]+ passed/) { passed = substr($0, RSTART) + 0 }
   match($0, /SKIPPED [a-z0-9_:]+: .*/) {
     skip = substr($0, RSTART)

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# mutants.sh [MUTANT...]: applies each patch of mutants/ to a copy of the tree and runs the simulation on it until it
-#   fails; prints after how many steps that was, and in the history of which seed. PINBUF_SIM_STEPS (default 400 million)
-#   bounds the search. What the histories of slow_peer.rs notice takes no steps.
+# mutants.sh [MUTANT...]: applies each patch of mutants/ to a copy of the tree and runs the simulation there
+# until a failure. Prints the number of steps up to the failure, and the seed of the history. PINBUF_SIM_STEPS
+# (default 400 million) bounds the search. A failure in the histories of slow_peer.rs takes no steps.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(dirname "$(dirname "$here")")
-# Not the target folder of the true tree: cargo takes a copy of a workspace for the workspace itself.
+# A separate target folder: cargo mistakes a copy of a workspace for the workspace itself.
 export CARGO_TARGET_DIR=${MUTANTS_TARGET_DIR:-$root/target/simulation-mutants}
 export PINBUF_SIM_STEPS=${PINBUF_SIM_STEPS:-400000000} PINBUF_SIM_SEED=${PINBUF_SIM_SEED:-1}
 copy=$(mktemp -d) || exit 1
