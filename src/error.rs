@@ -10,8 +10,7 @@
 //! | [`Sender::wait`](crate::Sender::wait), [`drain`](crate::Sender::drain) and the questions for a fate | [`WaitError`] |
 //! | the system | [`OsError`]: an error number that can be copied |
 //!
-//! A sender has three of them, because each carries back what the call took: the socket, the buffer,
-//! or nothing.
+//! A sender has three error types: an error returns the socket or the buffer of the call, if any.
 //!
 //! Each converts into [`io::Error`], so that `?` works in a function that returns [`io::Result`]. An
 //! error number of the system is kept. A buffer in the error is dropped, and so recycled; a socket is
@@ -32,7 +31,7 @@
 //! }
 //! ```
 //!
-//! The library reports and counts; it never logs or prints.
+//! The library reports and counts, without logs or output.
 //!
 //! ```
 //! use pinbuf::{AllocError, Pool};
@@ -47,10 +46,35 @@ use std::{error::Error, fmt, io, ops::Range};
 
 use crate::{backing::Pages, id::Ticket};
 
-/// An error number of the operating system (`errno`), kept as it was.
+/// Writes the sentence of each variant once: the literal is the doc and the `Display`.
+macro_rules! sentences {
+    ($(#[$meta:meta])* pub enum $name:ident $(<$item:ident>)? { $(
+        $sentence:literal $(#[$more:meta])* $variant:ident
+            $(($value:ident: $kind:ty))?
+            $({ $($(#[$about:meta])* $field:ident: $ty:ty),+ $(,)? })?,
+    )+ }) => {
+        $(#[$meta])*
+        pub enum $name $(<$item>)? { $(
+            #[doc = concat!("“", $sentence, "”.\n")]
+            $(#[$more])*
+            $variant $(($kind))? $({ $($(#[$about])* $field: $ty),+ })?,
+        )+ }
+
+        impl $(<$item>)? fmt::Display for $name $(<$item>)? {
+            #[allow(unused_variables, reason = "a sentence need not name all fields")]
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                match self {
+                    $(Self::$variant $(($value))? $({ $($field),+ })? => write!(f, $sentence),)+
+                }
+            }
+        }
+    };
+}
+
+/// An error number of the operating system (`errno`), unchanged.
 ///
-/// Unlike [`io::Error`] it can be copied, so that one connection error can be the fate of many
-/// sends. Converts into [`io::Error`].
+/// Unlike [`io::Error`] the number is `Copy`, so one connection error can be the fate of many sends.
+/// Converts into [`io::Error`].
 ///
 /// ```
 /// let error = pinbuf::error::OsError::from_raw(104);
@@ -98,250 +122,155 @@ impl fmt::Display for OsError {
 
 impl Error for OsError {}
 
-/// Why no buffer was handed out.
-///
-/// ```
-/// let pool = pinbuf::Pool::new(4096, 1)?;
-/// let _buf = pool.try_alloc(4096)?;
-/// let error = pool.try_alloc(4096).unwrap_err();
-/// assert!(error.is_backpressure(), "later there may be one");
-/// assert!(!pool.try_alloc(4097).unwrap_err().is_backpressure(), "never");
-/// # Ok::<(), Box<dyn std::error::Error>>(())
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum AllocError {
-    /// No slot of the size class is free; drop or reap buffers, wait with `alloc`, or build a
-    /// larger pool.
-    Exhausted,
-    /// The requested capacity is larger than the pool's largest size class; split the buffer or
-    /// add a class.
-    TooLarge {
-        /// Requested capacity in bytes.
-        requested: usize,
-        /// Capacity of the largest size class in bytes.
-        largest: usize,
-    },
-    /// No slot became free before the time was up.
-    TimedOut,
-    /// The pool belongs to the process that this one was forked from; build another one here.
-    Forked,
+sentences! {
+    /// The reason of a failed allocation.
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::new(4096, 1)?;
+    /// let _buf = pool.try_alloc(4096)?;
+    /// let error = pool.try_alloc(4096).unwrap_err();
+    /// assert!(error.is_backpressure(), "a later try can succeed");
+    /// assert!(!pool.try_alloc(4097).unwrap_err().is_backpressure(), "never");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[non_exhaustive]
+    pub enum AllocError {
+        "no slot of the size class is free; drop or reap buffers, wait with `alloc`, or build a larger pool"
+        Exhausted,
+        "the requested capacity of {requested} bytes is larger than the pool's largest size class of {largest} bytes; split the buffer or add a class"
+        TooLarge {
+            /// Requested capacity in bytes.
+            requested: usize,
+            /// Capacity of the largest size class in bytes.
+            largest: usize,
+        },
+        "no slot became free before the timeout"
+        TimedOut,
+        "the pool belongs to the parent of this forked process; build a new one here"
+        Forked,
+    }
 }
 
 impl AllocError {
-    /// Whether trying again later can succeed.
+    /// Returns `true` if a later try can succeed.
     pub fn is_backpressure(self) -> bool {
         matches!(self, Self::Exhausted | Self::TimedOut)
     }
 }
 
-impl fmt::Display for AllocError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exhausted => f.write_str(
-                "no slot of the size class is free; drop or reap buffers, wait with `alloc`, or \
-                 build a larger pool",
-            ),
-            Self::TooLarge { requested, largest } => write!(
-                f,
-                "the requested capacity of {requested} bytes is larger than the pool's largest \
-                 size class of {largest} bytes; split the buffer or add a class",
-            ),
-            Self::TimedOut => f.write_str("no slot became free before the time was up"),
-            Self::Forked => f.write_str(
-                "the pool belongs to the process that this one was forked from; build another one \
-                 here",
-            ),
-        }
-    }
-}
-
 impl Error for AllocError {}
 
-/// Why a kind of pages was not used for a pool.
-///
-/// ```
-/// use pinbuf::{pool::{Pages, Refusal}, Pool};
-///
-/// // Far smaller than a huge page.
-/// let pool = Pool::new(4096, 1)?;
-/// assert!(pool.region().refused.contains(&(Pages::Thp, Refusal::TooSmall)));
-/// # Ok::<(), pinbuf::BuildError>(())
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// The system refused. For hugetlb pages ENOMEM means that too few are set aside: raise
-    /// `vm.nr_hugepages`.
-    Os(OsError),
-    /// The platform does not have such pages.
-    Unsupported,
-    /// The pool is smaller than half a page of this kind; require the kind to have it anyway.
-    TooSmall,
-    /// Rounded up to whole pages, the pool does not fit into the address space.
-    AddressSpace,
-    /// Such pages are only taken populated, since a lack would end the process with SIGBUS; leave
-    /// `populate` on to have them.
-    Unpopulated,
-}
-
-impl fmt::Display for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Os(error) => fmt::Display::fmt(error, f),
-            Self::Unsupported => f.write_str("the platform does not have such pages"),
-            Self::TooSmall => f.write_str("the pool is smaller than half a page of this kind"),
-            Self::AddressSpace => {
-                f.write_str("rounded up to whole pages, the pool does not fit the address space")
-            }
-            Self::Unpopulated => f.write_str(
-                "such pages are only taken populated, since a lack would end the process with \
-                 SIGBUS",
-            ),
-        }
+sentences! {
+    /// The reason against a kind of pages for a pool.
+    ///
+    /// ```
+    /// use pinbuf::{pool::{Pages, Refusal}, Pool};
+    ///
+    /// // Far smaller than a huge page.
+    /// let pool = Pool::new(4096, 1)?;
+    /// assert!(pool.region().refused.contains(&(Pages::Thp, Refusal::TooSmall)));
+    /// # Ok::<(), pinbuf::BuildError>(())
+    /// ```
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[non_exhaustive]
+    pub enum Refusal {
+        "the system refused: {error}"
+        /// For hugetlb pages ENOMEM means a small reserve: raise `vm.nr_hugepages`.
+        Os(error: OsError),
+        "the platform does not have such pages"
+        Unsupported,
+        "the pool is smaller than half a page of this kind"
+        /// Require the kind to have it anyway.
+        TooSmall,
+        "rounded up to whole pages, the pool does not fit the address space"
+        AddressSpace,
+        "such pages are only taken populated, since a lack would end the process with SIGBUS"
+        /// Leave `populate` on to have them.
+        Unpopulated,
     }
 }
 
-/// Why a pool was not built.
-///
-/// ```
-/// use pinbuf::{BuildError, Pool};
-///
-/// let error = Pool::new(1 << 20, usize::MAX).unwrap_err();
-/// assert!(matches!(error, BuildError::TooManySlots { .. }));
-/// ```
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum BuildError {
-    /// The pool has no size class; add one with `class`.
-    NoClass,
-    /// A class has no capacity or no slots; give both at least 1.
-    EmptyClass {
-        /// Capacity of each slot in bytes.
-        capacity: usize,
-        /// Number of slots.
-        count: usize,
-    },
-    /// Two classes have the same capacity; make them one with the sum of their slots.
-    DuplicateClass {
-        /// The capacity in bytes.
-        capacity: usize,
-    },
-    /// A class has more slots than an index can name; use larger or fewer slots.
-    TooManySlots {
-        /// Capacity of each slot in bytes.
-        capacity: usize,
-        /// Number of slots.
-        count: usize,
-        /// The most slots a class can have.
-        most: usize,
-    },
-    /// The classes up to this one do not fit the address space; use smaller or fewer slots.
-    TooLarge {
-        /// Capacity of each slot in bytes.
-        capacity: usize,
-        /// Number of slots.
-        count: usize,
-    },
-    /// A huge page size has to be a power of two larger than a base page; use a size listed in
-    /// `/sys/kernel/mm/hugepages`.
-    PageSize {
-        /// The size asked for, in bytes.
-        page_bytes: usize,
-    },
-    /// The required kind of pages cannot be had; provide it, or let the pool take what there is
-    /// with `Backing::Prefer`.
-    Unavailable {
-        /// The kind that was required.
-        pages: Pages,
-        /// Why it cannot be had.
-        refusal: Refusal,
-    },
-    /// The memory cannot be had on any pages; build a smaller pool.
-    OutOfMemory {
-        /// Length of the pool's memory in bytes.
-        bytes: usize,
-        /// What base pages, the last resort, were refused for.
-        refusal: Refusal,
-    },
-    /// The NUMA node has no memory for the pool; use one listed in
-    /// `/sys/devices/system/node/has_memory`.
-    NumaNode {
-        /// The node asked for.
-        node: usize,
-        /// Why it cannot be used. EINVAL: there is no such node, or it has no memory, or the
-        /// process may not use it.
-        refusal: Refusal,
-    },
-    /// A quota of no slots would let no sender send; give it at least 1, or none.
-    NoQuota,
-    /// The memory cannot be locked; raise RLIMIT_MEMLOCK, build a smaller pool, or turn `mlock`
-    /// off.
-    Lock {
-        /// Length of the memory in bytes.
-        bytes: usize,
-        /// What `mlock` reported.
-        error: OsError,
-    },
-    /// The memory cannot be kept out of core dumps; turn `dont_dump` off.
-    DontDump(OsError),
-}
-
-impl fmt::Display for BuildError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoClass => f.write_str("the pool has no size class; add one with `class`"),
-            Self::EmptyClass { capacity, count } => write!(
-                f,
-                "a class of {count} slots of {capacity} bytes has no capacity or no slots; give \
-                 both at least 1",
-            ),
-            Self::DuplicateClass { capacity } => write!(
-                f,
-                "two classes have slots of {capacity} bytes; make them one with the sum of their \
-                 slots",
-            ),
-            Self::TooManySlots { capacity, count, most } => write!(
-                f,
-                "a class of {count} slots of {capacity} bytes has more than {most} slots; use \
-                 larger or fewer slots",
-            ),
-            Self::TooLarge { capacity, count } => write!(
-                f,
-                "with {count} slots of {capacity} bytes the pool does not fit the address space; \
-                 use smaller or fewer slots",
-            ),
-            Self::PageSize { page_bytes } => write!(
-                f,
-                "{page_bytes} bytes is no huge page size; use one listed in \
-                 /sys/kernel/mm/hugepages",
-            ),
-            Self::Unavailable { pages, refusal } => write!(
-                f,
-                "the pool requires {pages}, which cannot be had ({refusal}); provide them, or let \
-                 the pool take what there is with `Backing::Prefer`",
-            ),
-            Self::OutOfMemory { bytes, refusal } => {
-                write!(f, "{bytes} bytes of memory cannot be had ({refusal}); build a smaller pool")
-            }
-            Self::NumaNode { node, refusal } => write!(
-                f,
-                "NUMA node {node} has no memory for the pool ({refusal}); use one listed in \
-                 /sys/devices/system/node/has_memory",
-            ),
-            Self::NoQuota => f.write_str(
-                "a quota of no slots would let no sender send; give it at least 1, or none",
-            ),
-            Self::Lock { bytes, error } => write!(
-                f,
-                "{bytes} bytes cannot be locked ({error}); raise RLIMIT_MEMLOCK, build a smaller \
-                 pool, or turn `mlock` off",
-            ),
-            Self::DontDump(error) => write!(
-                f,
-                "the memory cannot be kept out of core dumps ({error}); turn `dont_dump` off",
-            ),
-        }
+sentences! {
+    /// The reason against building a pool.
+    ///
+    /// ```
+    /// use pinbuf::{BuildError, Pool};
+    ///
+    /// let error = Pool::new(1 << 20, usize::MAX).unwrap_err();
+    /// assert!(matches!(error, BuildError::TooManySlots { .. }));
+    /// ```
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[non_exhaustive]
+    pub enum BuildError {
+        "the pool has no size class; add one with `class`"
+        NoClass,
+        "a class of {count} slots of {capacity} bytes has no capacity or no slots; give both at least 1"
+        EmptyClass {
+            /// Capacity of each slot in bytes.
+            capacity: usize,
+            /// Number of slots.
+            count: usize,
+        },
+        "two classes have slots of {capacity} bytes; make them one with the sum of their slots"
+        DuplicateClass {
+            /// The capacity in bytes.
+            capacity: usize,
+        },
+        "a class of {count} slots of {capacity} bytes has more than {most} slots; use larger or fewer slots"
+        TooManySlots {
+            /// Capacity of each slot in bytes.
+            capacity: usize,
+            /// Number of slots.
+            count: usize,
+            /// The largest number of slots in a class.
+            most: usize,
+        },
+        "with {count} slots of {capacity} bytes the pool does not fit the address space; use smaller or fewer slots"
+        TooLarge {
+            /// Capacity of each slot in bytes.
+            capacity: usize,
+            /// Number of slots.
+            count: usize,
+        },
+        "{page_bytes} bytes is no huge page size; use a power of two listed in /sys/kernel/mm/hugepages"
+        PageSize {
+            /// The requested size in bytes.
+            page_bytes: usize,
+        },
+        "the required {pages} are unavailable ({refusal}); provide them, or let the pool choose with `Backing::Prefer`"
+        Unavailable {
+            /// The required kind.
+            pages: Pages,
+            /// The reason.
+            refusal: Refusal,
+        },
+        "{bytes} bytes of memory are unavailable ({refusal}); build a smaller pool"
+        OutOfMemory {
+            /// Length of the pool's memory in bytes.
+            bytes: usize,
+            /// The reason against base pages, the last resort.
+            refusal: Refusal,
+        },
+        "NUMA node {node} has no memory for the pool ({refusal}); use one listed in /sys/devices/system/node/has_memory"
+        NumaNode {
+            /// The requested node.
+            node: usize,
+            /// The reason. EINVAL: no such node, a node without memory, or one forbidden to the
+            /// process.
+            refusal: Refusal,
+        },
+        "a quota of no slots would let no sender send; give it at least 1, or none"
+        NoQuota,
+        "{bytes} bytes cannot be locked ({error}); raise RLIMIT_MEMLOCK, build a smaller pool, or turn `mlock` off"
+        Lock {
+            /// Length of the memory in bytes.
+            bytes: usize,
+            /// The error of `mlock`.
+            error: OsError,
+        },
+        "the memory cannot be kept out of core dumps ({error}); turn `dont_dump` off"
+        DontDump(error: OsError),
     }
 }
 
@@ -361,7 +290,7 @@ impl Error for BuildError {
 /// A range does not lie inside its mapping; from [`MappedSlice::new`](crate::MappedSlice::new).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RangeError {
-    /// The range asked for.
+    /// The requested range.
     pub range: Range<usize>,
     /// Length of the mapping in bytes.
     pub len: usize,
@@ -376,74 +305,77 @@ impl fmt::Display for RangeError {
 
 impl Error for RangeError {}
 
-/// Why a buffer, or the rest of one, was not sent. The buffer comes back where nothing of it was
-/// accepted.
-///
-/// ```
-/// use pinbuf::SendError;
-///
-/// let error = SendError::WouldBlock("the buffer");
-/// assert!(error.is_backpressure());
-/// assert_eq!(error.into_buf(), Some("the buffer"));
-/// ```
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum SendError<B> {
-    /// The sender cannot take more now: the socket buffer or the window of sends in flight is
-    /// full. Wait for [`interest`](crate::Sender::interest) and send the buffer again.
-    WouldBlock(B),
-    /// The time was up before anything of the buffer was accepted; send it again, or give the
-    /// connection up. From [`send_timeout`](crate::Sender::send_timeout).
-    TimedOut(B),
-    /// The time was up after a part of the buffer was accepted. The unsent part stays queued in
-    /// the sender: [`reap`](crate::Sender::reap) sends it, and so does every later call. From
-    /// [`send_timeout`](crate::Sender::send_timeout).
-    Unfinished {
-        /// The ticket of the send.
-        ticket: Ticket,
-    },
-    /// The connection failed before anything of the buffer was accepted; open a new connection
-    /// and send it there.
-    Connection {
-        /// The first error the connection reported.
-        error: OsError,
-        /// The buffer, untouched.
-        buf: B,
-    },
-    /// The memory cannot be read by the kernel (`EFAULT`): the file behind the mapping was
-    /// truncated, or the range is not mapped. Nothing was sent; the connection is usable.
-    BadAddress(B),
-    /// The connection failed after a part of the buffer was accepted. The buffer stays with the
-    /// sender until the kernel has let go of it; its ticket's fate tells how much was accepted.
-    /// A blocking send that cannot wait for the rest to be accepted ends the connection so too.
-    Truncated {
-        /// The ticket of the send.
-        ticket: Ticket,
-        /// The first error the connection reported.
-        error: OsError,
-    },
-    /// A queue or a filter of this host dropped the datagram (`ENOBUFS`, `EPERM`); the buffer is
-    /// untouched. Whether to send it again is up to the protocol, as with one lost on the way.
-    Dropped {
-        /// What the system call reported.
-        error: OsError,
-        /// The buffer, untouched.
-        buf: B,
-    },
-    /// The system call failed in a way that says nothing about the connection; the buffer is
-    /// untouched. On a datagram socket also what became of an earlier one, such as `ECONNREFUSED`.
-    Os {
-        /// What the system call reported.
-        error: OsError,
-        /// The buffer, untouched.
-        buf: B,
-    },
-    /// The sender belongs to the process that this one was forked from; open a connection here.
-    Forked(B),
+sentences! {
+    /// The reason of a failed send. The buffer comes back unless a part of it was accepted.
+    ///
+    /// ```
+    /// use pinbuf::SendError;
+    ///
+    /// let error = SendError::WouldBlock("the buffer");
+    /// assert!(error.is_backpressure());
+    /// assert_eq!(error.into_buf(), Some("the buffer"));
+    /// ```
+    #[derive(Debug)]
+    #[non_exhaustive]
+    pub enum SendError<B> {
+        "the socket buffer or the window of sends in flight is full"
+        /// Wait for [`interest`](crate::Sender::interest) and send the buffer again.
+        WouldBlock(buf: B),
+        "no byte of the buffer was accepted before the timeout"
+        /// Send the buffer again, or give up the connection. From
+        /// [`send_timeout`](crate::Sender::send_timeout).
+        TimedOut(buf: B),
+        "a part of the buffer was accepted before the timeout; the unsent part stays queued"
+        /// [`reap`](crate::Sender::reap) sends the unsent part, and so does every later call. From
+        /// [`send_timeout`](crate::Sender::send_timeout).
+        Unfinished {
+            /// The ticket of the send.
+            ticket: Ticket,
+        },
+        "the connection failed before any byte of the buffer was accepted"
+        /// Open a new connection and send the buffer there.
+        Connection {
+            /// The first error of the connection.
+            error: OsError,
+            /// The buffer, untouched.
+            buf: B,
+        },
+        "the kernel cannot read the memory: the mapped file was truncated, or the range is not mapped"
+        /// The error number is `EFAULT`. No byte was sent, and the connection is usable.
+        BadAddress(buf: B),
+        "the connection failed after a part of the buffer was accepted"
+        /// The buffer stays with the sender until its release; the ticket's fate tells the accepted
+        /// bytes. A blocking send that cannot wait for the unsent part also ends the connection so.
+        Truncated {
+            /// The ticket of the send.
+            ticket: Ticket,
+            /// The first error of the connection.
+            error: OsError,
+        },
+        "a queue or a filter of this host dropped the datagram"
+        /// The error number is `ENOBUFS` or `EPERM`. The protocol decides about a repetition, as for
+        /// a datagram lost on the way.
+        Dropped {
+            /// The error of the system call.
+            error: OsError,
+            /// The buffer, untouched.
+            buf: B,
+        },
+        "the system call failed, without consequences for the connection"
+        /// On a datagram socket also the error of an earlier datagram, such as `ECONNREFUSED`.
+        Os {
+            /// The error of the system call.
+            error: OsError,
+            /// The buffer, untouched.
+            buf: B,
+        },
+        "the sender belongs to the parent of this forked process; open a connection here"
+        Forked(buf: B),
+    }
 }
 
 impl<B> SendError<B> {
-    /// Whether waiting and trying again can succeed.
+    /// Returns `true` if a try after a wait can succeed.
     pub fn is_backpressure(&self) -> bool {
         matches!(self, Self::WouldBlock(_) | Self::TimedOut(_))
     }
@@ -462,7 +394,7 @@ impl<B> SendError<B> {
         }
     }
 
-    /// The same error around another form of the buffer.
+    /// Converts the buffer.
     pub(crate) fn map<C>(self, form: impl FnOnce(B) -> C) -> SendError<C> {
         match self {
             Self::WouldBlock(buf) => SendError::WouldBlock(form(buf)),
@@ -474,46 +406,6 @@ impl<B> SendError<B> {
             Self::Dropped { error, buf } => SendError::Dropped { error, buf: form(buf) },
             Self::Os { error, buf } => SendError::Os { error, buf: form(buf) },
             Self::Forked(buf) => SendError::Forked(form(buf)),
-        }
-    }
-}
-
-impl<B> fmt::Display for SendError<B> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::WouldBlock(_) => f.write_str(
-                "the sender cannot take more now: the socket buffer or the window of sends in \
-                 flight is full",
-            ),
-            Self::TimedOut(_) => {
-                f.write_str("the time was up before anything of the buffer was accepted")
-            }
-            Self::Unfinished { ticket } => write!(
-                f,
-                "the time was up after a part of send {} was accepted; its unsent part stays \
-                 queued",
-                ticket.sequence()
-            ),
-            Self::Connection { .. } => {
-                f.write_str("the connection failed before anything of the buffer was accepted")
-            }
-            Self::BadAddress(_) => f.write_str(
-                "the memory cannot be read by the kernel: the file behind the mapping was \
-                 truncated, or the range is not mapped",
-            ),
-            Self::Truncated { ticket, .. } => write!(
-                f,
-                "the connection failed after a part of send {} was accepted",
-                ticket.sequence()
-            ),
-            Self::Dropped { .. } => {
-                f.write_str("a queue or a filter of this host dropped the datagram")
-            }
-            Self::Os { .. } => f.write_str("the system call failed"),
-            Self::Forked(_) => f.write_str(
-                "the sender belongs to the process that this one was forked from; open a \
-                 connection here",
-            ),
         }
     }
 }
@@ -535,12 +427,12 @@ impl<B: fmt::Debug> Error for SendError<B> {
 }
 
 impl<B> From<SendError<B>> for io::Error {
-    /// Keeps the error number where there is one; the buffer is dropped.
+    /// Keeps the error number, if any; drops the buffer.
     fn from(error: SendError<B>) -> Self {
         match error {
             SendError::WouldBlock(_) => io::ErrorKind::WouldBlock.into(),
             SendError::TimedOut(_) | SendError::Unfinished { .. } => io::ErrorKind::TimedOut.into(),
-            SendError::BadAddress(_) => io::Error::from_raw_os_error(libc_efault()),
+            SendError::BadAddress(_) => io::Error::from_raw_os_error(EFAULT),
             SendError::Forked(_) => io::ErrorKind::PermissionDenied.into(),
             SendError::Connection { error, .. }
             | SendError::Truncated { error, .. }
@@ -550,151 +442,84 @@ impl<B> From<SendError<B>> for io::Error {
     }
 }
 
-/// `EFAULT` is 14 on every Unix.
-const fn libc_efault() -> i32 {
-    14
-}
+/// The same on every Unix.
+const EFAULT: i32 = 14;
 
-/// Why the large sends of a sender go by copy.
-///
-/// All reasons but `Route` are for good.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum CopyReason {
-    /// The policy is `Never`.
-    Policy,
-    /// The kernel refused `SO_ZEROCOPY` on this socket: an old kernel, a kind of socket that has
-    /// no zero copy, or a platform without it.
-    Refused(OsError),
-    /// The error queue or the option memory of the socket cannot be read (`recvmmsg(2)`,
-    /// `SO_MEMINFO`), so that no release could ever be proven: a filter for system calls forbids
-    /// it.
-    Unprovable(OsError),
-    /// The socket is of a kind whose completions cannot be told apart exactly.
-    UnsupportedSocket,
-    /// The kernel took the option and then ignored the flag.
-    Ignored,
-    /// The kernel copies on this route anyway (loopback, a virtual Ethernet pair, a network card
-    /// without scatter-gather, a packet capture); the sender looks again from time to time. Only
-    /// with policy `Auto`.
-    Route,
-    /// The error queue said something that cannot be about sends of ours; see
-    /// [`Poison`].
-    Poisoned(Poison),
-}
-
-impl fmt::Display for CopyReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Policy => f.write_str("the policy is `Never`"),
-            Self::Refused(error) => write!(
-                f,
-                "the kernel refused SO_ZEROCOPY on this socket ({error}); it needs Linux 4.14 or \
-                 newer and a TCP or UDP socket",
-            ),
-            Self::Unprovable(error) => write!(
-                f,
-                "the error queue or the option memory of the socket cannot be read ({error}); \
-                 allow recvmmsg and getsockopt in the filter for system calls",
-            ),
-            Self::UnsupportedSocket => f.write_str(
-                "the socket is of a kind whose completions cannot be told apart exactly; use TCP or UDP",
-            ),
-            Self::Ignored => f.write_str("the kernel took the option and then ignored the flag"),
-            Self::Route => f.write_str(
-                "the kernel copies on this route anyway; the sender looks again from time to time",
-            ),
-            Self::Poisoned(poison) => fmt::Display::fmt(poison, f),
-        }
+sentences! {
+    /// The reason for copies of large sends.
+    ///
+    /// All reasons but `Route` are permanent.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[non_exhaustive]
+    pub enum CopyReason {
+        "the policy is `Never`"
+        Policy,
+        "the kernel refused SO_ZEROCOPY on this socket ({error}); it needs Linux 4.14 or newer and a TCP or UDP socket"
+        Refused(error: OsError),
+        "the error queue or the option memory of the socket cannot be read ({error}); allow recvmmsg and getsockopt in the filter for system calls"
+        /// Without them (`recvmmsg(2)`, `SO_MEMINFO`) no release can be proven.
+        Unprovable(error: OsError),
+        "completions of this kind of socket cannot be told apart exactly; use TCP or UDP"
+        UnsupportedSocket,
+        "the kernel took the option and then ignored the flag"
+        Ignored,
+        "the kernel copies on this route anyway; the sender looks again from time to time"
+        /// Loopback, a virtual Ethernet pair, a network card without scatter-gather, or a packet
+        /// capture. Only with policy `Auto`.
+        Route,
+        "the error queue is no proof of releases: {poison}"
+        /// See [`Poison`].
+        Poisoned(poison: Poison),
     }
 }
 
-/// What made the error queue of a socket useless as proof.
-///
-/// From then on the stream goes on by copy and no note releases anything; what was in flight is
-/// Quarantined until the socket's option memory reads 0.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum Poison {
-    /// A note named ids that are not in flight: somebody else sends with `MSG_ZEROCOPY` on this
-    /// socket, or took a note of ours.
-    UnknownIds {
-        /// First id of the note, as the kernel gave it.
-        lo: u32,
-        /// Last id of the note, as the kernel gave it.
-        hi: u32,
-    },
-    /// A message of the error queue did not fit into 512 bytes of control room and was cut
-    /// (`MSG_CTRUNC`).
-    Truncated,
-    /// The error queue cannot be read: a note of ours may lie there for ever, or be about an id
-    /// that was given out again.
-    Unread,
-    /// The socket's option memory reads 0 while ids are in flight and no note is unread: a note
-    /// of ours was taken by somebody else.
-    NoteStolen,
-}
-
-impl fmt::Display for Poison {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::UnknownIds { lo, hi } => write!(
-                f,
-                "a note named the ids {lo} to {hi}, which are not in flight: somebody else sends \
-                 with MSG_ZEROCOPY on this socket",
-            ),
-            Self::Truncated => f.write_str("a message of the error queue was cut"),
-            Self::Unread => f.write_str("the error queue cannot be read"),
-            Self::NoteStolen => f.write_str("a note of ours was read by somebody else"),
-        }
+sentences! {
+    /// The event that made a socket's error queue useless as proof.
+    ///
+    /// From then on the stream continues by copy and no notification releases a send. Sends in flight are
+    /// Quarantined until the socket's option memory reads 0.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[non_exhaustive]
+    pub enum Poison {
+        "a notification named the ids {lo} to {hi}, which are not in flight: another user sends with MSG_ZEROCOPY on this socket, or has read a notification"
+        UnknownIds {
+            /// First id of the notification, as the kernel gave it.
+            lo: u32,
+            /// Last id of the notification, as the kernel gave it.
+            hi: u32,
+        },
+        "a message of the error queue was truncated"
+        /// The control data exceeded 512 bytes (`MSG_CTRUNC`).
+        Truncated,
+        "the error queue cannot be read"
+        /// A notification may lie there for ever, or name an id that was issued again.
+        Unread,
+        "another user read a notification of this sender"
+        /// The socket's option memory reads 0 while ids are in flight and no notification is unread.
+        NoteStolen,
     }
 }
 
-/// Why the fate of a send, or a release, is not told.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
-pub enum WaitError {
-    /// The time was up; what is in flight stays in flight.
-    TimedOut,
-    /// The error queue no longer tells which sends are released (another user of `MSG_ZEROCOPY`
-    /// on the socket, or a message that was cut); what was in flight is Quarantined and waiting
-    /// longer proves nothing. See [`Poison`].
-    Poisoned,
-    /// The wait itself failed.
-    Os(OsError),
-    /// The sender belongs to the process that this one was forked from, and only that one learns of
-    /// releases.
-    Forked,
-    /// The ticket is of another sender, which alone can tell; a sender made from the parts of
-    /// another is another one.
-    ForeignTicket,
-    /// No thread or descriptor can be had to wake the task; raise RLIMIT_NPROC or RLIMIT_NOFILE, or
-    /// wait with [`wait`](crate::Sender::wait).
-    NoThread,
-}
-
-impl fmt::Display for WaitError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::TimedOut => f.write_str("the time was up; what is in flight stays in flight"),
-            Self::Poisoned => f.write_str(
-                "the error queue no longer tells which sends are released; what was in flight is \
-                 Quarantined",
-            ),
-            Self::Os(_) => f.write_str("the wait itself failed"),
-            Self::Forked => f.write_str(
-                "the sender belongs to the process that this one was forked from, and only that \
-                 one learns of releases",
-            ),
-            Self::ForeignTicket => f.write_str(
-                "the ticket is of another sender, which alone can tell; a sender made from the \
-                 parts of another is another one",
-            ),
-            Self::NoThread => f.write_str(
-                "no thread or descriptor can be had to wake the task; raise RLIMIT_NPROC or \
-                 RLIMIT_NOFILE, or wait with `wait`",
-            ),
-        }
+sentences! {
+    /// The reason for a missing fate or release.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[non_exhaustive]
+    pub enum WaitError {
+        "the wait timed out; sends in flight stay in flight"
+        TimedOut,
+        "the error queue no longer tells the released sends, and those in flight are Quarantined"
+        /// A longer wait proves nothing. The cause is another user of `MSG_ZEROCOPY` on the socket, or
+        /// a truncated message: see [`Poison`].
+        Poisoned,
+        "the wait itself failed"
+        Os(error: OsError),
+        "the sender belongs to the parent of this forked process, and only the parent learns of releases"
+        Forked,
+        "the ticket belongs to another sender, the only one with an answer"
+        /// A sender made from the parts of another has new tickets.
+        ForeignTicket,
+        "no thread or descriptor is available to wake the task; raise RLIMIT_NPROC or RLIMIT_NOFILE, or wait with `wait`"
+        NoThread,
     }
 }
 
@@ -711,42 +536,44 @@ impl Error for WaitError {
     }
 }
 
-/// Why a socket was not taken over. The socket comes back.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum AdoptError<S> {
-    /// The socket has sends with `MSG_ZEROCOPY` in flight or unread; a sender must be its only
-    /// such user. Use a fresh connection.
-    SocketInUse(S),
-    /// The socket is a listener; take over an accepted connection instead.
-    Listener(S),
-    /// The socket is not connected; connect it first.
-    NotConnected(S),
-    /// Zero copy was required and cannot be had; see `reason`, or use policy `Prefer`.
-    ZeroCopyUnavailable {
-        /// Why zero copy cannot be had.
-        reason: CopyReason,
-        /// The socket.
-        socket: S,
-    },
-    /// A setting is out of its range.
-    InvalidSetting {
-        /// Which setting, and its range.
-        setting: &'static str,
-        /// The socket.
-        socket: S,
-    },
-    /// A system call failed.
-    Os {
-        /// What the system call reported.
-        error: OsError,
-        /// The socket.
-        socket: S,
-    },
+sentences! {
+    /// The reason of a refused socket. The socket comes back.
+    #[derive(Debug)]
+    #[non_exhaustive]
+    pub enum AdoptError<S> {
+        "the socket has sends with MSG_ZEROCOPY in flight or unread; use a fresh connection without such users"
+        SocketInUse(socket: S),
+        "the socket is a listener; take over an accepted connection instead"
+        Listener(socket: S),
+        "the socket is not connected; connect it first"
+        NotConnected(socket: S),
+        "zero copy was required and is unavailable: {reason}"
+        /// Policy `Prefer` does without.
+        ZeroCopyUnavailable {
+            /// The reason.
+            reason: CopyReason,
+            /// The socket.
+            socket: S,
+        },
+        "setting out of range: {setting}"
+        InvalidSetting {
+            /// The setting and its range.
+            setting: &'static str,
+            /// The socket.
+            socket: S,
+        },
+        "a system call failed: {error}"
+        Os {
+            /// The error of the system call.
+            error: OsError,
+            /// The socket.
+            socket: S,
+        },
+    }
 }
 
 impl<S> AdoptError<S> {
-    /// The socket, as it was.
+    /// The socket, unchanged.
     pub fn into_socket(self) -> S {
         match self {
             Self::SocketInUse(socket)
@@ -755,26 +582,6 @@ impl<S> AdoptError<S> {
             | Self::ZeroCopyUnavailable { socket, .. }
             | Self::InvalidSetting { socket, .. }
             | Self::Os { socket, .. } => socket,
-        }
-    }
-}
-
-impl<S> fmt::Display for AdoptError<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::SocketInUse(_) => f.write_str(
-                "the socket has sends with MSG_ZEROCOPY in flight or unread; a sender must be its \
-                 only such user, use a fresh connection",
-            ),
-            Self::Listener(_) => {
-                f.write_str("the socket is a listener; take over an accepted connection instead")
-            }
-            Self::NotConnected(_) => f.write_str("the socket is not connected; connect it first"),
-            Self::ZeroCopyUnavailable { reason, .. } => {
-                write!(f, "zero copy was required and cannot be had: {reason}")
-            }
-            Self::InvalidSetting { setting, .. } => write!(f, "setting out of range: {setting}"),
-            Self::Os { error, .. } => write!(f, "a system call failed: {error}"),
         }
     }
 }
