@@ -1,4 +1,4 @@
-//! One history: owners of senders, and what the network does to them.
+//! One history: owners of senders, and the events of the network.
 
 use std::{
     fmt::{Debug, Write},
@@ -48,7 +48,7 @@ fn without_buf(error: SendError<Payload>) -> SendError<()> {
     }
 }
 
-/// The answer to the question for a fate, which an earlier revision gives without an error.
+/// The answer to a question for a fate; an earlier revision answers without an error.
 trait Told {
     fn told(self) -> Option<Fate>;
 }
@@ -79,17 +79,17 @@ struct History {
     pool: Pool,
     budget: Arc<MemlockBudget>,
     owners: Vec<Owner>,
-    /// Option memory, the user's locked memory or the budget is scarce. Unread notifications take
-    /// some of each, and what a sender does about a refusal hangs on whether a read has freed
-    /// something. So all are read before each send, and no notification comes during a call.
+    /// Option memory, the user's locked memory or the budget is scarce. Unread notifications take a
+    /// part of each, and a sender's reaction to a refusal depends on earlier reads. So all
+    /// notifications are read before each send, and none comes during a call.
     is_tight: bool,
-    /// Calls may wait. How much happens meanwhile hangs on how often a sender looks.
+    /// Calls may wait. The events during a wait depend on the sender's number of looks.
     may_wait: bool,
     /// The fates and hand-backs of senders.
     ends: String,
 }
 
-/// The trace of the history of this seed. A panic is a part of it.
+/// The trace of this seed's history, including a panic.
 pub(crate) fn play(seed: u64) -> String {
     let mut history = History::new(seed);
     let world = history.world.clone();
@@ -227,7 +227,7 @@ impl History {
         (payload, text)
     }
 
-    /// A buffer. Whether one is free must not hang on who has read which notification.
+    /// A buffer, with a free slot that does not depend on reads of notifications.
     fn buffer(&mut self) -> Option<pinbuf::PinnedBuf> {
         self.world.attend_all();
         (0..self.owners.len()).for_each(|at| self.fetch(at));
@@ -240,7 +240,7 @@ impl History {
             self.world.attend_all();
             (0..self.owners.len()).for_each(|at| self.fetch(at));
         }
-        // How many pages a payload touches must not hang on its address.
+        // The number of pages in a payload must not depend on the address.
         let (count, most) = if self.owners[at].is_datagram {
             (count.min(2), CAPACITY)
         } else {
@@ -261,7 +261,7 @@ impl History {
             core.try_send_vectored(&mut payloads)
         } else {
             let payload = payloads.pop().expect("there is one");
-            // Without a time limit: that is told differently by earlier revisions.
+            // Without a time limit: earlier revisions report a timeout differently.
             let sent = if waits { core.send(payload) } else { core.try_send(payload) };
             sent.map_err(without_buf)
         };
@@ -282,7 +282,7 @@ impl History {
         }
     }
 
-    /// Reads notifications, and fetches what was handed back.
+    /// Reads notifications, and fetches returned payloads.
     fn fetch(&mut self, at: usize) {
         let Owner { core, returned, .. } = &mut self.owners[at];
         core.forget_refused();
@@ -340,21 +340,21 @@ impl History {
         }
     }
 
-    /// Records the fates and hand-backs of a sender, whose queue was read.
+    /// Records the fates and hand-backs of a sender after a read of the queue.
     fn tell(&mut self, at: usize) {
         let Owner { number, core, tickets, returned, .. } = &self.owners[at];
         for ticket in tickets {
             let fate = core.fate(*ticket).told();
             _ = writeln!(self.ends, "{number} fate of {}: {fate:?}", ticket.sequence());
         }
-        // A part that went by copy is handed back at its call, the others when the queue is read. So
-        // their order hangs on the reads.
+        // A copied part is handed back at the call, all others at a read of the queue. So the order
+        // depends on the reads.
         let mut returned = returned.clone();
         returned.sort_unstable();
         returned.iter().for_each(|line| _ = writeln!(self.ends, "{number} {line}"));
     }
 
-    /// The network becomes kind, and everything is released.
+    /// The network becomes fast, and every send is released.
     fn finish(&mut self) {
         {
             let mut world = self.world.lock();
@@ -380,7 +380,7 @@ impl History {
             let Owner { core, .. } = self.owners.swap_remove(0);
             core.leave(false);
         }
-        // Senders without an owner end when their linger time is over.
+        // Senders without an owner end after the linger time.
         for _ in 0..64 {
             self.world.lock().environment.now += SECOND;
             while self.world.advance() {}

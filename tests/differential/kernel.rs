@@ -1,4 +1,4 @@
-//! The seam to the kernel, so that calls of it other than sends change nothing.
+//! The interface to the kernel, without side effects of any call except sends.
 
 use std::{
     fmt::Debug,
@@ -85,7 +85,7 @@ impl Kernel for SimKernel {
         })
     }
 
-    // newer: benches/differential.sh leaves out what the seam of an earlier revision does not have
+    // newer: benches/differential.sh removes methods that an earlier revision lacks
     fn is_over(&self) -> io::Result<bool> {
         // An earlier sender does not look for an end by itself.
         Ok(false)
@@ -128,7 +128,7 @@ impl Kernel for SimKernel {
     }
 
     fn unwatch(&self, _: Token) {
-        // This may drop the last handle of a sender: not under the lock.
+        // May drop the last handle of a sender, so not under the lock.
         drop(self.set_keeper(None));
     }
 }
@@ -140,7 +140,7 @@ impl Drop for SimKernel {
     }
 }
 
-/// What a thread waits by for changes of a socket.
+/// The descriptors of a thread that waits for changes of a socket.
 struct SimEdges {
     world: Shared,
     number: usize,
@@ -162,7 +162,7 @@ impl Edges for SimEdges {
         }
     }
 
-    /// In one thread only the waiting thread itself could wake itself.
+    /// The only thread cannot wake itself.
     fn wake(&self) -> io::Result<()> {
         Ok(())
     }

@@ -1,29 +1,32 @@
-//! Histories of one thread whose traces two revisions of the library have in common.
+//! Histories of one thread with equal traces in two revisions of the library.
 //!
-//! The network is the simulation's (`tests/simulation`). The trace has the send calls in order, with
-//! their flags, ids, bytes and results, what the owners were told, and behind each history the fates
-//! and sorted hand-backs of each sender. Reads of the error queue, of the clock and of option memory are
-//! free: nothing is drawn in them, and each event of the network has a generator of its own.
+//! The network is the simulation's (`tests/simulation`). The trace has the send calls in order,
+//! with flags, ids, bytes and results, the answers to the owners, and behind each history the fates
+//! and sorted hand-backs of each sender. Reads of the error queue, of the clock and of option
+//! memory are free: no random number is drawn there, and each event of the network has a generator
+//! of its own.
 //!
-//! `benches/differential.sh` runs an earlier revision and today's and compares. `PINBUF_TRACE` names
-//! the file of the trace, `PINBUF_SIM_SEED` the first history, `PINBUF_TRACE_HISTORIES` their number.
+//! `benches/differential.sh` runs an earlier revision and today's and compares. `PINBUF_TRACE`
+//! names the file of the trace, `PINBUF_SIM_SEED` the first history, `PINBUF_TRACE_HISTORIES` the
+//! number of histories.
 //!
-//! `PINBUF_TRACE_READS` adds the reads, for a person who looks for the cause of a difference.
+//! `PINBUF_TRACE_READS` adds the reads, for a search for the cause of a difference.
 //!
-//! Two differences are meant, so no history has them: `max_hold` is judged after the queue was read,
-//! and the notification of a probe that failed is no evidence. Two more came before the sender was
-//! rebuilt: a sender looks for the end of an idle connection (hidden by the seam), and a close says
-//! more of a lost end (only the abort is traced).
+//! Two differences are intended, so no history has them: `max_hold` is judged after the read of the
+//! queue, and the notification of a failed probe is no evidence. Two more came before the rebuild
+//! of the sender: a sender looks for the end of an idle connection (hidden by the interface), and a
+//! close tells more of a lost end (only the abort is traced).
 //!
-//! A sender may read its queue, end, or look again at another moment than the earlier one. What that
-//! shifts is no difference of the senders, so the network is made such that nothing is shifted:
+//! A sender may read the queue, end, or look again at a different moment than the earlier sender. A
+//! shift of other events would be no difference of the senders, so the network prevents such
+//! shifts:
 //!
-//! | shifted by another moment | why it is not here |
+//! | shifted by a different moment | prevented by |
 //! |---|---|
-//! | the events of other sockets, by the end of a sender | each socket has its own turn in each slot of time |
-//! | room in option memory, locked memory or the budget, by unread notifications | where one of them is scarce, all queues are read before each send, and nothing happens during a call |
-//! | all behind a call that waits, by one look more or less | such a call ends with the last of 64 slots |
-//! | a look more, by the wake-up that a waiting thread has sent to itself | wake-ups do nothing: there is one thread |
+//! | the events of other sockets, by the end of a sender | a turn of its own for each socket in each slot of time |
+//! | room in option memory, locked memory or the budget, by unread notifications | if one is scarce: reads of all queues before each send, and no event during a call |
+//! | all events behind a waiting call, by a look more or less | an end of such a call with the last of 64 slots |
+//! | a further look, by a waiting thread's wake-up of itself | wake-ups without effect: there is a single thread |
 
 #![allow(dead_code, reason = "the simulation uses more of its network")]
 

@@ -1,9 +1,9 @@
 //! Sockets, time and the trace.
 //!
-//! Time passes in slots. In each slot every socket may do one thing, and the pause behind it hangs on
-//! the number of the slot alone. Each event of the network is drawn by a generator of its own, seeded
-//! by the socket and the number of the event. So neither a read of a queue nor the moment at which
-//! a sender closes its socket shifts what happens to another socket.
+//! Time passes in slots. In each slot every socket may do one thing, and the pause behind the slot
+//! depends on the number of the slot alone. Each event of the network has a random generator of its
+//! own, seeded by the socket and the number of the event. So neither a read of a queue nor the
+//! moment of a sender's close shifts the events of other sockets.
 
 use std::{
     env,
@@ -21,8 +21,8 @@ use crate::{
     socket::{Socket, Wire},
 };
 
-/// A call that waited ends with the last of so many slots. One look more or less of a sender then
-/// shifts nothing behind the call.
+/// A call with a wait ends with the last of this many slots. A look more or less of a sender then
+/// shifts no later event.
 const SLOTS_OF_A_WAIT: u64 = 64;
 
 pub(crate) struct World {
@@ -30,18 +30,18 @@ pub(crate) struct World {
     epoch: Instant,
     pub(crate) environment: Environment,
     pub(crate) sockets: Vec<Option<Socket>>,
-    /// Calls and events of each socket so far.
+    /// Calls and events of each socket.
     counts: Vec<[u64; 2]>,
     slot: u64,
     waits: u64,
-    /// Nothing happens during a call.
+    /// No event happens during a call.
     is_calm: bool,
     pub(crate) trace: String,
-    /// The trace tells of reads too, for a person who looks for the cause of a difference.
+    /// The trace has reads too, for a search for the cause of a difference.
     tells_reads: bool,
 }
 
-/// A handle of the one world.
+/// A handle of the world.
 #[derive(Clone)]
 pub(crate) struct Shared(Arc<Mutex<World>>);
 
@@ -54,7 +54,7 @@ impl World {
         self.epoch + Duration::from_nanos(self.environment.now)
     }
 
-    /// Adds the answer to a read to the trace, if that tells of reads.
+    /// Adds the answer to a read to the trace, if reads are traced.
     pub(crate) fn read<T: Debug>(&mut self, number: usize, what: &str, answer: T) -> T {
         if self.tells_reads {
             _ = writeln!(self.trace, "{number} reads {what}: {answer:?}");
@@ -108,7 +108,7 @@ impl World {
         Ok(())
     }
 
-    /// One slot of time. `false`: nothing has happened, and nothing will.
+    /// One slot of time. Returns `false` if no event happened or will happen.
     fn advance(&mut self) -> bool {
         let mut pauses = self.choices(0, 2, self.slot);
         self.slot += 1;
@@ -164,7 +164,7 @@ impl Shared {
         world.environment.now + timeout.map_or(FOR_EVER / 2, |timeout| timeout.as_nanos() as u64)
     }
 
-    /// Something happens, unless the time is up.
+    /// Lets events happen until the deadline.
     pub(crate) fn waits(&self, deadline: u64) -> bool {
         let mut world = self.lock();
         let waits = world.environment.now < deadline;
@@ -178,7 +178,7 @@ impl Shared {
         self.lock().advance()
     }
 
-    /// A call that may have waited is over.
+    /// Ends a call that may have waited.
     pub(crate) fn waited(&self) {
         let mut world = self.lock();
         while !world.slot.is_multiple_of(SLOTS_OF_A_WAIT) {
@@ -186,7 +186,7 @@ impl Shared {
         }
     }
 
-    /// The reaper looks after every sender that it knows, whatever they said of their time.
+    /// The reaper drives every sender in the table, at any time.
     pub(crate) fn attend_all(&self) {
         let count = self.lock().sockets.len();
         for number in 0..count {

@@ -14,7 +14,7 @@ impl Choices {
         Self::Random(seed)
     }
 
-    /// Whether there is nothing left to decide with.
+    /// Returns `true` if no choice is left.
     pub(crate) fn is_exhausted(&self) -> bool {
         matches!(self, Self::Bytes { bytes, at } if at >= &bytes.len())
     }
