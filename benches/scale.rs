@@ -27,7 +27,7 @@ const SIZE: usize = 64 << 10;
 
 /// The step from sender to sender: every sender has its turn, in an order that the processor does
 /// not guess. A prime, and far more than a page.
-const ASTRAY: usize = 7919;
+const STRIDE: usize = 7919;
 
 /// A million leases.
 const MILLION: usize = 1 << 20;
@@ -49,11 +49,11 @@ fn pool(count: usize) -> Pool {
 
 fn completions(bench: &mut Bench, many: usize) {
     let (one, all) = ("one sender", format!("{many} senders"));
-    let astray = format!("{all}, astray");
+    let shuffled = format!("{all}, shuffled");
     let mut table = bench.table("One buffer sent and released", "ns of CPU in user space");
     for batch in [1, 4, 32] {
         table.case(&format!("{batch} per notification"), one, |case| {
-            for (name, count, stride) in [(one, 1, 1), (&all, many, 1), (&astray, many, ASTRAY)] {
+            for (name, count, stride) in [(one, 1, 1), (&all, many, 1), (&shuffled, many, STRIDE)] {
                 case.row(name, move || {
                     let pool = pool(1024);
                     let budget = Arc::new(MemlockBudget::new(None));
@@ -69,7 +69,7 @@ fn completions(bench: &mut Bench, many: usize) {
                 });
             }
             case.goal(&all, one, AtMost::Times(1.3));
-            case.goal(&astray, one, AtMost::Times(1.3));
+            case.goal(&shuffled, one, AtMost::Times(1.3));
         });
     }
 }

@@ -457,7 +457,7 @@ fn drop_unreleased(slot: SlotRef) {
     match slot.word().state() {
         SlotState::InFlight => wake_all(slot.quarantine()),
         SlotState::Quarantined => {}
-        // Reports the wrong state, unless a panic is under way already.
+        // Reports the wrong state, unless the thread already panics.
         SlotState::Free | SlotState::Owned if panicking() => {}
         SlotState::Free | SlotState::Owned => slot.recycle(),
     }

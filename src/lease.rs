@@ -349,7 +349,7 @@ impl Lease {
         self.slot().is_some_and(SlotRef::is_awaited)
     }
 
-    /// The bytes can no longer be proven released by a note. Returns the wakers of waiters without
+    /// The bytes can no longer be proven released by a notification. Returns the wakers of waiters without
     /// hope, to be woken with no lock held.
     #[must_use]
     pub(crate) fn quarantine(&mut self) -> Vec<Waker> {
@@ -406,9 +406,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        let roused = self.quarantine();
+        let wakers = self.quarantine();
         mem::forget(mem::replace(&mut self.custody, Custody::Nothing));
-        wake_all(roused);
+        wake_all(wakers);
     }
 }
 

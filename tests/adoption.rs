@@ -172,7 +172,7 @@ fn adoption_hands_on_messages_of_the_error_queue() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
     socket.connect(closed).unwrap();
     common::set_option(&socket, libc::IPPROTO_IP, libc::IP_RECVERR, &1_i32);
-    socket.send(b"to nobody").unwrap();
+    socket.send(b"to a closed port").unwrap();
     eventually("the answer is there", || common::has_error(&socket));
     let mut sender = Sender::builder().adopt(socket).unwrap();
     let event = sender.next_event().expect("adoption has read it");

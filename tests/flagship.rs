@@ -234,7 +234,7 @@ fn queued(road: &Road, pool: &Pool, end: End) -> (Sender<TcpStream>, Peer) {
 }
 
 /// Empties the queue: the peer gets the queued bytes, and they are right.
-fn let_go(road: &Road, what: &str, pool: &Pool, scribbler: Scribbler, peer: Peer) {
+fn open_the_queue(road: &Road, what: &str, pool: &Pool, scribbler: Scribbler, peer: Peer) {
     let before = peer.received();
     road.unblock();
     assert!(pinbuf::reaper::wait_idle(Some(Duration::from_secs(30))));
@@ -278,7 +278,7 @@ fn a_slot_with_queued_packets_is_reusable_at_once() {
                 if let Some(closed) = closed {
                     assert!(closed.aborted && closed.quarantined > 0, "{closed:?}");
                 }
-                let_go(&road, &what, &pool, scribbler, peer);
+                open_the_queue(&road, &what, &pool, scribbler, peer);
             }
         }
         Ok(())
@@ -335,7 +335,7 @@ fn queued_hugetlb_slots_stay_quarantined_until_the_proof() {
             assert_eq!((scribbler.taken(), stats.in_flight()), (SLOTS - quarantined, 0));
             let what = format!("queue, hugetlb, {end:?}");
             report(&format!("{what}: {quarantined} slots quarantined"));
-            let_go(&road, &what, &pool, scribbler, peer);
+            open_the_queue(&road, &what, &pool, scribbler, peer);
         }
         Ok(())
     });

@@ -214,7 +214,7 @@ fn an_ordinary_user_with_little_memlock_sends_all_bytes() {
         let mut sender = sender(TcpStream::connect(address).unwrap());
         let stats = send_all(&mut sender);
         report(&format!(
-            "nobody with {LIMIT} bytes of locked memory: {} calls without copy, {} by copy, {} \
+            "an ordinary user with {LIMIT} bytes of locked memory: {} calls without copy, {} by copy, {} \
              refused",
             stats.zero_copy_calls, stats.copied_calls, stats.no_bufs_memlock,
         ));

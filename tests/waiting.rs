@@ -113,9 +113,9 @@ fn a_waiter_drives_otherwise_undriven_senders() {
 }
 
 #[derive(Default)]
-struct Bell(AtomicBool);
+struct Woken(AtomicBool);
 
-impl Wake for Bell {
+impl Wake for Woken {
     fn wake(self: Arc<Self>) {
         self.0.store(true, Ordering::Relaxed);
     }
@@ -124,12 +124,12 @@ impl Wake for Bell {
 /// Queues a task for a slot of `pool`, calls `then`, and checks that the task is woken without a
 /// further call of it or of a sender's owner.
 fn is_woken<R>(pool: &Pool, then: impl FnOnce() -> R) {
-    let bell = Arc::new(Bell::default());
-    let waker = Waker::from(Arc::clone(&bell));
+    let woken = Arc::new(Woken::default());
+    let waker = Waker::from(Arc::clone(&woken));
     let mut alloc = pin!(pool.alloc_async(1));
     assert!(alloc.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
     let _kept = then();
-    eventually("the task is woken", || bell.0.load(Ordering::Relaxed));
+    eventually("the task is woken", || woken.0.load(Ordering::Relaxed));
 }
 
 #[test]
@@ -137,12 +137,12 @@ fn a_task_that_asks_again_leaves_one_waker() {
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
     let mut sender = common::zero_copy().adopt(near).unwrap();
     let ticket = sender.try_send(pattern(LEN, 0)).unwrap();
-    let bell = Arc::new(Bell::default());
+    let woken = Arc::new(Woken::default());
     for _ in 0..10 {
-        let waker = Waker::from(Arc::clone(&bell));
+        let waker = Waker::from(Arc::clone(&woken));
         assert!(sender.poll_fate(&mut Context::from_waker(&waker), ticket).is_pending());
     }
-    assert_eq!(Arc::strong_count(&bell), 2);
+    assert_eq!(Arc::strong_count(&woken), 2);
 }
 
 #[test]

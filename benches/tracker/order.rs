@@ -9,20 +9,20 @@ pub(crate) struct Order {
     pub(crate) window: usize,
     pub(crate) name: &'static str,
     /// First id from the start of the window, and number of ids.
-    notes: Vec<(u32, u32)>,
+    notifications: Vec<(u32, u32)>,
 }
 
 impl Order {
     fn new(window: usize, name: &'static str, len: usize) -> Self {
-        let notes = (0..window as u32).step_by(len).map(|at| (at, len as u32)).collect();
-        Self { window, name, notes }
+        let notifications = (0..window as u32).step_by(len).map(|at| (at, len as u32)).collect();
+        Self { window, name, notifications }
     }
 
     /// Shuffles the notifications at `places`, an ascending list.
     fn shuffle(mut self, places: &[usize]) -> Self {
         let mut random = Random(0x9E37_79B9_7F4A_7C15);
         for at in (1..places.len()).rev() {
-            self.notes.swap(places[at], places[random.below(at + 1)]);
+            self.notifications.swap(places[at], places[random.below(at + 1)]);
         }
         self
     }
@@ -48,7 +48,7 @@ impl Order {
     }
 
     pub(crate) fn is_scattered(&self) -> bool {
-        !self.notes.is_sorted()
+        !self.notifications.is_sorted()
     }
 }
 
@@ -90,7 +90,7 @@ impl<T: Tracker> Driver<T> {
     pub(crate) fn run(&mut self, ids: usize) {
         let end = self.next.wrapping_add(ids as u32);
         while self.next != end {
-            let (first, count) = self.order.notes[self.at];
+            let (first, count) = self.order.notifications[self.at];
             let lo = self.base.wrapping_add(first);
             let Self { tracker, sum, .. } = self;
             let released = |lease: Lease| *sum = sum.wrapping_add(black_box(lease).number.get());
@@ -100,7 +100,7 @@ impl<T: Tracker> Driver<T> {
                 self.next = self.next.wrapping_add(1);
             }
             self.at += 1;
-            if self.at == self.order.notes.len() {
+            if self.at == self.order.notifications.len() {
                 self.end_window();
             }
         }

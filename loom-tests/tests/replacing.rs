@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// The tracker's entry for a send.
 enum Entry {
     Quarantined(PinnedBuf),
-    #[expect(dead_code, reason = "held, and let go of, like a lease")]
+    #[expect(dead_code, reason = "held and dropped like a lease")]
     Replaced(Replaced),
     Released,
 }
@@ -38,7 +38,7 @@ fn a_late_notification_and_a_replacement_recycle_once() {
     model(|| {
         let pool = pool_of_pages(4);
         let entry = Arc::new(Mutex::new(Entry::Quarantined(quarantined(&pool))));
-        let note = {
+        let notification = {
             let entry = Arc::clone(&entry);
             thread::spawn(move || {
                 let entry = std::mem::replace(&mut *entry.lock().unwrap(), Entry::Released);
@@ -65,7 +65,7 @@ fn a_late_notification_and_a_replacement_recycle_once() {
             assert!(buf.is_empty(), "its contents are lost");
             buf.extend_from_slice(b"z");
         }
-        note.join().unwrap();
+        notification.join().unwrap();
         assert_home(&pool);
     });
 }

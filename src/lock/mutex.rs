@@ -41,10 +41,10 @@ const NAP: Duration = Duration::from_millis(1);
 /// An exchange in place of the store would cost 5 to 10 ns. A store alone could miss a thread
 /// going to sleep at the same moment. An asymmetric barrier prevents the miss:
 ///
-/// 1. The holder stores `FREE`, passes the light barrier, and loads `sleepers`.
-/// 2. A waiting thread counts itself in `sleepers`, passes the heavy barrier, and tries the lock.
+/// 1. The holder stores `FREE`, passes the light barrier, and loads `waiting`.
+/// 2. A waiting thread counts itself in `waiting`, passes the heavy barrier, and tries the lock.
 ///
-/// The holder sees the sleeper, or the waiting thread sees `FREE`. Where the heavy barrier cannot
+/// The holder sees the waiting thread, or the waiting thread sees `FREE`. Where the heavy barrier cannot
 /// be had, a waiting thread wakes up every millisecond and tries again. Exclusion rests on the
 /// compare-and-swap alone; the barrier only keeps wake-ups from being lost.
 ///
@@ -54,7 +54,7 @@ const NAP: Duration = Duration::from_millis(1);
 ///
 /// 1. The thread that changed the state from `FREE` holds the lock until it stores `FREE`, and is
 ///    the only one to access the value.
-/// 2. `sleepers` changes only while `queue` is locked. A thread waits on `freed` only while
+/// 2. `waiting` changes only while `queue` is locked. A thread waits on `freed` only while
 ///    counted.
 #[repr(C)]
 pub struct Mutex<T> {
@@ -62,7 +62,7 @@ pub struct Mutex<T> {
     queue: plain::Mutex<()>,
     freed: Condvar,
     /// Threads that sleep, or are about to.
-    sleepers: AtomicU32,
+    waiting: AtomicU32,
     /// Beside the value: one cache line has both.
     state: AtomicU32,
     value: UnsafeCell<T>,
@@ -77,7 +77,7 @@ impl<T> Mutex<T> {
     pub fn new(value: T) -> Self {
         Self {
             state: AtomicU32::new(FREE),
-            sleepers: AtomicU32::new(0),
+            waiting: AtomicU32::new(0),
             queue: plain::Mutex::new(()),
             freed: Condvar::new(),
             value: UnsafeCell::new(value),
@@ -113,13 +113,13 @@ impl<T> Mutex<T> {
         }
         let mut queue = plain::lock(&self.queue);
         // Relaxed: the barrier orders it; partner of the load in `release`.
-        self.sleepers.fetch_add(1, Ordering::Relaxed);
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         let nap = if barrier::try_heavy() { None } else { Some(NAP) };
         while !self.try_take() {
             queue = plain::wait(&self.freed, queue, nap);
         }
         // Relaxed: `queue` is locked (invariant 2).
-        self.sleepers.fetch_sub(1, Ordering::Relaxed);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     #[inline(always)]
@@ -128,7 +128,7 @@ impl<T> Mutex<T> {
         self.state.store(FREE, Ordering::Release);
         light_barrier();
         // Relaxed: the barrier orders it; partner of the count in `wait`.
-        if self.sleepers.load(Ordering::Relaxed) != 0 {
+        if self.waiting.load(Ordering::Relaxed) != 0 {
             self.wake();
         }
     }

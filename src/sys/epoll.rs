@@ -131,8 +131,8 @@ impl Watcher {
     pub(crate) fn wait(&self, tokens: &mut Vec<u64>, timeout: Option<Duration>) -> io::Result<()> {
         tokens.clear();
         let mut events = [NO_EVENT; 64];
-        let news = wait(&self.epoll, &mut events, timeout)?.iter().map(|event| event.u64);
-        tokens.extend(news.filter(|token| *token != WakeCounter::TOKEN));
+        let events = wait(&self.epoll, &mut events, timeout)?.iter().map(|event| event.u64);
+        tokens.extend(events.filter(|token| *token != WakeCounter::TOKEN));
         Ok(())
     }
 }
@@ -270,7 +270,7 @@ mod tests {
             edges.wake().unwrap();
             let end = Instant::now() + SOON;
             assert_eq!(edges.wait(Some(SOON)).unwrap(), Ready::default());
-            assert!(Instant::now() < end, "not roused");
+            assert!(Instant::now() < end, "not woken");
         }
         assert_eq!(edges.wait(SHORT).unwrap(), Ready::default());
     }

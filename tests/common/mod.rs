@@ -298,7 +298,7 @@ pub(crate) fn read_error_queue(fd: BorrowedFd<'_>) -> usize {
 /// Reads all messages of the error queue and returns the ids in them. Valid only if all are
 /// notifications.
 pub(crate) fn read_notification_ids(fd: BorrowedFd<'_>) -> Vec<RangeInclusive<u32>> {
-    let mut notes = Vec::new();
+    let mut ranges = Vec::new();
     loop {
         let mut control = [0_u64; 64];
         // SAFETY: all zero bytes are a value of a struct of integers and raw pointers.
@@ -308,13 +308,13 @@ pub(crate) fn read_notification_ids(fd: BorrowedFd<'_>) -> Vec<RangeInclusive<u3
         let flags = libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT;
         // SAFETY: recvmsg(2) writes to the header and its control room, alive during the call.
         if unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) } < 0 {
-            return notes;
+            return ranges;
         }
         // A header of two words; `ee_info` and `ee_data` are in the second word behind the header.
         let ids = control[3].to_ne_bytes();
         let [first, last] =
             [0, 4].map(|at| u32::from_ne_bytes(ids[at..at + 4].try_into().unwrap()));
-        notes.push(first..=last);
+        ranges.push(first..=last);
     }
 }
 

@@ -112,7 +112,7 @@ impl Road {
         job: impl FnOnce() -> T + Send + 'static,
     ) -> T {
         let (say, hear) = mpsc::channel();
-        let job = move || say.send(job()).unwrap_or_else(|_| unreachable!("somebody waits"));
+        let job = move || say.send(job()).unwrap_or_else(|_| unreachable!("the caller waits"));
         self.jobs.send(Box::new(job)).unwrap();
         hear.recv().unwrap()
     }

@@ -178,8 +178,8 @@ impl<S: AsFd> Source for Loop<S> {
     }
 
     fn reuse(&mut self) -> BTreeSet<usize> {
-        let notes = read_notification_ids(self.near.as_fd());
-        self.named += notes.iter().map(|ids| ids.clone().count()).sum::<usize>();
+        let ranges = read_notification_ids(self.near.as_fd());
+        self.named += ranges.iter().map(|ids| ids.clone().count()).sum::<usize>();
         let usable = match self.rule {
             Rule::Sent => self.messages.len(),
             Rule::Acknowledged if unacked(&self.near) == 0 => self.messages.len(),

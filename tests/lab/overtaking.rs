@@ -160,7 +160,7 @@ fn queued_datagrams_outlive_their_sender_unchanged() {
         let road = Road::build()?;
         road.limit_packets(9000)?;
         let slow = "tbf rate 20kbit burst 10kb limit 1mb";
-        let let_go = || road.queue("tbf rate 2mbit burst 10kb limit 1mb").unwrap();
+        let open_the_queue = || road.queue("tbf rate 2mbit burst 10kb limit 1mb").unwrap();
         road.queue(slow)?;
         let far = far_socket(&road);
         let near = || {
@@ -171,7 +171,7 @@ fn queued_datagrams_outlive_their_sender_unchanged() {
         let mut control = Loop::over(near(), Rule::Sent);
         (0..SENDS).for_each(|seed| control.send(seed, LEN));
         control.end(drop);
-        let_go();
+        open_the_queue();
         let (_, corrupt) = received(&far);
         report(&format!("closed, without the library: {corrupt} of {SENDS} datagrams corrupt"));
         assert!(corrupt > 0);
@@ -191,7 +191,7 @@ fn queued_datagrams_outlive_their_sender_unchanged() {
             eventually("every slot is overwritten", || slots.reuse().len() == SENDS);
             // On new pages, while the queue has the former pages.
             assert!(slots.pool.stats().replaced_bytes > 0);
-            let_go();
+            open_the_queue();
             assert_eq!(received(&far), ((0..SENDS).collect(), 0));
             assert!(pinbuf::reaper::wait_idle(within(60_000)));
             assert_eq!(slots.pool.stats().replaced_bytes, 0);
@@ -287,7 +287,7 @@ fn an_abort_releases_unqueued_sends_first_and_keeps_clones() {
             set_option(near, libc::IPPROTO_TCP, libc::TCP_CONGESTION, b"reno");
             road.block().unwrap();
         };
-        let let_go = || {
+        let open_the_queue = || {
             thread::sleep(Duration::from_millis(300));
             road.unblock();
         };
@@ -330,7 +330,7 @@ fn an_abort_releases_unqueued_sends_first_and_keeps_clones() {
                 assert!(look(&mut order) > 0, "the queue is empty");
             }
             assert_eq!(pool.stats().replaced_bytes, 0);
-            let_go();
+            open_the_queue();
             eventually("all sends are released", || look(&mut order) == 0);
             report(&format!("after an abort released in the order {:?}", order.0));
             assert!(order.overtaken() > 0);
@@ -345,7 +345,7 @@ fn an_abort_releases_unqueued_sends_first_and_keeps_clones() {
             (0..SENDS).for_each(|seed| control.send(seed, LARGE));
             disconnect(&control.socket());
             control.reuse();
-            let_go();
+            open_the_queue();
             eventually("the queue is empty", || {
                 control.reuse();
                 optmem(&control.socket()) == 0

@@ -113,7 +113,7 @@ impl Datagrams {
             // The layer that frees the packet reports the drop: the id is used.
             if group.is_some_and(|group| notifications.release_holder(&mut environment.user, group))
             {
-                events.note();
+                events.notification();
             }
             return Err(fail(environment.choices.pick(&[EPERM, EINVAL, ENOBUFS])));
         }
@@ -160,7 +160,7 @@ impl Datagrams {
                 notifications.copied(group);
             }
             if notifications.release_holder(&mut environment.user, group) {
-                events.note();
+                events.notification();
             }
         }
         self.used -= cost;

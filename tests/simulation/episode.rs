@@ -441,12 +441,12 @@ impl Episode {
                 (socket.deaf, socket.is_shifted) = (true, true);
                 socket.notifications.push(Record::Released { lo, hi: lo, copied: false });
                 socket.notifications.skip_ids(environment.choices.pick(&[0, 1, 2]));
-                socket.events.note();
+                socket.events.notification();
             }
             (_, 18) => socket.notifications.filter_bytes = environment.choices.pick(&[0, 64]),
             (_, 19..24) => {
                 socket.notifications.push(panics::foreign());
-                socket.events.note();
+                socket.events.notification();
             }
             (_, 24) => (socket.refused, socket.deaf) = (true, true),
             _ => {}

@@ -91,7 +91,7 @@ impl Events {
         (self.writable, self.to_reaper) = (true, true);
     }
 
-    pub(crate) fn note(&mut self) {
+    pub(crate) fn notification(&mut self) {
         (self.error, self.to_reaper) = (true, true);
     }
 

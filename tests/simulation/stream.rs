@@ -476,7 +476,7 @@ impl Stream {
         if let Some(group) = group
             && notifications.release_holder(&mut environment.user, group)
         {
-            events.note();
+            events.notification();
         }
     }
 

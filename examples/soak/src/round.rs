@@ -88,6 +88,6 @@ fn accounts(stock: &Stock) -> Result<(), String> {
     }
     match stock.mappings_held() {
         0 => Ok(()),
-        count => Err(format!("{count} mappings are held by nobody that is left")),
+        count => Err(format!("{count} mappings are leaked")),
     }
 }

@@ -215,7 +215,7 @@ impl<'a> Stream<'a> {
             return Err(format!("the connection failed by itself: {error:?}"));
         }
         if let Some(event) = self.sender.next_event() {
-            return Err(format!("a message nobody asked for: {event:?}"));
+            return Err(format!("an unexpected message: {event:?}"));
         }
         if stats.in_flight_bytes > 0 && stats.in_flight_calls == 0 {
             return Err(format!("bytes without calls: {stats:?}"));
