@@ -62,8 +62,8 @@ pub struct ReaperStats {
     pub ended: u64,
 }
 
-/// Delay until the next look at a sender whose driving panicked, and the longest delay for a sender
-/// without a descriptor.
+/// Delay until the next look at a sender after a panic in its driving, and the longest delay for a
+/// sender without a descriptor.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// A sender in the reaper's table.
@@ -308,7 +308,7 @@ impl Reaper {
         Some(at.saturating_duration_since(Instant::now()))
     }
 
-    /// A sender whose timer is due.
+    /// A sender with a due timer.
     fn due_by(&self, now: Instant) -> Option<Token> {
         let state = lock(&self.state);
         state.timers.first().filter(|(at, _)| *at <= now).map(|(_, token)| *token)

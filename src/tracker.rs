@@ -93,7 +93,7 @@ pub struct CompletionTracker<T> {
     /// The first id without room: `ring_base` plus the ring's length, or 0 while there are
     /// stragglers.
     limit: u64,
-    /// The id from `ring_base` to `next` whose place has the lease under [`ALONE`].
+    /// The id from `ring_base` to `next` with the lease under [`ALONE`] in its place.
     alone: u64,
     stragglers: Vec<(u64, Place<T>)>,
     linked: usize,

@@ -112,7 +112,7 @@ impl Trial {
     }
 }
 
-/// A connection, and the listener whose backlog holds the peer's end. No accept is needed: the
+/// A connection, and its listener with the peer's end in the backlog. No accept is needed: the
 /// kernel receives and acknowledges without one. Dropping the listener resets the peer's end.
 fn connect(address: IpAddr) -> io::Result<(TcpStream, TcpListener)> {
     let listener = TcpListener::bind(SocketAddr::new(address, 0))?;

@@ -265,7 +265,7 @@ impl PoolHandle {
         Ok(handle)
     }
 
-    /// The smallest class whose slots have `capacity` bytes.
+    /// The smallest class with slots of `capacity` bytes.
     #[inline]
     pub(crate) fn class(&self, capacity: usize) -> Result<&SizeClass, AllocError> {
         // SAFETY: the handle's hold keeps the pool and its classes alive, which are only used

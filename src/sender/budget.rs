@@ -87,10 +87,10 @@ impl MemlockBudget {
     }
 }
 
-/// What one sender has charged to the budget.
+/// The amount charged to the budget for one sender.
 ///
 /// A busy sender charges for some calls at once: each charge is a locked instruction on a word of
-/// all senders. What is charged ahead is refunded when nothing is in flight. Bench row: `limited`.
+/// all senders. Unused charges are refunded when nothing is in flight. Bench row: `limited`.
 pub(crate) struct Account {
     budget: Arc<MemlockBudget>,
     /// Charged, and not yet used by a call.

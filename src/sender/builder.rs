@@ -93,8 +93,8 @@ impl SenderBuilder {
         self
     }
 
-    /// How long a dropped sender goes on without progress. As long as the peer acknowledges
-    /// something within this time, unsent bytes are flushed and sends in flight awaited. After this
+    /// The time for which a dropped sender continues without progress. While the peer acknowledges
+    /// bytes within this time, unsent bytes are flushed and sends in flight awaited. After this
     /// time without progress the connection is aborted. Default: 30 s.
     ///
     /// Every acknowledged byte counts, including bytes that the user wrote to the socket. Where the
@@ -109,9 +109,9 @@ impl SenderBuilder {
         self
     }
 
-    /// How long the peer may acknowledge nothing while something is held: a send in flight, copied
-    /// bytes not yet acknowledged, or the unsent part of a send. After this time the connection is
-    /// aborted. Default: no limit.
+    /// The longest time without an acknowledgement while something is held: a send in flight,
+    /// copied bytes not yet acknowledged, or the unsent part of a send. After this time the
+    /// connection is aborted. Default: no limit.
     ///
     /// - The peer sees a reset, sends fail with `ETIMEDOUT`, a blocked send too, and the memory
     ///   comes back. [`CloseReport::aborted`](super::CloseReport::aborted) is `true` then.

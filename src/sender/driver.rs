@@ -67,7 +67,7 @@ pub(super) enum Watch {
 pub struct Step {
     /// The messages read from the error queue.
     pub read: Read,
-    /// Why something is unsent, if a call for it was tried.
+    /// The reason for an unsent part, after a call for it.
     pub(super) stop: Option<Stop>,
     /// The way of a buffer that was let in.
     pub(super) way: Option<Way>,

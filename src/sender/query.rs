@@ -135,8 +135,8 @@ impl<K: Kernel> Core<K> {
         self.enter().in_flight.tracker.next_id()
     }
 
-    /// How long the peer has acknowledged nothing while something is held. For datagrams, the age
-    /// of the oldest call in flight.
+    /// The time since the last acknowledgement while the sender holds anything. For datagrams, the
+    /// age of the oldest call in flight.
     pub fn oldest(&self) -> Option<Duration> {
         let mut machine = self.await_call(self.enter_own()?);
         let unacked = self.kernel.unacked().ok();

@@ -25,7 +25,7 @@ pub(super) fn zerocopy_pair() -> (TcpStream, TcpStream) {
     (sender, peer)
 }
 
-/// A connection whose peer reads nothing and has little room, so no notification comes.
+/// A connection to a peer that reads nothing and has little room, so no notification comes.
 pub(super) fn stalled_pair() -> (TcpStream, TcpStream) {
     let listener = listen("127.0.0.1:0");
     socket::set_option(listener.as_fd(), libc::SO_RCVBUF, &20_000).unwrap();

@@ -12,7 +12,7 @@ use crate::{
     },
 };
 
-/// Whether a call is out: made, and its answer not yet told.
+/// `true` while a call is out: made, with an answer not yet told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Out {
     No,
@@ -83,7 +83,7 @@ impl LoneCall {
 /// A send of which at least a part was accepted.
 pub(crate) struct Offered {
     pub(crate) ticket: Ticket,
-    /// Whether all of it was.
+    /// `true` if all of it was.
     pub(crate) whole: bool,
 }
 
@@ -132,7 +132,7 @@ pub(super) enum Retry {
     ByCopy,
 }
 
-/// Why a send cannot go on.
+/// The reason against a further call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Stop {
     /// The socket has no room.

@@ -116,7 +116,7 @@ pub(crate) struct Hold {
     /// Bytes accepted by the last look, and `true` if they were more than by the look before.
     pub(super) accepted: u64,
     pub(super) was_busy: bool,
-    /// How the connection was given up, if it was.
+    /// The way in which the connection was given up, if it was.
     pub(super) given_up: Option<GivenUp>,
 }
 

@@ -34,7 +34,7 @@ pub(crate) struct InFlight {
     pub(crate) route: Route,
     pub(crate) done: Done,
     pub(crate) tracker: CompletionTracker<Lease>,
-    /// Why everything goes by copy for good, if so.
+    /// The reason for permanent copies, if any.
     pub(crate) copy_reason: Option<CopyReason>,
     pub(super) ages: Ages,
 }
@@ -175,7 +175,7 @@ impl InFlight {
         }
     }
 
-    /// Why notifications prove nothing any more, if so.
+    /// The reason against notifications as proof, if any.
     pub(crate) fn poisoned(&self) -> Option<Poison> {
         match self.copy_reason {
             Some(CopyReason::Poisoned(poison)) => Some(poison),

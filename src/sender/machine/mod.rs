@@ -59,7 +59,7 @@ use self::{
     disposal::Disposal,
     question::Known,
 };
-/// What a run of the driver is for.
+/// The purpose of a run of the driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Goal {
     /// Read the error queue, and nothing else.
@@ -78,7 +78,7 @@ pub(super) enum Goal {
     Tidy,
 }
 
-/// What the machine knows of a lone buffer that asks to be let in.
+/// A lone buffer before its admission, as the machine sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Item {
     pub(super) len: usize,
@@ -88,13 +88,13 @@ pub(super) struct Item {
     pub(super) quota: Option<usize>,
 }
 
-/// What to do next.
+/// The next thing to do.
 pub(super) enum Next {
     Ask(Question),
     Act(Act),
 }
 
-/// What to do without the lock.
+/// An act without the lock.
 pub(super) enum Act {
     Send(RunCall),
     /// Wait until the call of another thread is over.
@@ -131,7 +131,7 @@ impl Machine {
         }
     }
 
-    /// What to do next for a goal.
+    /// The next thing to do for a goal.
     pub(super) fn next(&mut self, goal: Goal) -> Next {
         if let Some(failed) = self.failed.take()
             && let Some(question) = self.recover(failed)
@@ -188,7 +188,7 @@ impl Machine {
         Do(Done(None))
     }
 
-    /// What was read since this was last asked.
+    /// The reads since the last question.
     pub(super) fn take_read(&mut self) -> Read {
         mem::take(&mut self.read)
     }

@@ -10,11 +10,11 @@ pub(crate) enum Question {
     Queue,
     /// Read the error queue until it is empty.
     QueueToEnd,
-    /// How much option memory is in use? Never asked while a call is out.
+    /// Read the option memory in use. Never asked while a call is out.
     Optmem,
-    /// How many bytes are accepted and not acknowledged?
+    /// Read the number of unacknowledged bytes.
     Unacked,
-    /// What time is it?
+    /// Read the clock.
     Time,
     /// End the stream in order.
     Shutdown,

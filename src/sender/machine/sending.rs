@@ -330,7 +330,7 @@ impl Machine {
         in_flight.done.news |= in_flight.done.cold.get().is_some_and(waits);
     }
 
-    /// How the send just entered came out, and the payloads of one of which nothing was accepted.
+    /// The outcome of the send just entered, with its payloads if no byte was accepted.
     pub(crate) fn conclude(
         &mut self,
         ticket: Ticket,

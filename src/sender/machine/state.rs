@@ -123,7 +123,7 @@ pub(super) struct Closing {
     pub(super) aborted: bool,
     /// Bytes unacknowledged before the abort.
     pub(super) unacked: Option<usize>,
-    /// Why the end is not in order, where neither an abort nor the connection's error tells.
+    /// The reason of an end out of order, without an abort and without an error of the connection.
     pub(super) error: Option<OsError>,
 }
 
@@ -150,7 +150,7 @@ pub(crate) struct Machine {
     /// Zero-copy calls since the error queue was last read, and after how many it is.
     pub(super) unread: usize,
     pub(super) max_unread: usize,
-    /// Why the unsent part is not sent. Every run tries again.
+    /// The reason for an unsent part. Every run tries again.
     pub(crate) blocked: Option<Stop>,
     /// The owner's last buffer was refused for want of room in the socket. Only calls of the owner
     /// forget that.
@@ -259,7 +259,7 @@ impl Machine {
         self.is_flushed() && self.in_flight.tracker.outstanding() == 0
     }
 
-    /// Why the connection is over, if it is.
+    /// The reason for the end of the connection, if it is over.
     #[inline(always)]
     pub(crate) fn connection_error(&self) -> Option<OsError> {
         self.error.or_else(|| self.is_over.then(|| OsError::from_raw(errno::ENOTCONN)))
