@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_threshold_is_where_zero_copy_begins_to_pay_for_good() {
+    fn the_threshold_is_the_size_where_zero_copy_pays() {
         let threshold = |pairs| threshold(&costs(pairs));
         assert_eq!(threshold(&[(5, 9), (9, 9), (9, 8), (20, 9), (40, 10)]), 16 << 10);
         assert_eq!(threshold(&[(9, 5), (5, 9), (5, 9), (20, 9), (40, 10)]), 32 << 10);

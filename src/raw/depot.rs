@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pushed_slot_goes_to_list_waiter_or_caller_by_the_flags() {
+    fn the_flags_decide_the_way_of_a_pushed_slot() {
         let depot = Depot::new(1, 1);
         assert_eq!(depot.pop_single(), Some(0));
         assert!(matches!(depot.push_or_grant(0), Pushed::Listed));

@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_counts_the_slots_at_home_and_diverts_the_rest() {
+    fn closing_counts_free_slots_and_diverts_all_others() {
         let (links, list) = list(20, 6);
         assert_eq!(pop(&list, &links).len(), 6);
         assert_eq!(list.close(&links), 14);

@@ -406,7 +406,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_holders_as_are_counted_can_all_be_of_one_kind() {
+    fn all_counted_holders_can_be_of_one_kind() {
         let word = owned();
         (1..MAX_HOLDERS).for_each(|_| word.share());
         (0..MAX_HOLDERS).for_each(|_| word.begin_lease());

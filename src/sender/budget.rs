@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_charges_ahead_a_sixteenth_of_the_rest_and_refunds_it_when_idle() {
+    fn an_idle_sender_refunds_its_charge() {
         let page = page_bytes();
         let budget = Arc::new(MemlockBudget::new(Some(160 * page)));
         let mut account = account(&budget);

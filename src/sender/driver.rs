@@ -565,7 +565,7 @@ mod tests {
 
     /// Bench row: `shuffled-32`.
     #[test]
-    fn what_every_send_needs_comes_before_the_machine() {
+    fn hot_fields_come_before_the_machine() {
         let hot = [
             offset_of!(Sender, process),
             offset_of!(Sender, least_without_copy),

@@ -87,7 +87,7 @@ impl Drop for Nosy {
 }
 
 #[test]
-fn a_waiter_that_poison_leaves_without_hope_is_woken_with_no_lock_held() {
+fn poison_wakes_a_hopeless_waiter_outside_the_locks() {
     promptly(|| {
         let pool = pool();
         let kernel = stream([]);
@@ -122,7 +122,7 @@ fn a_waker_is_replaced_with_no_lock_held() {
 }
 
 #[test]
-fn an_idle_sender_that_is_left_does_not_end_the_stream_whoever_still_drives_it() {
+fn dropping_an_idle_sender_keeps_the_stream_open() {
     let kernel = stream([]);
     let sender = kernel.sender(config());
     let waiter = Arc::clone(&sender);
@@ -132,7 +132,7 @@ fn an_idle_sender_that_is_left_does_not_end_the_stream_whoever_still_drives_it()
 }
 
 #[test]
-fn a_sender_with_a_limit_is_watched_when_there_is_something_to_watch() {
+fn max_hold_watches_a_sender_that_holds_bytes() {
     let kernel = stream([]);
     let max_hold = Some(Duration::from_secs(1));
     let sender = kernel.sender(Config { max_hold, ..config() });
@@ -142,7 +142,7 @@ fn a_sender_with_a_limit_is_watched_when_there_is_something_to_watch() {
 }
 
 #[test]
-fn a_sender_with_a_limit_is_watched_as_long_as_it_has_a_rest() {
+fn max_hold_watches_a_sender_with_an_unsent_part() {
     let kernel = stream([Part(1000), Fail(EAGAIN), Fail(EAGAIN)]);
     let max_hold = Some(Duration::from_secs(1));
     let sender = kernel.sender(Config { max_hold, ..config() });
@@ -155,7 +155,7 @@ fn a_sender_with_a_limit_is_watched_as_long_as_it_has_a_rest() {
 }
 
 #[test]
-fn news_that_comes_while_another_thread_sends_is_not_lost() {
+fn a_change_during_another_threads_send_is_not_lost() {
     let pool = pool();
     let kernel = stream([Part(1000), Fail(EAGAIN)]);
     let sender = kernel.sender(config());
@@ -178,7 +178,7 @@ fn news_that_comes_while_another_thread_sends_is_not_lost() {
 }
 
 #[test]
-fn a_blocking_send_whose_rest_is_refused_ends() {
+fn a_blocking_send_ends_when_its_unsent_part_is_refused() {
     promptly(|| {
         const EPERM: i32 = 1;
         let pool = pool();
@@ -196,7 +196,7 @@ fn a_blocking_send_whose_rest_is_refused_ends() {
 }
 
 #[test]
-fn the_id_of_a_failed_datagram_is_not_given_out_while_its_note_may_be_unread() {
+fn a_failed_datagrams_id_waits_for_the_read() {
     const EPERM: i32 = 1;
     for (unreadable, unfinished) in [(1, 0), (0, 1000)] {
         let pool = pool();
@@ -237,7 +237,7 @@ impl Wake for Told {
 }
 
 #[test]
-fn whoever_is_told_of_a_release_finds_the_slot_free() {
+fn a_told_release_finds_the_slot_free() {
     let pool = pool();
     let kernel = stream([]);
     let sender = kernel.sender(config());
@@ -251,7 +251,7 @@ fn whoever_is_told_of_a_release_finds_the_slot_free() {
 }
 
 #[test]
-fn poison_wakes_nobody_who_awaits_a_send_with_a_rest_before_that_is_out() {
+fn poison_does_not_wake_waiters_of_a_partial_send() {
     let pool = pool();
     let kernel = stream([Part(1000), Fail(EAGAIN), Fail(EAGAIN), Fail(EAGAIN), Fail(EAGAIN)]);
     let sender = kernel.sender(config());
@@ -271,7 +271,7 @@ fn poison_wakes_nobody_who_awaits_a_send_with_a_rest_before_that_is_out() {
 }
 
 #[test]
-fn a_task_whose_note_was_stolen_is_looked_after_without_news() {
+fn a_stolen_notification_still_wakes_its_task() {
     let kernel = stream([]);
     let sender = kernel.sender(config());
     let ticket = sender.try_send(filled(&pool())).unwrap();
@@ -284,7 +284,7 @@ fn a_task_whose_note_was_stolen_is_looked_after_without_news() {
     kernel.foreign(0);
     sender.attend();
     assert!(sender.fate(ticket).unwrap().is_some());
-    assert_eq!(sender.attend(), None, "nobody waits any more");
+    assert_eq!(sender.attend(), None, "no thread waits any more");
 }
 
 #[test]
@@ -298,7 +298,7 @@ fn a_tiny_limit_does_not_make_the_reaper_spin() {
 }
 
 #[test]
-fn a_blocking_send_that_cannot_wait_for_room_cuts_its_rest_short() {
+fn a_blocking_send_without_a_wait_is_truncated() {
     promptly(|| {
         let pool = pool();
         let kernel = stream([Part(1000), Fail(EAGAIN), Fail(EAGAIN)]);
@@ -316,7 +316,7 @@ fn a_blocking_send_that_cannot_wait_for_room_cuts_its_rest_short() {
 }
 
 #[test]
-fn an_end_whose_rest_is_stuck_is_aborted_though_the_peer_has_all_before_it() {
+fn an_end_with_a_stuck_part_is_aborted() {
     let kernel = FakeKernel::new(Transport::Stream, Fail(EAGAIN));
     kernel.will([Part(1000)]);
     let config = config();
@@ -347,7 +347,7 @@ fn a_sender_remembers_a_few_pools_and_is_known_to_all() {
 }
 
 #[test]
-fn what_a_kernel_took_that_ignores_the_flag_is_home_at_once() {
+fn an_ignored_flag_frees_the_buffer_at_once() {
     let pool = pool();
     let sender = stream([Answer::Ignore]).sender(config());
     let ticket = sender.try_send(filled(&pool)).unwrap();
@@ -359,7 +359,7 @@ fn what_a_kernel_took_that_ignores_the_flag_is_home_at_once() {
 }
 
 #[test]
-fn nothing_is_stuck_any_more_once_a_send_went_well() {
+fn a_successful_send_clears_the_stuck_state() {
     let kernel = stream([]);
     let sender = kernel.sender(config());
     static LARGE: [u8; 4096] = [1; 4096];
@@ -378,7 +378,7 @@ static PAGE: [u8; 4096] = [1; 4096];
 
 /// The answer to a call holds for some calls behind it, until something changes.
 #[test]
-fn no_call_goes_without_copy_on_an_answer_that_is_no_longer_true() {
+fn stale_grants_are_revoked() {
     const EOPNOTSUPP: i32 = 95;
     let poisoned: fn(&FakeKernel, &Core<FakeKernel>) = |kernel, sender| {
         kernel.note(7, 7);
@@ -413,7 +413,7 @@ fn no_window_is_exceeded_whatever_calls_are_made() {
 }
 
 #[test]
-fn notes_are_read_after_32_calls_at_the_latest() {
+fn notifications_are_read_after_32_calls() {
     let kernel = FakeKernel::new(Transport::Stream, Answer::Note(false));
     let sender = kernel.sender(config());
     for sent in 1..200 {

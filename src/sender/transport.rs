@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_dropped_below_the_socket_comes_back_and_its_id_stays_used() {
+    fn a_datagram_dropped_below_the_socket_comes_back() {
         let (kernel, sender) = datagrams();
         for (round, errno) in [errno::ENOBUFS, errno::EPERM].into_iter().enumerate() {
             kernel.will([Answer::FailWithNote(errno)]);
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn other_failures_that_took_the_id_say_what_they_are() {
+    fn other_failures_with_a_used_id_keep_their_error() {
         const EINVAL: i32 = 22;
         let (kernel, sender) = datagrams();
         kernel.will([Answer::FailWithNote(EINVAL), Answer::FailWithNote(errno::EMSGSIZE)]);
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_became_of_an_earlier_datagram_does_not_end_the_sender() {
+    fn an_earlier_datagrams_error_does_not_end_the_sender() {
         const ECONNREFUSED: i32 = 111;
         let (kernel, sender) = datagrams();
         for len in [100, LEN] {
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_datagram_goes_by_copy_and_an_empty_stream_send_not_at_all() {
+    fn empty_sends_take_no_id() {
         for (transport, seen) in
             [(Transport::Datagram, vec![call(1, 0, false)]), (Transport::Stream, vec![])]
         {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_is_gathered_into_one_call_whatever_the_limits() {
+    fn a_datagram_is_one_call_under_any_limit() {
         // A stream would send a quarter of this budget at once, and 1024 elements.
         let kernel = FakeKernel::new(Transport::Datagram, Answer::Take);
         let sender = kernel.sender_within(Some(128 << 10), Config::default());

@@ -93,7 +93,7 @@ fn sends_and_waits_need_no_descriptor() {
 #[test]
 fn without_threads_a_waiter_drives_its_senders_and_sleeps() {
     alone(|| {
-        const NAME: &str = "without_threads_whoever_waits_serves_himself_and_sleeps_in_between";
+        const NAME: &str = "without_threads_a_waiter_drives_its_senders_and_sleeps";
         let (mut sender, mut far, pool) = loaded();
         let (dropped, mut dropped_far, dropped_pool) = loaded();
         // Before the limit: a peer that reads after some looks of the waiting thread.

@@ -193,10 +193,10 @@ fn virtual_interfaces_are_told_apart() {
         command.output().ok().filter(|output| output.status.code().is_some_and(|code| code < 77))
     };
     let Some(output) = through("--peer 10.9.0.2") else {
-        return skipped(NAME, "no namespace with virtual interfaces can be had");
+        return skipped(NAME, "no namespace with virtual interfaces is possible");
     };
     if !output.stdout.starts_with(b"{") {
-        return skipped(NAME, "no user namespace can be had");
+        return skipped(NAME, "no user namespace is possible");
     }
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let json = serde_json::from_slice(&output.stdout).unwrap();

@@ -22,7 +22,7 @@ Exit codes:
   1  a file, a socket or the other end failed
   2  the command line makes no sense
   3  both ends hold different bytes
-  4  `--zerocopy require` where zero copy cannot be had; `doctor` found that it does not work
+  4  `--zerocopy require` without zero copy; `doctor` found it not to work
   5  the memory was dirtied faster than it was sent, or the time was up
   6  a buffer of the pool was not free at the end";
 

@@ -19,7 +19,7 @@ pub fn memory(args: &SourceArgs) -> Result<GuestMemory, Failure> {
         Some(path) => GuestMemory::from_image(path)
             .map_err(|e| Failure::io(format_args!("--memory-in {}", path.display()), &e))?,
         None => GuestMemory::patterned(args.memory as usize, args.seed).map_err(|e| {
-            Failure::io(format_args!("--memory: {} cannot be had", mib(args.memory)), &e)
+            Failure::io(format_args!("--memory: {} are unavailable", mib(args.memory)), &e)
         })?,
     };
     match args.dirty_working_set {

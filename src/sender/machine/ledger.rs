@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_send_of_any_number_of_leases_resolves_with_the_last_in_the_history_and_behind_it() {
+    fn a_send_of_many_leases_resolves_with_the_last() {
         let counts = [125, 126, 127, 128, 255, 256, 1000];
         for (leases, later) in
             counts.into_iter().flat_map(|count| [(count, 0), (count, 2 * HISTORY)])

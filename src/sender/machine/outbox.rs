@@ -238,13 +238,13 @@ mod tests {
     }
 
     #[test]
-    fn a_lone_buffer_goes_without_copy_from_the_threshold_on() {
+    fn a_lone_buffer_above_the_threshold_is_not_copied() {
         assert_eq!(calls(&[16383], 1 << 20), [(1, 16383, false, false)]);
         assert_eq!(calls(&[16384], 1 << 20), [(1, 16384, true, false)]);
     }
 
     #[test]
-    fn a_header_goes_by_copy_before_a_run_of_pages_without() {
+    fn a_header_is_copied_before_a_run_of_pages() {
         let page = 4096;
         assert_eq!(
             calls(&[64, page, page, page, page, 64], 1 << 20),
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn an_element_cut_by_the_call_limit_sends_its_rest_alone() {
+    fn a_split_element_sends_its_unsent_part_alone() {
         assert_eq!(
             calls(&[60_000, 60_000, 60_000], 100_000),
             [(2, 100_000, true, true), (1, 20_000, true, true), (1, 60_000, true, false)],

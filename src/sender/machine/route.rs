@@ -455,7 +455,7 @@ mod tests {
     }
 
     #[test]
-    fn three_calls_close_a_route_that_copies_and_further_ones_are_rare() {
+    fn three_probes_close_a_copying_route() {
         let mut socket = Socket::new();
         assert_eq!(socket.paced_calls(4, COPIED), 3);
         assert!(socket.route.is_copied());
@@ -466,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_on_a_copied_route_waits_for_bytes_and_for_time() {
+    fn a_closed_route_is_probed_after_bytes_and_time() {
         let mut socket = Socket::new();
         socket.paced_calls(4, COPIED);
         socket.now += Duration::from_secs(3600);
@@ -572,7 +572,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_of_ordinary_traffic_raise_suspicion_and_probes_decide() {
+    fn flags_raise_suspicion_and_probes_decide() {
         let mut socket = Socket::new();
         socket.paced_calls(2, NOT_COPIED);
         socket.read();
@@ -598,7 +598,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minority_of_copied_notes_raises_no_suspicion() {
+    fn few_copied_notifications_raise_no_suspicion() {
         let mut socket = Socket::new();
         socket.paced_calls(2, NOT_COPIED);
         for call in 0..1000 {
@@ -636,7 +636,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_sixteen_without_copy_and_then_copied_is_left_and_does_not_flap() {
+    fn a_route_that_begins_to_copy_is_left_for_good() {
         // What a card without scatter-gather was seen to do (virtio-net on 6.12).
         let mut socket = Socket::new();
         let mut true_ones = 16;
@@ -703,7 +703,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sender_that_nobody_reaps_finds_out_and_looks_again() {
+    fn a_sender_without_reaps_still_probes() {
         let kernel = FakeKernel::new(Transport::Stream, Answer::Note(COPIED));
         let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
         for _ in 0..100 {
@@ -764,7 +764,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_the_socket_has_no_room_for_is_made_again() {
+    fn a_probe_without_room_is_repeated() {
         const EAGAIN: i32 = 11;
         let kernel = FakeKernel::new(Transport::Stream, Answer::Note(NOT_COPIED));
         let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
@@ -781,7 +781,7 @@ mod tests {
     }
 
     #[test]
-    fn a_datagram_that_was_dropped_says_nothing_about_the_route() {
+    fn a_dropped_datagram_is_no_evidence_of_the_route() {
         const EPERM: i32 = 1;
         let kernel = FakeKernel::new(Transport::Datagram, Answer::FailWithNote(EPERM));
         let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
@@ -792,7 +792,7 @@ mod tests {
     }
 
     #[test]
-    fn who_sees_the_mode_and_does_the_opposite_wastes_little() {
+    fn a_contrary_route_wastes_little() {
         let mut socket = Socket::new();
         let calls = 64_u64 << 10;
         for _ in 0..calls {

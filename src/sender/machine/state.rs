@@ -334,7 +334,7 @@ mod tests {
 
     /// Bench row: `shuffled-32`.
     #[test]
-    fn what_every_send_needs_comes_first() {
+    fn hot_fields_come_first() {
         macro_rules! ends {
             ($($field:ident: $type:ty),+) => {
                 [$(offset_of!(Machine, $field) + size_of::<$type>()),+]

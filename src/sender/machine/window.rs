@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shrunken_window_grows_back_to_its_size_and_no_further() {
+    fn a_shrunken_window_grows_back_to_its_size() {
         let mut window = Window::new(1 << 20, 64);
         window.shrink(64, 1 << 20);
         assert_eq!((window.calls(), window.bytes()), (32, 1 << 19));
