@@ -1,5 +1,5 @@
-//! Decodes the control data of a message of the error queue. Whatever the bytes, it must not
-//! panic, and say no more than fits into them.
+//! Decodes the control data of a message of the error queue. Any bytes must be decoded without a
+//! panic, and with at most as many records as fit.
 
 #![no_main]
 
@@ -14,7 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
     decode(bytes, &mut |record| {
         records += 1;
         if let Record::Released { lo, hi, .. } = record {
-            // Both stand in the bytes as they are.
+            // Both are in the bytes unchanged.
             let stands = |id: u32| bytes.windows(4).any(|window| window == id.to_ne_bytes());
             assert!(stands(lo) && stands(hi));
         }
