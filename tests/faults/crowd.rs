@@ -119,7 +119,7 @@ fn end(mut sender: Sender<TcpStream>, random: &mut impl FnMut() -> u64) {
 
 #[test]
 fn ten_thousand_sockets_leave_nothing_behind() {
-    const TEST: &str = "crowd::ten_thousand_sockets_in_random_states_leave_nothing_behind";
+    const TEST: &str = "crowd::ten_thousand_sockets_leave_nothing_behind";
     if plays("peers") {
         return play_peers();
     }

@@ -44,7 +44,7 @@ fn send(sender: &mut Sender<TcpStream>, pool: &pinbuf::Pool, count: usize) -> Ve
 
 #[test]
 fn a_killed_peer_costs_no_slot_and_no_fate() {
-    const TEST: &str = "peers::a_killed_peer_costs_no_slot_and_every_fate_is_known";
+    const TEST: &str = "peers::a_killed_peer_costs_no_slot_and_no_fate";
     const COUNT: usize = 16;
     if plays("peer") {
         return play(COUNT, 3 * LEN);

@@ -144,7 +144,7 @@ fn without_threads_a_waiter_drives_its_senders_and_sleeps() {
 
 #[test]
 fn an_exhausted_reserve_causes_errors_and_loses_no_page() {
-    const NAME: &str = "a_reserve_of_huge_pages_that_runs_out_ends_in_errors_and_loses_no_page";
+    const NAME: &str = "an_exhausted_reserve_causes_errors_and_loses_no_page";
     let pages = Pages::HugeTlb { page_bytes: Reserve::PAGE };
     let _reserve = match Reserve::add(5) {
         Ok(reserve) => reserve,
