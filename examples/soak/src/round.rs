@@ -53,6 +53,11 @@ pub(crate) fn play(
                 std::process::exit(1);
             }
         }
+        for worker in running {
+            // The end of the scope waits for the closures, not for the end of their threads, which
+            // the footprint counts.
+            worker.join().expect("a worker reports its faults");
+        }
     });
     if let Err(what) = settle(&stock, baseline) {
         // After an interrupt in the middle, slots may be in use.
