@@ -85,7 +85,7 @@ pub struct SendArgs {
 
 #[derive(Debug, Args)]
 pub struct ReceiveArgs {
-    /// Listen on HOST:PORT, as in 0.0.0.0:4444, an IPv6 address in brackets; port 0 takes a free port
+    /// Listen on HOST:PORT, as in 0.0.0.0:4444 or [::]:4444; port 0 takes a free port
     /// and prints the number.
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_listen)]
     pub listen: String,
