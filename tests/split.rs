@@ -126,3 +126,16 @@ fn reads_of_a_half_wake_the_waiting_half() {
     drop((send, reap));
     assert_arrived(&peer.join().unwrap(), LEN, 100);
 }
+
+#[test]
+fn dropping_the_reaping_half_keeps_the_stream_open() {
+    let (near, far) = pair();
+    let peer = reader(far, Duration::ZERO);
+    let sender = Sender::builder().policy(Policy::Prefer).adopt(near).unwrap();
+    let (mut send, reap) = sender.split();
+    send.send(pattern(LEN, 0)).unwrap();
+    drop(reap);
+    send.send(pattern(LEN, 1)).unwrap();
+    drop(send);
+    assert_arrived(&peer.join().unwrap(), LEN, 2);
+}

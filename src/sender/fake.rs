@@ -52,7 +52,19 @@ pub(super) struct Seen {
     pub(super) elements: usize,
     pub(super) bytes: usize,
     pub(super) zero_copy: bool,
+    /// More is to come at once.
+    pub(super) more: bool,
 }
+
+/// One wait of a thread.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Waited {
+    /// For room; `None` if the wait is for edges.
+    pub(super) writable: Option<bool>,
+    pub(super) timeout: Option<Duration>,
+}
+
+pub(super) type OnWait = Arc<dyn Fn(Waited) -> Ready + Send + Sync>;
 
 /// The fake socket; clones share their state.
 #[derive(Clone)]
@@ -86,6 +98,17 @@ pub(super) struct State {
     /// Zero-copy calls taken before the sender was watched, and how often it was.
     pub(super) watched_after: Option<u32>,
     pub(super) watches: usize,
+    /// The reaper has no thread.
+    pub(super) unserved: bool,
+    /// Batches read from the error queue.
+    pub(super) reads: usize,
+    /// Waits for edges: the error number for want of descriptors, or `None` for waits by levels.
+    pub(super) edges: Option<Result<(), i32>>,
+    pub(super) edges_made: usize,
+    /// Wake-ups of waits for edges.
+    pub(super) wakes: usize,
+    /// Happens during every wait, and is its result.
+    pub(super) on_wait: Option<OnWait>,
     /// Happens during the next call.
     pub(super) meanwhile: Option<Box<dyn FnOnce() + Send>>,
 }
@@ -117,6 +140,12 @@ impl FakeKernel {
             aborts: 0,
             watched_after: None,
             watches: 0,
+            unserved: false,
+            reads: 0,
+            edges: None,
+            edges_made: 0,
+            wakes: 0,
+            on_wait: None,
             meanwhile: None,
         };
         Self { transport, state: Arc::new(Mutex::new(state)) }
@@ -168,9 +197,14 @@ impl FakeKernel {
 
     /// Posts a notification for these ids.
     pub(super) fn note(&self, lo: u32, hi: u32) {
+        self.note_of(lo, hi, false);
+    }
+
+    /// As [`note`](Self::note); `copied`: the kernel copied.
+    pub(super) fn note_of(&self, lo: u32, hi: u32, copied: bool) {
         self.with(|state| {
             state.taken.retain(|(id, _)| !(lo..=hi).contains(id));
-            state.notes.push_back(Record::Released { lo, hi, copied: false });
+            state.notes.push_back(Record::Released { lo, hi, copied });
         });
     }
 
@@ -186,6 +220,17 @@ impl FakeKernel {
             timestamps: None,
         };
         self.with(|state| state.notes.push_back(Record::Foreign(event)));
+    }
+
+    /// A thread waits.
+    fn waited(&self, waited: Waited) -> Ready {
+        match self.with(|state| state.on_wait.clone()) {
+            Some(on_wait) => on_wait(waited),
+            None => {
+                yield_now();
+                Ready::default()
+            }
+        }
     }
 
     pub(super) fn pass(&self, time: Duration) {
@@ -205,7 +250,7 @@ impl Kernel for FakeKernel {
         let mut state = lock(&self.state);
         let bytes = memory.iter().map(IoVec::len).sum();
         let zero_copy = flags.zerocopy;
-        state.seen.push(Seen { elements: memory.len(), bytes, zero_copy });
+        state.seen.push(Seen { elements: memory.len(), bytes, zero_copy, more: flags.more });
         let answer = state.answers.pop_front().unwrap_or(state.otherwise);
         let id = state.next_id;
         if zero_copy && !matches!(answer, Answer::Fail(_) | Answer::Ignore) {
@@ -228,6 +273,7 @@ impl Kernel for FakeKernel {
 
     fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
         let mut state = lock(&self.state);
+        state.reads += 1;
         if let Some(left) = state.unreadable.checked_sub(1) {
             state.unreadable = left;
             return Err(io::Error::from_raw_os_error(state.read_errno));
@@ -243,13 +289,19 @@ impl Kernel for FakeKernel {
         Ok(Batch { messages, truncated: false, drained: true })
     }
 
-    fn wait(&self, _: Interest, _: Option<Duration>) -> io::Result<Ready> {
-        yield_now();
-        Ok(Ready::default())
+    fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready> {
+        Ok(self.waited(Waited { writable: Some(interest.writable), timeout }))
     }
 
     fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
-        Ok(None)
+        match self.with(|state| state.edges) {
+            None => Ok(None),
+            Some(Err(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(Ok(())) => {
+                self.with(|state| state.edges_made += 1);
+                Ok(Some(Arc::new(self.clone())))
+            }
+        }
     }
 
     fn optmem(&self) -> io::Result<u32> {
@@ -304,8 +356,8 @@ impl Kernel for FakeKernel {
         self.with(|state| {
             state.watched_after = Some(state.next_id);
             state.watches += 1;
-        });
-        Some(reaper::Token::default())
+            (!state.unserved).then(reaper::Token::default)
+        })
     }
 
     fn adopt(&self, _: Arc<dyn Reclaim>) -> (reaper::Token, bool) {
@@ -313,4 +365,15 @@ impl Kernel for FakeKernel {
     }
 
     fn unwatch(&self, _: reaper::Token) {}
+}
+
+impl Edges for FakeKernel {
+    fn wait(&self, timeout: Option<Duration>) -> io::Result<Ready> {
+        Ok(self.waited(Waited { writable: None, timeout }))
+    }
+
+    fn wake(&self) -> io::Result<()> {
+        self.with(|state| state.wakes += 1);
+        Ok(())
+    }
 }

@@ -29,6 +29,7 @@ use crate::{
 mod accounts;
 mod care;
 mod silence;
+mod waits;
 
 /// Of Linux.
 const EAGAIN: i32 = 11;

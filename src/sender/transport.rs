@@ -138,7 +138,7 @@ mod tests {
     }
 
     fn call(elements: usize, bytes: usize, zero_copy: bool) -> Seen {
-        Seen { elements, bytes, zero_copy }
+        Seen { elements, bytes, zero_copy, more: false }
     }
 
     #[test]

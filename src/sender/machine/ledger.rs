@@ -295,7 +295,18 @@ mod tests {
             let first = ledger.open(leases, false);
             ledger.retract(ticket(first));
             assert!(ledger.exceptions.get().is_none_or(|kept| kept.apart.is_empty()));
+            assert!(!ledger.is_open(ticket(first)));
             assert_eq!(ledger.open(0, false), first);
+        }
+    }
+
+    #[test]
+    fn the_last_4000_sends_keep_whether_they_were_copied() {
+        let mut ledger = Ledger::default();
+        for sequence in 0..5000 {
+            assert_eq!(ledger.open(0, true), sequence);
+            let oldest = sequence.saturating_sub(3999);
+            assert_eq!(ledger.fate(ticket(oldest)), released(Some(true)));
         }
     }
 

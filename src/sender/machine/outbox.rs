@@ -259,6 +259,11 @@ mod tests {
             calls(&[60_000, 60_000, 60_000], 100_000),
             [(2, 100_000, true, true), (1, 20_000, true, true), (1, 60_000, true, false)],
         );
+        assert_eq!(
+            calls(&[60_000, 60_000, 30_000, 30_000], 100_000),
+            [(2, 100_000, true, true), (1, 20_000, true, true), (2, 60_000, true, false)],
+            "behind it neighbours go together again",
+        );
     }
 
     #[test]

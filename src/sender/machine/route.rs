@@ -760,7 +760,10 @@ mod tests {
         kernel.seen();
         let mut bufs: Vec<_> = [64, 60_000, 64].map(|len| Payload::from(&BYTES[..len])).into();
         sender.try_send_vectored(&mut bufs).unwrap();
-        assert_eq!(kernel.seen(), [Seen { elements: 3, bytes: 60_128, zero_copy: false }]);
+        assert_eq!(
+            kernel.seen(),
+            [Seen { elements: 3, bytes: 60_128, zero_copy: false, more: false }]
+        );
     }
 
     #[test]

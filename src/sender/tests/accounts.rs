@@ -125,8 +125,14 @@ fn a_call_that_failed_while_the_ages_were_told_makes_no_later_call_old() {
     let sender = kernel.sender(config());
     sender.try_send(&PAGE[..]).unwrap();
     kernel.will([Fail(EAGAIN)]);
-    let visitor = Arc::clone(&sender);
-    kernel.with(|state| state.meanwhile = Some(Box::new(move || _ = visitor.step().unwrap())));
+    let (visitor, clock) = (Arc::clone(&sender), kernel.clone());
+    let visits = move || {
+        for _ in 0..2 {
+            clock.pass(Duration::from_millis(20));
+            visitor.step().unwrap();
+        }
+    };
+    kernel.with(|state| state.meanwhile = Some(Box::new(visits)));
     sender.try_send(&PAGE[..]).unwrap_err();
     kernel.pass(Duration::from_secs(9));
     sender.try_send(&PAGE[..]).unwrap();
@@ -247,4 +253,68 @@ fn a_release_that_the_option_memory_proves_is_counted() {
     sender.step().unwrap();
     let stats = sender.stats();
     assert_eq!((stats.released_calls, stats.in_flight_calls, stats.in_flight_bytes), (3, 0, 0));
+}
+
+#[test]
+fn a_notification_of_copies_counts_every_call_that_it_names() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    (0..3).for_each(|_| assert!(sender.try_send(&PAGE[..]).is_ok()));
+    kernel.note_of(0, 2, true);
+    sender.step().unwrap();
+    assert_eq!(sender.stats().deferred_copies, 3);
+}
+
+#[test]
+fn a_visit_counts_as_a_reading_of_the_queue() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    (0..31).for_each(|_| assert!(sender.try_send(&PAGE[..]).is_ok()));
+    sender.step().unwrap();
+    let reads = kernel.with(|state| state.reads);
+    (0..31).for_each(|_| assert!(sender.try_send(&PAGE[..]).is_ok()));
+    assert_eq!(kernel.with(|state| state.reads), reads);
+}
+
+#[test]
+fn a_reading_that_failed_proves_no_release() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    sender.try_send(&PAGE[..]).unwrap();
+    kernel.steal();
+    kernel.pass(Duration::from_secs(1));
+    kernel.with(|state| state.unreadable = 1);
+    sender.step().unwrap_err();
+    assert_eq!(sender.stats().in_flight_calls, 1);
+    sender.step().unwrap();
+    assert_eq!(sender.stats().in_flight_calls, 0);
+}
+
+#[test]
+fn a_poisoned_sender_goes_on_looking_for_the_release_of_a_probe() {
+    let kernel = stream([]);
+    let sender = kernel.sender(Config { observe_route: true, ..config() });
+    sender.try_send(&PAGE[..]).unwrap();
+    kernel.note(7, 7);
+    sender.step().unwrap();
+    assert!(sender.is_poisoned());
+    for _ in 0..10 {
+        sender.try_send(&PAGE[..]).unwrap();
+    }
+    kernel.steal();
+    for _ in 0..20 {
+        sender.try_send(&PAGE[..]).unwrap();
+    }
+    assert_eq!(sender.stats().in_flight_calls, 0);
+}
+
+#[test]
+fn every_part_of_a_large_copy_but_the_last_says_that_more_is_to_come() {
+    let kernel = stream([]);
+    let by_copy = Config { threshold_bytes: usize::MAX, ..config() };
+    let sender = kernel.sender_within(Some(1 << 20), by_copy);
+    sender.try_send(vec![1; 4 << 20]).unwrap();
+    let more: Vec<_> = kernel.seen().iter().map(|seen| seen.more).collect();
+    let (last, parts) = more.split_last().unwrap();
+    assert!(!last && !parts.is_empty() && parts.iter().all(|more| *more), "{more:?}");
 }

@@ -117,3 +117,62 @@ fn a_buffer_left_from_a_failed_call_is_not_taken_for_one_in_flight() {
     let stats = pool.stats();
     assert_eq!((stats.quarantined(), stats.in_flight()), (1, 1));
 }
+
+#[test]
+fn a_sender_that_no_thread_could_watch_asks_to_be_watched_again() {
+    let max_hold = Some(Duration::from_secs(1));
+    let kernel = stream([]);
+    let sender = kernel.sender(Config { max_hold, ..config() });
+    kernel.with(|state| state.unserved = true);
+    sender.try_send(&PAGE[..]).unwrap();
+    assert_eq!(sender.attend(), None, "the reaper does not have it");
+    kernel.with(|state| state.unserved = false);
+    sender.try_send(&PAGE[..]).unwrap();
+    assert_eq!(kernel.with(|state| state.watches), 2);
+    assert!(sender.attend().is_some());
+}
+
+#[test]
+fn a_retired_sender_needs_no_thread() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    sender.retire();
+    assert!(Arc::clone(&sender).watch());
+    assert_eq!(kernel.with(|state| state.watches), 0);
+}
+
+#[test]
+fn a_flush_forgets_the_refused_buffer() {
+    let kernel = stream([Fail(EAGAIN)]);
+    let sender = kernel.sender(config());
+    sender.try_send(&PAGE[..]).unwrap_err();
+    sender.reap_and_flush().unwrap();
+    assert!(!sender.interest().writable);
+}
+
+#[test]
+fn a_look_during_a_call_under_a_limit_keeps_the_watch() {
+    let max_hold = Some(Duration::from_secs(1));
+    let kernel = stream([]);
+    let sender = kernel.sender(Config { max_hold, ..config() });
+    sender.try_send(&PAGE[..100]).unwrap();
+    // Two looks find everything acknowledged, and nothing sent in between.
+    sender.step().unwrap();
+    sender.step().unwrap();
+    let (reaper, watched) = (Arc::clone(&sender), Arc::new(AtomicBool::new(false)));
+    let kept = Arc::clone(&watched);
+    let look = move || kept.store(reaper.attend().is_some(), Ordering::Relaxed);
+    kernel.with(|state| state.meanwhile = Some(Box::new(look)));
+    sender.try_send(&PAGE[..100]).unwrap();
+    assert!(watched.load(Ordering::Relaxed));
+}
+
+#[test]
+fn a_refused_reading_is_told_though_the_run_goes_on() {
+    let kernel = stream([Part(1000), Fail(EAGAIN)]);
+    let sender = kernel.sender(config());
+    sender.try_send(&PAGE[..]).unwrap();
+    kernel.with(|state| (state.unreadable, state.read_errno) = (1, EPERM));
+    let error = sender.reap().unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(EPERM));
+}

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     lease::Payload,
     sender::{kernel::Kernel, report::CloseReport},
+    sys::socket::Ready,
 };
 
 const ECONNRESET: i32 = 104;
@@ -232,4 +233,121 @@ fn an_end_that_cannot_read_its_notifications_says_why() {
         assert_eq!(report.error.map(|error| error.raw()), Some(ENOMEM));
         assert!(!report.drained);
     });
+}
+
+#[test]
+fn a_question_for_the_age_waits_for_the_call_of_another_thread() {
+    promptly(|| {
+        let kernel = stream([]);
+        let sender = kernel.sender(config());
+        sender.try_send(&PAGE[..]).unwrap();
+        sender.oldest();
+        kernel.pass(LIMIT);
+        let asking = Arc::clone(&sender);
+        let (started, thread) = mpsc::channel();
+        kernel.with(|state| {
+            state.meanwhile = Some(Box::new(move || {
+                started.send(thread::spawn(move || asking.oldest())).unwrap();
+                thread::sleep(Duration::from_millis(100));
+            }));
+        });
+        sender.try_send(&PAGE[..]).unwrap();
+        let age = thread.recv().unwrap().join().unwrap();
+        assert_eq!(age, Some(LIMIT), "the call's bytes are not acknowledged");
+    });
+}
+
+#[test]
+fn an_aborted_connection_holds_nothing() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    sender.try_send(&PAGE[..100]).unwrap();
+    kernel.with(|state| state.unacked = 100);
+    assert!(sender.oldest().is_some());
+    sender.abort();
+    assert_eq!(sender.oldest(), None, "the socket goes on telling of unacknowledged bytes");
+}
+
+#[test]
+fn a_half_that_leaves_shuts_the_stream_down() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    sender.share();
+    sender.try_send(&PAGE[..]).unwrap();
+    Arc::clone(&sender).leave(true);
+    assert!(kernel.with(|state| state.shut_down));
+}
+
+#[test]
+fn an_end_that_has_come_is_not_aborted() {
+    let kernel = FakeKernel::new(Transport::Stream, Answer::Note(false));
+    let sender = kernel.sender(config());
+    sender.share();
+    sender.try_send(&PAGE[..]).unwrap();
+    Arc::clone(&sender).leave(true);
+    assert!(sender.is_over());
+    sender.abort();
+    assert_eq!(kernel.with(|state| state.aborts), 0);
+}
+
+#[test]
+fn an_abort_asked_for_during_a_call_is_made_after_it() {
+    let kernel = FakeKernel::new(Transport::Stream, Fail(EAGAIN));
+    kernel.will([Part(1000)]);
+    let config = config();
+    let sender = kernel.sender(config);
+    sender.share();
+    let ticket = sender.try_send(&PAGE[..]).unwrap();
+    Arc::clone(&sender).leave(true);
+    let (reaper, clock) = (Arc::clone(&sender), kernel.clone());
+    kernel.with(|state| {
+        state.meanwhile = Some(Box::new(move || {
+            for _ in 0..2 {
+                clock.pass(config.linger);
+                reaper.attend();
+            }
+            assert_eq!(clock.with(|state| state.aborts), 0, "a call is out");
+        }));
+    });
+    sender.step().unwrap();
+    assert_eq!(kernel.with(|state| state.aborts), 1);
+    let fate = sender.fate(ticket).unwrap();
+    assert!(matches!(fate, Some(Fate::Truncated { accepted: 1000, .. })), "{fate:?}");
+}
+
+#[test]
+fn the_close_of_the_second_half_keeps_the_time_limit_of_the_end() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    sender.share();
+    sender.try_send(&PAGE[..]).unwrap();
+    Arc::clone(&sender).leave(true);
+    let (clock, waits) = (kernel.clone(), AtomicUsize::new(0));
+    kernel.with(|state| {
+        state.on_wait = Some(Arc::new(move |_| {
+            assert!(waits.fetch_add(1, Ordering::Relaxed) < 1000, "the end never comes");
+            clock.pass(LIMIT);
+            Ready::default()
+        }));
+    });
+    let report = sender.close(None);
+    assert!(report.aborted && !report.drained);
+}
+
+#[test]
+fn a_failed_abort_wakes_the_task_that_waits_for_the_slot_in_vain() {
+    let pool = pool();
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    sender.share();
+    sender.try_send(filled(&pool)).unwrap();
+    let told = Told::new(&pool);
+    let waker = Waker::from(Arc::clone(&told));
+    let mut alloc = std::pin::pin!(pool.alloc_async(1));
+    assert!(alloc.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    kernel.with(|state| state.refused_aborts = 1);
+    sender.abort();
+    kernel.pass(LIMIT);
+    sender.step().unwrap();
+    assert_eq!(told.woken().0, 1);
 }
