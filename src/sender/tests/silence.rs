@@ -351,3 +351,23 @@ fn a_failed_abort_wakes_the_task_that_waits_for_the_slot_in_vain() {
     sender.step().unwrap();
     assert_eq!(told.woken().0, 1);
 }
+
+#[test]
+fn a_thread_that_waits_for_a_call_is_told_of_the_end_of_the_next() {
+    promptly(|| {
+        let kernel = stream([]);
+        let sender = kernel.sender(config());
+        let (asking, next) = (Arc::clone(&sender), kernel.clone());
+        let (started, thread) = mpsc::channel();
+        kernel.with(|state| {
+            state.meanwhile = Some(Box::new(move || {
+                started.send(thread::spawn(move || asking.oldest())).unwrap();
+                thread::sleep(Duration::from_millis(50));
+                let while_woken = || thread::sleep(Duration::from_millis(50));
+                next.with(|state| state.meanwhile = Some(Box::new(while_woken)));
+            }));
+        });
+        (0..2).for_each(|_| assert!(sender.try_send(&PAGE[..]).is_ok()));
+        assert!(thread.recv().unwrap().join().unwrap().is_some());
+    });
+}
