@@ -381,3 +381,18 @@ fn no_file_of_the_library_has_more_than_600_lines_of_code() {
 fn comments_and_tests_are_no_lines_of_code() {
     assert_eq!(code_lines("//! A.\n\nfn b() {}\n    // C.\n\nmod tests {\nfn d() {}\n}\n"), 1);
 }
+
+#[test]
+fn the_table_of_tests_names_every_program() {
+    let page = fs::read_to_string(root().join("tests/README.md")).unwrap();
+    for entry in fs::read_dir(root().join("tests")).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let row = match path.join("main.rs").exists() {
+            true => format!("`{name}/`"),
+            false if name.ends_with(".rs") => format!("`{name}`"),
+            false => continue,
+        };
+        assert!(page.contains(&row), "tests/README.md lacks {row}");
+    }
+}
