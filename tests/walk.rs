@@ -179,10 +179,7 @@ fn assert_told(title: &str, walked: &[Function]) {
     }
     let last = walked.len() - rest.len();
     let first = walked.iter().position(|walked| *walked == told[0]).unwrap();
-    // Only a user with a limit of locked memory has it charged.
-    let is_short =
-        |function: &Function| lines(function) <= Some(10) || function.1 == "charge_limited";
-    let is_left_out = |function: &&Function| !told.contains(function) && !is_short(function);
+    let is_left_out = |function: &&Function| !told.contains(function) && lines(function) > Some(10);
     let left_out: Vec<_> = walked[first..last].iter().filter(is_left_out).collect();
     assert!(left_out.is_empty(), "not told: {left_out:?}");
     let files: HashSet<_> = told.iter().map(|(file, _)| file).collect();

@@ -26,15 +26,14 @@ impl Machine {
         let Grant { calls, max_bytes, pool: granted_pool, way } = &mut self.grant;
         let covers = *calls > 0 && len <= *max_bytes && pool == *granted_pool;
         *calls -= usize::from(covers);
-        (covers && (*way == Way::Copy || self.in_flight.done.account.charge(len))).then_some(*way)
+        (covers && (*way == Way::Copy || self.in_flight.done.budget.charge(len))).then_some(*way)
     }
 
     /// Refunds a call without copy that was let in and is not made, for a buffer of `len` bytes or
     /// a part of the buffer.
     #[cold]
     pub(crate) fn refund(&mut self, len: usize) {
-        let idle = self.in_flight.done.counts.in_flight_bytes == 0;
-        self.in_flight.done.account.refund(1, len.min(self.limits.bytes), idle);
+        self.in_flight.done.budget.refund(1, len.min(self.limits.bytes));
     }
 
     /// Decides about a lone buffer that has to ask.
@@ -96,7 +95,7 @@ impl Machine {
             }
             let held = self.in_flight.done.counts.in_flight_bytes;
             if self.window.fits(bytes, outstanding, held)
-                && self.in_flight.done.account.charge(bytes)
+                && self.in_flight.done.budget.charge(bytes)
             {
                 return Ok(Some(Way::ZeroCopy));
             }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     super::{
-        budget::{Account, MemlockBudget},
+        budget::MemlockBudget,
         config::{Config, OnRelease},
         report::{Fate, Returned},
     },
@@ -51,7 +51,7 @@ pub(crate) struct Done {
     pub(super) news: bool,
     on_release: OnRelease,
     pub(super) quotas: Quotas,
-    pub(super) account: Account,
+    pub(super) budget: Arc<MemlockBudget>,
 }
 
 /// The counters of every sender, as in [`SenderStats`](crate::sender::SenderStats).
@@ -94,7 +94,7 @@ impl InFlight {
                 news: false,
                 on_release: config.on_release,
                 quotas: Quotas::default(),
-                account: Account::new(budget),
+                budget,
             },
             copy_reason,
             route: Route::new(config.observe_route && copy_reason.is_none()),
@@ -335,7 +335,7 @@ impl Done {
     #[inline]
     pub(super) fn refund(&mut self, calls: usize, bytes: usize) {
         self.counts.in_flight_bytes -= bytes;
-        self.account.refund(calls, bytes, self.counts.in_flight_bytes == 0);
+        self.budget.refund(calls, bytes);
     }
 
     /// The connection failed after `accepted` bytes of a send.
