@@ -414,10 +414,17 @@ impl Drop for Lease {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::{
+        pin::pin,
+        task::{Context, Poll, Wake},
+    };
+
     use super::*;
     use crate::{
         backing::{Backing, Pages},
+        error::AllocError,
         pool::Pool,
+        sync::{AtomicUsize, Ordering},
     };
 
     #[test]
@@ -445,6 +452,28 @@ mod tests {
         drop(Lease::new(pool.try_alloc(1).unwrap(), 0, 1));
         drop(Lease::new(pool.try_alloc(1).unwrap().freeze(), 1, 1));
         assert_eq!((pool.stats().free(), pool.stats().quarantined()), (0, 2));
+    }
+
+    #[test]
+    fn a_dropped_lease_of_the_last_slot_wakes_the_waiters() {
+        struct Woken(AtomicUsize);
+
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        let pool = Pool::new(4096, 1).unwrap();
+        let lease = Lease::new(pool.try_alloc(1).unwrap(), 0, 1);
+        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&woken));
+        let mut waiter = pin!(pool.alloc_async(1));
+        let mut cx = Context::from_waker(&waker);
+        assert!(waiter.as_mut().poll(&mut cx).is_pending());
+        drop(lease);
+        assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+        assert!(matches!(waiter.poll(&mut cx), Poll::Ready(Err(AllocError::Exhausted))));
     }
 
     #[test]

@@ -552,7 +552,56 @@ mod tests {
     }
 
     #[test]
+    fn a_timer_is_due_at_its_very_time() {
+        let reaper = Reaper::default();
+        let now = Instant::now();
+        lock(&reaper.state).timers.insert((now, Token(1)));
+        assert_eq!(reaper.due_by(now), Some(Token(1)));
+        assert_eq!(reaper.due_by(now - Duration::from_nanos(1)), None);
+    }
+
+    /// One thread in [`wait_idle`] at a time.
+    static IDLE: OnceLock<Mutex<()>> = OnceLock::new();
+
+    #[test]
+    fn a_thread_in_wait_idle_drives_senders_without_a_descriptor() {
+        /// Counts the calls of that thread.
+        #[derive(Default)]
+        struct Rare(AtomicUsize);
+
+        impl Reclaim for Rare {
+            fn drive(&self) {}
+
+            fn attend(&self) -> Option<Duration> {
+                let by_waiter = thread::current().name() == Some("waiter");
+                self.0.fetch_add(usize::from(by_waiter), Ordering::Relaxed);
+                Some(Duration::from_secs(3600))
+            }
+
+            fn watch(self: Arc<Self>) -> bool {
+                true
+            }
+        }
+
+        let _turn = lock(IDLE.get_or_init(|| Mutex::new(())));
+        let (reader, _writer) = std::io::pipe().unwrap();
+        let (held, _) = adopt(reader.as_fd(), Arc::new(Content::default()));
+        let waiter =
+            thread::Builder::new().name("waiter".into()).spawn(|| wait_idle(None)).unwrap();
+        eventually("a thread waits", || !lock(&Reaper::get().state).idle_waiters.is_empty());
+        // Not a file for epoll. The waiting thread must wake up and drive its sender.
+        let file = std::fs::File::open("/proc/self/exe").unwrap();
+        let rare = Arc::new(Rare::default());
+        let (token, _) = adopt(file.as_fd(), Arc::<Rare>::clone(&rare));
+        eventually("driven again and again", || rare.0.load(Ordering::Relaxed) > 3);
+        unwatch(file.as_fd(), token);
+        unwatch(reader.as_fd(), held);
+        assert!(waiter.join().unwrap());
+    }
+
+    #[test]
     fn the_end_of_the_last_sender_ends_the_wait_for_it() {
+        let _turn = lock(IDLE.get_or_init(|| Mutex::new(())));
         let (reader, _writer) = std::io::pipe().unwrap();
         let (token, _) = adopt(reader.as_fd(), Arc::new(Content::default()));
         let waiter = thread::spawn(|| wait_idle(None));

@@ -64,6 +64,29 @@ fn assert_left_well(child: libc::pid_t) {
 }
 
 #[test]
+fn a_child_that_drops_a_pool_unmaps_nothing() {
+    let backing = Backing::Require(Pages::Base);
+    let pool = Pool::builder().class(LEN, 4).backing(backing).build().unwrap();
+    let place = pool.try_alloc(1).unwrap().as_ptr().cast_mut();
+    let Some(child) = fork() else {
+        leave(|| {
+            let (access, kind) = (
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE,
+            );
+            // SAFETY: mmap(2) of new memory, which replaces none.
+            let other = unsafe { libc::mmap(place.cast(), LEN, access, kind, -1, 0) };
+            assert_eq!(other, place.cast(), "the pool's memory is absent in a child");
+            drop(pool);
+            // SAFETY: the memory mapped above, which nothing else uses.
+            unsafe { place.write_volatile(7) };
+        })
+    };
+    assert_left_well(child);
+    assert_all_free(&pool);
+}
+
+#[test]
 fn a_child_that_drops_everything_harms_no_parent() {
     let pool = Pool::builder().class(LEN, 6).class(4096, 1).zero_on_recycle(true).build().unwrap();
     let (near, far) = pair_at("127.0.0.1:0", STALLED);

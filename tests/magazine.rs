@@ -296,6 +296,22 @@ fn a_local_handle_keeps_buffers_of_its_class_only() {
     assert_eq!(buf[..], [0; 64]);
 }
 
+#[test]
+fn a_full_local_magazine_makes_room_for_the_next_buffer() {
+    let pool = pool(64);
+    let local = pool.local(1).unwrap();
+    let bufs: Vec<_> = std::iter::from_fn(|| local.try_alloc().ok()).collect();
+    assert_eq!(bufs.len(), 64);
+    for buf in bufs {
+        let start = buf.as_ptr();
+        local.recycle(buf);
+        let last = local.try_alloc().unwrap();
+        assert_eq!(last.as_ptr(), start, "the handle's own magazine has the slot");
+        local.recycle(last);
+    }
+    assert_all_free(&pool);
+}
+
 /// Threads take and drop buffers in every way, pass them on, wait, and check the marks of the other
 /// threads, in a large pool and in a pool that runs dry repeatedly.
 #[test]

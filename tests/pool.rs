@@ -9,6 +9,7 @@ use std::{
     collections::HashSet,
     hash::{BuildHasher, RandomState},
     io::Write,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, Weak,
@@ -336,6 +337,72 @@ mod waiting {
         assert!(got, "the slot recycled in between");
     }
 
+    /// The drop of the waker of a waiter that gives up is user code, and may use the pool.
+    #[test]
+    fn a_leaving_waiters_waker_is_dropped_without_a_lock() {
+        struct Task(Pool);
+
+        impl Wake for Task {
+            fn wake(self: Arc<Self>) {}
+        }
+
+        impl Drop for Task {
+            fn drop(&mut self) {
+                assert_eq!(self.0.stats().classes[0].waiting, 0);
+            }
+        }
+
+        let (done, wait) = mpsc::channel();
+        thread::spawn(move || {
+            let pool = base(64, 1);
+            let _buf = pool.try_alloc(1).unwrap();
+            let mut waiter = pool.alloc_async(1);
+            let waker = Waker::from(Arc::new(Task(pool.clone())));
+            assert!(Pin::new(&mut waiter).poll(&mut Context::from_waker(&waker)).is_pending());
+            drop(waker);
+            drop(waiter);
+            done.send(()).unwrap();
+        });
+        wait.recv_timeout(Duration::from_secs(60)).expect("a deadlock");
+    }
+
+    #[test]
+    fn a_waker_that_panics_leaves_the_memory_to_its_end() {
+        struct Panics;
+
+        impl Wake for Panics {
+            fn wake(self: Arc<Self>) {
+                panic!("as a runtime's waker may");
+            }
+        }
+
+        let pool = base(64, 1);
+        let alive = Alive::probe(&pool);
+        let buf = pool.try_alloc(1).unwrap();
+        let mut waiter = pool.alloc_async(1);
+        let waker = Waker::from(Arc::new(Panics));
+        assert!(Pin::new(&mut waiter).poll(&mut Context::from_waker(&waker)).is_pending());
+        assert!(catch_unwind(AssertUnwindSafe(|| drop(buf))).is_err());
+        drop(waiter);
+        assert_all_free(&pool);
+        drop(pool);
+        assert!(!alive.get());
+    }
+
+    #[test]
+    fn the_longest_timeout_is_no_limit() {
+        let pool = base(64, 1);
+        let buf = pool.try_alloc(1).unwrap();
+        thread::scope(|scope| {
+            let waiter = scope.spawn(|| pool.alloc_timeout(1, Duration::MAX).map(drop));
+            while pool.stats().classes[0].waiting == 0 && !waiter.is_finished() {
+                thread::yield_now();
+            }
+            drop(buf);
+            assert_eq!(waiter.join().unwrap(), Ok(()));
+        });
+    }
+
     #[test]
     fn a_future_goes_from_thread_to_thread() {
         let pool = base(64, 1);
@@ -459,6 +526,25 @@ mod reclaim {
             polls += 1;
         }
         assert_eq!(polls, 4);
+    }
+
+    /// Holders with and without a thread that drives them.
+    #[test]
+    fn each_holder_must_be_watched_for_a_waiter_to_sleep() {
+        for all in [[true, true], [true, false], [false, true]] {
+            let pool = base(64, 1);
+            let _buf = pool.try_alloc(1).unwrap();
+            let holders = all.map(|watches| Holder::new(0, watches, Vec::new()));
+            holders.iter().for_each(|holder| holder.register(&pool));
+            let waker = Arc::<CountedWaker>::default();
+            let mut waiter = pool.alloc_async(1);
+            assert!(poll(&mut waiter, &waker).is_pending());
+            let asks = usize::from(all != [true, true]);
+            assert_eq!(waker.count(), asks, "{all:?}");
+            drop(holders);
+            assert!(poll(&mut waiter, &waker).is_pending());
+            assert_eq!(waker.count(), asks, "no holder is left to drive");
+        }
     }
 }
 

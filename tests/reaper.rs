@@ -73,6 +73,7 @@ fn a_sender_is_watched_only_during_a_wait() {
             assert_eq!(pinbuf::reaper::stats().watched, 1);
         }
         eventually("the sender is watched no longer", || pinbuf::reaper::stats().watched == 0);
+        assert_eq!(pinbuf::reaper::stats().ended, 0, "it has its owner");
         assert_eq!(pool.stats().in_flight(), 1);
         sender.abort();
     });
@@ -127,5 +128,42 @@ fn without_a_reaper_every_call_serves_dropped_senders() {
         drop(hoard);
         assert!(reapers().is_empty());
         assert_all_free(&pool);
+    });
+}
+
+/// The buffers of the dropped sender are of a pool that no call waits for.
+#[test]
+fn without_a_reaper_a_wait_for_any_pool_serves_dropped_senders() {
+    alone(|| {
+        let (near, mut far) = pair_at("127.0.0.1:0", STALLED);
+        let (pool, other) = (pool(LEN, 8), pool(64, 1));
+        let mut sender = prefer(near);
+        for seed in 0..8 {
+            sender.send(filled(pool.try_alloc(LEN).unwrap(), LEN, seed)).unwrap();
+        }
+        let hoard = hoard_descriptors(0);
+        drop(sender);
+        assert_eq!(pinbuf::reaper::stats().unserved, 1);
+        let mut got = vec![0; 8 * LEN];
+        let last = other.try_alloc(1).unwrap();
+        let mut waiting = std::pin::pin!(other.alloc_async(1));
+        let mut cx = Context::from_waker(Waker::noop());
+        // What does not fit into the sockets is sent by the waits.
+        far.set_nonblocking(true).unwrap();
+        let mut read = 0;
+        eventually("all arrives", || {
+            assert!(waiting.as_mut().poll(&mut cx).is_pending());
+            while let Ok(more @ 1..) = far.read(&mut got[read..]) {
+                read += more;
+            }
+            read == got.len()
+        });
+        eventually("all slots are free", || {
+            assert!(waiting.as_mut().poll(&mut cx).is_pending());
+            pool.stats().free() == 8
+        });
+        assert_arrived(&got, LEN, 8);
+        drop((last, hoard));
+        assert!(wait_idle(within(60_000)), "{:?}", pinbuf::reaper::stats());
     });
 }

@@ -157,6 +157,14 @@ fn bytes_from_a_shared_buffer_need_no_copy() {
 }
 
 #[test]
+#[should_panic(expected = "5..4 is outside of 10 bytes")]
+fn a_range_does_not_end_before_its_start() {
+    let mut buf = pool(4096, 1).try_alloc(1).unwrap();
+    buf.extend_from_slice(b"0123456789");
+    let _ = buf.freeze().slice((std::ops::Bound::Included(5), std::ops::Bound::Excluded(4)));
+}
+
+#[test]
 fn every_form_of_a_range_names_its_bytes() {
     use std::ops::Bound::{Excluded, Included, Unbounded};
     let mut buf = pool(4096, 1).try_alloc(1).unwrap();

@@ -163,6 +163,8 @@ mod tests {
         assert!(!bind(false), "the owner's condition does not hold");
         for _ in 0..2 {
             assert!(bind(true));
+            assert!(bind(true), "it is bound already");
+            assert_eq!(list.lock().magazines().count(), 1);
             assert!(magazine.push(key, item));
             let mut taken = Vec::new();
             assert!(list.recall(&mut list.lock(), key, None, |item| taken.push(item)));

@@ -426,3 +426,16 @@ impl Drop for SizeClass {
         self.slots.iter().for_each(|slot| slot.word().contents_written());
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_magazine_has_a_quarter_of_its_class_at_most() {
+        for (count, limit) in [(1, 0), (63, 0), (64, 16), (100, 25), (4 * ITEMS, ITEMS as u32)] {
+            assert_eq!(magazine_limit(count), limit, "{count} slots");
+        }
+        assert_eq!(magazine_limit(usize::MAX), ITEMS as u32);
+    }
+}

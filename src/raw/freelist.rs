@@ -401,6 +401,8 @@ mod tests {
         assert_eq!(pop(&list, &links).len(), 6);
         assert_eq!(list.close(&links), 14);
         assert_eq!(push(&list, &links, 0), Err(Diverted::Closed));
+        list.clear_waiters();
+        assert_eq!(push(&list, &links, 0), Err(Diverted::Closed), "the last waiter leaves");
         assert_eq!(list.push_all(&links, 0..6, 6), Err(Diverted::Closed));
         assert_eq!(pop(&list, &links), []);
     }

@@ -492,4 +492,15 @@ mod tests {
         magazine.bind(at(16), 1);
         assert_eq!((1..).find(|_| magazine.count_miss()), Some(MISSES));
     }
+
+    #[test]
+    fn each_binding_has_a_limit_of_its_own() {
+        let (magazine, key) = bound(1);
+        magazine.unbind(key);
+        magazine.bind(key, 2);
+        assert!(magazine.push(key, at(1)) && magazine.push(key, at(2)));
+        magazine.unbind(key);
+        magazine.bind(key, 1);
+        assert!(magazine.push(key, at(1)) && !magazine.push(key, at(2)));
+    }
 }

@@ -194,3 +194,19 @@ fn refusal(error: &io::Error) -> Refusal {
         _ => Refusal::Os(error.into()),
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_of_half_a_huge_page_is_large_enough_for_one() {
+        let page = memory::huge_page_bytes();
+        let refusal = |bytes, required| {
+            Region::rung(Pages::Thp, page, bytes, required, Supply::default()).err()
+        };
+        assert_eq!(refusal(page / 2 - 1, false), Some(Refusal::TooSmall));
+        assert_ne!(refusal(page / 2, false), Some(Refusal::TooSmall));
+        assert_ne!(refusal(1, true), Some(Refusal::TooSmall));
+    }
+}

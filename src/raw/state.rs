@@ -406,6 +406,14 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "slot 7 cannot be shared: it is InFlight (0 handles, 1 leases")]
+    fn only_a_handle_is_shared() {
+        let word = owned();
+        word.begin_lease();
+        word.share();
+    }
+
+    #[test]
     fn all_counted_holders_can_be_of_one_kind() {
         let word = owned();
         (1..MAX_HOLDERS).for_each(|_| word.share());

@@ -221,3 +221,68 @@ impl<'a> LocalMagazine<'a> {
         self.class
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::{
+        super::{
+            pool::{Options, PoolHandle},
+            slotref::SlotRef,
+        },
+        *,
+    };
+    use crate::backing::{Backing, Pages};
+
+    fn pool(classes: &[(usize, usize)]) -> PoolHandle {
+        let backing = Backing::Require(Pages::Base);
+        let options = Options { classes: classes.to_vec(), backing, ..Options::default() };
+        PoolHandle::build(options).unwrap()
+    }
+
+    /// This thread's magazine for the class, if it is bound to the class.
+    fn bound(class: &SizeClass) -> *const Magazine {
+        // SAFETY: the class lives while borrowed.
+        unsafe {
+            with_bound_magazine(NonNull::from(class), |own| own.map_or(ptr::null(), ptr::from_ref))
+        }
+    }
+
+    fn recycle_one(pool: &PoolHandle) {
+        pool.alloc(&pool.classes()[0]).unwrap().recycle();
+    }
+
+    #[test]
+    fn a_magazine_goes_to_the_class_that_often_misses_it() {
+        let (first, mut other) = (pool(&[(64, 64)]), pool(&[(64, 64)]));
+        let place = |pool: &PoolHandle| pool.classes()[0].number() & (MAGAZINES - 1);
+        // Further tests take numbers too.
+        while place(&other) != place(&first) {
+            other = pool(&[(64, 64)]);
+        }
+        recycle_one(&first);
+        assert!(!bound(&first.classes()[0]).is_null());
+        assert!(bound(&other.classes()[0]).is_null(), "once is not often");
+        assert!((0..1000).any(|_| !bound(&other.classes()[0]).is_null()));
+        assert!(bound(&first.classes()[0]).is_null());
+    }
+
+    #[test]
+    fn a_bound_magazine_keeps_its_slots_however_often_it_is_asked_for() {
+        let pool = pool(&[(64, 64)]);
+        let class = &pool.classes()[0];
+        recycle_one(&pool);
+        assert!((0..1000).all(|_| !bound(class).is_null()));
+        let slot =
+            with_magazine(NonNull::from(class), || class.number(), |own| class.pop_from(own));
+        SlotRef::claim(slot.expect("the slot is where it was")).recycle();
+    }
+
+    #[test]
+    fn a_local_handle_has_no_magazine_for_another_class() {
+        let pool = pool(&[(64, 64), (128, 64)]);
+        let [small, large] = pool.classes() else { unreachable!("two classes") };
+        let local = LocalMagazine::new(large);
+        assert!(local.magazine(NonNull::from(large)).is_some());
+        assert!(local.magazine(NonNull::from(small)).is_none());
+    }
+}

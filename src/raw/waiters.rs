@@ -192,3 +192,41 @@ impl Queue {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::{panic, task::Wake};
+
+    use super::{super::freelist::Link, *};
+    use crate::sync::{Arc, AtomicUsize, Ordering};
+
+    #[test]
+    fn a_closed_list_grants_no_slot() {
+        let links = [Link::default()];
+        let (free, waiters) = (FreeList::new(&links, 1), Waiters::default());
+        let pop = || free.pop_single(&links).ok();
+        assert_eq!(pop(), Some(0));
+        let joined = waiters.join(&free, pop, &mut Some(Waker::noop().clone()));
+        assert!(matches!(joined, Joined::Queued(_)));
+        assert_eq!(free.close(&links), 0);
+        assert!(waiters.grant(&free, 0).is_err(), "nothing would drop the slot's hold");
+        assert_eq!((waiters.granted(), waiters.waiting()), (vec![], 1));
+    }
+
+    #[test]
+    fn a_waker_that_panics_keeps_no_other_asleep() {
+        struct Woken(AtomicUsize);
+
+        impl Wake for Woken {
+            fn wake(self: Arc<Self>) {
+                let before = self.0.fetch_add(1, Ordering::Relaxed);
+                assert_ne!(before, 0, "the first wake-up");
+            }
+        }
+
+        let woken = Arc::new(Woken(AtomicUsize::new(0)));
+        let wakers = (0..3).map(|_| Waker::from(Arc::clone(&woken))).collect();
+        assert!(panic::catch_unwind(|| wake_all(wakers)).is_err());
+        assert_eq!(woken.0.load(Ordering::Relaxed), 3);
+    }
+}
