@@ -85,9 +85,14 @@ pub struct SendArgs {
 
 #[derive(Debug, Args)]
 pub struct ReceiveArgs {
-    /// Listen on HOST:PORT, as in 0.0.0.0:4444 or [::]:4444; port 0 takes a free port
-    /// and prints the number.
-    #[arg(long, value_name = "HOST:PORT", value_parser = parse_listen)]
+    // Not a doc comment: rustdoc takes the brackets for a link.
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_parser = parse_listen,
+        help = "Listen on HOST:PORT, as in 0.0.0.0:4444 or [::]:4444; \
+                port 0 takes a free port and prints the number"
+    )]
     pub listen: String,
     /// Write the received memory to this file, whole or not at all, readable by its owner alone. A
     /// link is followed; the target must be a regular file or absent.
