@@ -2,9 +2,9 @@
 
 use std::{
     fmt, io,
-    mem::{ManuallyDrop, MaybeUninit},
+    mem::ManuallyDrop,
     ops::{Deref, DerefMut},
-    ptr::{self, NonNull},
+    ptr::NonNull,
     slice,
 };
 
@@ -142,10 +142,7 @@ impl PinnedBuf {
             bytes.len(),
             spare.len(),
         );
-        let to = spare.as_mut_ptr().cast::<u8>();
-        // SAFETY: `bytes` is readable for its length, `to` is writable for as much, as just
-        // checked; the two do not overlap, as `to` is borrowed mutably.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
+        spare[..bytes.len()].copy_from_slice(bytes);
         // SAFETY: so many bytes from the old length on were written above, and fit.
         unsafe { self.set_len(self.written() + bytes.len()) };
     }
@@ -168,7 +165,7 @@ impl PinnedBuf {
         let capacity = self.capacity();
         assert!(len <= capacity, "a length of {len} is above the capacity of {capacity}");
         if let Some(more) = len.checked_sub(self.written()) {
-            self.spare_capacity_mut()[..more].fill(MaybeUninit::new(value));
+            self.spare_capacity_mut()[..more].fill(value);
         }
         // SAFETY: at most the capacity; the bytes from the old length on were filled above.
         unsafe { self.set_len(len) };
@@ -193,23 +190,24 @@ impl PinnedBuf {
     /// ```
     /// let pool = pinbuf::Pool::new(4096, 1)?;
     /// let mut buf = pool.try_alloc(4096)?;
-    /// buf.spare_capacity_mut()[0].write(7);
+    /// buf.spare_capacity_mut()[0] = 7;
     /// // SAFETY: one byte was written.
     /// unsafe { buf.set_len(1) };
     /// assert_eq!(&buf[..], [7]);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     #[inline]
-    pub fn spare_capacity_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+    pub fn spare_capacity_mut(&mut self) -> &mut [u8] {
         self.slot.word().contents_written();
         let written = self.written();
         let spare = self.capacity() - written;
         // SAFETY: the length is at most the capacity (invariant 2), so the pointer stays inside the
         // slot's memory or one past it.
         let start = unsafe { self.start().add(written) };
-        // SAFETY: `spare` bytes from there belong to the slot and are mapped, there is no other
-        // user (invariant 1) while `self` is borrowed, and MaybeUninit asks for nothing more.
-        unsafe { slice::from_raw_parts_mut(start.as_ptr().cast(), spare) }
+        // SAFETY: `spare` bytes from there belong to the slot and are mapped, and there is no other
+        // user (invariant 1) while `self` is borrowed. All memory of a pool is initialized: the kernel
+        // maps it filled with zeros, and safe code can only replace bytes by bytes.
+        unsafe { slice::from_raw_parts_mut(start.as_ptr(), spare) }
     }
 
     /// Appends what `fill` writes to the start of the room behind the length, and returns the number of
@@ -236,10 +234,8 @@ impl PinnedBuf {
     /// If `fill` returns more than the length of the room.
     pub fn fill_with(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
         let spare = self.spare_capacity_mut();
-        let (start, room) = (spare.as_mut_ptr().cast::<u8>(), spare.len());
-        // SAFETY: the bytes are those of `spare`, borrowed mutably. All memory of a pool is
-        // initialized: the kernel maps it filled with zeros, and later writes only replace bytes.
-        let count = fill(unsafe { slice::from_raw_parts_mut(start, room) });
+        let room = spare.len();
+        let count = fill(spare);
         assert!(count <= room, "{count} bytes are more than the room of {room}");
         // SAFETY: the sum is at most the capacity, and all memory of a pool is initialized.
         unsafe { self.set_len(self.written() + count) };

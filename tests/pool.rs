@@ -595,7 +595,7 @@ mod buffer {
         buf.truncate(2);
         assert_eq!(buf.as_ref(), b"je");
         assert_eq!(buf.spare_capacity_mut().len(), 8);
-        buf.spare_capacity_mut()[0].write(b't');
+        buf.spare_capacity_mut()[0] = b't';
         // SAFETY: three bytes were written.
         unsafe { buf.set_len(3) };
         assert_eq!(buf.as_mut(), b"jet");
