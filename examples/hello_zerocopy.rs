@@ -24,7 +24,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pool = Pool::new(256 * 1024, 64)?;
     let mut sender = Sender::new(TcpStream::connect(address)?)?;
     println!("pool:   {}", pool.region());
-    println!("sender: {:?}", sender.capabilities());
 
     let start = Instant::now();
     for round in 0..1024_u32 {
@@ -36,9 +35,20 @@ fn main() -> Result<(), Box<dyn Error>> {
         // From here the buffer belongs to the kernel, until its release.
         sender.send(buf)?;
     }
+    // Waits for the release of every buffer.
+    sender.drain(Some(Duration::from_secs(10)))?;
+    let time = start.elapsed();
+    let stats = sender.stats();
     let report = sender.close(Some(Duration::from_secs(10)));
-    println!("closed: {report:?} after {:.2?}", start.elapsed());
+
+    // Over loopback the kernel copies, so that the default policy soon copies instead.
+    println!("calls:  {} by copy", stats.copied_calls);
+    println!(
+        "        {} without, {} of them copied by the kernel",
+        stats.zero_copy_calls, stats.deferred_copies
+    );
+    println!("closed: in order: {}, after {time:.2?}", report.drained);
     println!("peer:   {} bytes", peer.join().expect("the peer does not panic")?);
-    println!("pool:   {:?}", pool.audit());
+    println!("pool:   {}", pool.audit());
     Ok(())
 }

@@ -206,7 +206,7 @@ impl Channel {
             sends_copied: stats.copied_calls,
             bytes_zero_copy: stats.zero_copy_bytes,
             bytes_copied: stats.copied_bytes,
-            notes: stats.notes,
+            notifications: stats.notes,
             completions_copied: stats.deferred_copies,
             no_bufs_optmem: stats.no_bufs_optmem,
             no_bufs_memlock: stats.no_bufs_memlock,

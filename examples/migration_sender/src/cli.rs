@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, builder::ArgPredicate};
 
 use crate::protocol::{MAX_CHANNELS, MAX_DEVICE_STATE};
 
@@ -133,8 +133,10 @@ pub struct SourceArgs {
     #[arg(long, value_name = "N", default_value_t = 2,
           value_parser = clap::value_parser!(u16).range(1..=MAX_CHANNELS as i64))]
     pub channels: u16,
-    /// Rate at which the guest dirties its memory; 0 for an idle guest.
-    #[arg(long, value_name = "RATE", default_value = "100M", value_parser = parse_size)]
+    /// Rate at which the guest dirties its memory; 0 for an idle guest [default: 100M; 0 with
+    /// --memory-in, so that the destination gets the file as it is].
+    #[arg(long, value_name = "RATE", default_value = "100M", hide_default_value = true,
+          default_value_if("memory_in", ArgPredicate::IsPresent, "0"), value_parser = parse_size)]
     pub dirty_rate: u64,
     /// The part of the memory that the guest writes [default: 64M, at most the memory].
     #[arg(long, value_name = "SIZE", value_parser = parse_memory)]

@@ -36,6 +36,13 @@ pub fn connect(targets: &[SocketAddr], patience: Duration) -> Result<TcpStream, 
     Err(failure)
 }
 
+/// The name of the socket's congestion control, where the system tells.
+pub fn congestion_control(stream: &TcpStream) -> Option<String> {
+    let name = socket2::SockRef::from(stream).tcp_congestion().ok()?;
+    let end = name.iter().position(|byte| *byte == 0).unwrap_or(name.len());
+    String::from_utf8(name[..end].to_vec()).ok()
+}
+
 /// Waits for the destination's consent on one channel.
 pub fn welcome(mut stream: &TcpStream, session: u64) -> Result<(), Failure> {
     match Header::read(&mut stream) {

@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::{failure::Failure, protocol::PAGE};
 
 /// The result of a migration. As JSON it has the names of QEMU's `query-migrate`, with times in
-/// milliseconds; the blocks `zerocopy`, `pool` and `verify` are additions.
+/// milliseconds; `congestion-control`, `zerocopy`, `pool` and `verify` are additions.
 #[derive(Clone, Default, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Report {
@@ -29,6 +29,9 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_downtime: Option<u64>,
     pub ram: Ram,
+    /// The congestion control of the sockets, which decides much of the rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub congestion_control: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub zerocopy: Option<ZeroCopyReport>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -114,8 +117,8 @@ pub struct ZeroCopyReport {
     pub sends_copied: u64,
     pub bytes_zero_copy: u64,
     pub bytes_copied: u64,
-    /// The kernel's notifications.
-    pub notes: u64,
+    /// Notifications read.
+    pub notifications: u64,
     /// Notifications that report a copy, as always on loopback.
     pub completions_copied: u64,
     pub no_bufs_optmem: u64,
@@ -136,7 +139,7 @@ impl ZeroCopyReport {
         self.sends_copied += other.sends_copied;
         self.bytes_zero_copy += other.bytes_zero_copy;
         self.bytes_copied += other.bytes_copied;
-        self.notes += other.notes;
+        self.notifications += other.notifications;
         self.completions_copied += other.completions_copied;
         self.no_bufs_optmem += other.no_bufs_optmem;
         self.no_bufs_memlock += other.no_bufs_memlock;
@@ -144,9 +147,27 @@ impl ZeroCopyReport {
         self.cpu_us += other.cpu_us;
     }
 
-    /// Zero-copy sends that the kernel copied.
+    /// Zero-copy sends that the kernel copied or refused.
     pub fn missed(&self) -> u64 {
-        self.completions_copied + self.no_bufs_optmem + self.no_bufs_memlock
+        self.completions_copied + self.refused()
+    }
+
+    /// Zero-copy sends that the kernel refused for lack of memory.
+    fn refused(&self) -> u64 {
+        self.no_bufs_optmem + self.no_bufs_memlock
+    }
+
+    /// What became of zero copy.
+    fn state(&self) -> String {
+        match &self.reason {
+            Some(reason) => format!("copied, {reason}"),
+            None if !self.available => "unavailable".into(),
+            None if self.sends_zero_copy == 0 => "enabled, no send large enough".into(),
+            None if self.completions_copied >= self.sends_zero_copy => {
+                "enabled, but the kernel copies on this route, as always on loopback".into()
+            }
+            None => "enabled".into(),
+        }
     }
 }
 
@@ -276,9 +297,10 @@ pub fn mib(bytes: u64) -> String {
     }
 }
 
-/// A rate in MB/s (decimal) for people.
+/// A rate for people.
 pub fn rate(bytes: u64, time: Duration) -> String {
-    format!("{:.0} MB/s", bytes as f64 / time.as_secs_f64().max(1e-6) / 1e6)
+    let bytes_per_second = bytes as f64 / time.as_secs_f64().max(1e-6);
+    format!("{:.0} MiB/s", bytes_per_second / f64::from(1 << 20))
 }
 
 fn table(report: &Report) -> String {
@@ -301,36 +323,44 @@ fn table(report: &Report) -> String {
         rows.push(("", parts));
     }
     rows.push(("memory", mib(ram.total)));
+    let bytes_per_second = ram.mbps * 1e6 / 8.0;
     rows.push((
         "transferred",
-        format!("{} at {:.0} MB/s ({:.0} Mbit/s)", mib(ram.transferred), ram.mbps / 8.0, ram.mbps),
+        format!(
+            "{} at {:.0} MiB/s ({:.1} Gbit/s)",
+            mib(ram.transferred),
+            bytes_per_second / f64::from(1 << 20),
+            ram.mbps / 1e3
+        ),
     ));
+    if let Some(name) = &report.congestion_control {
+        rows.push(("TCP", format!("congestion control {name}")));
+    }
     rows.push(("pages", format!("{} sent, {} zero", ram.normal, ram.duplicate)));
     rows.push(("rounds", ram.dirty_sync_count.to_string()));
     if let Some(zc) = &report.zerocopy {
-        let state = match (&zc.reason, zc.available) {
-            (Some(reason), _) => format!("{}: by copy, {reason}", zc.policy),
-            (None, true) => format!("{}: available", zc.policy),
-            (None, false) => format!("{}: not available", zc.policy),
-        };
-        rows.push(("zero copy", state));
+        rows.push(("zero copy", format!("{}: {}", zc.policy, zc.state())));
         rows.push((
             "",
             format!(
-                "{} in {} sends; copied by us: {} in {}",
+                "{} in {} sends with MSG_ZEROCOPY, {} of them copied by the kernel",
                 mib(zc.bytes_zero_copy),
                 zc.sends_zero_copy,
-                mib(zc.bytes_copied),
-                zc.sends_copied,
+                zc.completions_copied,
             ),
         ));
-        let why = format!(
-            "{} (notes that say copied {}, ENOBUFS {})",
-            zc.missed(),
-            zc.completions_copied,
-            zc.no_bufs_optmem + zc.no_bufs_memlock,
-        );
-        rows.push(("missed", why));
+        rows.push(("", format!("{} in {} sends by copy", mib(zc.bytes_copied), zc.sends_copied)));
+        if zc.refused() > 0 {
+            rows.push((
+                "",
+                format!(
+                    "{} sends refused (ENOBUFS): {} for locked memory, {} for option memory",
+                    zc.refused(),
+                    zc.no_bufs_memlock,
+                    zc.no_bufs_optmem,
+                ),
+            ));
+        }
         let gigabytes = ram.transferred as f64 / 1e9;
         rows.push(("CPU", format!("{:.0} ms per GB sent", zc.cpu_us as f64 / 1e3 / gigabytes)));
     }

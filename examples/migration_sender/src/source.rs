@@ -31,7 +31,7 @@ use crate::{
     bitmap::DirtyBitmap,
     channel::{Buffers, Channel, Settings},
     cli::{CommonArgs, SourceArgs},
-    connect::{connect, hang_up, their_failure, welcome},
+    connect::{congestion_control, connect, hang_up, their_failure, welcome},
     dirtier::Dirtier,
     failure::{Code, Failure},
     guest,
@@ -218,6 +218,7 @@ impl<'a> Migration<'a> {
     fn run(&mut self, report: &mut Report) -> Result<(), Failure> {
         let setup = self.started.elapsed();
         report.setup_time = millis(setup);
+        report.congestion_control = self.streams.first().and_then(|s| congestion_control(s));
         self.plan.progress.line(&format!(
             "connected over {} channels; {} of memory",
             self.streams.len(),

@@ -133,7 +133,6 @@ fn files_of_any_size_arrive_unchanged() {
             text(&image),
             "--memory-out",
             text(&copy),
-            "--dirty-rate=0",
             "--channels=3",
             "--json",
         ]);
