@@ -90,20 +90,15 @@ impl Slow {
         let ending = thread::spawn({
             let rest = <std::sync::Arc<[u8]>>::from(rest);
             move || -> Option<CloseReport> {
+                // The header alone fills a small socket, until the peer reads.
+                eventually("a part is accepted", || sender.try_send(rest.clone()).is_ok());
                 match self.end {
-                    End::Drop => drop(sender.try_send(rest).map(|_| sender)),
-                    End::Halves(sending_first) => {
-                        let (mut send, reap) = sender.split();
-                        send.try_send(rest).unwrap();
-                        match sending_first {
-                            true => drop((send, reap)),
-                            false => drop((reap, send)),
-                        }
-                    }
-                    End::Close => {
-                        sender.try_send(rest).unwrap();
-                        return Some(sender.close(soon()));
-                    }
+                    End::Drop => drop(sender),
+                    End::Halves(sending_first) => match (sending_first, sender.split()) {
+                        (true, (send, reap)) => drop((send, reap)),
+                        (false, (send, reap)) => drop((reap, send)),
+                    },
+                    End::Close => return Some(sender.close(soon())),
                 }
                 None
             }
