@@ -284,7 +284,10 @@ fn a_child_can_use_the_library_itself() {
 fn a_child_never_waits_for_an_orphaned_lock() {
     let pool = pool(LEN, 2);
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
-    let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
+    // With a time limit a send that has to wait asks to be watched first, under the lock.
+    let hour = Duration::from_secs(3600);
+    let builder = Sender::builder().policy(Policy::Require).max_hold(hour);
+    let mut sender = builder.adopt(near).unwrap();
     sender.send(filled(pool.try_alloc(1).unwrap(), LEN, 1)).unwrap();
     let over = AtomicBool::new(false);
     let sender = thread::scope(|scope| {
@@ -312,9 +315,15 @@ fn a_child_never_waits_for_an_orphaned_lock() {
                     drop(waiting);
                     let _ = (sender.stats(), sender.interest(), sender.capabilities());
                     let _ = (sender.connection_error(), sender.oldest_in_flight());
-                    match turn % 3 {
-                        0 => drop(Some(sender.abort())),
-                        1 => drop(Some(sender.close(within(0)))),
+                    assert!(matches!(sender.send(&b"!"[..]), Err(SendError::Forked(_))));
+                    assert!(matches!(
+                        sender.send_vectored(&mut Vec::new()),
+                        Err(SendError::Forked(()))
+                    ));
+                    match turn % 4 {
+                        0 => drop(sender.split()),
+                        1 => drop(Some(sender.abort())),
+                        2 => drop(Some(sender.close(within(0)))),
                         _ => drop(sender),
                     }
                 })

@@ -86,7 +86,10 @@ impl<K: Kernel> Core<K> {
 
     /// The sender has two owners from here on.
     pub fn share(&self) {
-        self.enter().owners = 2;
+        // A child's halves own nothing.
+        if let Some(mut machine) = self.enter_own() {
+            machine.owners = 2;
+        }
     }
 
     /// An owner gives the sender up. `begin_end`: the stream ends without this owner; otherwise

@@ -199,8 +199,10 @@ impl<K: Kernel> Core<K> {
         timeout: Option<Duration>,
         mut attempt: impl FnMut(B) -> Result<Offered, SendError<B>>,
     ) -> Result<Ticket, SendError<B>> {
-        if let Ok(Offered { ticket, whole: true }) = offered {
-            return Ok(ticket);
+        let waits =
+            matches!(offered, Ok(Offered { whole: false, .. }) | Err(SendError::WouldBlock(_)));
+        if !waits {
+            return offered.map(|offered| offered.ticket);
         }
         // The clock is read only now.
         let deadline = self.deadline(timeout);
