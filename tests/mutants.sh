@@ -33,8 +33,9 @@ wanted=${1:-}
 passed_on=("${@:2}")
 status=0
 mutants ids src/tracker.rs src/tracker/table.rs src/id.rs src/sys/errqueue.rs \
-  -- --lib --test=tcp -- tracker:: id:: errqueue:: ticket
+  -- --lib --test=memlock -- tracker:: id:: errqueue:: ticket
 mutants memory src/buf.rs src/shared.rs src/lease.rs \
-  -- --lib --test=shared --test=pool --test=replacing --test=mapped --test=magazine --test=tcp --test=options \
-  --test=waiting --test=reaper -- --skip tracker::
+  -- --lib --test=api --test=kernel --test=memlock \
+  -- buf:: lease:: mapped:: pool:: raw:: reaper:: sender:: sys:: \
+  magazine:: options:: replacing:: shared:: tcp:: waiting::
 exit $status

@@ -1,23 +1,27 @@
 //! A count of system calls.
 //!
-//! A test binary with this file defines `ppoll`, `epoll_wait`, `recvmmsg`, `send`, `sendmsg` and
-//! `ioctl`, and so replaces the C library's functions in calls of the library. The functions count
-//! calls, and can pretend an empty error queue or a wait without a limit.
+//! A test binary with this file defines `ppoll`, `epoll_wait`, `recvmmsg`, `send`, `sendmsg`,
+//! `ioctl`, `getsockopt` and `clock_gettime`, and so replaces the C library's functions in calls of
+//! the library. The functions count calls. They can pretend an empty error queue or a wait without a
+//! limit, and can send a part only.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::{
-    cell::Cell,
+    array,
+    cell::{Cell, RefCell},
+    collections::VecDeque,
     ffi::{c_int, c_uint, c_void},
+    mem,
     ops::Sub,
-    ptr,
-    sync::{Mutex, PoisonError},
+    ptr, slice,
+    sync::atomic::{AtomicUsize, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
 /// Numbers of system calls.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Calls {
     /// Calls of `ppoll` and `epoll_wait`.
     pub(crate) waits: usize,
@@ -29,11 +33,25 @@ pub(crate) struct Calls {
     pub(crate) sends: usize,
     /// Calls of `ioctl` for unacknowledged bytes: one for each look at an ending sender.
     pub(crate) questions: usize,
+    /// Calls of `getsockopt`.
+    pub(crate) options: usize,
+    /// Calls of `clock_gettime`.
+    pub(crate) clocks: usize,
 }
 
 impl Calls {
-    const NONE: Self = Self { waits: 0, hangs: 0, looks: 0, sends: 0, questions: 0 };
+    const NONE: Self = Self::of([0; 7]);
 
+    const fn of([waits, hangs, looks, sends, questions, options, clocks]: [usize; 7]) -> Self {
+        Self { waits, hangs, looks, sends, questions, options, clocks }
+    }
+
+    const fn counts(self) -> [usize; 7] {
+        let Self { waits, hangs, looks, sends, questions, options, clocks } = self;
+        [waits, hangs, looks, sends, questions, options, clocks]
+    }
+
+    /// The calls of which a loop that spins makes many.
     pub(crate) fn all(self) -> usize {
         self.waits + self.looks + self.sends + self.questions
     }
@@ -43,35 +61,50 @@ impl Sub for Calls {
     type Output = Self;
 
     fn sub(self, before: Self) -> Self {
-        Self {
-            waits: self.waits - before.waits,
-            hangs: self.hangs - before.hangs,
-            looks: self.looks - before.looks,
-            sends: self.sends - before.sends,
-            questions: self.questions - before.questions,
+        let (after, before) = (self.counts(), before.counts());
+        Self::of(array::from_fn(|at| after[at] - before[at]))
+    }
+}
+
+/// The calls of several threads. No lock, which a forked child would wait for.
+struct Total([AtomicUsize; 7]);
+
+impl Total {
+    const fn new() -> Self {
+        Self([const { AtomicUsize::new(0) }; 7])
+    }
+
+    fn add(&self, calls: Calls) {
+        for (total, count) in self.0.iter().zip(calls.counts()) {
+            total.fetch_add(count, Ordering::SeqCst);
         }
+    }
+
+    fn get(&self) -> Calls {
+        Calls::of(array::from_fn(|at| self.0[at].load(Ordering::SeqCst)))
     }
 }
 
 thread_local! {
     static OWN: Cell<Calls> = const { Cell::new(Calls::NONE) };
+    static CUTS: RefCell<VecDeque<usize>> = const { RefCell::new(VecDeque::new()) };
     static BLIND_UNTIL: Cell<Option<Instant>> = const { Cell::new(None) };
     static PATIENT: Cell<bool> = const { Cell::new(false) };
     static BEFORE_ANSWERS: Cell<Option<fn(c_int)>> = const { Cell::new(None) };
     static AFTER_EMPTY_LOOKS: Cell<Option<fn(c_int)>> = const { Cell::new(None) };
 }
 
-static REAPERS: Mutex<Calls> = Mutex::new(Calls::NONE);
-static ALL: Mutex<Calls> = Mutex::new(Calls::NONE);
+static REAPERS: Total = Total::new();
+static ALL: Total = Total::new();
 
 /// The calls of all threads.
 pub(crate) fn of_all() -> Calls {
-    *ALL.lock().unwrap_or_else(PoisonError::into_inner)
+    ALL.get()
 }
 
 /// The calls of the reaper's thread.
 pub(crate) fn of_the_reaper() -> Calls {
-    *REAPERS.lock().unwrap_or_else(PoisonError::into_inner)
+    REAPERS.get()
 }
 
 /// The calls of this thread.
@@ -110,14 +143,30 @@ pub(crate) fn after_empty_looks(action: Option<fn(c_int)>) {
     AFTER_EMPTY_LOOKS.set(action);
 }
 
+/// The next sends of this thread pass at most so many bytes to the kernel each; 0: the socket is
+/// full.
+pub(crate) fn cut_sends<const COUNT: usize>(cuts: [usize; COUNT]) {
+    CUTS.set(cuts.into());
+}
+
 fn count(change: impl Fn(&mut Calls)) {
-    let mut own = OWN.get();
+    let before = OWN.get();
+    let mut own = before;
     change(&mut own);
     OWN.set(own);
-    change(&mut ALL.lock().unwrap_or_else(PoisonError::into_inner));
+    ALL.add(own - before);
     if thread::current().name() == Some("pinbuf-reaper") {
-        change(&mut REAPERS.lock().unwrap_or_else(PoisonError::into_inner));
+        REAPERS.add(own - before);
     }
+}
+
+/// Fails as the C library does.
+fn would_block() -> c_int {
+    // SAFETY: always a valid address.
+    let errno = unsafe { libc::__errno_location() };
+    // SAFETY: as above; the variable belongs to this thread.
+    unsafe { *errno = libc::EAGAIN };
+    -1
 }
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -195,11 +244,7 @@ unsafe extern "C" fn recvmmsg(
 ) -> c_int {
     count(|calls| calls.looks += 1);
     if BLIND_UNTIL.get().is_some_and(|until| Instant::now() < until) {
-        // SAFETY: always a valid address.
-        let errno = unsafe { libc::__errno_location() };
-        // SAFETY: as above; the variable belongs to this thread.
-        unsafe { *errno = libc::EAGAIN };
-        return -1;
+        return would_block();
     }
     // SAFETY: the caller's contract.
     let read =
@@ -208,10 +253,7 @@ unsafe extern "C" fn recvmmsg(
         && let Some(action) = AFTER_EMPTY_LOOKS.get()
     {
         action(fd);
-        // SAFETY: always a valid address.
-        let errno = unsafe { libc::__errno_location() };
-        // SAFETY: as above, and this thread's own.
-        unsafe { *errno = libc::EAGAIN };
+        return would_block();
     }
     read
 }
@@ -223,6 +265,15 @@ unsafe extern "C" fn recvmmsg(
 /// As send(2).
 #[unsafe(no_mangle)]
 unsafe extern "C" fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_int) -> isize {
+    if CUTS.try_with(|cuts| !cuts.borrow().is_empty()).unwrap_or(false) {
+        let mut range = libc::iovec { iov_base: bytes.cast_mut(), iov_len: len };
+        // SAFETY: all zero bytes are a value of `msghdr`: integers and raw pointers.
+        let mut message: libc::msghdr = unsafe { mem::zeroed() };
+        message.msg_iov = &raw mut range;
+        message.msg_iovlen = 1;
+        // SAFETY: one range, readable by the caller's contract.
+        return unsafe { sendmsg(fd, &raw const message, flags) };
+    }
     count(|calls| calls.sends += 1);
     // SAFETY: the caller's contract; no address.
     unsafe { libc::syscall(libc::SYS_sendto, fd, bytes, len, flags, 0_usize, 0) as isize }
@@ -236,8 +287,28 @@ unsafe extern "C" fn send(fd: c_int, bytes: *const c_void, len: usize, flags: c_
 #[unsafe(no_mangle)]
 unsafe extern "C" fn sendmsg(fd: c_int, message: *const libc::msghdr, flags: c_int) -> isize {
     count(|calls| calls.sends += 1);
-    // SAFETY: the caller's contract.
-    unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) as isize }
+    let cut = CUTS.try_with(|cuts| cuts.borrow_mut().pop_front());
+    let Ok(Some(mut left)) = cut else {
+        // SAFETY: the caller's contract.
+        return unsafe { libc::syscall(libc::SYS_sendmsg, fd, message, flags) as isize };
+    };
+    if left == 0 {
+        return would_block() as isize;
+    }
+    // SAFETY: the pointer leads to a message, by the caller's contract.
+    let mut cut = unsafe { *message };
+    // SAFETY: the message has as many ranges, by the caller's contract.
+    let ranges = unsafe { slice::from_raw_parts(cut.msg_iov, cut.msg_iovlen as _) };
+    let mut ranges = ranges.to_vec();
+    ranges.retain_mut(|range| {
+        range.iov_len = range.iov_len.min(left);
+        left -= range.iov_len;
+        range.iov_len > 0
+    });
+    cut.msg_iov = ranges.as_mut_ptr();
+    cut.msg_iovlen = ranges.len() as _;
+    // SAFETY: the caller's contract; the ranges are parts of the caller's.
+    unsafe { libc::syscall(libc::SYS_sendmsg, fd, &raw const cut, flags) as isize }
 }
 
 /// In place of the C library's.
@@ -254,4 +325,34 @@ unsafe extern "C" fn ioctl(fd: c_int, request: usize, value: *mut c_void) -> c_i
         action(fd);
     }
     result
+}
+
+/// In place of the C library's.
+///
+/// # Safety
+///
+/// As getsockopt(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn getsockopt(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *mut c_void,
+    len: *mut libc::socklen_t,
+) -> c_int {
+    count(|calls| calls.options += 1);
+    // SAFETY: the caller's contract.
+    unsafe { libc::syscall(libc::SYS_getsockopt, fd, level, name, value, len) as c_int }
+}
+
+/// In place of the C library's. Threads read the clock at their end too, so the count is their own.
+///
+/// # Safety
+///
+/// As clock_gettime(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> c_int {
+    OWN.with(|own| own.set(Calls { clocks: own.get().clocks + 1, ..own.get() }));
+    // SAFETY: the caller's contract.
+    unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) as c_int }
 }

@@ -444,7 +444,7 @@ pub(crate) fn block_on<F: Future>(future: F) -> (F::Output, usize) {
 
 // Other processes.
 
-/// The name of the test around a closure.
+/// The name of the test around a closure, with its module; of the calling test: `test_of(&|| ())`.
 pub(crate) fn test_of<F>(closure: &F) -> &'static str {
     let name = type_name_of_val(closure).trim_end_matches("::{{closure}}");
     // Without the crate.

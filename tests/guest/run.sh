@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # tests/guest/run.sh [KERNEL...]: runs the tests over real sockets inside guests with other kernels (default:
-# Debian's 6.1 and 6.12), and prints a table test x kernel, with all skips by name.
+# Debian's 6.1 and 6.12), and prints a table file x kernel, with all skips by name.
 #
 #     wire     flagship between two vmxnet3 devices on one QEMU hub, without copies
 #     repeats  netem between the devices, in two guests: both must print the same bytes, dice and times included
@@ -10,7 +10,8 @@
 #     late     over the loopback device, with delay
 #     nobody   as late, as an ordinary user
 #
-# WAYS names some of the ways, TESTS some of the tests (a pattern of grep -E). The output is kept in
+# WAYS names some of the ways, TESTS some of the files of tests (a pattern of grep -E for names like
+# kernel::udp). The output is kept in
 # target/guest. Ends with 1 after a failure. WAYS=bench runs benches/migration.rs instead, as wire: a nanosecond
 # is then an instruction.
 #
@@ -80,16 +81,18 @@ fi
 # Emulated instructions are dear.
 export CARGO_PROFILE_DEV_OPT_LEVEL=1
 # Tests of the source or of a simulated kernel are independent of the guest's kernel.
-tests=$(cargo test --no-run --message-format=json --tests |
-  sed -n 's/.*"kind":\["test"\].*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\1 \2/p' |
-  grep -vE '^(import_map|claims|simulation|walk) ') || exit 1
-while read -r test binary; do
-  strip -o "$logs/bin/$test" "$binary" || exit 1
-  parts+=(--program "$logs/bin/$test:$test")
-done <<<"$tests"
-all=$(cut -d ' ' -f 1 <<<"$tests" | sort)
+programs=$(cargo test --no-run --message-format=json --test api --test kernel --test memlock --test lab |
+  sed -n 's/.*"kind":\["test"\].*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\1 \2/p') || exit 1
+all=
+while read -r program binary; do
+  strip -o "$logs/bin/$program" "$binary" || exit 1
+  parts+=(--program "$logs/bin/$program:$program")
+  files=$("$binary" --list --format terse 2>"$logs/list.err" | sed -n "s/^\([a-z_]*\)::.*/$program::\1/p" | sort -u)
+  all+=$files$'\n'
+done <<<"$programs"
+all=$(grep -vx 'api::walk' <<<"$all")
 
-# rows KERNEL WAY TESTS PREPARATION [ROLE]: runs tests in one guest, in sequence, each through ROLE.
+# rows KERNEL WAY FILES PREPARATION [ROLE]: runs files of tests in one guest, in sequence, each through ROLE.
 rows() {
   local kernel=$1 way=$2 tests prepare=$4 role=${5-}
   [[ " ${WAYS-$way} " == *" $way "* ]] || return 0
@@ -102,7 +105,7 @@ rows() {
     ulimit -n 65536
     for test in $tests; do
       echo \"== \$test\"
-      timeout 300 $role /t/\$test --test-threads=1 --nocapture
+      timeout 300 $role /t/\${test%%::*} \${test#*::}:: --test-threads=1 --nocapture
       echo \"== \$?\"
     done"
 }
@@ -110,19 +113,20 @@ rows() {
 course='export PINBUF_TEST_NETEM="delay 10ms 5ms loss 1%"'
 late='/t/tc qdisc add dev lo root netem delay 2ms'
 nobody='/t/setpriv --reuid 65534 --regid 65534 --clear-groups'
-plain=$(grep -xE 'negative_control|ending|tcp|udp|limits|shared|split|waiting|mapped' <<<"$all")
+plain=$(grep -xE 'kernel::(negative_control|ending|udp)|memlock::(tcp|limits)|api::(shared|split|waiting|mapped)' <<<"$all")
+networks=$(grep -xE 'lab::(acks|overtaking|second_user|traffic)' <<<"$all")
 guests() {
   local kernel=$1 log=$logs/$1:repeats
-  rows "$kernel" wire flagship "$devices"
-  rows "$kernel" repeats netem "$devices"
+  rows "$kernel" wire lab::flagship "$devices"
+  rows "$kernel" repeats lab::netem "$devices"
   if [ -e "$log" ]; then
     mv "$log" "$log.1"
-    rows "$kernel" repeats netem "$devices"
+    rows "$kernel" repeats lab::netem "$devices"
     printf '== same\n== %s\n' "$(cmp -s "$log" "$log.1" && echo yes || echo no)" >>"$log"
   fi
-  rows "$kernel" lab lab "$devices"
-  rows "$kernel" course flagship "$devices; $course"
-  rows "$kernel" lo "$(grep -vxE 'flagship|netem|lab' <<<"$all")" ''
+  rows "$kernel" lab "$networks" "$devices"
+  rows "$kernel" course lab::flagship "$devices; $course"
+  rows "$kernel" lo "$(grep -vE '^lab::' <<<"$all"; echo lab::faults)" ''
   rows "$kernel" late "$plain" "$late"
   rows "$kernel" nobody "$plain" "$late" "$nobody"
 }
@@ -152,7 +156,7 @@ cd "$logs" && awk -v kernels="${kernels[*]}" '
     passed = skips = 0
     delete said
   }
-  # The last result counts for the program; the others come from child processes of tests.
+  # The last result counts for the file; the others come from child processes of tests.
   match($0, /[0-9]+ passed/) { passed = substr($0, RSTART) + 0 }
   match($0, /SKIPPED [a-z0-9_:]+: .*/) {
     skip = substr($0, RSTART)
@@ -164,7 +168,7 @@ cd "$logs" && awk -v kernels="${kernels[*]}" '
   }
   END {
     columns = split(kernels, column, " ")
-    header = "| way | test"
+    header = "| way | file"
     for (k = 1; k <= columns; k++) header = header " | " column[k]
     print header " |"
     gsub(/[^|]+/, "---", header)
@@ -176,6 +180,6 @@ cd "$logs" && awk -v kernels="${kernels[*]}" '
     }
     print ""
     for (n = 1; n <= named; n++) print names[n] " (" substr(told[names[n]], 2) ")"
-    printf "%d tests passed, %d skipped, %d programs failed\n", tests, skipped, bad
+    printf "%d tests passed, %d skipped, %d files failed\n", tests, skipped, bad
     exit bad > 0
   }' $(ls -d ./*:{wire,repeats,lab,course,lo,late,nobody} 2>/dev/null)

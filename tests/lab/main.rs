@@ -7,9 +7,14 @@
 #![cfg(target_os = "linux")]
 
 mod acks;
+#[path = "../common/calls.rs"]
+mod calls;
 #[path = "../common/mod.rs"]
 mod common;
 mod fake_peer;
+mod faults;
+mod flagship;
+mod netem;
 mod overtaking;
 mod second_user;
 mod sniffer;

@@ -1,0 +1,5 @@
+//! The rules of the repository: the documents' claims, and the imports of `src/`.
+
+mod claims;
+mod import_map;
+mod words;

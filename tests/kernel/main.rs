@@ -1,0 +1,21 @@
+//! The library and the kernel of this machine: ends, waits, counts of system calls, filters, forks.
+
+#![cfg(target_os = "linux")]
+
+#[path = "../common/calls.rs"]
+mod calls;
+#[path = "../common/mod.rs"]
+mod common;
+mod early_fork;
+mod ending;
+mod filter;
+mod fork;
+mod hold;
+mod linger;
+mod negative_control;
+mod probe;
+mod reaper;
+mod replacing;
+mod second_user;
+mod spin;
+mod udp;
