@@ -147,9 +147,7 @@ impl Machine {
                 let calls = calls.saturating_sub(1) as usize;
                 Grant { calls, max_bytes: bytes, pool: item.pool, way }
             }
-            Way::ZeroCopy if route.is_exclusive() || self.config.max_hold.is_some() => {
-                Grant::default()
-            }
+            Way::ZeroCopy if route.is_exclusive() => Grant::default(),
             Way::ZeroCopy => {
                 let held = done.counts.in_flight_bytes + bytes;
                 let (calls, held) = self.window.room(tracker.outstanding() + 1, held);

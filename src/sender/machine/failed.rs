@@ -84,7 +84,6 @@ impl Machine {
     fn take_back(&mut self, id: NotificationId, cut: Cut) -> bool {
         let may_be_taken = self.transport.failures_take_ids();
         let is_probe = self.in_flight.route.cancelled(id);
-        self.grant.revoke();
         self.in_flight.ages.cancelled(id);
         self.in_flight.not_accepted(cut.bytes);
         let is_taken = !self.in_flight.tracker.cancel(id);
@@ -132,8 +131,6 @@ impl Machine {
 
     /// The meaning of a call's error.
     pub(super) fn classify(&mut self, error: OsError) -> Stop {
-        // The next call is to say that the socket has room again.
-        self.grant.revoke();
         if error.raw() == errno::EAGAIN {
             Stop::Blocked
         } else if errno::ends_connection(error.raw()) {

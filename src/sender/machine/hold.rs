@@ -167,8 +167,5 @@ impl Machine {
     pub(crate) fn connection_is(&mut self, over: bool) {
         self.known.is_over = Some(over);
         self.is_over |= over;
-        if over {
-            self.grant.revoke();
-        }
     }
 }
