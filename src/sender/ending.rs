@@ -121,12 +121,9 @@ impl<K: Kernel> Core<K> {
         // of user code: closing the descriptor now would end all proof of release.
         let mut panics = Panics::default();
         panics.catch(|| _ = self.step());
-        let is_idle = {
-            let machine = self.enter();
-            !machine.is_ending() && machine.is_drained()
-        };
-        if is_idle {
-            // No end is begun: a thread that waits for a slot may yet drive this sender once.
+        if self.is_drained() {
+            // No end is begun: a thread that waits for a slot may yet drive this sender once. An end
+            // that has begun is over with the step.
             let _ = self.kernel.linger_off();
             self.finish();
         } else {

@@ -80,7 +80,7 @@ impl Machine {
     /// is sent.
     pub(super) fn close(&mut self) -> Option<Question> {
         let (is_flushed, is_drained) = (self.is_flushed(), self.is_drained());
-        let (is_calling, has_failed) = (self.is_calling(), self.connection_error().is_some());
+        let has_failed = self.connection_error().is_some();
         let closing = self.closing.as_mut()?;
         if closing.phase == Phase::Flushing && is_flushed {
             if !has_failed {
@@ -97,7 +97,7 @@ impl Machine {
             Phase::Unproven { quarantined: true, .. } => LOOK_EVERY_UNPROVEN,
             Phase::Unproven { since, quarantined: false } => {
                 let Some(now) = self.known.time else { return Some(Question::Time) };
-                if now.duration_since(since) < GRACE || is_calling {
+                if now.duration_since(since) < GRACE {
                     GRACE
                 } else {
                     let Some(optmem) = self.known.optmem else { return Some(Question::Optmem) };
@@ -106,11 +106,9 @@ impl Machine {
                         return self.close();
                     }
                     closing.phase = Phase::Unproven { since, quarantined: true };
+                    debug_assert!(is_flushed, "an abort gives the unsent part up");
                     self.in_flight.quarantine();
-                    if is_flushed {
-                        return Some(Question::ReplacePages);
-                    }
-                    LOOK_EVERY_UNPROVEN
+                    return Some(Question::ReplacePages);
                 }
             }
             Phase::Flushing | Phase::Draining if closing.lingers => return self.linger(),
@@ -207,9 +205,7 @@ impl Machine {
         if let Some(closing) = &mut self.closing {
             closing.orderly = result.is_ok();
             closing.error = result.err();
-            if closing.phase == Phase::Flushing {
-                closing.phase = Phase::Draining;
-            }
+            closing.phase = Phase::Draining;
         }
     }
 

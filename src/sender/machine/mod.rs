@@ -153,9 +153,7 @@ impl Machine {
         if goal == Goal::Read {
             return Do(Done(None));
         }
-        if goal != Goal::Settle
-            && let Some(question) = self.aborting()
-        {
+        if let Some(question) = self.aborting() {
             return Ask(question);
         }
         if goal != Goal::Tidy
@@ -204,7 +202,7 @@ impl Machine {
     /// Returns `true` if nothing is left to do after a send.
     #[inline(always)]
     pub(super) fn is_tidy(&self) -> bool {
-        self.in_flight.done.is_quiet() && !self.wants_watch && self.abort.is_none()
+        self.in_flight.done.is_quiet() && !self.wants_watch
     }
 
     /// The payloads to drop and the tasks to wake, with no lock held. `None` if there are none;
