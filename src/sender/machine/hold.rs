@@ -147,9 +147,8 @@ impl Machine {
             Some(hold) => hold.since.is_some() || hold.was_busy || accepted != hold.accepted,
             None => accepted > 0,
         };
-        let may_hold = self.is_unsent()
-            || self.in_flight.tracker.outstanding() > 0
-            || self.transport.has_end() && needs_look;
+        let may_hold =
+            self.in_flight.tracker.outstanding() > 0 || self.transport.has_end() && needs_look;
         may_hold.then(|| look_after(limit))
     }
 

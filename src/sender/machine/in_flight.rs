@@ -130,10 +130,7 @@ impl InFlight {
     #[inline(always)]
     pub(super) fn settle(&mut self, key: LeaseKey) {
         let mut lease = self.tracker.settle(key);
-        if lease.is_some() {
-            self.done.news = true;
-            self.done.on_released(false).take(&mut lease);
-        }
+        self.done.on_released(false).take(&mut lease);
     }
 
     /// Gives back a lease without an accepted byte.

@@ -111,7 +111,7 @@ impl Outbox {
         let Some(&Run { end, way }) = run else {
             return Some(Cut { first, last: first, bytes: 0, way: Way::Copy, more: false });
         };
-        let alone = way == Way::ZeroCopy && self.is_cut && first == self.front;
+        let alone = way == Way::ZeroCopy && self.is_cut;
         let most = if alone { 1 } else { limits.elements };
         let mut last = first;
         let mut bytes = 0;
