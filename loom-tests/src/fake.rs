@@ -353,10 +353,10 @@ impl Kernel for FakeKernel {
         Ok(Batch { messages, truncated: false, drained: true })
     }
 
-    /// Never used by a model: models wait by edges.
+    /// Looks for room. Models wait by edges.
     fn wait(&self, _: Interest, _: Option<Duration>) -> io::Result<Ready> {
         thread::yield_now();
-        Ok(Ready { error: true, ..Ready::default() })
+        Ok(Ready { writable: self.with(|state| !state.full), error: true, hangup: false })
     }
 
     /// A real kernel reports the present state as an event; here the caller has to look.

@@ -3,8 +3,11 @@
 
 use std::{
     future::poll_fn,
-    sync::Arc,
-    task::{Context, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
 };
 
 use loom_tests::{
@@ -493,6 +496,62 @@ fn a_fate_found_by_another_thread_is_told() {
         let fate = block_on(poll_fn(|cx| sender.poll_fate(cx, ticket))).unwrap();
         assert!(matches!(fate, Fate::Released { accepted: PAGE, .. }));
         reaper.join().unwrap();
+    });
+}
+
+/// Counts its wake-ups, past loom: the model looks after the join of all threads.
+#[derive(Default)]
+struct Told(AtomicUsize);
+
+impl Wake for Told {
+    fn wake(self: Arc<Self>) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The reaper calls the waker of a task that polls again, on another thread, at the same moment.
+#[test]
+fn a_task_that_migrates_is_told_by_its_last_waker() {
+    model(|| {
+        let kernel = FakeKernel::default();
+        let (_pool, sender, ticket) = kernel.with_one_in_flight();
+        let wakers = [(); 2].map(|()| Arc::new(Told::default()));
+        let poll = |told: &Arc<Told>| {
+            let waker = Waker::from(Arc::clone(told));
+            sender.poll_fate(&mut Context::from_waker(&waker), ticket)
+        };
+        assert!(poll(&wakers[0]).is_pending());
+        let network = {
+            let sender = Arc::clone(&sender);
+            kernel.delivering(move |_| _ = sender.step().unwrap())
+        };
+        let polled = poll(&wakers[1]);
+        network.join().unwrap();
+        let told = wakers.map(|told| told.0.load(Ordering::Relaxed));
+        match polled {
+            Poll::Pending => assert_eq!(told, [0, 1]),
+            Poll::Ready(fate) => assert!(told[1] == 0 && fate.is_ok(), "{told:?}, {fate:?}"),
+        }
+    });
+}
+
+/// The socket gets room, of which a visitor and the task itself can learn.
+#[test]
+fn room_is_told_to_the_task_with_a_refused_buffer() {
+    model(|| {
+        let kernel = FakeKernel::default().full();
+        let sender = kernel.sender();
+        assert!(matches!(sender.try_send(&BYTES[..]), Err(SendError::WouldBlock(_))));
+        let visitor = {
+            let (kernel, sender) = (kernel.clone(), Arc::clone(&sender));
+            thread::spawn(move || {
+                kernel.make_room();
+                sender.step().unwrap();
+            })
+        };
+        block_on(poll_fn(|cx| sender.poll_ready(cx))).unwrap();
+        sender.try_send(&BYTES[..]).unwrap();
+        visitor.join().unwrap();
     });
 }
 

@@ -1,35 +1,28 @@
-//! Sends from tasks: every wait has a future for any runtime.
+//! Sends from tasks: every wait has a method for any runtime.
 //!
 //! ```
-//! use pinbuf::{Pool, SendError, Sender, Ticket};
-//! use std::{error::Error, future::poll_fn};
+//! use pinbuf::{PinnedBuf, Pool, SendError, Sender, Ticket};
+//! use std::{future::poll_fn, io};
 //!
-//! async fn stream(pool: &Pool, mut sender: Sender) -> Result<Sender, Box<dyn Error>> {
-//!     let mut last: Option<Ticket> = None;
+//! async fn send(sender: &mut Sender, mut buf: PinnedBuf) -> io::Result<Ticket> {
+//!     loop {
+//!         match sender.try_send(buf) {
+//!             Err(SendError::WouldBlock(refused)) => buf = refused,
+//!             sent => return Ok(sent?),
+//!         }
+//!         poll_fn(|cx| sender.poll_ready(cx)).await?; // waits for room
+//!     }
+//! }
+//!
+//! async fn stream(pool: &Pool, mut sender: Sender) -> io::Result<()> {
 //!     for round in 0..100_u8 {
 //!         let mut buf = pool.alloc_async(64 << 10).await?; // waits for a free buffer
 //!         buf.resize(64 << 10, round);
-//!         loop {
-//!             match sender.try_send(buf) {
-//!                 Ok(ticket) => {
-//!                     last = Some(ticket);
-//!                     break;
-//!                 }
-//!                 Err(SendError::WouldBlock(back)) => {
-//!                     buf = back;
-//!                     // The socket is full: wait until the send before has gone.
-//!                     let ticket = last.expect("an idle socket takes a buffer");
-//!                     poll_fn(|cx| sender.poll_fate(cx, ticket)).await?;
-//!                 }
-//!                 Err(error) => return Err(error.into()),
-//!             }
-//!         }
+//!         send(&mut sender, buf).await?;
 //!     }
-//!     if let Some(ticket) = last {
-//!         let fate = poll_fn(|cx| sender.poll_fate(cx, ticket)).await?;
-//!         assert!(fate.is_released(), "{fate:?}");
-//!     }
-//!     Ok(sender)
+//!     let report = poll_fn(|cx| sender.poll_close(cx)).await?;
+//!     assert!(report.drained, "{report:?}");
+//!     Ok(())
 //! }
 //! # use std::{net::{TcpListener, TcpStream}, pin::pin, sync::Arc, task::{Context, Poll, Wake, Waker}, thread::{self, Thread}};
 //! # struct Unpark(Thread);
@@ -49,29 +42,91 @@
 //! # let mut far = listener.accept()?.0;
 //! # let peer = thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
 //! # let pool = Pool::new(64 << 10, 4)?;
-//! # let sender = block_on(stream(&pool, Sender::new(socket)?))?;
-//! # assert!(sender.close(None).drained);
+//! # block_on(stream(&pool, Sender::new(socket)?))?;
 //! # assert_eq!(peer.join().unwrap()?, 100 * (64 << 10));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! # No socket in the event loop
+//! The table of the methods, with the effect of a dropped future, is at
+//! [`Sender`](crate::Sender#tasks).
+//!
+//! # The thread that wakes
+//!
+//! Nothing is registered with the runtime above. The library's thread watches the socket while a task
+//! waits, and wakes the task.
+//!
+//! A runtime that has a loop of its own does without that thread. The loop watches
+//! [`event_fd`](crate::Sender::event_fd), and a task that finds the descriptor readable polls again. The
+//! poll reads the news itself:
+//!
+//! ```
+//! use pinbuf::Sender;
+//! use std::{io, os::fd::BorrowedFd, task::{Context, Poll, ready}};
+//!
+//! /// What the runtime has: tokio's `AsyncFd`, smol's `Async`.
+//! trait Readiness {
+//!     /// Polls until the descriptor is readable, and clears the readiness.
+//!     fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+//! }
+//!
+//! /// Polls one of the sender's methods in a task that watches the descriptor too.
+//! fn poll_in_loop<T>(
+//!     sender: &mut Sender,
+//!     fd: &mut impl Readiness,
+//!     cx: &mut Context<'_>,
+//!     mut poll: impl FnMut(&mut Sender, &mut Context<'_>) -> Poll<io::Result<T>>,
+//! ) -> Poll<io::Result<T>> {
+//!     loop {
+//!         if let Poll::Ready(result) = poll(sender, cx) {
+//!             return Poll::Ready(result);
+//!         }
+//!         ready!(fd.poll_readable(cx))?;
+//!     }
+//! }
+//! # struct Poll2<'a>(BorrowedFd<'a>);
+//! # impl Readiness for Poll2<'_> {
+//! #     fn poll_readable(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+//! #         use std::os::fd::AsRawFd;
+//! #         let mut entry = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+//! #         // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+//! #         assert_eq!(unsafe { libc::poll(&raw mut entry, 1, 60_000) }, 1);
+//! #         Poll::Ready(Ok(()))
+//! #     }
+//! # }
+//! # use std::{net::{TcpListener, TcpStream}, task::Waker, thread};
+//! # let listener = TcpListener::bind("127.0.0.1:0")?;
+//! # let socket = TcpStream::connect(listener.local_addr()?)?;
+//! # let mut far = listener.accept()?.0;
+//! # let peer = thread::spawn(move || io::copy(&mut far, &mut io::sink()));
+//! # let mut sender = Sender::new(socket)?;
+//! # let fd = sender.event_fd()?.try_clone_to_owned()?;
+//! # let mut readable = Poll2(std::os::fd::AsFd::as_fd(&fd));
+//! # let mut cx = Context::from_waker(Waker::noop());
+//! # static DATA: [u8; 8 << 20] = [7; 8 << 20];
+//! # sender.try_send(&DATA[..])?;
+//! # assert!(matches!(poll_in_loop(&mut sender, &mut readable, &mut cx, Sender::poll_flush), Poll::Ready(Ok(()))));
+//! # let close = |sender: &mut Sender, cx: &mut Context<'_>| sender.poll_close(cx).map_err(io::Error::from);
+//! # let Poll::Ready(Ok(report)) = poll_in_loop(&mut sender, &mut readable, &mut cx, close) else { panic!() };
+//! # assert!(report.drained);
+//! # assert_eq!(peer.join().unwrap()?, 8 << 20);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! Where several tasks wait for one sender or its halves, one of them watches the descriptor and calls
+//! [`reap`](crate::Sender::reap). The sender wakes the others.
+//!
+//! A notification taken by another user of the socket is no news. The library's thread looks for such a
+//! loss once a second; a loop that wants the same calls `reap` as often while sends are in flight.
+//!
+//! # Never the socket itself
 //!
 //! A socket with zero-copy sends must not be registered with tokio, mio or any level-triggered
 //! loop. Unread notifications are `EPOLLERR`, and runtimes take `EPOLLERR` for readable and
-//! writable: the task spins. Here nothing is registered. The library's thread watches the socket
-//! while a task waits, and wakes the task.
-//!
-//! A loop of the program watches [`event_fd`](crate::Sender::event_fd) instead: see
-//! [`event_loop`](super::event_loop).
+//! writable: the task spins.
 //!
 //! # Cancel safety
 //!
-//! Both futures can be dropped at any time. A dropped [`alloc_async`](crate::Pool::alloc_async)
-//! leaves the queue. A dropped future of [`poll_fate`](crate::Sender::poll_fate) ends only the
-//! wait: the send goes on, and the buffer is recycled after the release.
-//!
-//! # The end
-//!
-//! [`close`](crate::Sender::close) blocks. A task drops the sender instead, and the library ends
-//! the stream in the background, or calls `close` where blocking is allowed.
+//! All futures can be dropped at any time, and the sender goes on. A buffer that was refused is the
+//! caller's, and recycled when the future that holds it is dropped. Once a part is accepted the sender
+//! keeps the buffer, and sends the rest before anything else. A dropped
+//! [`alloc_async`](crate::Pool::alloc_async) leaves the queue.

@@ -15,7 +15,6 @@ use super::{
 use crate::{
     error::{AdoptError, CopyReason, OsError},
     id::NotificationId,
-    sync::OnceLock,
     sys::{
         errno, limits,
         socket::{self, Kind},
@@ -191,17 +190,17 @@ impl SenderBuilder {
         let optmem_max = limits::optmem_max().unwrap_or(DEFAULT_OPTMEM_MAX);
         let first = self.first.unwrap_or_default();
         let budget = MemlockBudget::of_process();
-        let kernel = SocketKernel(socket, kind);
+        let kernel = SocketKernel::new(socket, kind);
         let config = Config { observe_route: self.policy == Policy::Auto, ..self.config };
         let core = Core::new(kernel, config, copy_reason, budget, optmem_max, first);
         if copy_reason.is_none()
             && let Some(reason) = core.try_reading().filter(|_| requires)
         {
-            let SocketKernel(socket, _) =
+            let SocketKernel { socket, .. } =
                 core.into_kernel().expect("only this function has the core");
             return Err(AdoptError::ZeroCopyUnavailable { reason, socket });
         }
-        Ok(Sender { core: Some(core), events: OnceLock::new() })
+        Ok(Sender { core: Some(core) })
     }
 
     /// Checks the socket and switches zero copy on; tells why there is none, if so.

@@ -5,7 +5,7 @@ use std::{fmt, io, task::Waker, time::Duration};
 use super::{
     budget::MemlockBudget,
     config::Config,
-    kernel::Kernel,
+    kernel::{Interest, Kernel},
     machine::{Act, Goal, Item, LoneCall, Machine, Next, Offered, Question, Read, Stop, Way},
     transport::MIN_ZERO_COPY_ELEMENT,
 };
@@ -223,6 +223,11 @@ impl<K: Kernel> Core<K> {
                 Question::Optmem => machine.known.optmem = Some(self.kernel.optmem().ok()),
                 Question::Unacked => machine.known.unacked = Some(self.kernel.unacked().ok()),
                 Question::Time => machine.known.time = Some(self.kernel.now()),
+                Question::Room => {
+                    let room = Interest { writable: true, released: false };
+                    let ready = self.kernel.wait(room, Some(Duration::ZERO)).unwrap_or_default();
+                    machine.room_is(ready.writable || ready.hangup);
+                }
                 Question::Shutdown => {
                     let result = self.kernel.shutdown_write();
                     machine.shut_down(result.map_err(|error| OsError::from(&error)));
@@ -256,11 +261,13 @@ impl<K: Kernel> Core<K> {
         mut machine: MutexGuard<'a, Machine>,
         panics: &mut Panics,
     ) -> MutexGuard<'a, Machine> {
-        let Some((mut disposal, woken)) = machine.take_disposal() else { return machine };
+        let Some((mut disposal, mut woken)) = machine.take_disposal() else { return machine };
         drop(machine);
         disposal.drop_all(panics);
         let mut machine = self.enter();
         machine.disposed(disposal);
+        // A drain and an end wait for the drops too.
+        woken.extend(machine.take_woken());
         if woken.is_empty() {
             return machine;
         }
@@ -350,11 +357,12 @@ impl<K: Kernel> Core<K> {
             pool: pool.map_or(0, PoolHead::id),
             quota: pool.and_then(PoolHead::sender_quota),
         };
-        let (machine, Step { way, stop, .. }) = self.advance(machine, Goal::Admit(item));
+        let (mut machine, Step { way, stop, .. }) = self.advance(machine, Goal::Admit(item));
         if let Some(way) = way {
             return Ok((machine, way));
         }
-        let stop = machine.connection_error().map(Stop::Failed).or(stop).unwrap_or(Stop::Blocked);
+        let stop = machine.connection_error().map(Stop::Failed).or(stop).unwrap_or(Stop::Window);
+        machine.refuse(stop);
         self.tidy(machine);
         Err(stop)
     }
@@ -494,12 +502,12 @@ impl<K: Kernel> Core<K> {
         } else if machine.is_unsent() {
             stop.or(Some(Stop::Blocked))
         } else if !machine.quotas_allow(quotas) {
-            machine.refused_for_room = false;
             Some(Stop::Window)
         } else {
             None
         };
         if let Some(stop) = stop {
+            machine.refuse(stop);
             self.tidy(machine);
             return Err(stop.into_send_error(()));
         }
@@ -575,6 +583,6 @@ mod tests {
         ];
         let machine = offset_of!(Sender, machine);
         assert!(hot.iter().all(|start| *start < machine) && machine <= 48, "{hot:?} {machine}");
-        assert!(size_of::<Sender>() <= 1104, "{}", size_of::<Sender>());
+        assert!(size_of::<Sender>() <= 1112, "{}", size_of::<Sender>());
     }
 }

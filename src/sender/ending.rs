@@ -67,7 +67,7 @@ impl<K: Kernel> Core<K> {
     }
 
     /// The report of the end so far.
-    fn report(&self) -> CloseReport {
+    pub(super) fn report(&self) -> CloseReport {
         if self.is_forked() {
             return CloseReport::of_forked();
         }

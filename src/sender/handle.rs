@@ -9,7 +9,7 @@ use std::{
 
 use super::{
     config::ZeroCopyState,
-    driver::{Core, MAX_BATCHES},
+    driver::Core,
     kernel::{Interest, Socket, SocketKernel},
     machine::Goal,
     report::{Capabilities, CloseReport, Fate, Reaped, Returned, SenderStats},
@@ -19,8 +19,8 @@ use crate::{
     error::{CopyReason, OsError, SendError, WaitError},
     id::Ticket,
     lease::{IntoPayload, Payload},
-    sync::{Arc, OnceLock, yield_now},
-    sys::{ErrorQueueEvent, epoll::EventFd, errno},
+    sync::{Arc, yield_now},
+    sys::ErrorQueueEvent,
 };
 
 /// Sends memory over one connected socket, without copying where zero copy pays.
@@ -67,6 +67,29 @@ use crate::{
 /// | `ioctl` of `SIOCOUTQ` | an end counts bytes accepted by the socket as progress of the peer ([`linger`](crate::sender::SenderBuilder::linger)) | the same |
 ///
 /// Further refusals are errors of the calls concerned.
+///
+/// # Tasks
+///
+/// Each wait has a method for tasks of any runtime. None blocks.
+///
+/// | method | ready when | if the future is dropped |
+/// |---|---|---|
+/// | [`poll_ready`](Self::poll_ready) | a refused buffer may be tried again | the buffer is the caller's: dropped with the future, and so recycled |
+/// | [`poll_flush`](Self::poll_flush) | every byte of the last send is accepted | the unsent part stays queued, and the next send waits for it |
+/// | [`poll_fate`](Self::poll_fate) | a send has its fate | the send goes on |
+/// | [`poll_drain`](Self::poll_drain) | everything is accepted and released | the sends go on |
+/// | [`poll_close`](Self::poll_close) | the stream has ended | the end goes on; drop the sender, or [`abort`](Self::abort) |
+///
+/// The sender keeps one waker for each row, and for [`poll_fate`](Self::poll_fate) one for each ticket: that
+/// of the last poll. The waker is called once, when the event has come. A peer that stalls wakes no task.
+///
+/// A task is woken by the thread that reads the news of the socket:
+///
+/// - the library's own thread, which watches the socket while a task waits. Nothing has to be
+///   registered;
+/// - from the first call of [`event_fd`](Self::event_fd) on, the loop that watches the descriptor. At each
+///   readiness the loop calls [`reap`](Self::reap), or polls the pending method again, which does the same and
+///   wakes no task twice. The library's thread stays away.
 ///
 /// # Datagrams
 ///
@@ -127,8 +150,6 @@ use crate::{
 pub struct Sender<S: Socket = OwnedFd> {
     /// `None` only while being taken apart.
     pub(super) core: Option<Arc<Core<SocketKernel<S>>>>,
-    /// For event loops, once asked for.
-    pub(super) events: OnceLock<EventFd>,
 }
 
 impl<S: Socket> Sender<S> {
@@ -244,7 +265,7 @@ impl<S: Socket> Sender<S> {
     /// A loop watches this descriptor for reading, by levels (`poll(2)`) or by edges (mio, tokio), and
     /// not the socket. On each readiness:
     ///
-    /// 1. call [`reap`](Self::reap), which takes the readiness away;
+    /// 1. call [`reap`](Self::reap), which takes the readiness away, and wakes tasks;
     /// 2. take what came back ([`next_returned`](Self::next_returned), [`fate`](Self::fate));
     /// 3. send again what was refused with [`WouldBlock`](SendError::WouldBlock).
     ///
@@ -304,17 +325,7 @@ impl<S: Socket> Sender<S> {
     /// # }
     /// ```
     pub fn event_fd(&self) -> io::Result<BorrowedFd<'_>> {
-        if self.core().is_forked() {
-            return Err(io::Error::from_raw_os_error(errno::EPERM));
-        }
-        let events = match self.events.get() {
-            Some(events) => events,
-            None => {
-                let events = EventFd::new(self.as_fd())?;
-                self.events.get_or_init(|| events)
-            }
-        };
-        Ok(events.as_fd())
+        self.core().event_fd()
     }
 
     /// The events to wait for before the next call, for a loop that uses `poll(2)` on the socket.
@@ -343,20 +354,7 @@ impl<S: Socket> Sender<S> {
     /// The error of `recvmsg(2)`, or of the call for the unsent part if it says nothing about the
     /// connection.
     pub fn reap(&mut self) -> io::Result<Reaped> {
-        let events = self.events.get().filter(|_| !self.core().is_forked());
-        // First: news that comes during the rest of the call has to end the next wait.
-        let is_over = events.map_or(Ok(false), EventFd::take)?;
-        let reaped = self.core().reap_and_flush();
-        if is_over {
-            // Also if notifications came with the end: no more news would ask for another look.
-            self.core().notice_end();
-        }
-        // A reading that stops before the end of the queue takes so many messages at least.
-        let is_complete = reaped.as_ref().is_ok_and(|reaped| reaped.messages < MAX_BATCHES);
-        if let Some(events) = events.filter(|_| !is_complete) {
-            events.renew(self.as_fd())?;
-        }
-        reaped
+        self.core().reap_and_flush()
     }
 
     /// The next payload handed back, in order of release; see [`OnRelease::Return`](crate::sender::OnRelease::Return).
@@ -404,23 +402,239 @@ impl<S: Socket> Sender<S> {
         self.core().fate(ticket)
     }
 
-    /// Polls for the fate of a send, for use in a future of any runtime.
+    /// Polls until the buffer that was refused last may be tried again.
     ///
-    /// Wakes the task of the last poll of this ticket, after the buffers of the send were dropped.
+    /// Ready at once if the last send was not refused. Ready is a hint: the next try can be refused
+    /// again, for example for a larger buffer. On a failed connection the next send tells.
     ///
-    /// Nothing has to be registered with the runtime: until then the library's own thread watches the
-    /// socket, reads the notifications, and also sends what is unsent.
+    /// # Errors
+    ///
+    /// [`WaitError::Os`] with the error of `recvmsg(2)`, [`WaitError::NoThread`] and
+    /// [`WaitError::Forked`].
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pinbuf::{PinnedBuf, SendError, Sender, Ticket};
+    /// use std::{future::poll_fn, io};
+    ///
+    /// async fn send(sender: &mut Sender, mut buf: PinnedBuf) -> io::Result<Ticket> {
+    ///     loop {
+    ///         match sender.try_send(buf) {
+    ///             Err(SendError::WouldBlock(refused)) => buf = refused,
+    ///             sent => return Ok(sent?),
+    ///         }
+    ///         poll_fn(|cx| sender.poll_ready(cx)).await?;
+    ///     }
+    /// }
+    /// # fn block_on<T>(future: impl Future<Output = T>) -> T {
+    /// #     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    /// #     let mut future = std::pin::pin!(future);
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+    /// #             return value;
+    /// #         }
+    /// #     }
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = std::net::TcpStream::connect(listener.local_addr()?)?;
+    /// # let mut far = listener.accept()?.0;
+    /// # let peer = std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
+    /// # let mut sender = Sender::new(socket)?;
+    /// # let pool = pinbuf::Pool::new(64 << 10, 4)?;
+    /// # for _ in 0..100 {
+    /// #     let mut buf = pool.alloc(64 << 10)?;
+    /// #     buf.resize(64 << 10, 7);
+    /// #     block_on(send(&mut sender, buf))?;
+    /// # }
+    /// # drop(sender);
+    /// # peer.join().unwrap()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WaitError>> {
+        self.core().poll_ready(cx)
+    }
+
+    /// Polls until the socket has accepted every byte of the last send.
+    ///
+    /// # Errors
+    ///
+    /// The error of the connection, if it failed after a part of the last send was accepted. Also the
+    /// errors of [`poll_ready`](Self::poll_ready).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pinbuf::{PinnedBuf, Sender, Ticket};
+    /// use std::{future::poll_fn, io};
+    ///
+    /// async fn send_whole(sender: &mut Sender, buf: PinnedBuf) -> io::Result<Ticket> {
+    ///     let ticket = sender.try_send(buf)?;
+    ///     poll_fn(|cx| sender.poll_flush(cx)).await?;
+    ///     Ok(ticket)
+    /// }
+    /// # fn block_on<T>(future: impl Future<Output = T>) -> T {
+    /// #     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    /// #     let mut future = std::pin::pin!(future);
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+    /// #             return value;
+    /// #         }
+    /// #     }
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = std::net::TcpStream::connect(listener.local_addr()?)?;
+    /// # let mut far = listener.accept()?.0;
+    /// # let peer = std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
+    /// # let mut sender = Sender::new(socket)?;
+    /// # let pool = pinbuf::Pool::new(4 << 20, 1)?;
+    /// # let mut buf = pool.alloc(4 << 20)?;
+    /// # buf.resize(4 << 20, 7);
+    /// # assert_eq!(block_on(send_whole(&mut sender, buf))?.len(), 4 << 20);
+    /// # drop(sender);
+    /// # peer.join().unwrap()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.core().poll_flush(cx)
+    }
+
+    /// Polls for the fate of a send.
+    ///
+    /// The task of the last poll of this ticket is woken after the buffers of the send were dropped.
+    /// Several tasks can wait for one ticket each.
     ///
     /// # Errors
     ///
     /// As [`fate`](Self::fate); also [`WaitError::Os`] with the error of `recvmsg(2)`, and
     /// [`WaitError::NoThread`].
-    pub fn poll_fate(
-        &mut self,
-        cx: &mut Context<'_>,
-        ticket: Ticket,
-    ) -> Poll<Result<Fate, WaitError>> {
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pinbuf::{Fate, Sender, Ticket, WaitError};
+    /// use std::future::poll_fn;
+    ///
+    /// async fn released(sender: &Sender, ticket: Ticket) -> Result<Fate, WaitError> {
+    ///     poll_fn(|cx| sender.poll_fate(cx, ticket)).await
+    /// }
+    /// # fn block_on<T>(future: impl Future<Output = T>) -> T {
+    /// #     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    /// #     let mut future = std::pin::pin!(future);
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+    /// #             return value;
+    /// #         }
+    /// #     }
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = std::net::TcpStream::connect(listener.local_addr()?)?;
+    /// # let mut far = listener.accept()?.0;
+    /// # let peer = std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
+    /// # let mut sender = Sender::new(socket)?;
+    /// # let ticket = sender.try_send(&[7; 100_000])?;
+    /// # assert!(block_on(released(&sender, ticket))?.is_released());
+    /// # drop(sender);
+    /// # peer.join().unwrap()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn poll_fate(&self, cx: &mut Context<'_>, ticket: Ticket) -> Poll<Result<Fate, WaitError>> {
         self.core().poll_fate(cx, ticket)
+    }
+
+    /// Polls until everything is accepted and released.
+    ///
+    /// See [`drain`](Self::drain).
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::Poisoned`] if the error queue can prove nothing any more, and the errors of
+    /// [`poll_ready`](Self::poll_ready).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pinbuf::{Sender, WaitError};
+    /// use std::future::poll_fn;
+    ///
+    /// async fn drain(sender: &mut Sender) -> Result<(), WaitError> {
+    ///     poll_fn(|cx| sender.poll_drain(cx)).await
+    /// }
+    /// # fn block_on<T>(future: impl Future<Output = T>) -> T {
+    /// #     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    /// #     let mut future = std::pin::pin!(future);
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+    /// #             return value;
+    /// #         }
+    /// #     }
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = std::net::TcpStream::connect(listener.local_addr()?)?;
+    /// # let mut far = listener.accept()?.0;
+    /// # let peer = std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
+    /// # let mut sender = Sender::new(socket)?;
+    /// # sender.try_send(&[7; 100_000])?;
+    /// # block_on(drain(&mut sender))?;
+    /// # assert_eq!(sender.stats().leases, 0);
+    /// # drop(sender);
+    /// # peer.join().unwrap()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WaitError>> {
+        self.core().poll_drain(cx)
+    }
+
+    /// Ends the stream in order, and polls until the kernel has released everything.
+    ///
+    /// The first poll begins the end, as [`close`](Self::close) does. Further buffers are refused
+    /// with `EPIPE`. After a time limit of the caller, [`abort`](Self::abort) ends the connection at once.
+    /// A drop leaves the rest of the end to the background.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`poll_ready`](Self::poll_ready). The end has begun then.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pinbuf::{Sender, WaitError, sender::CloseReport};
+    /// use std::future::poll_fn;
+    ///
+    /// async fn close(mut sender: Sender) -> Result<CloseReport, WaitError> {
+    ///     poll_fn(|cx| sender.poll_close(cx)).await
+    /// }
+    /// # fn block_on<T>(future: impl Future<Output = T>) -> T {
+    /// #     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    /// #     let mut future = std::pin::pin!(future);
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+    /// #             return value;
+    /// #         }
+    /// #     }
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = std::net::TcpStream::connect(listener.local_addr()?)?;
+    /// # let mut far = listener.accept()?.0;
+    /// # let peer = std::thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()));
+    /// # let mut sender = Sender::new(socket)?;
+    /// # sender.try_send(&[7; 100_000])?;
+    /// # assert!(block_on(close(sender))?.drained);
+    /// # peer.join().unwrap()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<CloseReport, WaitError>> {
+        self.core().poll_close(cx)
     }
 
     /// Blocks until a send has its fate, for `timeout` at most (`None`: without limit).
@@ -551,7 +765,7 @@ impl<S: Socket> Sender<S> {
 
     /// The socket, for reading and for socket options.
     pub fn get_ref(&self) -> &S {
-        &self.core().kernel.0
+        &self.core().kernel.socket
     }
 
     /// Takes the sender apart, when nothing is in flight and nothing unsent.
@@ -574,7 +788,7 @@ impl<S: Socket> Sender<S> {
         loop {
             // A waiting thread, or the reaper, may hold the core for a moment.
             match Core::into_kernel(core) {
-                Ok(SocketKernel(socket, _)) => return Ok((socket, ids)),
+                Ok(SocketKernel { socket, .. }) => return Ok((socket, ids)),
                 Err(back) => core = back,
             }
             yield_now();

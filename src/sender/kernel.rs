@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
 
@@ -10,10 +10,10 @@ use super::transport::Transport;
 use crate::{
     raw::Reclaim,
     reaper,
-    sync::{Arc, Weak},
+    sync::{Arc, OnceLock, Weak},
     sys::{
         Batch, Record,
-        epoll::EdgeWait,
+        epoll::{EdgeWait, EventFd},
         errqueue,
         socket::{self, IoVec, Kind, Ready, SendFlags},
     },
@@ -31,8 +31,8 @@ use crate::{
 ///
 /// Do not register the socket of a sender with mio or tokio. An unread notification makes the socket
 /// ready for writing and reading alike, and such a loop spins after the first one. Register
-/// [`Sender::event_fd`](crate::Sender::event_fd), or await
-/// [`poll_fate`](crate::Sender::poll_fate), which needs no registration.
+/// [`Sender::event_fd`](crate::Sender::event_fd), or await the sender's
+/// [methods for tasks](crate::Sender#tasks), which need no registration.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Interest {
     /// Room in the socket buffer.
@@ -104,6 +104,18 @@ pub trait Kernel: Send + Sync + 'static {
     fn adopt(&self, sender: Arc<dyn Reclaim>) -> (reaper::Token, bool);
     /// Ends `watch` or `adopt`.
     fn unwatch(&self, token: reaper::Token);
+    /// Returns `true` if a loop of the program watches the socket for news, and calls the sender.
+    fn has_loop(&self) -> bool {
+        false
+    }
+    /// Takes the news that the loop is told of. Returns `true` if the socket has hung up.
+    fn take_news(&self) -> io::Result<bool> {
+        Ok(false)
+    }
+    /// Tells the loop of the present state of the socket.
+    fn renew_news(&self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// A socket that a [`Sender`](crate::Sender) can own: `AsFd + Send + Sync + 'static`.
@@ -126,7 +138,30 @@ impl<S: AsFd + Send + Sync + 'static> Socket for S {}
 
 /// The kernel of a real socket.
 #[derive(Debug)]
-pub(crate) struct SocketKernel<S>(pub(super) S, pub(super) Kind);
+pub(crate) struct SocketKernel<S> {
+    pub(super) socket: S,
+    kind: Kind,
+    /// For a loop of the program, once asked for.
+    events: OnceLock<EventFd>,
+}
+
+impl<S: Socket> SocketKernel<S> {
+    pub(super) fn new(socket: S, kind: Kind) -> Self {
+        Self { socket, kind, events: OnceLock::new() }
+    }
+
+    /// The descriptor for a loop of the program. The first call makes the descriptor.
+    pub(super) fn event_fd(&self) -> io::Result<BorrowedFd<'_>> {
+        let events = match self.events.get() {
+            Some(events) => events,
+            None => {
+                let events = EventFd::new(self.socket.as_fd())?;
+                self.events.get_or_init(|| events)
+            }
+        };
+        Ok(events.as_fd())
+    }
+}
 
 fn no_end<T>() -> io::Result<T> {
     Err(io::ErrorKind::Unsupported.into())
@@ -134,7 +169,7 @@ fn no_end<T>() -> io::Result<T> {
 
 impl<S: Socket> Kernel for SocketKernel<S> {
     fn transport(&self) -> Transport {
-        Transport::of(self.1)
+        Transport::of(self.kind)
     }
 
     #[inline(always)]
@@ -143,19 +178,19 @@ impl<S: Socket> Kernel for SocketKernel<S> {
         // keeps the range over the call, and the kernel reads no longer. With the flag, the tracker
         // holds a lease of the payload, which keeps the range mapped, and untouched by owners of
         // ours, until the kernel has released the call.
-        unsafe { socket::send(self.0.as_fd(), memory, flags) }
+        unsafe { socket::send(self.socket.as_fd(), memory, flags) }
     }
 
     fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {
-        errqueue::with_scratch(|scratch| errqueue::recv(self.0.as_fd(), scratch, on_record))
+        errqueue::with_scratch(|scratch| errqueue::recv(self.socket.as_fd(), scratch, on_record))
     }
 
     fn wait(&self, interest: Interest, timeout: Option<Duration>) -> io::Result<Ready> {
-        socket::poll(self.0.as_fd(), interest.writable, timeout)
+        socket::poll(self.socket.as_fd(), interest.writable, timeout)
     }
 
     fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
-        match EdgeWait::new(self.0.as_fd(), true) {
+        match EdgeWait::new(self.socket.as_fd(), true) {
             Ok(edges) => Ok(Some(Arc::new(edges))),
             // Where the system has no notifications, waits by levels miss nothing.
             Err(error) if error.kind() == io::ErrorKind::Unsupported => Ok(None),
@@ -164,27 +199,31 @@ impl<S: Socket> Kernel for SocketKernel<S> {
     }
 
     fn optmem(&self) -> io::Result<u32> {
-        socket::optmem(self.0.as_fd())
+        socket::optmem(self.socket.as_fd())
     }
 
     fn unacked(&self) -> io::Result<usize> {
         // Of datagrams, the number is the size of the queued packets in the kernel's own accounting.
-        if self.transport().has_end() { socket::unsent(self.0.as_fd()) } else { no_end() }
+        if self.transport().has_end() { socket::unsent(self.socket.as_fd()) } else { no_end() }
     }
 
     fn is_over(&self) -> io::Result<bool> {
-        Ok(self.transport().has_end() && socket::is_over(self.0.as_fd(), self.1)?)
+        Ok(self.transport().has_end() && socket::is_over(self.socket.as_fd(), self.kind)?)
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
-        if self.transport().has_end() { socket::shutdown_write(self.0.as_fd()) } else { Ok(()) }
+        if self.transport().has_end() {
+            socket::shutdown_write(self.socket.as_fd())
+        } else {
+            Ok(())
+        }
     }
 
     fn abort(&self) -> io::Result<()> {
         if !self.transport().has_end() {
             return no_end();
         }
-        let fd = self.0.as_fd();
+        let fd = self.socket.as_fd();
         socket::abort(fd).or_else(|_| {
             // Some kernels refuse while another thread blocks in a read.
             let again = socket::shutdown_read(fd).and_then(|()| socket::abort(fd));
@@ -197,11 +236,11 @@ impl<S: Socket> Kernel for SocketKernel<S> {
     }
 
     fn reset_on_close(&self) -> io::Result<()> {
-        socket::reset_on_close(self.0.as_fd())
+        socket::reset_on_close(self.socket.as_fd())
     }
 
     fn linger_off(&self) -> io::Result<()> {
-        socket::linger_off(self.0.as_fd())
+        socket::linger_off(self.socket.as_fd())
     }
 
     fn now(&self) -> Instant {
@@ -209,14 +248,26 @@ impl<S: Socket> Kernel for SocketKernel<S> {
     }
 
     fn watch(&self, sender: Weak<dyn Reclaim>) -> Option<reaper::Token> {
-        reaper::watch(self.0.as_fd(), sender)
+        reaper::watch(self.socket.as_fd(), sender)
     }
 
     fn adopt(&self, sender: Arc<dyn Reclaim>) -> (reaper::Token, bool) {
-        reaper::adopt(self.0.as_fd(), sender)
+        reaper::adopt(self.socket.as_fd(), sender)
     }
 
     fn unwatch(&self, token: reaper::Token) {
-        reaper::unwatch(self.0.as_fd(), token);
+        reaper::unwatch(self.socket.as_fd(), token);
+    }
+
+    fn has_loop(&self) -> bool {
+        self.events.get().is_some()
+    }
+
+    fn take_news(&self) -> io::Result<bool> {
+        self.events.get().map_or(Ok(false), EventFd::take)
+    }
+
+    fn renew_news(&self) -> io::Result<()> {
+        self.events.get().map_or(Ok(()), |events| events.renew(self.socket.as_fd()))
     }
 }

@@ -9,6 +9,7 @@
 //! | get the memory of a send back, contents unchanged | [`OnRelease`], [`Returned`] |
 //! | send and reap on two threads | [`Sender::split`], [`SendHalf`], [`ReapHalf`] |
 //! | send from an event loop | [`Sender::event_fd`]; with `poll(2)` also [`Interest`] |
+//! | send from tasks | [`Sender::poll_ready`] and the [methods beside it](Sender#tasks) |
 //! | end the stream | [`Sender::close`], [`CloseReport`] |
 //! | watch | [`SenderStats`], [`RouteStats`] |
 //!
@@ -41,7 +42,8 @@
 // | `split` | the halves for two threads |
 // | `driver` | the lock, and how buffers enter |
 // | `query` | fates, counters, events |
-// | `wait` | waiting without spinning |
+// | `wait` | waits of threads, without spinning |
+// | `poll` | waits of tasks |
 // | `watch` | the work of visitors, and the reaper's care |
 // | `ending` | the end, by the caller, a half or the reaper |
 // | `machine/` | the state of a sender, without its socket |
@@ -60,6 +62,7 @@ mod handle;
 #[allow(unsafe_code)]
 pub(crate) mod kernel;
 mod machine;
+mod poll;
 mod query;
 mod report;
 mod split;

@@ -1,9 +1,6 @@
 //! The state and the results of a sender, as the public handles ask for them.
 
-use std::{
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::time::Duration;
 
 use super::{
     driver::Core,
@@ -14,8 +11,6 @@ use super::{
 use crate::{
     error::{CopyReason, OsError, WaitError},
     id::{NotificationId, Ticket},
-    raw::Reclaim,
-    sync::Arc,
     sys::ErrorQueueEvent,
 };
 
@@ -23,7 +18,7 @@ impl<K: Kernel> Core<K> {
     /// Forgets why the owner's last buffer was refused: only the owner can try the buffer again.
     pub fn forget_refused(&self) {
         if let Some(mut machine) = self.enter_own() {
-            machine.refused_for_room = false;
+            machine.forget_refused();
         }
     }
 
@@ -71,32 +66,6 @@ impl<K: Kernel> Core<K> {
         } else {
             Ok(())
         }
-    }
-
-    /// The fate of a send, with a wake-up when the fate is known.
-    pub fn poll_fate(
-        self: &Arc<Self>,
-        cx: &mut Context<'_>,
-        ticket: Ticket,
-    ) -> Poll<Result<Fate, WaitError>> {
-        self.check_ticket(ticket)?;
-        self.step().map_err(|error| WaitError::Os(OsError::from(&error)))?;
-        // Clone and drop wakers with no lock held: both run user code.
-        let waker = cx.waker().clone();
-        let mut machine = self.enter();
-        if let Some(fate) = machine.fate(ticket) {
-            return Poll::Ready(Ok(fate));
-        }
-        let wakers = &mut machine.cold_mut().wakers;
-        let known = wakers.iter().position(|(waiting, _)| *waiting == ticket);
-        let replaced = known.map(|at| wakers.swap_remove(at));
-        wakers.push((ticket, waker));
-        drop(machine);
-        drop(replaced);
-        if !Arc::clone(self).watch() {
-            return Poll::Ready(Err(WaitError::NoThread));
-        }
-        Poll::Pending
     }
 
     /// The first error of a failed or ended connection.

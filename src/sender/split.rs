@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    Capabilities, Fate, Interest, Reaped, Returned, SenderStats,
+    Capabilities, CloseReport, Fate, Interest, Reaped, Returned, SenderStats,
     driver::Core,
     kernel::{Socket, SocketKernel},
 };
@@ -48,10 +48,8 @@ pub struct SendHalf<S: Socket>(Half<S>);
 
 /// The half that reads the error queue; from [`Sender::split`](super::Sender::split).
 ///
-/// In an event loop: watch its descriptor for errors (they need no asking for in `poll(2)` and
-/// `epoll(7)`; edges are enough), and call [`reap`](Self::reap) on each. Deregister the descriptor
-/// once [`connection_error`](Self::connection_error) tells of the end of the connection, or once the
-/// sending half is dropped and [`interest`](Self::interest) is empty: a hangup stays for good.
+/// In an event loop, either half can be the one that watches [`event_fd`](Self::event_fd) and calls
+/// [`reap`](Self::reap): the news is of both.
 pub struct ReapHalf<S: Socket>(Half<S>);
 
 pub(super) fn halves<S: Socket>(core: Arc<Core<SocketKernel<S>>>) -> (SendHalf<S>, ReapHalf<S>) {
@@ -165,6 +163,41 @@ impl<S: Socket> SendHalf<S> {
     pub fn reap(&mut self) -> io::Result<Reaped> {
         self.0.core().reap_and_flush()
     }
+
+    /// Polls until the buffer that was refused last may be tried again.
+    ///
+    /// See [`Sender::poll_ready`](super::Sender::poll_ready).
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::Os`] with the error of `recvmsg(2)`, [`WaitError::NoThread`] and
+    /// [`WaitError::Forked`].
+    pub fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WaitError>> {
+        self.0.core().poll_ready(cx)
+    }
+
+    /// Polls until the socket has accepted every byte of the last send.
+    ///
+    /// See [`Sender::poll_flush`](super::Sender::poll_flush).
+    ///
+    /// # Errors
+    ///
+    /// The error of the connection, if it failed after a part of the last send was accepted. Also the
+    /// errors of [`poll_ready`](Self::poll_ready).
+    pub fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.core().poll_flush(cx)
+    }
+
+    /// Ends the stream in order, and polls until the kernel has released everything.
+    ///
+    /// See [`Sender::poll_close`](super::Sender::poll_close).
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`poll_ready`](Self::poll_ready). The end has begun then.
+    pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<CloseReport, WaitError>> {
+        self.0.core().poll_close(cx)
+    }
 }
 
 impl<S: Socket> ReapHalf<S> {
@@ -175,7 +208,7 @@ impl<S: Socket> ReapHalf<S> {
     /// # Errors
     ///
     /// The error of `recvmsg(2)`.
-    pub fn reap(&mut self) -> io::Result<Reaped> {
+    pub fn reap(&self) -> io::Result<Reaped> {
         self.0.core().reap()
     }
 
@@ -191,7 +224,7 @@ impl<S: Socket> ReapHalf<S> {
         self.0.core().next_event()
     }
 
-    /// Polls for the fate of a send, for use in a future of any runtime.
+    /// Polls for the fate of a send. Several tasks can wait for one ticket each.
     ///
     /// See [`Sender::poll_fate`](super::Sender::poll_fate).
     ///
@@ -199,12 +232,20 @@ impl<S: Socket> ReapHalf<S> {
     ///
     /// The errors of [`fate`](Self::fate); also [`WaitError::Os`] with the error of `recvmsg(2)`,
     /// and [`WaitError::NoThread`].
-    pub fn poll_fate(
-        &mut self,
-        cx: &mut Context<'_>,
-        ticket: Ticket,
-    ) -> Poll<Result<Fate, WaitError>> {
+    pub fn poll_fate(&self, cx: &mut Context<'_>, ticket: Ticket) -> Poll<Result<Fate, WaitError>> {
         self.0.core().poll_fate(cx, ticket)
+    }
+
+    /// Polls until everything is accepted and released. The sending half may send on afterwards.
+    ///
+    /// See [`Sender::poll_drain`](super::Sender::poll_drain).
+    ///
+    /// # Errors
+    ///
+    /// [`WaitError::Poisoned`] if the error queue can prove nothing any more, and the errors of
+    /// [`poll_fate`](Self::poll_fate) that are not about tickets.
+    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WaitError>> {
+        self.0.core().poll_drain(cx)
     }
 
     /// Blocks until a send has its fate, for `timeout` at most (`None`: without limit).
@@ -243,6 +284,18 @@ macro_rules! both_halves {
                 self.0.core().fate(ticket)
             }
 
+            /// A descriptor for event loops: readable when there is something to do for either half.
+            ///
+            /// See [`Sender::event_fd`](super::Sender::event_fd). Both halves have the same descriptor.
+            ///
+            /// # Errors
+            ///
+            /// The error of `epoll_create1(2)` or `epoll_ctl(2)`; `Unsupported` off Linux; `EPERM` in a
+            /// forked child.
+            pub fn event_fd(&self) -> io::Result<BorrowedFd<'_>> {
+                self.0.core().event_fd()
+            }
+
             /// Returns the events to wait for before the next call.
             pub fn interest(&self) -> Interest {
                 self.0.core().interest()
@@ -273,7 +326,7 @@ macro_rules! both_halves {
 
             /// Returns the socket, for reading and for socket options.
             pub fn get_ref(&self) -> &S {
-                &self.0.core().kernel.0
+                &self.0.core().kernel.socket
             }
         }
 

@@ -29,6 +29,7 @@ use crate::{
 mod accounts;
 mod care;
 mod silence;
+mod tasks;
 mod waits;
 
 /// Of Linux.

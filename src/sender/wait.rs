@@ -6,7 +6,10 @@
 //! notification: the second half of the sender, the reaper, a thread that waits for a slot. So
 //! the thread that reads it wakes the waiting threads.
 
-use std::time::{Duration, Instant};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
 use super::{
     driver::Core,
@@ -235,6 +238,12 @@ impl<K: Kernel> Core<K> {
         }
     }
 
+    /// Waits until nothing is unsent. Fails if the last send was cut short.
+    pub fn flush(&self) -> io::Result<()> {
+        Wait::new(self, None, true).until(|core| core.is_flushed().then_some(Ok(())))?;
+        self.flushed()
+    }
+
     /// Waits until a send has its fate.
     pub fn wait(&self, ticket: Ticket, deadline: Option<Instant>) -> Result<Fate, WaitError> {
         self.check_ticket(ticket)?;
@@ -248,33 +257,22 @@ impl<K: Kernel> Core<K> {
 
     /// Waits until everything is accepted and released, and every released payload is dropped.
     pub fn drain(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
-        Wait::new(self, deadline, false).until(|core| {
-            let mut machine = core.enter();
-            if machine.is_drained() {
-                machine.is_disposed().then_some(Ok(()))
-            } else {
-                machine.note_call();
-                machine.in_flight.poisoned().map(|_| Err(WaitError::Poisoned))
-            }
-        })
+        Wait::new(self, deadline, false).until(|core| core.enter().drained())
     }
 
     /// Drives the sender until the end is over.
     pub(super) fn wait_over(&self, deadline: Option<Instant>) -> Result<(), WaitError> {
-        Wait::new(self, deadline, false).until(|core| {
-            let machine = core.enter();
-            (machine.is_over() && machine.is_disposed()).then_some(Ok(()))
-        })
+        Wait::new(self, deadline, false).until(|core| core.enter().is_ended().then_some(Ok(())))
     }
 
     /// Gives the unsent part up: no call can send it, and the caller would not know of it.
-    fn give_up(&self, error: OsError) {
+    pub(super) fn give_up(&self, error: OsError) {
         let mut machine = self.await_call(self.enter());
         machine.cut_short(error);
         self.tidy(machine);
     }
 }
 
-fn os(error: &std::io::Error) -> WaitError {
+fn os(error: &io::Error) -> WaitError {
     WaitError::Os(OsError::from(error))
 }

@@ -3,7 +3,7 @@
 use std::{io, mem, time::Duration};
 
 use super::{
-    driver::{Core, Step, Watch},
+    driver::{Core, MAX_BATCHES, Step, Watch},
     kernel::Kernel,
     machine::{Goal, Stop},
     report::Reaped,
@@ -25,13 +25,13 @@ impl<K: Kernel> Core<K> {
 
     /// Reads the error queue and sends the unsent part, for the half that reaps.
     pub fn reap(&self) -> io::Result<Reaped> {
-        self.reaped(self.step()?)
+        self.reaped(self.look(Goal::Visit)?)
     }
 
     /// Reads the error queue and sends the unsent part, for the owner of the send.
     pub fn reap_and_flush(&self) -> io::Result<Reaped> {
         self.forget_refused();
-        let step = self.run(Goal::Flush)?;
+        let step = self.look(Goal::Flush)?;
         match step.stop {
             Some(Stop::Refused(error)) => Err(error.into()),
             _ => self.reaped(step),
@@ -49,8 +49,27 @@ impl<K: Kernel> Core<K> {
         Ok(Reaped { messages: read.messages, calls: read.ids, unsent: !self.is_flushed() })
     }
 
+    /// Runs for a goal, with the news that a loop of the program was told of.
+    pub(super) fn look(&self, goal: Goal) -> io::Result<Step> {
+        if self.is_forked() || !self.kernel.has_loop() {
+            return self.run(goal);
+        }
+        // First: news that comes during the rest of the call has to end the next wait.
+        let is_over = self.kernel.take_news()?;
+        let step = self.run(goal);
+        if is_over {
+            // Also if notifications came with the end: no more news would ask for another look.
+            self.notice_end();
+        }
+        // A reading that stops before the end of the queue takes so many messages at least.
+        if !step.as_ref().is_ok_and(|step| step.read.messages < MAX_BATCHES) {
+            self.kernel.renew_news()?;
+        }
+        step
+    }
+
     /// Looks whether the connection is over and no call of this sender has told.
-    pub(super) fn notice_end(&self) {
+    fn notice_end(&self) {
         let mut machine = self.enter();
         if machine.may_notice_end() {
             machine.connection_is(self.kernel.is_over().unwrap_or(false));

@@ -1,7 +1,7 @@
 //! The error numbers that decide what a caller does.
 
 pub(crate) use libc::{
-    EAGAIN, ECANCELED, EFAULT, EMSGSIZE, ENOBUFS, ENOTCONN, EOPNOTSUPP, EPERM, ETIMEDOUT,
+    EAGAIN, ECANCELED, EFAULT, EMSGSIZE, ENOBUFS, ENOTCONN, EOPNOTSUPP, EPERM, EPIPE, ETIMEDOUT,
 };
 
 /// Returns `true` if a repetition of the failed call may succeed.
@@ -13,7 +13,7 @@ pub(crate) fn may_pass(errno: i32) -> bool {
 pub(crate) fn ends_connection(errno: i32) -> bool {
     matches!(
         errno,
-        libc::EPIPE
+        EPIPE
             | libc::ECONNRESET
             | libc::ECONNABORTED
             | ETIMEDOUT

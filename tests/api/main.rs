@@ -16,6 +16,7 @@ mod options;
 mod pool;
 mod shared;
 mod split;
+mod tasks;
 mod tickets;
 mod waiting;
 mod walk;

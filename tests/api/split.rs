@@ -24,7 +24,7 @@ fn one_thread_sends_while_a_second_reaps() {
     let peer = reader(far, Duration::ZERO);
     let pool = pool(LEN, 16);
     let sender = Sender::builder().policy(Policy::Prefer).adopt(near).unwrap();
-    let (mut send, mut reap) = sender.split();
+    let (mut send, reap) = sender.split();
     thread::scope(|scope| {
         scope.spawn(|| {
             let deadline = Instant::now() + Duration::from_secs(30);

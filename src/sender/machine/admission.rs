@@ -5,7 +5,7 @@ use std::mem;
 use super::{
     Act::Done,
     Item, Next,
-    call::Out,
+    call::{Out, Refused},
     in_flight::InFlight,
     outbox::Way,
     question::Question,
@@ -42,7 +42,7 @@ impl Machine {
             return Next::Act(Done(None));
         }
         // A refusal from here on is no matter of room in the socket.
-        self.refused_for_room = false;
+        self.refused = Refused::No;
         if !self.quotas_allow([(item.pool, item.quota)].into_iter()) {
             if !self.known.has_read {
                 return Next::Ask(self.read_first());

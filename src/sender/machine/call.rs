@@ -147,6 +147,20 @@ pub(crate) enum Stop {
     Dropped(OsError),
 }
 
+/// The reason against the owner's last buffer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) enum Refused {
+    /// The buffer was let in, or is the owner's to forget.
+    #[default]
+    No,
+    /// The socket had no room.
+    ForRoom,
+    /// As `ForRoom`, and a later look has found room.
+    RoomFound,
+    /// The window or a quota had no room.
+    ForRelease,
+}
+
 impl Stop {
     /// Converts to the error of a send without an accepted byte.
     pub(crate) fn into_send_error<B>(self, buf: B) -> SendError<B> {

@@ -89,7 +89,10 @@ impl Machine {
             closing.phase = Phase::Draining;
         }
         if closing.phase != Phase::Flushing && is_drained {
-            return closing.finish(self.known);
+            let was_over = closing.phase == Phase::Over;
+            let question = closing.finish(self.known);
+            self.in_flight.done.news |= !was_over && closing.phase == Phase::Over;
+            return question;
         }
         let look_again = match closing.phase {
             Phase::Over => return None,

@@ -48,13 +48,28 @@ impl<T: Default> Lazy<T> {
     }
 }
 
+/// The event that a task waits for. A sender keeps one waker for each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Awaited {
+    /// The owner's refused buffer may be let in now.
+    Admission,
+    /// Nothing is unsent.
+    Acceptance,
+    /// The send has its fate.
+    Fate(Ticket),
+    /// Everything is released, and dropped.
+    Releases,
+    /// The sender's end is over.
+    End,
+}
+
 /// State that few senders have.
 #[derive(Default)]
 pub(crate) struct Cold {
     /// Payloads for a caller with [`OnRelease::Return`](crate::sender::OnRelease::Return).
     pub(crate) returned: VecDeque<Returned>,
-    /// Tasks waiting for the fate of a send.
-    pub(crate) wakers: Vec<(Ticket, Waker)>,
+    /// Tasks waiting for this sender.
+    pub(super) wakers: Vec<(Awaited, Waker)>,
     /// Tasks waiting for a slot in vain, to be woken once no lock is held.
     pub(crate) hopeless: Vec<Waker>,
     pub(crate) events: VecDeque<ErrorQueueEvent>,

@@ -133,6 +133,9 @@ impl Machine {
     pub(super) fn classify(&mut self, error: OsError) -> Stop {
         if error.raw() == errno::EAGAIN {
             Stop::Blocked
+        } else if error.raw() == errno::EPIPE && self.closing.as_ref().is_some_and(|c| c.orderly) {
+            // The owner sends behind the end of its own stream.
+            Stop::Failed(error)
         } else if errno::ends_connection(error.raw()) {
             Stop::Failed(*self.error.get_or_insert(error))
         } else if self.transport.is_drop(error.raw()) {

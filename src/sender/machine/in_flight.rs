@@ -2,7 +2,6 @@
 
 use std::{
     mem,
-    task::Waker,
     time::{Duration, Instant},
 };
 
@@ -230,17 +229,6 @@ impl InFlight {
     pub(super) fn is_awaited(&mut self) -> bool {
         self.done.cold.get().is_some_and(|cold| !cold.wakers.is_empty())
             || self.tracker.iter_mut().any(|lease| lease.is_awaited())
-    }
-
-    /// The tasks to be woken once no lock is held. `unsent`: the last send is not wholly accepted.
-    pub(super) fn take_woken(&mut self, unsent: bool) -> Vec<Waker> {
-        let Some(cold) = self.done.cold.get_mut() else { return Vec::new() };
-        let mut woken = mem::take(&mut cold.hopeless);
-        let mut wakers = mem::take(&mut cold.wakers);
-        let resolved = wakers.extract_if(.., |(ticket, _)| self.fate(*ticket, unsent).is_some());
-        woken.extend(resolved.map(|(_, waker)| waker));
-        self.done.cold.make().wakers = wakers;
-        woken
     }
 
     /// The fate of a send. `unsent`: the last send is not wholly accepted.

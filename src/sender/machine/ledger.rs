@@ -197,6 +197,11 @@ impl Ledger {
         self.truncated(self.sequence(ticket)).map(|truncation| truncation.error)
     }
 
+    /// The error that cut the last send short, if any.
+    pub(crate) fn last_truncation(&self) -> Option<OsError> {
+        self.truncated(self.next.checked_sub(1)?).map(|truncation| truncation.error)
+    }
+
     fn truncated(&self, sequence: u64) -> Option<&Truncation> {
         self.exceptions.get()?.truncated.get(&sequence)
     }

@@ -24,6 +24,7 @@
 //! | `ages` | the ages of the calls in flight |
 //! | `ledger` | the fate of every send |
 //! | `disposal` | released payloads, until no lock is held |
+//! | `tasks` | the tasks that wait for the sender |
 //! | `cold` | state that few senders have |
 
 mod admission;
@@ -43,13 +44,14 @@ mod reading;
 mod route;
 mod sending;
 mod state;
+mod tasks;
 mod window;
 
 use std::{mem, task::Waker, time::Duration};
 
 pub(super) use self::{
     call::{LoneCall, Offered, Stop},
-    cold::look_after,
+    cold::{Awaited, look_after},
     outbox::Way,
     question::Question,
     state::{Machine, OVERDUE, Read},
@@ -150,6 +152,7 @@ impl Machine {
         {
             return Ask(question);
         }
+        self.heed_releases();
         if goal == Goal::Read {
             return Do(Done(None));
         }
@@ -168,6 +171,9 @@ impl Machine {
             }
             Goal::Admit(item) => return self.admit(item),
             Goal::Visit | Goal::Flush | Goal::Push => {
+                if self.asks_for_room() {
+                    return Ask(Question::Room);
+                }
                 if let Some(question) = self.holding() {
                     return Ask(question);
                 }
@@ -208,7 +214,7 @@ impl Machine {
     /// The payloads to drop and the tasks to wake, with no lock held. `None` if there are none;
     /// waiting threads are woken then.
     pub(super) fn take_disposal(&mut self) -> Option<(Disposal, Vec<Waker>)> {
-        let woken = self.in_flight.take_woken(self.sending.is_some());
+        let woken = self.take_woken();
         let done = &mut self.in_flight.done;
         let news = mem::take(&mut done.news);
         if done.disposal.is_empty() && woken.is_empty() {

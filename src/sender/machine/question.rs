@@ -16,6 +16,8 @@ pub(crate) enum Question {
     Unacked,
     /// Read the clock.
     Time,
+    /// Look for room in the socket.
+    Room,
     /// End the stream in order.
     Shutdown,
     /// Break the connection.
@@ -38,7 +40,8 @@ pub(crate) struct Known {
     pub(super) is_at_end: bool,
     /// The error queue is to be read before anything else.
     pub(super) wants_read: bool,
-    /// An admission has looked whether the error queue is to be read first.
+    /// An admission has looked whether the error queue is to be read first, or, with nothing to be
+    /// admitted, a look for room in the socket was taken.
     pub(super) has_looked: bool,
     /// The option memory is to be asked once the error queue is read: the connection was aborted.
     pub(super) wants_proof: bool,

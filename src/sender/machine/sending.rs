@@ -5,7 +5,7 @@ use std::{mem, time::Instant};
 use super::{
     Act::Send,
     Next,
-    call::{Failed, LoneCall, Offered, Out, Retry, RunCall, Stop},
+    call::{Failed, LoneCall, Offered, Out, Refused, Retry, RunCall, Stop},
     cold::Cold,
     in_flight::InFlight,
     outbox::{Cut, Outbox, Way},
@@ -109,7 +109,7 @@ impl Machine {
         self.take_back_copy(call, call.bytes);
         self.in_flight.done.counts.copied_calls -= 1;
         let stop = self.classify(error);
-        self.refused_for_room = stop == Stop::Blocked;
+        self.refuse(stop);
         stop
     }
 
@@ -337,13 +337,13 @@ impl Machine {
         mut on_refused: impl FnMut(Payload),
     ) -> Result<Offered, SendError<()>> {
         // A send of nothing makes no call.
-        self.refused_for_room = false;
+        self.refused = Refused::No;
         if let Some(Sending { accepted: 0, .. }) = self.sending
             && let Some(stop) = self.blocked.take()
         {
             self.take_unsent(|in_flight, key| on_refused(in_flight.withdraw(key)));
             self.in_flight.done.ledger.retract(ticket);
-            self.refused_for_room = stop == Stop::Blocked;
+            self.refuse(stop);
             return Err(stop.into_send_error(()));
         }
         match self.in_flight.done.ledger.truncation(ticket) {
@@ -379,7 +379,7 @@ impl Machine {
         debug_assert!(self.out == Out::No);
         self.out = Out::Told;
         self.again = false;
-        self.refused_for_room = false;
+        self.refused = Refused::No;
         self.in_flight.route.accepted(bytes);
         let counts = &mut self.in_flight.done.counts;
         match way {

@@ -12,7 +12,7 @@ use super::{
         report::{Capabilities, Fate, SenderStats},
         transport::{CallLimits, Transport},
     },
-    call::{Failed, Out, Retry, Stop},
+    call::{Failed, Out, Refused, Retry, Stop},
     cold::{Cold, Progress},
     in_flight::InFlight,
     outbox::{Outbox, Way},
@@ -152,9 +152,8 @@ pub(crate) struct Machine {
     pub(super) max_unread: usize,
     /// The reason for an unsent part. Every run tries again.
     pub(crate) blocked: Option<Stop>,
-    /// The owner's last buffer was refused for want of room in the socket. Only calls of the owner
-    /// forget that.
-    pub(crate) refused_for_room: bool,
+    /// Only calls of the owner forget that its last buffer was refused for room.
+    pub(super) refused: Refused,
     /// The first error of a failed or ended connection.
     pub(super) error: Option<OsError>,
     /// The connection was seen to be over, and no call has told why.
@@ -209,7 +208,7 @@ impl Machine {
             unread: 0,
             max_unread,
             blocked: None,
-            refused_for_room: false,
+            refused: Refused::No,
             error: None,
             is_over: false,
             sending: None,
@@ -272,7 +271,8 @@ impl Machine {
     /// Returns `true` if the unsent part, or the owner's refused buffer, waits for room in the
     /// socket.
     pub(crate) fn wants_room(&self) -> bool {
-        self.refused_for_room || self.blocked == Some(Stop::Blocked)
+        let refused = matches!(self.refused, Refused::ForRoom | Refused::RoomFound);
+        refused || self.blocked == Some(Stop::Blocked)
     }
 
     /// State that few senders have, to be looked at.

@@ -1,0 +1,120 @@
+//! Tasks that wait for a sender.
+
+use std::{mem, task::Waker};
+
+use super::{
+    call::{Refused, Stop},
+    cold::Awaited,
+    state::Machine,
+};
+use crate::error::WaitError;
+
+impl Machine {
+    /// Returns `true` if the owner's next buffer may be let in, or is told of the end of the
+    /// connection.
+    pub(crate) fn may_admit(&self) -> bool {
+        let may_admit = match self.refused {
+            Refused::No | Refused::RoomFound => true,
+            Refused::ForRoom => false,
+            Refused::ForRelease => {
+                self.in_flight.tracker.outstanding() == 0 || self.in_flight.copy_reason.is_some()
+            }
+        };
+        self.connection_error().is_some() || may_admit && !self.is_unsent()
+    }
+
+    /// The owner's buffer is refused. Behind an unsent part its own admission was not asked.
+    pub(crate) fn refuse(&mut self, stop: Stop) {
+        self.refused = match stop {
+            Stop::Blocked if !self.is_unsent() => Refused::ForRoom,
+            Stop::Window if !self.is_unsent() => Refused::ForRelease,
+            _ => Refused::No,
+        };
+    }
+
+    /// The owner gives its refused buffer up, unless a task waits to send the buffer.
+    pub(crate) fn forget_refused(&mut self) {
+        if !self.is_awaited(Awaited::Admission) {
+            self.refused = Refused::No;
+        }
+    }
+
+    /// Returns `true` if a task waits for room in the socket, which only a question can tell.
+    pub(super) fn asks_for_room(&self) -> bool {
+        self.refused == Refused::ForRoom
+            && !self.known.has_looked
+            && self.is_awaited(Awaited::Admission)
+    }
+
+    /// The socket has room, or not.
+    pub(crate) fn room_is(&mut self, found: bool) {
+        self.known.has_looked = true;
+        if found {
+            self.refused = Refused::RoomFound;
+            self.in_flight.done.news = true;
+        }
+    }
+
+    /// Releases of this hold of the lock let the refused buffer in.
+    pub(super) fn heed_releases(&mut self) {
+        if self.refused == Refused::ForRelease && self.known.freed > 0 {
+            self.refused = Refused::No;
+        }
+    }
+
+    /// The result of a drain, if there is one. Otherwise the call that is out tells of its end.
+    pub(crate) fn drained(&mut self) -> Option<Result<(), WaitError>> {
+        if self.is_drained() {
+            return self.is_disposed().then_some(Ok(()));
+        }
+        self.note_call();
+        self.in_flight.poisoned().map(|_| Err(WaitError::Poisoned))
+    }
+
+    /// Returns `true` if the end is over, and every released payload is dropped.
+    pub(crate) fn is_ended(&self) -> bool {
+        self.is_over() && self.is_disposed()
+    }
+
+    /// Keeps the waker of a task for an event, or none. Returns the earlier waker, to be dropped with
+    /// no lock held.
+    #[must_use]
+    pub(crate) fn replace_waker(&mut self, awaited: Awaited, kept: Option<Waker>) -> Option<Waker> {
+        if kept.is_none() && self.cold().is_none() {
+            return None;
+        }
+        let wakers = &mut self.cold_mut().wakers;
+        let at = wakers.iter().position(|(waiting, _)| *waiting == awaited);
+        let earlier = at.map(|at| wakers.swap_remove(at).1);
+        wakers.extend(kept.map(|waker| (awaited, waker)));
+        earlier
+    }
+
+    fn is_awaited(&self, awaited: Awaited) -> bool {
+        self.cold().is_some_and(|cold| cold.wakers.iter().any(|(waiting, _)| *waiting == awaited))
+    }
+
+    /// The tasks to be woken once no lock is held.
+    pub(crate) fn take_woken(&mut self) -> Vec<Waker> {
+        let Some(cold) = self.changed_cold() else { return Vec::new() };
+        let mut woken = mem::take(&mut cold.hopeless);
+        let mut wakers = mem::take(&mut cold.wakers);
+        let due = wakers.extract_if(.., |(awaited, _)| self.has_come(*awaited));
+        woken.extend(due.map(|(_, waker)| waker));
+        self.cold_mut().wakers = wakers;
+        woken
+    }
+
+    fn has_come(&self, awaited: Awaited) -> bool {
+        match awaited {
+            Awaited::Admission => self.may_admit(),
+            Awaited::Acceptance => !self.is_unsent(),
+            Awaited::Fate(ticket) => self.fate(ticket).is_some(),
+            Awaited::Releases => {
+                let is_poisoned = self.in_flight.poisoned().is_some();
+                if self.is_drained() { self.is_disposed() } else { is_poisoned }
+            }
+            Awaited::End => self.is_ended(),
+        }
+    }
+}
