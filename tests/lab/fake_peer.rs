@@ -46,9 +46,11 @@ pub(crate) fn furnish() -> Result<(), String> {
     furnish_here()
 }
 
-/// Makes the device, in this network namespace, once.
+/// Makes the device, in this network namespace, anew.
 pub(crate) fn furnish_here() -> Result<(), String> {
     raise_loopback();
+    // A lasting namespace has the device of a former test.
+    let _ = run(&format!("ip link del {DEVICE}"));
     run(&format!("ip link add {DEVICE} type ifb"))?;
     run(&format!("ip address add {NEAR}/24 dev {DEVICE}"))?;
     run(&format!("ip link set {DEVICE} up"))?;
