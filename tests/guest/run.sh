@@ -105,7 +105,9 @@ rows() {
     ulimit -n 65536
     for test in $tests; do
       echo \"== \$test\"
-      timeout 300 $role /t/\${test%%::*} \${test#*::}:: --test-threads=1 --nocapture
+      program=/t/\${test%%::*}
+      names=\$(\$program --list --format terse | sed -n \"s/^\(\${test#*::}::.*\): test\$/\1/p\")
+      timeout 300 $role \$program --exact \$names --test-threads=1 --nocapture
       echo \"== \$?\"
     done"
 }
