@@ -64,7 +64,7 @@ pub(super) struct Waited {
     pub(super) timeout: Option<Duration>,
 }
 
-pub(super) type OnWait = Arc<dyn Fn(Waited) -> Ready + Send + Sync>;
+pub(super) type OnWait = Arc<dyn Fn(&FakeKernel, Waited) -> Ready + Send + Sync>;
 
 /// The fake socket; clones share their state.
 #[derive(Clone)]
@@ -225,7 +225,7 @@ impl FakeKernel {
     /// A thread waits.
     fn waited(&self, waited: Waited) -> Ready {
         match self.with(|state| state.on_wait.clone()) {
-            Some(on_wait) => on_wait(waited),
+            Some(on_wait) => on_wait(self, waited),
             None => {
                 yield_now();
                 Ready::default()

@@ -44,7 +44,7 @@ fn full(kernel: &FakeKernel) -> Arc<AtomicBool> {
     let room = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&room);
     kernel.with(|state| {
-        state.on_wait = Some(Arc::new(move |_| Ready {
+        state.on_wait = Some(Arc::new(move |_, _| Ready {
             writable: told.load(Ordering::Relaxed),
             ..Ready::default()
         }));

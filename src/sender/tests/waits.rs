@@ -14,11 +14,11 @@ type Step = Box<dyn Fn(&FakeKernel, Waited) -> Ready + Send + Sync>;
 
 /// Each wait of a thread does the next of these steps. A wait too many is a failure.
 fn script(kernel: &FakeKernel, steps: Vec<Step>) {
-    let (socket, next) = (kernel.clone(), AtomicUsize::new(0));
+    let next = AtomicUsize::new(0);
     kernel.with(|state| {
-        state.on_wait = Some(Arc::new(move |waited| {
+        state.on_wait = Some(Arc::new(move |kernel, waited| {
             let step = steps.get(next.fetch_add(1, Ordering::Relaxed)).expect("a wait too many");
-            step(&socket, waited)
+            step(kernel, waited)
         }));
     });
 }
@@ -71,8 +71,8 @@ fn a_wait_for_room_reads_the_notifications_that_alone_end_it() {
     kernel.will([Answer::Take; 2]);
     let sender = kernel.sender(config());
     (0..2).for_each(|_| assert!(sender.try_send(&PAGE[..]).is_ok()));
-    let looking = Arc::clone(&sender);
-    let in_flight = move || looking.stats().in_flight_calls;
+    let looking = Arc::downgrade(&sender);
+    let in_flight = move || looking.upgrade().unwrap().stats().in_flight_calls;
     let in_flight_later = in_flight.clone();
     script!(
         &kernel,
@@ -170,10 +170,10 @@ fn a_thread_that_waits_hears_of_a_visitors_proof_and_of_a_cut() {
     kernel.note(7, 7);
     sender.step().unwrap();
     assert!(sender.is_poisoned());
-    let visitor = Arc::clone(&sender);
+    let visitor = Arc::downgrade(&sender);
     script!(&kernel, move |kernel, _| {
         kernel.steal();
-        visitor.step().unwrap();
+        visitor.upgrade().unwrap().step().unwrap();
         assert!(kernel.with(|state| state.wakes) > 0);
         Ready::default()
     });
@@ -182,10 +182,10 @@ fn a_thread_that_waits_hears_of_a_visitors_proof_and_of_a_cut() {
     let kernel = by_edges(FakeKernel::new(Transport::Stream, Fail(EAGAIN)));
     kernel.will([Part(1000)]);
     let sender = kernel.sender(config());
-    let visitor = Arc::clone(&sender);
+    let visitor = Arc::downgrade(&sender);
     script!(&kernel, move |kernel, _| {
         kernel.will([Fail(ECONNRESET)]);
-        visitor.step().unwrap();
+        visitor.upgrade().unwrap().step().unwrap();
         assert!(kernel.with(|state| state.wakes) > 0);
         Ready::default()
     });
@@ -200,7 +200,7 @@ impl Wake for Closes {
         let (closed, said) = mpsc::channel();
         let waits = closed.clone();
         self.1.with(|state| {
-            state.on_wait = Some(Arc::new(move |_| {
+            state.on_wait = Some(Arc::new(move |_, _| {
                 _ = waits.send("waits");
                 thread::yield_now();
                 Ready::default()
