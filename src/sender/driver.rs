@@ -73,6 +73,8 @@ pub struct Step {
     pub(super) way: Option<Way>,
     /// When to look again though nothing happens.
     pub(super) look_again: Option<Duration>,
+    /// The changes up to the end of the run.
+    pub(super) changes: u64,
 }
 
 impl<K: Kernel> Core<K> {
@@ -201,7 +203,8 @@ impl<K: Kernel> Core<K> {
                         panics.resume();
                         machine = self.enter();
                     }
-                    return (machine, Step { read, stop, way, look_again });
+                    let changes = machine.changes();
+                    return (machine, Step { read, stop, way, look_again, changes });
                 }
             }
         }

@@ -111,6 +111,8 @@ pub(super) struct State {
     pub(super) on_wait: Option<OnWait>,
     /// Happens during the next call.
     pub(super) meanwhile: Option<Box<dyn FnOnce() + Send>>,
+    /// Happens at a reading of the clock, after so many readings with this one.
+    pub(super) at_clock: Option<(usize, Box<dyn FnOnce() + Send>)>,
 }
 
 impl State {
@@ -147,6 +149,7 @@ impl FakeKernel {
             wakes: 0,
             on_wait: None,
             meanwhile: None,
+            at_clock: None,
         };
         Self { transport, state: Arc::new(Mutex::new(state)) }
     }
@@ -349,6 +352,14 @@ impl Kernel for FakeKernel {
     }
 
     fn now(&self) -> Instant {
+        let due = self.with(|state| {
+            let (left, _) = state.at_clock.as_mut()?;
+            *left -= 1;
+            state.at_clock.take_if(|(left, _)| *left == 0)
+        });
+        if let Some((_, action)) = due {
+            action();
+        }
         lock(&self.state).now
     }
 

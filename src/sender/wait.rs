@@ -4,7 +4,7 @@
 //! for room, an error condition after a reset that no call of ours clears, and room in the socket
 //! while waiting for a notification. So waits are for edges. Another thread may read the awaited
 //! notification: the second half of the sender, the reaper, a thread that waits for a slot. So
-//! the thread that reads it wakes the waiting threads.
+//! the thread that reads the notification wakes the sleeping threads.
 
 use std::{
     io,
@@ -22,6 +22,7 @@ use crate::{
     id::Ticket,
     lease::{IntoPayload, Payload},
     sync::Arc,
+    sys::socket::Ready,
 };
 
 /// One wait of one thread, over any number of rounds.
@@ -31,6 +32,9 @@ struct Wait<'a, K: Kernel> {
     /// The wait is about a buffer that may have been refused as a whole.
     sending: bool,
     edges: Option<Arc<dyn Edges>>,
+    /// The count of changes at this thread's last look. The thread sleeps only while the count is
+    /// the same. Changes of its own calls are seen, so no thread wakes itself.
+    seen: u64,
     /// The last round ended with an error condition of the socket.
     error: bool,
     /// The last round ended with nothing but an error condition.
@@ -39,7 +43,8 @@ struct Wait<'a, K: Kernel> {
 
 impl<'a, K: Kernel> Wait<'a, K> {
     fn new(core: &'a Core<K>, deadline: Option<Instant>, sending: bool) -> Self {
-        Self { core, deadline, sending, edges: None, error: false, notifications_only: false }
+        let (edges, seen) = (None, 0);
+        Self { core, deadline, sending, edges, seen, error: false, notifications_only: false }
     }
 
     /// Drives the sender until `done` gives a result.
@@ -58,6 +63,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
                 (false, _) => Goal::Visit,
             };
             let step = self.core.run(goal).map_err(|error| os(&error))?;
+            self.seen = step.changes;
             if self.sending
                 && let Some(Stop::Refused(error)) = step.stop
             {
@@ -72,7 +78,11 @@ impl<'a, K: Kernel> Wait<'a, K> {
 
     /// Waits once for room for a refused buffer.
     fn round_to_send(&mut self) -> Result<(), WaitError> {
-        let leaves_unread = self.take_spare() || self.leaves_unread();
+        if self.edges.is_none() {
+            self.take_spare();
+            self.seen = self.core.enter().changes();
+        }
+        let leaves_unread = self.leaves_unread();
         if !leaves_unread || self.core.max_hold.is_some() {
             let goal = if leaves_unread { Goal::Push } else { Goal::Flush };
             if self.core.run(goal).map_err(|error| os(&error))?.read.messages > 0 {
@@ -91,33 +101,21 @@ impl<'a, K: Kernel> Wait<'a, K> {
 
     /// Takes over the descriptors of an earlier wait. Returns `true` if there were any.
     fn take_spare(&mut self) -> bool {
-        if self.edges.is_some() {
-            return false;
-        }
-        let mut machine = self.core.enter();
-        if machine.cold().is_none_or(|cold| cold.spare_edges.is_none()) {
-            return false;
-        }
-        let cold = machine.cold_mut();
-        self.edges = cold.spare_edges.take();
-        cold.waiting.extend(self.edges.clone());
-        true
+        self.edges = self.core.enter().changed_cold().and_then(|cold| cold.spare_edges.take());
+        self.edges.is_some()
     }
 
     /// Starts to wait for edges; whether to look again first, since news of before may be missed.
     fn listen(&mut self, messages: usize) -> Result<bool, WaitError> {
-        if self.edges.is_some() {
+        // Spare descriptors have kept the socket's news since.
+        if self.edges.is_some() || self.take_spare() {
             return Ok(false);
-        }
-        if self.take_spare() {
-            // The descriptors have kept the socket's news since. Only wake-ups of the halves are
-            // missing, and a wait for room does not need them.
-            return Ok(!self.sending);
         }
         match self.core.kernel.edges() {
             Ok(edges) => {
                 self.edges = edges;
-                self.core.enter().cold_mut().waiting.extend(self.edges.clone());
+                // Changes are counted from here on.
+                self.core.enter().cold_mut();
                 Ok(self.edges.is_some())
             }
             // For want of descriptors; levels would end every wait at once.
@@ -126,18 +124,8 @@ impl<'a, K: Kernel> Wait<'a, K> {
         }
     }
 
-    /// Ends [`listen`](Self::listen).
-    fn stop_listening(&mut self) -> Option<Arc<dyn Edges>> {
-        let edges = self.edges.take()?;
-        let mut machine = self.core.enter();
-        machine.cold_mut().waiting.retain(|thread| !Arc::ptr_eq(thread, &edges));
-        Some(edges)
-    }
-
     /// Waits once for the sender's interest; `messages` were read since the last round.
     fn round(&mut self, messages: usize) -> Result<(), WaitError> {
-        let mut interest = self.core.interest();
-        interest.writable &= self.sending || !self.core.is_flushed();
         let most = self.core.max_hold.map_or(OVERDUE, look_after);
         let left = match self.deadline {
             None => most,
@@ -149,24 +137,36 @@ impl<'a, K: Kernel> Wait<'a, K> {
         if self.listen(messages)? {
             return Ok(());
         }
-        let news = self.edges.as_ref().map(|edges| edges.wait(Some(left)));
-        let ready = match news {
-            Some(Ok(ready)) => ready,
-            // There are no edges, or a filter for system calls has come to forbid them.
-            _ => {
-                drop(self.stop_listening());
-                self.core.kernel.wait(interest, Some(left)).map_err(|error| os(&error))?
+        let by_edges = match &self.edges {
+            Some(edges) if !self.core.enter().falls_asleep(&mut self.seen, edges) => return Ok(()),
+            Some(edges) => {
+                let ready = edges.wait(Some(left));
+                self.core.enter().is_awake(edges);
+                ready.ok()
             }
+            None => None,
+        };
+        let ready = match by_edges {
+            Some(ready) => ready,
+            // There are no edges, or a filter for system calls has come to forbid them.
+            None => self.wait_by_levels(left)?,
         };
         self.error = ready.error || ready.hangup;
         self.notifications_only = self.error && !ready.writable;
         Ok(())
     }
+
+    fn wait_by_levels(&mut self, left: Duration) -> Result<Ready, WaitError> {
+        self.edges = None;
+        let mut interest = self.core.interest();
+        interest.writable &= self.sending || !self.core.is_flushed();
+        self.core.kernel.wait(interest, Some(left)).map_err(|error| os(&error))
+    }
 }
 
 impl<K: Kernel> Drop for Wait<'_, K> {
     fn drop(&mut self) {
-        let Some(edges) = self.stop_listening() else { return };
+        let Some(edges) = self.edges.take() else { return };
         let left = self.core.enter().cold_mut().spare_edges.replace(edges);
         // Two threads may have waited at once. Descriptors are closed with no lock held.
         drop(left);

@@ -1,9 +1,9 @@
 //! A count of system calls.
 //!
 //! A test binary with this file defines `ppoll`, `epoll_wait`, `recvmmsg`, `send`, `sendmsg`,
-//! `ioctl`, `getsockopt` and `clock_gettime`, and so replaces the C library's functions in calls of
-//! the library. The functions count calls. They can pretend an empty error queue or a wait without a
-//! limit, and can send a part only.
+//! `ioctl`, `getsockopt`, `clock_gettime` and `write`, and so replaces the C library's functions in
+//! calls of the library. The functions count calls. They can pretend an empty error queue or a wait
+//! without a limit, and can send a part only.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -37,18 +37,22 @@ pub(crate) struct Calls {
     pub(crate) options: usize,
     /// Calls of `clock_gettime`.
     pub(crate) clocks: usize,
+    /// Calls of `write` with eight bytes: wake-ups of waiting threads.
+    pub(crate) wakes: usize,
 }
 
 impl Calls {
-    const NONE: Self = Self::of([0; 7]);
+    const NONE: Self = Self::of([0; 8]);
 
-    const fn of([waits, hangs, looks, sends, questions, options, clocks]: [usize; 7]) -> Self {
-        Self { waits, hangs, looks, sends, questions, options, clocks }
+    const fn of(
+        [waits, hangs, looks, sends, questions, options, clocks, wakes]: [usize; 8],
+    ) -> Self {
+        Self { waits, hangs, looks, sends, questions, options, clocks, wakes }
     }
 
-    const fn counts(self) -> [usize; 7] {
-        let Self { waits, hangs, looks, sends, questions, options, clocks } = self;
-        [waits, hangs, looks, sends, questions, options, clocks]
+    const fn counts(self) -> [usize; 8] {
+        let Self { waits, hangs, looks, sends, questions, options, clocks, wakes } = self;
+        [waits, hangs, looks, sends, questions, options, clocks, wakes]
     }
 
     /// The calls of which a loop that spins makes many.
@@ -67,11 +71,11 @@ impl Sub for Calls {
 }
 
 /// The calls of several threads. No lock, which a forked child would wait for.
-struct Total([AtomicUsize; 7]);
+struct Total([AtomicUsize; 8]);
 
 impl Total {
     const fn new() -> Self {
-        Self([const { AtomicUsize::new(0) }; 7])
+        Self([const { AtomicUsize::new(0) }; 8])
     }
 
     fn add(&self, calls: Calls) {
@@ -355,4 +359,18 @@ unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::time
     OWN.with(|own| own.set(Calls { clocks: own.get().clocks + 1, ..own.get() }));
     // SAFETY: the caller's contract.
     unsafe { libc::syscall(libc::SYS_clock_gettime, clock, time) as c_int }
+}
+
+/// In place of the C library's.
+///
+/// # Safety
+///
+/// As write(2).
+#[unsafe(no_mangle)]
+unsafe extern "C" fn write(fd: c_int, bytes: *const c_void, len: usize) -> isize {
+    if len == size_of::<u64>() {
+        count(|calls| calls.wakes += 1);
+    }
+    // SAFETY: the caller's contract.
+    unsafe { libc::syscall(libc::SYS_write, fd, bytes, len) as isize }
 }

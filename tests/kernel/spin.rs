@@ -79,6 +79,19 @@ fn a_wait_for_room_does_not_spin_on_notifications() {
 }
 
 #[test]
+fn a_blocked_send_does_not_wake_its_own_thread() {
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    let peer = fitful(far, 300_000);
+    let data = pattern(1 << 20, 1);
+    let calls = calls::during(|| _ = sender.send(data.clone()).unwrap());
+    assert!(calls.waits > 1, "the socket had room: the test shows nothing");
+    assert_eq!(calls.wakes, 0, "{calls:?}");
+    assert!(sender.close(soon()).drained);
+    assert_same(&peer.join().unwrap(), &data);
+}
+
+#[test]
 fn a_loop_over_interest_does_not_spin() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = common::zero_copy().max_in_flight_sends(2).adopt(near).unwrap();

@@ -91,7 +91,9 @@ impl Machine {
         if closing.phase != Phase::Flushing && is_drained {
             let was_over = closing.phase == Phase::Over;
             let question = closing.finish(self.known);
-            self.in_flight.done.news |= !was_over && closing.phase == Phase::Over;
+            if !was_over && closing.phase == Phase::Over {
+                self.in_flight.done.changed();
+            }
             return question;
         }
         let look_again = match closing.phase {

@@ -73,8 +73,10 @@ pub(crate) struct Cold {
     /// Tasks waiting for a slot in vain, to be woken once no lock is held.
     pub(crate) hopeless: Vec<Waker>,
     pub(crate) events: VecDeque<ErrorQueueEvent>,
-    /// Threads waiting for changes of this sender, which another thread may read.
-    pub(crate) waiting: Vec<Arc<dyn Edges>>,
+    /// Changes for which a task or a thread may wait, since the first wait.
+    pub(super) changes: u64,
+    /// Threads that sleep until the next change, or are about to.
+    pub(super) asleep: Vec<Arc<dyn Edges>>,
     /// The descriptors of a finished wait, for the next wait. A busy sender would spend the calls
     /// to make them on every buffer.
     pub(crate) spare_edges: Option<Arc<dyn Edges>>,

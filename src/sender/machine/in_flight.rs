@@ -46,7 +46,7 @@ pub(crate) struct Done {
     /// Threads that are dropping payloads at the moment.
     pub(super) dropping: u32,
     pub(super) cold: Lazy<Cold>,
-    /// Something has changed that a sleeping thread may wait for.
+    /// Something has changed that a waiting task or a sleeping thread has yet to be told.
     pub(super) news: bool,
     on_release: OnRelease,
     pub(super) quotas: Quotas,
@@ -184,7 +184,7 @@ impl InFlight {
     pub(super) fn poison(&mut self, poison: Poison) {
         if self.poisoned().is_none() {
             self.copy_reason = Some(CopyReason::Poisoned(poison));
-            self.done.news = true;
+            self.done.changed();
             self.quarantine();
         }
     }
@@ -211,7 +211,7 @@ impl InFlight {
     pub(super) fn release_all(&mut self) -> u64 {
         let Self { tracker, done, .. } = self;
         let calls = tracker.outstanding();
-        done.news = true;
+        done.changed();
         done.counts.released_calls += calls as u64;
         done.refund(calls, done.counts.in_flight_bytes);
         tracker.release_all(done.on_released(false));
@@ -257,11 +257,21 @@ impl Done {
             && self.cold.get().is_none_or(|cold| cold.hopeless.is_empty())
     }
 
+    /// Something has changed for which a task or a thread may wait.
+    #[inline]
+    pub(super) fn changed(&mut self) {
+        if let Some(cold) = self.cold.get_mut() {
+            cold.changes += 1;
+            self.news |= !cold.wakers.is_empty() || !cold.asleep.is_empty();
+        }
+    }
+
     /// Ends the waits of sleeping threads: their event may have come.
-    pub(super) fn wake_threads(&self) {
-        let waiting = self.cold.get().map_or(&[][..], |cold| &cold.waiting);
-        // Cannot fail for descriptors of our own; even then every wait ends by itself.
-        waiting.iter().for_each(|thread| _ = thread.wake());
+    pub(super) fn wake_threads(&mut self) {
+        if let Some(cold) = self.cold.get_mut() {
+            // Cannot fail for descriptors of our own; even then every wait ends by itself.
+            cold.asleep.drain(..).for_each(|thread| _ = thread.wake());
+        }
     }
 
     /// A receiver of leases without a hold, for a notification that says `copied` or not.
@@ -280,7 +290,7 @@ impl Done {
     #[inline]
     fn released(&mut self, ids: IdRange, bytes: usize, copied: bool) -> u64 {
         let ids = ids.count();
-        self.news = true;
+        self.changed();
         self.refund(ids as usize, bytes);
         self.counts.released_calls += ids;
         self.counts.deferred_copies += if copied { ids } else { 0 };
@@ -325,7 +335,7 @@ impl Done {
 
     /// The connection failed after `accepted` bytes of a send.
     pub(super) fn truncate(&mut self, ticket: Ticket, accepted: usize, error: OsError) {
-        self.news = true;
+        self.changed();
         self.ledger.truncate(ticket, accepted, error);
         self.cold.make().truncated_sends += 1;
     }

@@ -61,6 +61,9 @@ use self::{
     disposal::Disposal,
     question::Known,
 };
+use super::kernel::Edges;
+use crate::sync::Arc;
+
 /// The purpose of a run of the driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Goal {
@@ -205,6 +208,27 @@ impl Machine {
 
 /// Released payloads, and the tasks and threads that wait.
 impl Machine {
+    /// The changes for which a thread may wait, so far.
+    pub(super) fn changes(&self) -> u64 {
+        self.cold().map_or(0, |cold| cold.changes)
+    }
+
+    /// A thread is about to sleep until the next change. Returns `false` if something has changed
+    /// that the thread has not `seen`: then the thread looks again.
+    pub(super) fn falls_asleep(&mut self, seen: &mut u64, thread: &Arc<dyn Edges>) -> bool {
+        let cold = self.cold_mut();
+        let has_seen_all = mem::replace(seen, cold.changes) == cold.changes;
+        if has_seen_all {
+            cold.asleep.push(Arc::clone(thread));
+        }
+        has_seen_all
+    }
+
+    /// The thread is awake.
+    pub(super) fn is_awake(&mut self, thread: &Arc<dyn Edges>) {
+        self.cold_mut().asleep.retain(|asleep| !Arc::ptr_eq(asleep, thread));
+    }
+
     /// Returns `true` if nothing is left to do after a send.
     #[inline(always)]
     pub(super) fn is_tidy(&self) -> bool {
@@ -216,13 +240,9 @@ impl Machine {
     pub(super) fn take_disposal(&mut self) -> Option<(Disposal, Vec<Waker>)> {
         let woken = self.take_woken();
         let done = &mut self.in_flight.done;
-        let news = mem::take(&mut done.news);
+        done.news = false;
         if done.disposal.is_empty() && woken.is_empty() {
-            // Only if something changed: a thread that waits both as a task and by itself would
-            // wake itself for ever.
-            if news {
-                done.wake_threads();
-            }
+            done.wake_threads();
             return None;
         }
         done.dropping += 1;
@@ -234,6 +254,7 @@ impl Machine {
         let done = &mut self.in_flight.done;
         done.disposal.put_back(disposal);
         done.dropping -= 1;
+        done.changed();
         done.wake_threads();
     }
 

@@ -6,7 +6,6 @@ use super::{
     Act::Send,
     Next,
     call::{Failed, LoneCall, Offered, Out, Refused, Retry, RunCall, Stop},
-    cold::Cold,
     in_flight::InFlight,
     outbox::{Cut, Outbox, Way},
     state::{Machine, Sending},
@@ -326,8 +325,7 @@ impl Machine {
             *sending = None;
         }
         // Another thread may wait until this is accepted, and a task for its fate.
-        let waits = |cold: &Cold| !cold.wakers.is_empty() || !cold.waiting.is_empty();
-        in_flight.done.news |= in_flight.done.cold.get().is_some_and(waits);
+        in_flight.done.changed();
     }
 
     /// The outcome of the send just entered, with its payloads if no byte was accepted.
@@ -400,9 +398,11 @@ impl Machine {
     #[inline(always)]
     fn end_call(&mut self) {
         self.out = Out::No;
-        // A thread that saw the call out may wait for its end, of which no event of the socket
-        // tells.
-        self.in_flight.done.news |= self.again;
+        if self.again {
+            // A thread that saw the call out may wait for its end, of which no event of the socket
+            // tells.
+            self.in_flight.done.changed();
+        }
     }
 
     /// The socket accepted the first bytes of a call without copy of `bytes`.

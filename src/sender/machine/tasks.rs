@@ -51,7 +51,7 @@ impl Machine {
         self.known.has_looked = true;
         if found {
             self.refused = Refused::RoomFound;
-            self.in_flight.done.news = true;
+            self.in_flight.done.changed();
         }
     }
 

@@ -95,16 +95,17 @@ fn a_wait_for_room_reads_the_notifications_that_alone_end_it() {
 }
 
 #[test]
-fn the_descriptors_of_a_wait_serve_the_next_after_a_second_look() {
+fn the_descriptors_of_a_wait_serve_the_next() {
     let kernel = by_edges(stream([]));
     let sender = kernel.sender(config());
-    for _ in 0..2 {
+    // New descriptors are followed by a second look.
+    for expected in [2, 1] {
         sender.try_send(&PAGE[..]).unwrap();
         let reads = kernel.with(|state| state.reads);
         script!(&kernel, move |kernel, waited| {
             assert_eq!(waited.writable, None);
             let looks = kernel.with(|state| state.reads) - reads;
-            assert_eq!(looks, 2, "a wake-up before the thread listened is missed");
+            assert_eq!(looks, expected);
             kernel.release();
             Ready::default()
         });
@@ -190,6 +191,41 @@ fn a_thread_that_waits_hears_of_a_visitors_proof_and_of_a_cut() {
         Ready::default()
     });
     assert!(matches!(sender.send(&PAGE[..]), Err(SendError::Truncated { .. })));
+}
+
+#[test]
+fn a_blocked_send_does_not_wake_its_own_thread() {
+    let kernel = by_edges(FakeKernel::new(Transport::Stream, Fail(EAGAIN)));
+    let sender = kernel.sender(config());
+    kernel.will([Part(1000)]);
+    let room = |part: Answer| {
+        move |kernel: &FakeKernel, _: Waited| {
+            kernel.seen();
+            kernel.will([part]);
+            Ready { writable: true, ..Ready::default() }
+        }
+    };
+    script!(&kernel, room(Part(1000)), room(Part(1000)), room(Answer::Take));
+    sender.send(&PAGE[..]).unwrap();
+    assert_eq!(kernel.with(|state| state.wakes), 0);
+}
+
+#[test]
+fn a_change_between_the_look_and_the_sleep_ends_a_wait() {
+    let kernel = by_edges(stream([]));
+    let sender = kernel.sender(config());
+    sender.try_send(&PAGE[..]).unwrap();
+    let deadline = kernel.now() + OVERDUE;
+    let (socket, visitor) = (kernel.clone(), Arc::clone(&sender));
+    let visit = move || {
+        socket.release();
+        visitor.step().unwrap();
+    };
+    // Each look reads the clock, and so does the thread before its sleep: the fourth time after the
+    // look that follows new descriptors.
+    kernel.with(|state| state.at_clock = Some((4, Box::new(visit))));
+    kernel.with(|state| state.on_wait = Some(Arc::new(|_, _| panic!("the change is there"))));
+    sender.drain(Some(deadline)).unwrap();
 }
 
 /// Closes the sender on another thread when woken, and waits for the first word of that thread.
