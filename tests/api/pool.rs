@@ -24,7 +24,7 @@ use pinbuf::{
     pool::{Backing, LocalPool, Pages, Refusal},
 };
 
-use crate::alive::Alive;
+use crate::{alive::Alive, common::reserve::Reserve};
 
 fn base(capacity: usize, count: usize) -> Pool {
     Pool::builder().class(capacity, count).backing(Backing::Require(Pages::Base)).build().unwrap()
@@ -795,9 +795,6 @@ mod building {
 mod memory {
     use super::*;
 
-    /// Locked by tests that may take hugetlb pages, while one counts them.
-    static RESERVE: Mutex<()> = Mutex::new(());
-
     /// The `VmFlags` of the mapping at `address`.
     fn flags(address: usize) -> HashSet<String> {
         let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
@@ -818,7 +815,7 @@ mod memory {
 
     #[test]
     fn no_child_inherits_a_buffer() {
-        let _reserve = RESERVE.lock().unwrap();
+        let _reserve = Reserve::lock();
         for backing in [Backing::Auto, Backing::Require(Pages::Base)] {
             let pool = Pool::builder().class(1 << 20, 4).backing(backing).build().unwrap();
             let flags = flags(address(&pool));
@@ -836,7 +833,7 @@ mod memory {
 
     #[test]
     fn the_report_tells_the_pages_and_the_refused_kinds() {
-        let _reserve = RESERVE.lock().unwrap();
+        let _reserve = Reserve::lock();
         let pool = Pool::builder().class(2 << 20, 4).build().unwrap();
         let region = pool.region();
         eprintln!("{region}");
@@ -880,8 +877,8 @@ mod memory {
 
     #[test]
     fn required_hugetlb_pages_are_taken_or_refused_and_given_back() {
-        let _reserve = RESERVE.lock().unwrap();
-        const PAGE: usize = 2 << 20;
+        let _reserve = Reserve::lock();
+        const PAGE: usize = Reserve::PAGE;
         let pages = Pages::HugeTlb { page_bytes: PAGE };
         let free = || {
             let path = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";

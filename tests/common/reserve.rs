@@ -2,8 +2,7 @@
 
 use std::{fs, io, os::fd::AsRawFd};
 
-/// Extra huge pages, as long as the value lives. A lock admits a single test of all processes, so
-/// the counts are right.
+/// Extra huge pages, as long as the value lives, and the lock.
 pub(crate) struct Reserve {
     before: usize,
     _lock: fs::File,
@@ -13,14 +12,18 @@ impl Reserve {
     const FILE: &str = "/proc/sys/vm/nr_hugepages";
     pub(crate) const PAGE: usize = 2 << 20;
 
+    /// Admits a single test of all processes, so that counts are right.
+    pub(crate) fn lock() -> io::Result<fs::File> {
+        let lock = fs::File::open(Self::FILE)?;
+        // SAFETY: flock(2) takes no pointers.
+        let locked = unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) };
+        if locked == 0 { Ok(lock) } else { Err(io::Error::last_os_error()) }
+    }
+
     /// Adds this many pages of 2 MiB.
     pub(crate) fn add(pages: usize) -> Result<Self, String> {
         let cannot = |error: io::Error| format!("the reserve of huge pages: {error}");
-        let lock = fs::File::open(Self::FILE).map_err(cannot)?;
-        // SAFETY: flock(2) takes no pointers.
-        if unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX) } != 0 {
-            return Err(cannot(io::Error::last_os_error()));
-        }
+        let lock = Self::lock().map_err(cannot)?;
         let before = Self::read().map_err(cannot)?;
         fs::write(Self::FILE, (before + pages).to_string()).map_err(cannot)?;
         let reserve = Self { before, _lock: lock };

@@ -11,7 +11,6 @@
 #![cfg(target_os = "linux")]
 
 use std::{
-    fs, io,
     net::TcpStream,
     sync::{
         Arc,
@@ -30,11 +29,13 @@ use pinbuf::{
 use crate::common::{
     assert_all_free, disconnect, eventually, filled,
     namespace::in_a_namespace,
-    option, reset,
+    option, plays,
+    reserve::Reserve,
+    reset,
     road::{Peer, Road, Side, report, wrong},
     set_option,
     source::{Loop, Rule, Source},
-    unacked, within,
+    test_of, unacked, within,
 };
 
 // The library's side.
@@ -284,40 +285,16 @@ fn a_slot_with_queued_packets_is_reusable_at_once() {
     });
 }
 
-/// Reserves huge pages as long as it lives.
-struct Reserve;
-
-impl Reserve {
-    const FILE: &str = "/proc/sys/vm/nr_hugepages";
-    const PAGES: i64 = 4;
-
-    fn change(by: i64) -> io::Result<()> {
-        let now: i64 = fs::read_to_string(Self::FILE)?.trim().parse().unwrap();
-        fs::write(Self::FILE, (now + by).max(0).to_string())
-    }
-
-    fn make() -> io::Result<Self> {
-        Self::change(Self::PAGES).map(|()| Self)
-    }
-}
-
-impl Drop for Reserve {
-    fn drop(&mut self) {
-        let _ = Self::change(-Self::PAGES);
-    }
-}
-
 #[test]
 fn queued_hugetlb_slots_stay_quarantined_until_the_proof() {
-    // A user namespace has no right to change the reserve, and no need: this process has made it
-    // already.
-    let _reserve = Reserve::make();
+    // Of the first process: a user namespace has no right to change the reserve.
+    let _reserve = (!plays(test_of(&|| ()))).then(|| Reserve::add(4));
     in_a_namespace(|| {
         let road = Road::build()?;
         road.block()?;
         for end in [End::Abort, End::DropInHaste] {
             road.unblock();
-            let pool = pool(LARGE, SLOTS, Pages::HugeTlb { page_bytes: 2 << 20 })?;
+            let pool = pool(LARGE, SLOTS, Pages::HugeTlb { page_bytes: Reserve::PAGE })?;
             let (sender, peer) = queued(&road, &pool, end);
             let scribbler = Scribbler::on(&pool);
             end.bring_about(sender);
