@@ -47,7 +47,7 @@
 //! | have released buffers back, contents unchanged | [`OnRelease::Return`](sender::OnRelease::Return) |
 //! | send and read notifications in two threads | [`Sender::split`] |
 //! | send from tasks of any runtime | [`Pool::alloc_async`], [`Sender::poll_ready`], the chapter [`guide::tasks`] |
-//! | send from an event loop | [`Sender::event_fd`], the chapter [`guide::event_loop`] |
+//! | send from an event loop | [`Sender::event_fd`], [`Pool::waiter`], the chapter [`guide::event_loop`] |
 //! | end a stream | [`Sender::close`], [`Sender::abort`], or drop and [`reaper::wait_idle`] |
 //! | bound the time of a silent peer | [`max_hold`](sender::SenderBuilder::max_hold) |
 //! | know if zero copy works here | [`probe::Environment`], [`Sender::capabilities`] |

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | take a buffer | [`Pool::alloc`], [`Pool::try_alloc`], [`Pool::alloc_timeout`] |
 //! | wait for a buffer in a future | [`Pool::alloc_async`], [`Alloc`] |
+//! | wait for a buffer in an event loop | [`Pool::waiter`], [`Waiter`] |
 //! | take many buffers at a lower cost | [`Pool::try_alloc_many`], [`Pool::local`], [`LocalPool`] |
 //! | choose sizes, pages and limits | [`PoolBuilder`], [`Backing`], [`Pages`] |
 //! | learn what pages the pool got, and why not better ones | [`RegionReport`], [`Refusal`] |
@@ -38,7 +39,7 @@ mod wait;
 
 pub use local::LocalPool;
 pub use stats::{Audit, ClassStats, Mismatch, MismatchKind, PoolStats};
-pub use wait::Alloc;
+pub use wait::{Alloc, Waiter};
 
 pub use crate::{
     backing::{Backing, Pages},
@@ -295,6 +296,30 @@ impl Pool {
     /// ```
     pub fn alloc_async(&self, capacity: usize) -> Alloc<'_> {
         Alloc::new(self.raw(), self.handle.class(capacity))
+    }
+
+    /// A waiter for buffers of at least `capacity` bytes, which an event loop or a hand-written future
+    /// stores and polls.
+    ///
+    /// # Errors
+    ///
+    /// [`TooLarge`](AllocError::TooLarge): no class fits.
+    /// [`Forked`](AllocError::Forked): the pool is the parent process's.
+    ///
+    /// ```
+    /// use std::task::{Context, Waker};
+    ///
+    /// let pool = pinbuf::Pool::new(4096, 1)?;
+    /// let mut waiter = pool.waiter(4096)?;
+    /// assert!(waiter.poll_alloc(&mut Context::from_waker(Waker::noop())).is_ready());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn waiter(&self, capacity: usize) -> Result<Waiter, AllocError> {
+        let class = self.handle.class(capacity)?;
+        if class.is_forked() {
+            return Err(AllocError::Forked);
+        }
+        Ok(Waiter::new(Arc::clone(&self.handle), capacity))
     }
 
     /// The pages behind the pool's memory, and the reason against each better kind.

@@ -10,7 +10,7 @@ use std::{
 use crate::{
     buf::PinnedBuf,
     error::AllocError,
-    raw::{Joined, RawPool, SizeClass, SlotRef, WaitTicket},
+    raw::{Joined, PoolHandle, RawPool, SizeClass, SlotRef, WaitTicket},
     reaper,
     sync::{Arc, Parker},
 };
@@ -47,17 +47,154 @@ const DRIVE_EVERY: Duration = Duration::from_millis(5);
 pub struct Alloc<'a> {
     pool: &'a RawPool,
     class: Result<&'a SizeClass, AllocError>,
-    /// Set while queued.
-    ticket: Option<WaitTicket>,
-    /// `true` if all holders of slots in flight are being watched.
-    watched: bool,
+    place: Place,
 }
 
 static_assertions::assert_impl_all!(Alloc<'static>: Send, Sync);
 
 impl<'a> Alloc<'a> {
     pub(super) fn new(pool: &'a RawPool, class: Result<&'a SizeClass, AllocError>) -> Self {
-        Self { pool, class, ticket: None, watched: true }
+        Self { pool, class, place: Place::new() }
+    }
+
+    /// Drives the future on this thread, asleep in between.
+    #[cold]
+    pub(super) fn block(mut self, deadline: Option<Instant>) -> Result<PinnedBuf, AllocError> {
+        let class = self.class?;
+        let parker = Arc::new(Unpark(Parker::new()));
+        let waker = Waker::from(Arc::clone(&parker));
+        loop {
+            if let Poll::Ready(result) = self.place.advance(self.pool, class, &waker) {
+                return result;
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return self.place.leave(class).ok_or(AllocError::TimedOut);
+            }
+            let nap = (!self.place.watched).then_some(DRIVE_EVERY);
+            parker.0.park(left.into_iter().chain(nap).min());
+        }
+    }
+}
+
+impl Future for Alloc<'_> {
+    type Output = Result<PinnedBuf, AllocError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let (pool, class) = (self.pool, self.class?);
+        self.place.poll(pool, class, cx)
+    }
+}
+
+impl Drop for Alloc<'_> {
+    fn drop(&mut self) {
+        if let Ok(class) = self.class {
+            self.place.give_up(class);
+        }
+    }
+}
+
+impl fmt::Debug for Alloc<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_queued = self.place.ticket.is_some();
+        f.debug_struct("Alloc").field("queued", &is_queued).finish_non_exhaustive()
+    }
+}
+
+/// A waiter for buffers that is stored and polled by hand, for event loops and for hand-written
+/// futures; from [`Pool::waiter`](crate::Pool::waiter).
+///
+/// A poll without a free buffer takes a place in the queue of the pool, as
+/// [`Pool::alloc_async`](crate::Pool::alloc_async) does, and keeps it over the next polls. The waker of
+/// the last poll is called once a buffer is granted. Dropping the waiter gives the place up. A waiter
+/// that is woken and not polled again holds a buffer back. The waiter is a handle of the pool, as a
+/// clone is.
+///
+/// A loop of `epoll`, `poll` or mio makes a waker that ends its own wait: of `mio::Waker`, an eventfd
+/// or a pipe.
+///
+/// ```
+/// use pinbuf::Pool;
+/// use std::{
+///     io::{PipeWriter, Read, Write, pipe},
+///     sync::Arc,
+///     task::{Context, Poll, Wake, Waker},
+/// };
+///
+/// /// Makes the other end of a pipe readable, which the loop watches.
+/// struct EndsTheWait(PipeWriter);
+///
+/// impl Wake for EndsTheWait {
+///     fn wake(self: Arc<Self>) {
+///         let _ = (&self.0).write(&[0]);
+///     }
+/// }
+///
+/// let (mut watched, end) = pipe()?;
+/// let waker = Waker::from(Arc::new(EndsTheWait(end)));
+/// let pool = Pool::new(4096, 1)?;
+/// let mut waiter = pool.waiter(4096)?;
+/// let mut cx = Context::from_waker(&waker);
+/// let Poll::Ready(Ok(buf)) = waiter.poll_alloc(&mut cx) else { panic!("one is free") };
+/// assert!(waiter.poll_alloc(&mut cx).is_pending());
+/// drop(buf);
+/// watched.read_exact(&mut [0])?; // The loop of the program.
+/// assert!(waiter.poll_alloc(&mut cx).is_ready());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Waiter {
+    pool: Arc<PoolHandle>,
+    capacity: usize,
+    place: Place,
+}
+
+static_assertions::assert_impl_all!(Waiter: Send, Sync, Unpin);
+
+impl Waiter {
+    pub(super) fn new(pool: Arc<PoolHandle>, capacity: usize) -> Self {
+        Self { pool, capacity, place: Place::new() }
+    }
+
+    /// Polls for a buffer. After a buffer the next poll is for another one.
+    ///
+    /// See the example of [`Waiter`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::alloc`](crate::Pool::alloc).
+    pub fn poll_alloc(&mut self, cx: &mut Context<'_>) -> Poll<Result<PinnedBuf, AllocError>> {
+        let class = self.pool.class(self.capacity)?;
+        self.place.poll(&self.pool, class, cx)
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if let Ok(class) = self.pool.class(self.capacity) {
+            self.place.give_up(class);
+        }
+    }
+}
+
+impl fmt::Debug for Waiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let is_queued = self.place.ticket.is_some();
+        f.debug_struct("Waiter").field("queued", &is_queued).finish_non_exhaustive()
+    }
+}
+
+/// The state of one wait: a place in the queue of a class, if any.
+#[derive(Debug)]
+struct Place {
+    /// Set while queued.
+    ticket: Option<WaitTicket>,
+    /// `true` if all holders of slots in flight are being watched.
+    watched: bool,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { ticket: None, watched: true }
     }
 
     /// The one path of waiting. The order matters:
@@ -66,14 +203,17 @@ impl<'a> Alloc<'a> {
     /// 2. drive the senders, since this thread may be the only one to do so;
     /// 3. have the reaper watch the senders;
     /// 4. sleep.
-    fn advance(&mut self, waker: &Waker) -> Poll<Result<PinnedBuf, AllocError>> {
-        let class = match self.class {
-            Ok(class) if class.is_forked() => return Poll::Ready(Err(AllocError::Forked)),
-            Ok(class) => class,
-            Err(error) => return Poll::Ready(Err(error)),
-        };
+    fn advance(
+        &mut self,
+        pool: &RawPool,
+        class: &SizeClass,
+        waker: &Waker,
+    ) -> Poll<Result<PinnedBuf, AllocError>> {
+        if class.is_forked() {
+            return Poll::Ready(Err(AllocError::Forked));
+        }
         if self.ticket.is_none() {
-            match self.pool.alloc(class) {
+            match pool.alloc(class) {
                 Err(AllocError::Exhausted) => {}
                 result => return Poll::Ready(result.map(PinnedBuf::new)),
             }
@@ -85,7 +225,7 @@ impl<'a> Alloc<'a> {
             return Poll::Ready(Ok(buf));
         }
         reaper::serve();
-        let reclaimers = self.pool.reclaimers();
+        let reclaimers = pool.reclaimers();
         for reclaim in &reclaimers {
             reclaim.drive();
         }
@@ -93,13 +233,27 @@ impl<'a> Alloc<'a> {
             return Poll::Ready(Ok(buf));
         }
         if class.is_wholly_quarantined() {
-            return Poll::Ready(self.leave().ok_or(AllocError::Exhausted));
+            return Poll::Ready(self.leave(class).ok_or(AllocError::Exhausted));
         }
         self.watched = true;
         for reclaim in reclaimers {
             self.watched &= reclaim.watch();
         }
         Poll::Pending
+    }
+
+    /// As [`advance`](Self::advance), for a task.
+    fn poll(
+        &mut self,
+        pool: &RawPool,
+        class: &SizeClass,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<PinnedBuf, AllocError>> {
+        let poll = self.advance(pool, class, cx.waker());
+        if poll.is_pending() && !self.watched {
+            cx.waker().wake_by_ref();
+        }
+        poll
     }
 
     /// Takes the granted slot, if any, and leaves the queue.
@@ -110,57 +264,19 @@ impl<'a> Alloc<'a> {
     }
 
     /// Leaves the queue, with a slot granted at the last moment.
-    fn leave(&mut self) -> Option<PinnedBuf> {
-        let class = self.class.ok()?;
+    fn leave(&mut self, class: &SizeClass) -> Option<PinnedBuf> {
         let index = class.leave(self.ticket.take()?)?;
         Some(hand_out(class, index))
     }
 
-    /// Drives the future on this thread, asleep in between.
-    #[cold]
-    pub(super) fn block(mut self, deadline: Option<Instant>) -> Result<PinnedBuf, AllocError> {
-        let parker = Arc::new(Unpark(Parker::new()));
-        let waker = Waker::from(Arc::clone(&parker));
-        loop {
-            if let Poll::Ready(result) = self.advance(&waker) {
-                return result;
-            }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
-                return self.leave().ok_or(AllocError::TimedOut);
-            }
-            let nap = (!self.watched).then_some(DRIVE_EVERY);
-            parker.0.park(left.into_iter().chain(nap).min());
-        }
-    }
-}
-
-impl Future for Alloc<'_> {
-    type Output = Result<PinnedBuf, AllocError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let poll = self.advance(cx.waker());
-        if poll.is_pending() && !self.watched {
-            cx.waker().wake_by_ref();
-        }
-        poll
-    }
-}
-
-impl Drop for Alloc<'_> {
-    fn drop(&mut self) {
-        if let (Ok(class), Some(ticket)) = (self.class, self.ticket)
+    /// Leaves the queue. A slot that was granted goes to the next waiter, or back to the pool.
+    fn give_up(&mut self, class: &SizeClass) {
+        if let Some(ticket) = self.ticket.take()
             && !class.is_forked()
             && let Some(index) = class.leave(ticket)
         {
             SlotRef::return_grant(class.slot(index));
         }
-    }
-}
-
-impl fmt::Debug for Alloc<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Alloc").field("queued", &self.ticket.is_some()).finish_non_exhaustive()
     }
 }
 

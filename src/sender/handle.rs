@@ -89,7 +89,8 @@ use crate::{
 ///   registered;
 /// - from the first call of [`event_fd`](Self::event_fd) on, the loop that watches the descriptor. At each
 ///   readiness the loop calls [`reap`](Self::reap), or polls the pending method again, which does the same and
-///   wakes no task twice. The library's thread stays away.
+///   wakes no task twice. The library's thread then looks only for waiters of a pool, and for
+///   [`max_hold`](crate::sender::SenderBuilder::max_hold).
 ///
 /// # Datagrams
 ///

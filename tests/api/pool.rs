@@ -21,7 +21,7 @@ use std::{
 use pinbuf::{
     __internals::{Lease, Reclaim, raw},
     AllocError, BuildError, PinnedBuf, Pool,
-    pool::{Backing, LocalPool, Pages, Refusal},
+    pool::{Backing, LocalPool, Pages, Refusal, Waiter},
 };
 
 use crate::{alive::Alive, common::reserve::Reserve};
@@ -203,6 +203,46 @@ mod waiting {
         drop(second);
         assert_all_free(&pool);
         assert!(pool.try_alloc(1).is_ok());
+    }
+
+    #[test]
+    fn a_stored_waiter_is_polled_for_one_buffer_after_another() {
+        struct Connection {
+            waiter: Waiter,
+            woken: Arc<CountedWaker>,
+        }
+
+        impl Connection {
+            fn poll(&mut self) -> Poll<PinnedBuf> {
+                let waker = Waker::from(Arc::clone(&self.woken));
+                self.waiter.poll_alloc(&mut Context::from_waker(&waker)).map(Result::unwrap)
+            }
+        }
+
+        let pool = base(64, 1);
+        let alive = Alive::probe(&pool);
+        assert!(matches!(pool.waiter(65), Err(AllocError::TooLarge { .. })));
+        let mut connections =
+            [(); 2].map(|()| Connection { waiter: pool.waiter(1).unwrap(), woken: Arc::default() });
+        let Poll::Ready(mut buf) = connections[0].poll() else { panic!("one is free") };
+        for turn in [1, 0, 1, 0] {
+            assert!(connections[turn].poll().is_pending());
+            let before = connections[turn].woken.count();
+            assert!(connections[turn].poll().is_pending(), "the place is kept");
+            assert_eq!(pool.stats().classes[0].waiting, 1);
+            drop(buf);
+            assert_eq!(connections[turn].woken.count(), before + 1);
+            let Poll::Ready(next) = connections[turn].poll() else { panic!("woken in vain") };
+            buf = next;
+        }
+        let [mut first, second] = connections;
+        assert!(first.poll().is_pending());
+        drop((pool, second));
+        assert!(alive.get(), "a waiter is a handle of the pool");
+        drop(buf);
+        // Granted, and given up.
+        drop(first);
+        assert!(!alive.get());
     }
 
     #[test]
