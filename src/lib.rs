@@ -39,6 +39,7 @@
 //! |---|---|
 //! | take and fill a buffer | [`Pool::alloc`], [`PinnedBuf`] |
 //! | send, and go on | [`Sender::send`]; [`try_send`](Sender::try_send) never blocks, [`send_timeout`](Sender::send_timeout) for a while only |
+//! | write a header, in order with the sends | [`io::Write`](Sender#impl-Write-for-Sender<S>), [`Sender::try_write`] |
 //! | send a header with pages | [`Sender::send_vectored`] |
 //! | send a buffer to many peers | [`PinnedBuf::freeze`], [`SharedBuf`] |
 //! | send a mapped file, or memory of a guest | [`MappedSlice`] |

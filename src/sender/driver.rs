@@ -45,7 +45,7 @@ pub struct Core<K: Kernel> {
     call_over: Condition,
     pub(super) max_hold: Option<Duration>,
     /// The peer's silence is limited.
-    limits_silence: bool,
+    pub(super) limits_silence: bool,
     /// The reaper's attention.
     pub(super) watch: Mutex<Watch>,
     pub(super) this: Weak<Self>,
@@ -332,7 +332,7 @@ impl<K: Kernel> Core<K> {
         let granted = machine.granted(len, pool.map_or(0, PoolHead::id), is_small);
         let way = match granted {
             Some(way) => way,
-            None => match self.admit(machine, &buf) {
+            None => match self.admit(machine, Item::of(&buf)) {
                 Ok((admitted, way)) => {
                     machine = admitted;
                     way
@@ -349,17 +349,11 @@ impl<K: Kernel> Core<K> {
     /// Asks whether a lone buffer may go, and how.
     #[cold]
     #[inline(never)]
-    fn admit<'a>(
+    pub(super) fn admit<'a>(
         &'a self,
         machine: MutexGuard<'a, Machine>,
-        buf: &impl Memory,
+        item: Item,
     ) -> Result<(MutexGuard<'a, Machine>, Way), Stop> {
-        let pool = buf.pool();
-        let item = Item {
-            len: buf.io_vec().len(),
-            pool: pool.map_or(0, PoolHead::id),
-            quota: pool.and_then(PoolHead::sender_quota),
-        };
         let (mut machine, Step { way, stop, .. }) = self.advance(machine, Goal::Admit(item));
         if let Some(way) = way {
             return Ok((machine, way));
@@ -434,7 +428,7 @@ impl<K: Kernel> Core<K> {
     /// Makes the call of a lone buffer, without the lock. Returns the answer with the lock, or `None`
     /// if all of the buffer was accepted and the call is settled or left.
     #[inline(always)]
-    fn call_lone<'a>(
+    pub(super) fn call_lone<'a>(
         &'a self,
         mut machine: MutexGuard<'a, Machine>,
         call: &LoneCall,

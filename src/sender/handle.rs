@@ -261,6 +261,34 @@ impl<S: Socket> Sender<S> {
         self.core().send_vectored(bufs)
     }
 
+    /// Writes borrowed bytes by copy, as many as the socket takes now. Never blocks.
+    ///
+    /// The bytes stand behind all sends. [`io::Write`] is the blocking form, and says more.
+    /// [`poll_ready`](Self::poll_ready) waits after a refusal.
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) when nothing was written, and the errors of
+    /// [`try_send`](Self::try_send) as those of the system.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::net::{TcpListener, TcpStream};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let _peer = listener.accept()?;
+    /// let mut sender = pinbuf::Sender::new(socket)?;
+    /// let line = format!("Content-Length: {}\r\n\r\n", 4096);
+    /// assert_eq!(sender.try_write(line.as_bytes())?, line.len());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(self.core().try_write(bytes)?)
+    }
+
     /// A descriptor for event loops: readable when there is something to do.
     ///
     /// A loop watches this descriptor for reading, by levels (`poll(2)`) or by edges (mio, tokio), and
@@ -807,6 +835,53 @@ impl<S: Socket> Sender<S> {
 
     fn core(&self) -> &Arc<Core<SocketKernel<S>>> {
         self.core.as_ref().expect("present until taken apart")
+    }
+}
+
+/// Writes borrowed bytes by copy, in order with the sends: a header, a trailer, a line of a protocol.
+///
+/// A write waits until the socket takes any of the bytes, first behind the unsent part of the last send.
+/// On return the caller may reuse the bytes. The timeouts and `O_NONBLOCK` of the socket play no part. Over
+/// UDP each write is one datagram.
+///
+/// `flush` waits until the socket has accepted every byte of the sends before, and not for the peer, nor
+/// for any release. An error of `flush` tells that the last send was cut short.
+///
+/// # Performance
+///
+/// With nothing unsent a write is one system call, as `write(2)`, without an allocation. So format a text
+/// first: `write!` makes a call for each of its pieces.
+///
+/// # Examples
+///
+/// ```
+/// # use std::{io::Read, net::{TcpListener, TcpStream}};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = TcpListener::bind("127.0.0.1:0")?;
+/// # let socket = TcpStream::connect(listener.local_addr()?)?;
+/// # let mut peer = listener.accept()?.0;
+/// use std::io::Write;
+///
+/// let mut sender = pinbuf::Sender::new(socket)?;
+/// let body = vec![b'x'; 32 * 1024];
+/// let head = format!("Content-Length: {}\r\n\r\n", body.len());
+/// sender.write_all(head.as_bytes())?;
+/// sender.send(body)?;
+/// sender.flush()?;
+/// # drop(sender);
+/// # let mut got = String::new();
+/// # peer.read_to_string(&mut got)?;
+/// # assert_eq!(got, format!("Content-Length: 32768\r\n\r\n{}", "x".repeat(32768)));
+/// # Ok(())
+/// # }
+/// ```
+impl<S: Socket> io::Write for Sender<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.core().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.core().flush()
     }
 }
 

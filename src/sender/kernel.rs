@@ -174,8 +174,9 @@ impl<S: Socket> Kernel for SocketKernel<S> {
 
     #[inline(always)]
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize> {
-        // SAFETY: every range is of a payload. Without the flag for zero copy, the payload's owner
-        // keeps the range over the call, and the kernel reads no longer. With the flag, the tracker
+        // SAFETY: every range is of a payload, or of bytes borrowed over the call. Without the flag for
+        // zero copy, the payload's owner keeps the range over the call, and the kernel reads no
+        // longer. With the flag, the tracker
         // holds a lease of the payload, which keeps the range mapped, and untouched by owners of
         // ours, until the kernel has released the call.
         unsafe { socket::send(self.socket.as_fd(), memory, flags) }

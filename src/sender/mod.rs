@@ -3,6 +3,7 @@
 //! | to | use |
 //! |---|---|
 //! | send over a connected socket | [`Sender`] |
+//! | write borrowed bytes in between | [`Sender::try_write`], or `io::Write` |
 //! | change settings, keep the type of the socket | [`SenderBuilder`], from [`Sender::builder`] |
 //! | choose when sends go without copy; learn why not | [`Policy`]; [`Capabilities`], [`CopyReason`] |
 //! | learn the end of one send | [`Fate`], [`Sender::wait`] |
@@ -44,6 +45,7 @@
 // | `query` | fates, counters, events |
 // | `wait` | waits of threads, without spinning |
 // | `poll` | waits of tasks |
+// | `write` | writes of borrowed bytes |
 // | `watch` | the work of visitors, and the reaper's care |
 // | `ending` | the end, by the caller, a half or the reaper |
 // | `machine/` | the state of a sender, without its socket |
@@ -71,6 +73,7 @@ mod tests;
 pub(crate) mod transport;
 mod wait;
 mod watch;
+mod write;
 
 pub use self::{
     builder::SenderBuilder,

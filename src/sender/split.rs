@@ -152,6 +152,18 @@ impl<S: Socket> SendHalf<S> {
         self.0.core().send_vectored(bufs)
     }
 
+    /// Writes borrowed bytes by copy, as many as the socket takes now. Never blocks.
+    ///
+    /// See [`Sender::try_write`](super::Sender::try_write).
+    ///
+    /// # Errors
+    ///
+    /// [`WouldBlock`](io::ErrorKind::WouldBlock) when nothing was written, and the errors of
+    /// [`try_send`](Self::try_send) as those of the system.
+    pub fn try_write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(self.0.core().try_write(bytes)?)
+    }
+
     /// Sends the unsent part of the last send, and reads the error queue; never blocks.
     ///
     /// See [`Sender::reap`](super::Sender::reap).
@@ -197,6 +209,19 @@ impl<S: Socket> SendHalf<S> {
     /// The errors of [`poll_ready`](Self::poll_ready). The end has begun then.
     pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<CloseReport, WaitError>> {
         self.0.core().poll_close(cx)
+    }
+}
+
+/// Writes borrowed bytes by copy, in order with the sends.
+///
+/// See the same for [`Sender`](super::Sender#impl-Write-for-Sender<S>).
+impl<S: Socket> io::Write for SendHalf<S> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.core().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.core().flush()
     }
 }
 

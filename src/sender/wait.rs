@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// One wait of one thread, over any number of rounds.
-struct Wait<'a, K: Kernel> {
+pub(super) struct Wait<'a, K: Kernel> {
     core: &'a Core<K>,
     deadline: Option<Instant>,
     /// The wait is about a buffer that may have been refused as a whole.
@@ -42,13 +42,13 @@ struct Wait<'a, K: Kernel> {
 }
 
 impl<'a, K: Kernel> Wait<'a, K> {
-    fn new(core: &'a Core<K>, deadline: Option<Instant>, sending: bool) -> Self {
+    pub(super) fn new(core: &'a Core<K>, deadline: Option<Instant>, sending: bool) -> Self {
         let (edges, seen) = (None, 0);
         Self { core, deadline, sending, edges, seen, error: false, notifications_only: false }
     }
 
     /// Drives the sender until `done` gives a result.
-    fn until<T>(
+    pub(super) fn until<T>(
         mut self,
         mut done: impl FnMut(&Core<K>) -> Option<Result<T, WaitError>>,
     ) -> Result<T, WaitError> {
@@ -77,7 +77,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
     }
 
     /// Waits once for room for a refused buffer.
-    fn round_to_send(&mut self) -> Result<(), WaitError> {
+    pub(super) fn round_to_send(&mut self) -> Result<(), WaitError> {
         if self.edges.is_none() {
             self.take_spare();
             self.seen = self.core.enter().changes();
@@ -236,12 +236,6 @@ impl<K: Kernel> Core<K> {
             None if self.is_flushed() => Ok(ticket),
             None => Err(SendError::Unfinished { ticket }),
         }
-    }
-
-    /// Waits until nothing is unsent. Fails if the last send was cut short.
-    pub fn flush(&self) -> io::Result<()> {
-        Wait::new(self, None, true).until(|core| core.is_flushed().then_some(Ok(())))?;
-        self.flushed()
     }
 
     /// Waits until a send has its fate.

@@ -20,3 +20,4 @@ mod tasks;
 mod tickets;
 mod waiting;
 mod walk;
+mod writing;

@@ -5,7 +5,7 @@
 use std::{
     fs,
     future::Future,
-    io::Read,
+    io::{Read, Write},
     os::{
         fd::{AsFd, AsRawFd},
         unix::process::CommandExt,
@@ -105,7 +105,15 @@ fn a_child_that_drops_everything_harms_no_parent() {
                     let refused = sender.send_vectored(&mut vec![shared.into()]);
                     assert!(matches!(refused, Err(SendError::Forked(()))));
                     assert!(sender.reap().is_err());
+                    assert!(sender.try_write(b"?").is_err() && sender.flush().is_err());
+                    assert!(sender.event_fd().is_err());
                     assert!(sender.poll_fate(&mut cx, tickets[0]).is_ready());
+                    let forked = Poll::Ready(Err(WaitError::Forked));
+                    assert_eq!(sender.poll_ready(&mut cx), forked);
+                    assert_eq!(sender.poll_drain(&mut cx), forked);
+                    assert!(sender.poll_flush(&mut cx).is_ready());
+                    assert!(sender.poll_close(&mut cx).is_ready());
+                    assert!(matches!(pool.waiter(1), Err(AllocError::Forked)));
                     assert_eq!(sender.wait(tickets[0], None), Err(WaitError::Forked));
                     assert_eq!(sender.drain(None), Err(WaitError::Forked));
                     assert_eq!(sender.interest(), Interest::default());

@@ -8,6 +8,7 @@
 use std::{
     alloc::{GlobalAlloc, Layout, System},
     cell::Cell,
+    io::Write,
     net::{Ipv4Addr, UdpSocket},
 };
 
@@ -66,20 +67,17 @@ fn buffer(pool: &Pool) -> PinnedBuf {
 }
 
 /// Sends until all structures have their size, then counts allocations and calls.
-fn counted<P: IntoPayload>(
-    sender: &mut Sender<UdpSocket>,
-    payload: &mut dyn FnMut() -> P,
-) -> (usize, Calls) {
-    let mut send = || (0..SENDS_COUNTED).for_each(|_| assert!(sender.try_send(payload()).is_ok()));
-    send();
+fn counted(mut send: impl FnMut()) -> (usize, Calls) {
+    let mut sends = || (0..SENDS_COUNTED).for_each(|_| send());
+    sends();
     let before = ALLOCATIONS.get();
-    let calls = calls::during(send);
+    let calls = calls::during(sends);
     (ALLOCATIONS.get() - before, calls)
 }
 
 fn assert_steady<P: IntoPayload>(what: &str, mut payload: impl FnMut() -> P) {
     let mut sender = sender(zero_copy());
-    let (allocations, calls) = counted(&mut sender, &mut payload);
+    let (allocations, calls) = counted(|| assert!(sender.try_send(payload()).is_ok()));
     let Calls { sends, looks, clocks, .. } = calls;
     assert_eq!(sender.stats().copied_calls, 0, "{what}: all sends are zero-copy");
     assert_eq!((allocations, calls.options, calls.questions), (0, 0, 0), "{what}");
@@ -87,7 +85,7 @@ fn assert_steady<P: IntoPayload>(what: &str, mut payload: impl FnMut() -> P) {
     assert!(looks > 0 && looks * 10 < sends, "{what}: {looks} reads of the error queue");
     assert!(clocks > 0 && clocks * 10 < sends, "{what}: {clocks} readings of the clock");
     let mut sender = self::sender(Sender::builder().policy(Policy::Never));
-    let (allocations, calls) = counted(&mut sender, &mut payload);
+    let (allocations, calls) = counted(|| assert!(sender.try_send(payload()).is_ok()));
     let sends = SENDS_COUNTED;
     assert_eq!((allocations, calls), (0, Calls { sends, ..Calls::default() }), "{what} by copy");
 }
@@ -103,4 +101,19 @@ fn a_busy_sender_makes_one_call_per_buffer() {
     assert_steady("static bytes", || &BYTES[..]);
     let bytes: std::sync::Arc<[u8]> = BYTES[..].into();
     assert_steady("counted bytes", || std::sync::Arc::clone(&bytes));
+}
+
+#[test]
+fn a_write_and_its_flush_make_one_call() {
+    let _turn = turn();
+    for (builder, len) in [(zero_copy(), 100), (zero_copy(), LEN), (Sender::builder(), 100)] {
+        let mut sender = sender(builder);
+        let bytes = vec![7; len];
+        let (allocations, calls) = counted(|| {
+            assert_eq!(sender.write(&bytes).unwrap(), len);
+            sender.flush().unwrap();
+        });
+        let sends = SENDS_COUNTED;
+        assert_eq!((allocations, calls), (0, Calls { sends, ..Calls::default() }), "{len}");
+    }
 }

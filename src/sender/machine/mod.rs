@@ -62,7 +62,7 @@ use self::{
     question::Known,
 };
 use super::kernel::Edges;
-use crate::sync::Arc;
+use crate::{lease::Memory, raw::PoolHead, sync::Arc};
 
 /// The purpose of a run of the driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,6 +91,17 @@ pub(super) struct Item {
     pub(super) pool: u64,
     /// The quota of its pool. With one every buffer has to ask.
     pub(super) quota: Option<usize>,
+}
+
+impl Item {
+    pub(super) fn of(buf: &impl Memory) -> Self {
+        let pool = buf.pool();
+        Self {
+            len: buf.io_vec().len(),
+            pool: pool.map_or(0, PoolHead::id),
+            quota: pool.and_then(PoolHead::sender_quota),
+        }
+    }
 }
 
 /// The next thing to do.

@@ -83,6 +83,20 @@ impl Machine {
         LoneCall { ticket: self.ticket(sequence, memory.len()), memory, bytes, id: None }
     }
 
+    /// A call by copy for borrowed bytes is about to be made, for as many as one call may cover. Each
+    /// write has a ticket of its own, which is released with the call.
+    #[inline(always)]
+    pub(crate) fn begin_write(&mut self, bytes: IoVec) -> LoneCall {
+        self.begin_copy(bytes.part(0, bytes.len().min(self.limits.bytes)))
+    }
+
+    /// A call by copy for borrowed bytes took so many of them.
+    #[inline]
+    pub(crate) fn wrote(&mut self, call: LoneCall, accepted: usize) {
+        self.end_call();
+        self.not_copied(call.bytes - accepted);
+    }
+
     /// A call by copy for a lone buffer took all of it. The payload is dropped unless its owner
     /// wants it back.
     #[inline]
