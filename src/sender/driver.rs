@@ -172,9 +172,10 @@ impl<K: Kernel> Core<K> {
     pub(super) fn advance<'a>(
         &'a self,
         mut machine: MutexGuard<'a, Machine>,
-        goal: Goal,
+        mut goal: Goal,
     ) -> (MutexGuard<'a, Machine>, Step) {
         let mut read = Read::default();
+        let mut look_again = None;
         let mut panics = Panics::default();
         machine.begin_run(goal);
         loop {
@@ -188,7 +189,12 @@ impl<K: Kernel> Core<K> {
                     machine.returned(call, sent.map_err(|error| os(&error)));
                 }
                 Act::AwaitCall => machine = self.await_call(machine),
-                Act::Dispose => machine = self.dispose(machine, &mut panics),
+                Act::Dispose => {
+                    // All else is done for the goal. To begin anew would read the queue again.
+                    goal = Goal::Tidy;
+                    look_again = machine.known.look_again.or(look_again);
+                    machine = self.dispose(machine, &mut panics);
+                }
                 Act::Watch => {
                     drop(machine);
                     if let Some(this) = self.this.upgrade() {
@@ -197,7 +203,8 @@ impl<K: Kernel> Core<K> {
                     machine = self.enter();
                 }
                 Act::Done(way) => {
-                    let (stop, look_again) = (machine.blocked, machine.known.look_again);
+                    let stop = machine.blocked;
+                    let look_again = machine.known.look_again.or(look_again);
                     if panics.any() {
                         drop(machine);
                         panics.resume();

@@ -100,8 +100,9 @@ pub(super) struct State {
     pub(super) watches: usize,
     /// The reaper has no thread.
     pub(super) unserved: bool,
-    /// Batches read from the error queue.
+    /// Batches read from the error queue, and questions for the option memory.
     pub(super) reads: usize,
+    pub(super) optmem_asked: usize,
     /// Waits for edges: the error number for want of descriptors, or `None` for waits by levels.
     pub(super) edges: Option<Result<(), i32>>,
     pub(super) edges_made: usize,
@@ -144,6 +145,7 @@ impl FakeKernel {
             watches: 0,
             unserved: false,
             reads: 0,
+            optmem_asked: 0,
             edges: None,
             edges_made: 0,
             wakes: 0,
@@ -308,7 +310,8 @@ impl Kernel for FakeKernel {
     }
 
     fn optmem(&self) -> io::Result<u32> {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
+        state.optmem_asked += 1;
         Ok(832 * (state.taken.len() + state.notes.len()) as u32)
     }
 

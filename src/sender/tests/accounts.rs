@@ -1,7 +1,12 @@
 //! Counts, quotas, budgets and ages of a sender.
 
+use std::mem;
+
 use super::*;
-use crate::{lease::Payload, sender::budget::MemlockBudget};
+use crate::{
+    lease::Payload,
+    sender::{budget::MemlockBudget, config::OnRelease},
+};
 
 const ENOBUFS: i32 = 105;
 
@@ -253,6 +258,49 @@ fn a_release_that_the_option_memory_proves_is_counted() {
     sender.step().unwrap();
     let stats = sender.stats();
     assert_eq!((stats.released_calls, stats.in_flight_calls, stats.in_flight_bytes), (3, 0, 0));
+}
+
+#[test]
+fn a_visit_that_releases_reads_the_queue_once() {
+    let kernel = stream([]);
+    let max_hold = Some(Duration::from_secs(8));
+    let sender = kernel.sender(Config { max_hold, ..config() });
+    for _ in 0..2 {
+        sender.try_send(&PAGE[..]).unwrap();
+    }
+    kernel.release();
+    let reads = kernel.with(|state| state.reads);
+    sender.step().unwrap();
+    assert_eq!(kernel.with(|state| state.reads) - reads, 1);
+}
+
+#[test]
+fn only_a_reading_without_a_release_looks_for_lost_notifications() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    let pools = [pool(), pool()];
+    pools.each_ref().map(|pool| sender.try_send(filled(pool)).unwrap());
+    let asked = || kernel.with(|state| mem::take(&mut state.optmem_asked));
+    sender.step().unwrap();
+    asked();
+    kernel.pass(Duration::from_secs(1));
+    kernel.release();
+    sender.step().unwrap();
+    assert_eq!(asked(), 0, "the socket still tells of releases");
+    sender.step().unwrap();
+    assert_eq!(asked(), 1);
+}
+
+#[test]
+fn there_is_room_for_every_buffer_that_comes_back() {
+    const CALLS: usize = 20;
+    let kernel = stream([]);
+    let sender = kernel.sender(Config { on_release: OnRelease::Return, ..config() });
+    for calls in 1..=CALLS {
+        sender.try_send(&PAGE[..]).unwrap();
+        let room = sender.enter().cold().map(|cold| cold.returned.capacity());
+        assert!(room >= Some(calls), "a release needs no memory: {room:?} for {calls}");
+    }
 }
 
 #[test]

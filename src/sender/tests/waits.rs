@@ -3,7 +3,7 @@
 use super::{super::fake::Waited, *};
 use crate::{
     error::WaitError,
-    sender::{kernel::Kernel, machine::OVERDUE},
+    sender::{config::OnRelease, kernel::Kernel, machine::OVERDUE},
     sys::socket::Ready,
 };
 
@@ -164,21 +164,23 @@ fn a_lasting_error_condition_ends_a_wait_without_descriptors() {
 #[test]
 fn a_thread_that_waits_hears_of_a_visitors_proof_and_of_a_cut() {
     // The option memory proves the release of a poisoned sender's call.
-    let pool = pool();
-    let kernel = by_edges(stream([]));
-    let sender = kernel.sender(config());
-    sender.try_send(filled(&pool)).unwrap();
-    kernel.note(7, 7);
-    sender.step().unwrap();
-    assert!(sender.is_poisoned());
-    let visitor = Arc::downgrade(&sender);
-    script!(&kernel, move |kernel, _| {
-        kernel.steal();
-        visitor.upgrade().unwrap().step().unwrap();
-        assert!(kernel.with(|state| state.wakes) > 0);
-        Ready::default()
-    });
-    sender.close(None);
+    for on_release in [OnRelease::Recycle, OnRelease::Return] {
+        let pool = pool();
+        let kernel = by_edges(stream([]));
+        let sender = kernel.sender(Config { on_release, ..config() });
+        sender.try_send(filled(&pool)).unwrap();
+        kernel.note(7, 7);
+        sender.step().unwrap();
+        assert!(sender.is_poisoned());
+        let visitor = Arc::downgrade(&sender);
+        script!(&kernel, move |kernel, _| {
+            kernel.steal();
+            visitor.upgrade().unwrap().step().unwrap();
+            assert!(kernel.with(|state| state.wakes) > 0);
+            Ready::default()
+        });
+        sender.close(None);
+    }
     // The connection fails in the middle of a send.
     let kernel = by_edges(FakeKernel::new(Transport::Stream, Fail(EAGAIN)));
     kernel.will([Part(1000)]);
