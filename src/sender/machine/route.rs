@@ -74,7 +74,7 @@ pub(crate) struct Route {
     probe: Option<Probe>,
     /// Surplus of copied notifications, in zero copy.
     suspicion: u32,
-    /// Calls that asked while ids were outstanding, since the last probe or leave.
+    /// Calls that asked while ids were outstanding, since the last probe began or was judged.
     waited: u32,
     /// Bytes accepted since the mode changed or, on a copied route, since the last evidence.
     bytes: u64,
@@ -220,13 +220,13 @@ impl Route {
         } else if self.stats.mode == RouteMode::ZeroCopy && !self.is_exclusive() {
             self.suspicion =
                 if copied { self.suspicion + 1 } else { self.suspicion.saturating_sub(1) };
-            self.waited = 0;
         }
     }
 
     /// The notification of the probe is read, and its call accepted.
     fn judge(&mut self, evidence: Evidence) {
         self.probe = None;
+        self.waited = 0;
         if let Some(copied) = evidence {
             self.evidence(copied);
         }
@@ -270,7 +270,6 @@ impl Route {
         self.streak = 0;
         self.suspicion = 0;
         self.bytes = 0;
-        self.waited = 0;
     }
 
     /// Returns `true` if only probes go without copy now, each alone.
@@ -595,6 +594,28 @@ mod tests {
             socket.read();
         }
         assert_eq!((socket.mode(), socket.route.stats().leaves), (RouteMode::Copied, 1));
+    }
+
+    #[test]
+    fn notifications_are_looked_for_from_the_first_copy_on() {
+        let one = |id| IdRange { start: NotificationId(id), end: NotificationId(id + 1) };
+        let looks = |route: &mut Route| -> Vec<usize> {
+            (1..=10).filter(|_| route.wants_notifications(1)).collect()
+        };
+        let mut route = Route::new(true);
+        let probe = |route: &mut Route, id| {
+            assert!(route.admits(0, Instant::now));
+            route.began(NotificationId(id));
+            route.returned();
+        };
+        probe(&mut route, 0);
+        assert_eq!(looks(&mut route), [1, 2, 4, 8], "behind the first probe");
+        route.notified(one(0), NOT_COPIED);
+        assert_eq!(looks(&mut route), [0; 0], "in zero copy");
+        (1..=4).for_each(|id| route.notified(one(id), COPIED));
+        assert_eq!(looks(&mut route), [1, 2, 4, 8], "on suspicion");
+        probe(&mut route, 5);
+        assert_eq!(looks(&mut route), [1, 2, 4, 8], "behind the next probe");
     }
 
     #[test]
