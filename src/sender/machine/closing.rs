@@ -239,7 +239,7 @@ impl Machine {
         let unacked_bytes =
             if closing.aborted { closing.unacked } else { closing.without_end(unacked) };
         CloseReport {
-            drained: closing.orderly && self.is_over() && error.is_none(),
+            drained: closing.orderly && self.is_over(),
             aborted: closing.aborted,
             unacked_bytes,
             quarantined: self.in_flight.tracker.leases(),
