@@ -311,3 +311,22 @@ fn a_poisoned_socket_stays_poisoned_through_into_parts() {
     assert!(sender.close(soon()).drained);
     assert_eq!(peer.join().unwrap().len(), FOREIGN.len() + LEN);
 }
+
+#[test]
+fn a_socket_that_ignores_the_flag_is_remembered_through_into_parts() {
+    let (near, far) = pair();
+    let peer = reader(far, Duration::ZERO);
+    let mut sender = common::zero_copy().adopt(near).unwrap();
+    common::set_option(sender.get_ref(), libc::SOL_SOCKET, libc::SO_ZEROCOPY, &0_i32);
+    sender.send(pattern(LEN, 0)).unwrap();
+    assert_eq!(sender.capabilities().reason, Some(CopyReason::Ignored));
+    // The kernel has counted no id, and the sender one: a notification would free the send before
+    // the right one.
+    let (near, ids) = sender.into_parts().unwrap();
+    let mut sender = common::zero_copy().resume(ids).adopt(near).unwrap();
+    assert_eq!(sender.capabilities().reason, Some(CopyReason::Ignored));
+    sender.send(pattern(LEN, 1)).unwrap();
+    assert_eq!(sender.stats().zero_copy_calls, 0);
+    assert!(sender.close(soon()).drained);
+    assert_eq!(peer.join().unwrap().len(), 2 * LEN);
+}
