@@ -59,7 +59,12 @@ pub struct LoneMagazine {
     /// The contents of each number.
     contents: Box<[Guarded]>,
     magazine: Box<Magazine<u64, Guarded>>,
-    bound: BoundMagazines<u64, Guarded>,
+    /// Two lists, each the key of its own.
+    lists: [BoundMagazines<u64, Guarded>; 2],
+    /// The places of the items.
+    places: Witness,
+    /// Something that the owner makes safe from the end of a list.
+    held: Witness,
 }
 
 impl LoneMagazine {
@@ -68,34 +73,52 @@ impl LoneMagazine {
         Self {
             contents: (0..count).map(|_| Guarded::default()).collect(),
             magazine: Box::default(),
-            bound: BoundMagazines::default(),
+            lists: Default::default(),
+            places: Witness::default(),
+            held: Witness::default(),
         }
     }
 
-    /// For the owner: binds the magazine, unless it is bound.
-    pub fn bind(&self) -> bool {
+    fn key(&self, list: usize) -> NonNull<u64> {
+        NonNull::from(&self.lists[list]).cast()
+    }
+
+    /// For the owner: binds the magazine to a list, unless it is bound, and may write to its places.
+    pub fn bind(&self, list: usize) -> bool {
         let limit = self.contents.len() as u32;
-        // SAFETY: the caller is the owner, and the magazine lives as long as the list.
-        unsafe { self.bound.bind(NonNull::dangling(), &self.magazine, limit, || true) }
+        let may = || {
+            self.places.write();
+            true
+        };
+        // SAFETY: the caller is the owner, and the magazine lives as long as the lists.
+        unsafe { self.lists[list].bind(self.key(list), &self.magazine, limit, may) }
     }
 
-    /// For the owner: adds a number.
+    /// For the owner: adds a number, if the magazine is bound to the first list.
     pub fn push(&self, number: usize) -> bool {
-        self.magazine.push(NonNull::dangling(), NonNull::from(&self.contents[number]))
+        self.magazine.push(self.key(0), NonNull::from(&self.contents[number]))
     }
 
-    /// For the owner: takes the last number.
+    /// For the owner: takes the last number, if the magazine is bound to the first list.
     pub fn pop(&self) -> Option<usize> {
-        self.magazine.pop(NonNull::dangling()).map(|item| self.number(item))
+        self.magazine.pop(self.key(0)).map(|item| self.number(item))
     }
 
-    /// For any thread: takes all numbers, and unbinds the magazine.
+    /// For the owner: makes something safe from the end of the list that the magazine is bound to.
+    pub fn hold(&self) {
+        self.magazine.hold_key(|_| self.held.write());
+    }
+
+    /// For any thread: takes all numbers of the first list, and unbinds the magazine. Then the list
+    /// could end.
     pub fn take(&self) -> Vec<usize> {
         let mut taken = Vec::new();
-        let mut bound = self.bound.lock();
-        self.bound.recall(&mut bound, NonNull::dangling(), None, |item| {
+        let mut bound = self.lists[0].lock();
+        self.lists[0].recall(&mut bound, self.key(0), None, |item| {
+            self.places.read();
             taken.push(self.number(item));
         });
+        self.held.read();
         taken
     }
 

@@ -13,7 +13,7 @@ use pinbuf::__internals::LoneMagazine;
 /// A magazine with room for two numbers, with number 0 in it.
 fn with_zero() -> Arc<LoneMagazine> {
     let magazine = Arc::new(LoneMagazine::new(2));
-    assert!(magazine.bind());
+    assert!(magazine.bind(0));
     assert!(magazine.push(0));
     magazine
 }
@@ -54,9 +54,35 @@ fn two_takers_share_nothing() {
         let theirs = taker.join().unwrap();
         all.extend(theirs);
         assert_eq!(all, [0]);
-        assert!(magazine.bind());
+        assert!(magazine.bind(0));
         magazine.change(0);
         assert!(magazine.push(0));
         assert_eq!(magazine.take(), [0]);
+    });
+}
+
+/// The owner binds the magazine to another list, with another lock, while the taker takes all. The
+/// taker's reads of the items come before the owner's next writes.
+#[test]
+fn a_magazine_changes_lists_after_the_last_read() {
+    model(|| {
+        let magazine = with_zero();
+        let other = Arc::clone(&magazine);
+        let taker = thread::spawn(move || other.take());
+        magazine.bind(1);
+        assert_eq!(taker.join().unwrap(), [0]);
+    });
+}
+
+/// The owner holds what the magazine's list belongs to, while the taker takes all. A hold comes
+/// before all that the taker does afterwards.
+#[test]
+fn a_hold_comes_before_the_end_of_a_list() {
+    model(|| {
+        let magazine = with_zero();
+        let other = Arc::clone(&magazine);
+        let taker = thread::spawn(move || other.take());
+        magazine.hold();
+        assert_eq!(taker.join().unwrap(), [0]);
     });
 }

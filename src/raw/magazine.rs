@@ -94,16 +94,12 @@ impl<K, T> Magazine<K, T> {
         self.len.store(BUSY, Ordering::Relaxed);
         light_barrier();
         // Relaxed: this thread has written the key, if the key is the wanted one.
-        if self.key.load(Ordering::Relaxed) != key.as_ptr() {
-            // Release: as below.
-            self.len.store(len, Ordering::Release);
-            return None;
-        }
-        let (len, result) = body(len);
+        let done = (self.key.load(Ordering::Relaxed) == key.as_ptr()).then(|| body(len));
+        let (len, result) = done.map_or((len, None), |(len, result)| (len, Some(result)));
         // Release: partner of the Acquire in `items_of_idle_owner`. Publishes the items, and all
         // that the owner did to the items' contents.
         self.len.store(len, Ordering::Release);
-        Some(result)
+        result
     }
 
     /// Takes the last item. `None`: the magazine is empty or not bound to `key`.
