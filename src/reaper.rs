@@ -100,41 +100,14 @@ struct Reaper {
 /// From now on drives `sender` at each event of its socket; the present state counts as an event.
 /// Returns `None` if there is no thread or descriptor, or if the thread cannot be woken.
 pub(crate) fn watch(fd: BorrowedFd<'_>, sender: Weak<dyn Reclaim>) -> Option<Token> {
-    let reaper = Reaper::get();
-    let watcher = reaper.watcher()?;
-    let mut state = lock(&reaper.state);
-    let token = state.enter(Sender::Watched(sender));
-    state.arm(token, Duration::ZERO);
-    if watcher.add(fd, token.0).is_err() {
-        state.forget(token);
-        return None;
-    }
-    if watcher.wake().is_err() {
-        state.forget(token);
-        let _ = watcher.remove(fd);
-        return None;
-    }
-    Some(token)
+    Reaper::get().watch(fd, sender)
 }
 
 /// Takes over a sender without an owner, and drives it until [`unwatch`]. Keeps the sender even
 /// without a thread. The flag beside the token is `true` if the thread drives the sender, be it by
 /// timers alone for lack of a descriptor.
 pub(crate) fn adopt(fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, bool) {
-    let reaper = Reaper::get();
-    reaper.watcher();
-    let mut state = lock(&reaper.state);
-    // Loaded again: another thread may have started the reaper's thread, which may be asleep.
-    let watcher = reaper.watcher.get();
-    let token = state.enter(Sender::Owned(sender));
-    state.arm(token, Duration::ZERO);
-    let is_watched = watcher.is_some_and(|watcher| watcher.add(fd, token.0).is_ok());
-    let is_served = watcher.is_some_and(|watcher| watcher.wake().is_ok());
-    if !is_watched || !is_served {
-        state.unserved.push(token);
-        state.wake_idle_waiters();
-    }
-    (token, is_served)
+    Reaper::get().adopt(fd, sender)
 }
 
 /// Ends a [`watch`], or drops an [adopted](adopt) sender at its end.
@@ -267,6 +240,39 @@ impl Reaper {
         REAPER.get(Arc::default)
     }
 
+    fn watch(self: &Arc<Self>, fd: BorrowedFd<'_>, sender: Weak<dyn Reclaim>) -> Option<Token> {
+        let watcher = self.watcher()?;
+        let mut state = lock(&self.state);
+        let token = state.enter(Sender::Watched(sender));
+        state.arm(token, Duration::ZERO);
+        if watcher.add(fd, token.0).is_err() {
+            state.forget(token);
+            return None;
+        }
+        if watcher.wake().is_err() {
+            state.forget(token);
+            let _ = watcher.remove(fd);
+            return None;
+        }
+        Some(token)
+    }
+
+    fn adopt(self: &Arc<Self>, fd: BorrowedFd<'_>, sender: Arc<dyn Reclaim>) -> (Token, bool) {
+        self.watcher();
+        let mut state = lock(&self.state);
+        // Loaded again: another thread may have started the reaper's thread, which may be asleep.
+        let watcher = self.watcher.get();
+        let token = state.enter(Sender::Owned(sender));
+        state.arm(token, Duration::ZERO);
+        let is_watched = watcher.is_some_and(|watcher| watcher.add(fd, token.0).is_ok());
+        let is_served = watcher.is_some_and(|watcher| watcher.wake().is_ok());
+        if !is_watched || !is_served {
+            state.unserved.push(token);
+            state.wake_idle_waiters();
+        }
+        (token, is_served)
+    }
+
     /// Returns the thread's watcher; starts the thread if it is not running.
     fn watcher(self: &Arc<Self>) -> Option<&Watcher> {
         if self.watcher.get().is_none() {
@@ -288,16 +294,21 @@ impl Reaper {
         let watcher = self.watcher.get().expect("set by the starting thread");
         let mut tokens = Vec::new();
         loop {
-            if watcher.wait(&mut tokens, self.next_timer()).is_err() {
-                // A system-call filter refuses the wait. No event comes, so every sender is due.
-                sleep(Duration::from_millis(10));
-                tokens.extend(lock(&self.state).senders.keys().map(|token| token.0));
-            }
-            tokens.iter().for_each(|token| self.drive_and_rearm(Token(*token)));
-            let now = Instant::now();
-            while let Some(token) = self.due_by(now) {
-                self.drive_and_rearm(token);
-            }
+            self.turn(watcher, &mut tokens);
+        }
+    }
+
+    /// Waits for events or the next timer, and drives every sender that is due.
+    fn turn(&self, watcher: &Watcher, tokens: &mut Vec<u64>) {
+        if watcher.wait(tokens, self.next_timer()).is_err() {
+            // A system-call filter refuses the wait. No event comes, so every sender is due.
+            sleep(Duration::from_millis(10));
+            tokens.extend(lock(&self.state).senders.keys().map(|token| token.0));
+        }
+        tokens.iter().for_each(|token| self.drive_and_rearm(Token(*token)));
+        let now = Instant::now();
+        while let Some(token) = self.due_by(now) {
+            self.drive_and_rearm(token);
         }
     }
 
@@ -558,6 +569,32 @@ mod tests {
         lock(&reaper.state).timers.insert((now, Token(1)));
         assert_eq!(reaper.due_by(now), Some(Token(1)));
         assert_eq!(reaper.due_by(now - Duration::from_nanos(1)), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_reaper_that_cannot_be_woken_watches_no_sender_and_says_so() {
+        let reaper = Arc::new(Reaper::default());
+        reaper.watcher.set(Watcher::deaf()).unwrap();
+        let (socket, content) = (UdpSocket::bind("127.0.0.1:0").unwrap(), Arc::default());
+        let sender: Arc<dyn Reclaim> = Arc::<Content>::clone(&content);
+        assert_eq!(reaper.watch(socket.as_fd(), Arc::downgrade(&sender)), None);
+        let state = lock(&reaper.state);
+        assert!(state.senders.is_empty() && state.due.is_empty());
+        drop(state);
+        let removed = reaper.watcher.get().unwrap().remove(socket.as_fd());
+        assert!(removed.is_err(), "the thread would wake for a sender that it does not know");
+        let (token, is_served) = reaper.adopt(socket.as_fd(), content);
+        assert_eq!((is_served, &lock(&reaper.state).unserved), (false, &vec![token]));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_refused_wait_drives_every_sender() {
+        let (reaper, content) = (Reaper::default(), Arc::new(Content::default()));
+        lock(&reaper.state).enter(Sender::Owned(Arc::<Content>::clone(&content)));
+        reaper.turn(&Watcher::blind(), &mut Vec::new());
+        assert_eq!(content.0.load(Ordering::Relaxed), 1);
     }
 
     /// One thread in [`wait_idle`] at a time.

@@ -137,6 +137,22 @@ impl Watcher {
     }
 }
 
+#[cfg(test)]
+impl Watcher {
+    /// A watcher that cannot be woken: its counter is full.
+    pub(crate) fn deaf() -> Self {
+        let watcher = Self::new().unwrap();
+        watcher.counter.add(u64::MAX - 1).unwrap();
+        watcher
+    }
+
+    /// A watcher whose waits fail.
+    pub(crate) fn blind() -> Self {
+        let Self { counter, .. } = Self::new().unwrap();
+        Self { epoll: std::fs::File::open("/dev/null").unwrap().into(), counter }
+    }
+}
+
 /// A counter through which a thread ends the wait of another. Every write is an edge, even while
 /// the counter is above 0, so no thread has to read the counter.
 ///
@@ -159,11 +175,14 @@ impl WakeCounter {
     }
 
     fn wake(&self) -> io::Result<()> {
-        let one = 1_u64;
-        // SAFETY: write(2) reads the 8 bytes of `one`, which lives through the call. The fd is
+        self.add(1)
+    }
+
+    fn add(&self, count: u64) -> io::Result<()> {
+        let bytes = size_of::<u64>();
+        // SAFETY: write(2) reads the 8 bytes of `count`, which lives through the call. The fd is
         // owned.
-        let written =
-            unsafe { libc::write(self.0.as_raw_fd(), (&raw const one).cast(), size_of::<u64>()) };
+        let written = unsafe { libc::write(self.0.as_raw_fd(), (&raw const count).cast(), bytes) };
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
