@@ -1,4 +1,4 @@
-//! Adoption of sockets: which kinds a sender takes over, and which it refuses.
+//! Adoption of sockets: the kinds that a sender takes over, and the refused kinds.
 
 use std::{
     net::{TcpListener, TcpStream, UdpSocket},
@@ -98,7 +98,7 @@ fn a_socket_with_foreign_sends_in_flight_is_refused() {
     assert!(optmem(&near) > 0);
     let error = Sender::builder().adopt(near).unwrap_err();
     assert!(matches!(error, AdoptError::SocketInUse(_)), "{error}");
-    // Also after their release, while the notifications are unread.
+    // Also after the release, while the notifications are unread.
     let near = error.into_socket();
     let peer = reader(far, Duration::ZERO);
     std::thread::sleep(Duration::from_millis(50));

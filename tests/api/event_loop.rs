@@ -41,7 +41,7 @@ impl Loop for Levels {
 
     fn wait(&self, timeout_ms: i32) -> bool {
         let mut entry = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+        // SAFETY: poll(2) reads and writes one entry, alive during the call.
         unsafe { libc::poll(&raw mut entry, 1, timeout_ms) == 1 }
     }
 }
@@ -58,24 +58,24 @@ impl Loop for Edges {
         // SAFETY: epoll_create1(2) takes no pointers.
         let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         assert!(epoll >= 0);
-        // SAFETY: the descriptor was just made, and has no other owner.
+        // SAFETY: the descriptor is new, and has no owner yet.
         let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
         let events = (libc::EPOLLIN | libc::EPOLLET) as u32;
         let mut event = libc::epoll_event { events, u64: 0 };
         let (fd, add) = (watched.as_raw_fd(), libc::EPOLL_CTL_ADD);
-        // SAFETY: epoll_ctl(2) reads one event, which outlives the call.
+        // SAFETY: epoll_ctl(2) reads one event, alive during the call.
         assert_eq!(unsafe { libc::epoll_ctl(epoll.as_raw_fd(), add, fd, &raw mut event) }, 0);
         Self { epoll, _watched: watched }
     }
 
     fn wait(&self, timeout_ms: i32) -> bool {
         let mut event = libc::epoll_event { events: 0, u64: 0 };
-        // SAFETY: epoll_wait(2) writes at most one event, which outlives the call.
+        // SAFETY: epoll_wait(2) writes at most one event, alive during the call.
         unsafe { libc::epoll_wait(self.epoll.as_raw_fd(), &raw mut event, 1, timeout_ms) == 1 }
     }
 }
 
-/// The longest that a wait lasts whose news is missed.
+/// The length of a wait that has missed the news.
 const HANG_MS: i32 = 30_000;
 
 /// Sends `COUNT` buffers, in a loop that waits for the descriptor alone, and then for all releases.
@@ -100,7 +100,7 @@ fn send_all<L: Loop>(sender: &mut Sender<TcpStream>) -> usize {
     while is_unsent || sender.stats().in_flight_calls > 0 {
         is_unsent = turn(sender).unsent;
     }
-    // Nothing lasts that would end a wait.
+    // No lasting state ends a wait.
     let mut rest = 0;
     while events.wait(0) {
         sender.reap().unwrap();
@@ -163,7 +163,7 @@ fn a_dead_connection_is_told_once<L: Loop>() {
 
 fn has_hangup(socket: &impl AsFd) -> bool {
     let mut entry = libc::pollfd { fd: socket.as_fd().as_raw_fd(), events: 0, revents: 0 };
-    // SAFETY: poll(2) reads and writes one entry, which outlives the call.
+    // SAFETY: poll(2) reads and writes one entry, alive during the call.
     unsafe { libc::poll(&raw mut entry, 1, 0) == 1 && entry.revents & libc::POLLHUP != 0 }
 }
 
@@ -216,7 +216,7 @@ fn a_notification_that_arrives_during_a_reap_ends_the_next_wait() {
     let len = 1 << 20;
     sender.try_send(pattern(len, 1)).unwrap();
     closed_window(&sender);
-    // What the peer's buffer took is released by now.
+    // The part in the peer's buffer is released by now.
     while events.wait(100) {
         sender.reap().unwrap();
     }
@@ -230,7 +230,7 @@ fn a_notification_that_arrives_during_a_reap_ends_the_next_wait() {
     let _ = sender.abort();
 }
 
-/// A reading of the error queue is bounded. What it leaves is news again.
+/// A reading of the error queue is bounded. The remaining notifications are news again.
 #[test]
 fn notifications_beyond_one_reading_end_the_next_wait() {
     let (near, far) = pair();

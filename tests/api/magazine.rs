@@ -33,7 +33,7 @@ fn all(pool: &Pool) -> Vec<PinnedBuf> {
     std::iter::from_fn(|| pool.try_alloc(1).ok()).collect()
 }
 
-/// Runs `body` on a second thread, which then stays idle until the end of `meanwhile`.
+/// Runs `body` on a second thread. The thread then stays idle until the end of `meanwhile`.
 fn beside_idle<R: Send>(body: impl FnOnce() -> R + Send, meanwhile: impl FnOnce()) -> R {
     thread::scope(|scope| {
         let (done, is_done) = mpsc::channel();
@@ -119,13 +119,13 @@ fn ended_threads_leave_no_slot_behind() {
         })
         .join()
         .unwrap();
-        // A magazine left on the list would be read after the end of its memory.
+        // A magazine left on the list would be read after the end of the memory.
     }
     assert_all_free(&pool);
     assert_eq!(all(&pool).len(), 256);
 }
 
-/// Uses a pool at the end of its thread.
+/// Uses a pool at the end of a thread.
 struct Late(Pool);
 
 impl Drop for Late {
@@ -147,8 +147,8 @@ fn destructors_of_thread_locals_can_use_the_pool() {
     for _ in 0..10 {
         let pool = pool.clone();
         thread::spawn(move || {
-            // One value is made before the thread's magazines and one after: in any order of
-            // destruction, one of them has no magazines.
+            // A value is made before the thread's magazines, and a value after: in any order of
+            // destruction, one value has no magazines.
             EARLIER.with(|late| *late.borrow_mut() = Some(Late(pool.clone())));
             drop(pool.try_alloc(1).unwrap());
             LATER.with(|late| *late.borrow_mut() = Some(Late(pool)));
@@ -181,7 +181,7 @@ fn a_pool_ends_with_slots_in_magazines() {
         },
     );
     assert!(alive.get(), "one buffer is in use");
-    // On this thread, with its magazine bound to the class.
+    // On this thread, with a magazine bound to the class.
     drop(last);
     assert!(!alive.get());
 }

@@ -12,7 +12,7 @@ use pinbuf::{Fate, MappedSlice, Payload, SendError};
 
 use crate::common::{self, TIGHT, assert_same, pair, pair_at, pattern, reader, soon};
 
-/// A file, removed at the end of the test, and its mapping.
+/// A file, removed at the end of the test, and the mapping.
 fn mapped_file(name: &str, contents: &[u8]) -> (File, Arc<MmapRaw>) {
     let path = std::env::temp_dir().join(format!("pinbuf-{name}-{}", std::process::id()));
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);

@@ -1,4 +1,4 @@
-//! Options of a pool: the source and time of its memory, and quotas.
+//! Options of a pool: the source and time of the memory, and quotas.
 
 use std::{
     fs,

@@ -53,7 +53,7 @@ fn one_buffer_goes_to_many_sockets_with_a_lease_each() {
     for _ in 0..4 {
         let (near, far) = pair_at("127.0.0.1:0", STALLED);
         let mut sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
-        // More than the peer's window: what is not read stays in flight.
+        // More than the peer's window: unread bytes stay in flight.
         let tickets: Vec<_> = (0..4).map(|_| sender.send(shared.clone()).unwrap()).collect();
         senders.push((sender, tickets));
         peers.push(far);

@@ -92,7 +92,7 @@ fn the_reaper_ends_halves_dropped_in_either_order() {
     assert!(pinbuf::reaper::wait_idle(within(60_000)), "{:?}", pinbuf::reaper::stats());
 }
 
-/// A peer that reads little at a time, so that the sender has to wait all the while.
+/// A peer that reads little at a time: the sender has to wait all the while.
 fn slow_reader(mut far: std::net::TcpStream) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut got = Vec::new();

@@ -42,7 +42,7 @@ fn assert_foreign(sender: &mut Sender<TcpStream>, tickets: &[Ticket]) {
 fn a_ticket_of_another_sender_is_an_error() {
     let (mut few, _few_far, of_few) = sender(1);
     let (mut many, _many_far, of_many) = sender(3);
-    // Numbers of sends that the asked sender has released, has open, and has never made.
+    // Numbers of sends: released by the asked sender, open, and never made.
     assert_foreign(&mut few, &of_many);
     assert_foreign(&mut many, &of_few);
     let (sending, mut reaping) = many.split();

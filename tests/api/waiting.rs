@@ -1,5 +1,5 @@
 //! Waits for slots and for fates never deadlock: one slot, one thread, blocking and as a future,
-//! and slots in flight on other senders.
+//! and slots in flight on several senders.
 
 use std::{
     io::Write,
@@ -98,7 +98,7 @@ fn a_waiter_drives_otherwise_undriven_senders() {
         bufs.push(buf.unwrap());
     }
     assert!(sender.stats().leases > 0, "its peer stalls");
-    // And blocking, the other way round.
+    // And blocking, with the senders exchanged.
     let first = reader(far, PAUSE);
     while bufs.len() < 8 {
         bufs.push(pool.alloc(LEN).unwrap());
@@ -122,7 +122,7 @@ impl Wake for Woken {
 }
 
 /// Queues a task for a slot of `pool`, calls `then`, and checks that the task is woken without a
-/// further call of it or of a sender's owner.
+/// further call of the task or of a sender's owner.
 fn is_woken<R>(pool: &Pool, then: impl FnOnce() -> R) {
     let woken = Arc::new(Woken::default());
     let waker = Waker::from(Arc::clone(&woken));
@@ -307,7 +307,7 @@ trait TrySendOrWait {
 }
 
 impl TrySendOrWait for Sender<TcpStream> {
-    /// Leaves the unsent part of a send to the next waiter for a slot, unless it blocks this send.
+    /// Leaves the unsent part of a send to the next waiter for a slot, unless the waiter blocks this send.
     fn try_send_or_wait(&mut self, buf: pinbuf::PinnedBuf) {
         if let Err(error) = self.try_send(buf) {
             assert!(error.is_backpressure(), "{error}");
@@ -372,7 +372,7 @@ fn a_full_window_opens_with_the_next_notification() {
     comes_home(&pool);
 }
 
-/// Fills a socket by other means, so that it takes no more bytes.
+/// Fills a socket by plain writes, until no more bytes are taken.
 fn stuff(socket: &TcpStream) -> usize {
     socket.set_nonblocking(true).unwrap();
     let mut filled = 0;

@@ -1,7 +1,7 @@
-//! The walk of a buffer that DESIGN.md tells is the one that happens.
+//! The walk of a buffer is as DESIGN.md tells.
 //!
 //! A forked child sends one buffer and reads its notification, one instruction at a time. The functions
-//! of `src/` that the instructions belong to, inlined functions included, are compared with the two
+//! of `src/` around the instructions, inlined functions included, are compared with the two
 //! tables of DESIGN.md. Helpers of at most ten lines of code may be left out there.
 
 #![cfg(all(target_os = "linux", target_arch = "x86_64", debug_assertions))]
@@ -27,14 +27,14 @@ fn mark() {
     unsafe { libc::raise(libc::SIGSTOP) };
 }
 
-/// Sends a buffer and reads its notification, each between two marks, once everything has its size.
+/// Sends a buffer and reads the notification, each between two marks, once nothing grows any more.
 fn child() {
     let null = ptr::null_mut::<u8>();
     // SAFETY: no pointer is used.
     if unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, null, null) } != 0 {
         return;
     }
-    // A group that no device sees completes at once, without a copy.
+    // A group without a device completes at once, without a copy.
     let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     near.set_multicast_ttl_v4(0).unwrap();
     near.set_multicast_loop_v4(false).unwrap();
@@ -50,14 +50,14 @@ fn child() {
         (0..8).for_each(|_| _ = sender.send(buffer()).unwrap());
         sender.reap().unwrap();
     }
-    // The first asks, and has a grant for the second, whose end is left for the third.
+    // The first send asks, and has a grant for the second. The end of the second is left for the third.
     sender.send(buffer()).unwrap();
     sender.send(buffer()).unwrap();
     let buf = buffer();
     mark();
     sender.send(buf).unwrap();
     mark();
-    // One notification of one id.
+    // A notification of a single id.
     sender.reap().unwrap();
     sender.send(buffer()).unwrap();
     mark();
@@ -80,7 +80,7 @@ fn go_on(request: libc::c_uint, child: libc::pid_t) {
     assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }
 
-/// The functions of `src/` up to the next mark, in the order of their first instructions.
+/// The functions of `src/` up to the next mark, in the order of the first instructions.
 fn functions(child: libc::pid_t) -> Vec<Function> {
     let (mut seen, mut functions) = (HashSet::new(), Vec::new());
     loop {
@@ -90,7 +90,7 @@ fn functions(child: libc::pid_t) -> Vec<Function> {
             Some(libc::SIGSTOP) => return functions,
             other => panic!("the child stops by {other:?}"),
         }
-        // SAFETY: the registers are plain numbers, so all zeroes are a value of them.
+        // SAFETY: the registers are plain numbers, so all zeroes are a value.
         let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
         let place = &raw mut registers;
         // SAFETY: the child is stopped, and the registers outlive the call.
@@ -100,7 +100,7 @@ fn functions(child: libc::pid_t) -> Vec<Function> {
             continue;
         }
         let mut frames = Vec::new();
-        // An address is taken for the one behind a call.
+        // The resolver expects return addresses, behind a call.
         let behind = (registers.rip + 1) as *mut _;
         backtrace::resolve(behind, |symbol| frames.extend(function(symbol)));
         for function in frames.into_iter().rev() {
@@ -111,7 +111,7 @@ fn functions(child: libc::pid_t) -> Vec<Function> {
     }
 }
 
-/// The function of `src/` of a symbol. Closures belong to the function around them.
+/// The function of `src/` of a symbol. A closure belongs to the function around the closure.
 fn function(symbol: &backtrace::Symbol) -> Option<Function> {
     let file = symbol.filename()?.to_str()?.strip_prefix(env!("CARGO_MANIFEST_DIR"));
     let file =
@@ -120,7 +120,7 @@ fn function(symbol: &backtrace::Symbol) -> Option<Function> {
     // The last part is a hash.
     let mut parts = name.rsplit("::").skip(1).filter(|part| *part != "{{closure}}");
     let function = (file.to_owned(), parts.next()?.split('<').next()?.to_owned());
-    // A place where a function is inlined can bear the name of the function around it.
+    // The place of an inlined function can bear the name of the outer function.
     lines(&function).map(|_| function)
 }
 
@@ -188,7 +188,7 @@ fn assert_told(title: &str, walked: &[Function]) {
 #[test]
 fn the_walk_of_a_buffer_is_as_designed() {
     alone(|| {
-        // SAFETY: fork(2). The child allocates, which glibc and musl allow, and leaves by _exit(2).
+        // SAFETY: fork(2). The child allocates, as glibc and musl allow, and leaves by _exit(2).
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0);
         if pid == 0 {

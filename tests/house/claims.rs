@@ -1,5 +1,5 @@
-//! Claims of the documents: the files, tests, models and mutants that SAFETY.md names are there, links
-//! between pages lead to a heading, and no test judges by a clock, as CONTRIBUTING.md has it.
+//! Claims of the documents: the files, tests, models and mutants in SAFETY.md are there, links between
+//! pages lead to a heading, and no test judges by a clock, as CONTRIBUTING.md demands.
 
 use std::{
     collections::HashSet,
@@ -7,19 +7,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The variable first: the tests may run elsewhere than they were built.
-pub(crate) fn root() -> PathBuf {
-    std::env::var_os("CARGO_MANIFEST_DIR")
-        .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
-}
+use crate::{files, root};
 
-/// Every file below `dir`.
-pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    entries.flat_map(|path| if path.is_dir() { files(&path) } else { vec![path] }).collect()
-}
-
-/// The names of SAFETY.md that stand for something and are not among `there`.
+/// Names in SAFETY.md of files, tests and mutants, without the names in `there`.
 fn missing(page: &str, there: &HashSet<String>) -> Vec<String> {
     let quoted = page.split('`').skip(1).step_by(2);
     quoted
@@ -29,7 +19,7 @@ fn missing(page: &str, there: &HashSet<String>) -> Vec<String> {
         .filter(|name| {
             let is_path = name.contains('/') && !name.starts_with('/');
             let is_mutant = name.contains('-') && *name == name.to_lowercase();
-            // A name of four words or more is that of a test.
+            // Four words or more are the name of a test.
             is_path || is_mutant || name.matches('_').count() > 2 && *name == name.to_lowercase()
         })
         .filter(|name| !there.contains(*name))
@@ -75,7 +65,7 @@ fn everything_that_the_safety_page_names_exists() {
 fn a_name_of_nothing_is_noticed() {
     let page = "`tests/memlock/tcp.rs` `tests/none.rs` `a_test_that_is_not` `no-such-mutant` `Pool::audit`";
     let names = ["tests/none.rs", "a_test_that_is_not", "no-such-mutant"];
-    // Built here, so that this file names no such test.
+    // Built here: otherwise this file would name the test.
     let page = page.replace("that_is_not", &["that", "is", "nowhere"].join("_"));
     let names = names.map(|name| name.replace("that_is_not", "that_is_nowhere"));
     assert_eq!(missing(&page, &there()), names);
@@ -111,7 +101,7 @@ fn links(page: &str) -> Vec<&str> {
     prose(page).flat_map(in_line).collect()
 }
 
-/// Fragments by which the headings of a page are found: those that GitHub gives.
+/// Fragments for the headings of a page, as GitHub makes them.
 fn fragments(page: &str) -> HashSet<String> {
     let heading = |line: &str| {
         let text = line.trim_start_matches('#');
@@ -124,7 +114,7 @@ fn fragments(page: &str) -> HashSet<String> {
     prose(page).filter_map(heading).map(|text| text.chars().filter_map(kept).collect()).collect()
 }
 
-/// Links of a page that lead to no file, or to no heading of it.
+/// Links of a page to a missing file or heading.
 fn broken(page: &str, path: &Path) -> Vec<String> {
     let leads_nowhere = |link: &&str| {
         let (file, fragment) = link.split_once('#').map_or((*link, None), |(f, h)| (f, Some(h)));
@@ -244,7 +234,7 @@ fn figures_of_the_pages_are_those_of_the_benches() {
     }
 }
 
-/// Names like `Type::member` on a page that the sources do not declare.
+/// Names like `Type::member` on a page, without a declaration in the sources.
 fn undeclared(page: &str, sources: &str) -> Vec<String> {
     // Of other libraries.
     const FOREIGN: [&str; 3] = ["IOBuf", "WriteCallback", "WriteTraffic"];
@@ -313,13 +303,13 @@ fn the_front_pages_name_features_and_the_rust_version_of_the_manifest() {
     }
 }
 
-/// Where a test reads how long something took or what CPU time it cost, by line.
+/// Lines with a reading of an elapsed time or of CPU time.
 fn clocks(source: &str) -> Vec<usize> {
-    // Built here, so that this file names none.
+    // Built here: otherwise this file would name the clocks.
     let clocks = [["ela", "psed("], ["duration", "_since("], ["CPU", "TIME"], ["ru_u", "time"]];
     let clocks = clocks.map(|parts| parts.concat());
     let reads = |line: &str| {
-        // What is left until a deadline is no judgement.
+        // The time left until a deadline is no judgement.
         let line = line.replace(&["saturating_", &clocks[1]].concat(), "");
         clocks.iter().any(|clock| line.contains(clock))
     };
@@ -328,7 +318,7 @@ fn clocks(source: &str) -> Vec<usize> {
 
 #[test]
 fn no_test_judges_by_a_clock() {
-    // What passes time along to a count, paces a peer, or prints a rate.
+    // Files that pass time along to a count, pace a peer, or print a rate.
     const ALLOWED: [&str; 4] = [
         "tests/common/mod.rs",
         "tests/kernel/linger.rs",
@@ -343,7 +333,7 @@ fn no_test_judges_by_a_clock() {
                 continue;
             }
             let source = fs::read_to_string(&path).unwrap();
-            // The library may read clocks; its tests stand last in a file.
+            // The library may read clocks; tests stand last in a file.
             let is_test = dir != "src" || name.ends_with("/tests.rs");
             let first = if is_test { Some(0) } else { source.find("\nmod tests {") };
             let tests = &source[first.unwrap_or(source.len())..];
@@ -361,7 +351,7 @@ fn a_clock_in_a_test_is_noticed() {
     assert_eq!(clocks(&source), [2]);
 }
 
-/// Lines of code, which are neither empty nor comments alone, before the tests of a file.
+/// Lines of code before the tests of a file, without empty lines and comments.
 fn code_lines(source: &str) -> usize {
     let code = source.find("\nmod tests {").map_or(source, |end| &source[..end]);
     code.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//")).count()
@@ -387,7 +377,7 @@ fn the_tables_of_tests_name_every_file_with_a_test() {
         let folder = main.parent().unwrap();
         let program = format!("`{}/`", folder.file_name().unwrap().to_str().unwrap());
         programs += 1;
-        // A folder with a heading has a table; other folders are a row.
+        // A folder with a heading has a table; a folder without a heading is a row.
         let Some((_, table)) = page.split_once(&format!("## {program}")) else {
             missing.extend((!page.contains(&format!("| {program} |"))).then_some(program));
             continue;

@@ -4,9 +4,11 @@
 //! The linter reads tokens, not text: comments, strings and `#[cfg(test)]` items do not count,
 //! groups of imports are taken apart, and `super` is resolved.
 
-use std::{fs, path::Path};
+use std::{fs, path::PathBuf};
 
-/// A module imports only from rows above its own, and from its own folder.
+use crate::{files, root};
+
+/// A module imports only from rows further up, and from the module's own folder.
 const ROWS: [&[&str]; 12] = [
     &["backing", "id", "sync"],
     &["error", "panics"],
@@ -41,7 +43,7 @@ const UNSAFE_CODE: [&str; 15] = [
     "sender/kernel.rs",
 ];
 
-/// Reserved paths: the paths, the file or folder that may name them, and the advice for all others.
+/// Reserved paths: the paths, the file or folder with the right to name them, and the advice elsewhere.
 const RESERVED: [(&[&str], &str, &str); 2] = [
     (
         &[
@@ -59,15 +61,14 @@ const RESERVED: [(&[&str], &str, &str); 2] = [
     (&["libc"], "sys/", "add a function to crate::sys"),
 ];
 
-/// Modules without knowledge of sockets, and their forbidden imports.
+/// Modules without knowledge of sockets, and the forbidden imports.
 const SOCKETLESS: [&str; 3] = ["raw", "pool", "tracker"];
 const SOCKET_CODE: [&str; 4] = ["socket", "errqueue", "epoll", "fallback"];
 
 /// All imports of the tracker from the crate.
 const TRACKER_IMPORTS: [&str; 2] = ["id", "error"];
 
-/// Files, or folders with a slash at the end, with files that import each other, directly or
-/// through further files. The list may only shrink.
+/// Circles of imports, direct or through further files: files, or folders with a slash at the end. The list may only shrink.
 const CIRCLES: [&str; 0] = [];
 
 #[test]
@@ -91,34 +92,19 @@ fn no_files_import_each_other() {
     }
 }
 
-/// The Rust files of the library, with their paths from `src/`.
+/// The paths from `src/` and the contents of the library's Rust files, without files of tests.
 fn source() -> Vec<(String, String)> {
-    // The variable first: the tests may run away from their build folder.
-    let root = std::env::var("CARGO_MANIFEST_DIR")
-        .unwrap_or_else(|_| env!("CARGO_MANIFEST_DIR").to_owned());
-    let source = Path::new(&root).join("src");
-    let mut files = Vec::new();
-    collect(&source, &source, &mut files);
-    assert!(files.iter().any(|(path, _)| path == "lib.rs"), "no source in {}", source.display());
+    let source = root().join("src");
+    let mut files = files(&source);
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    // A module's tests in a separate file, compiled for tests only.
+    files.retain(|path| !path.ends_with("tests.rs"));
     files.sort_unstable();
+    let name = |path: &PathBuf| path.strip_prefix(&source).unwrap().to_str().unwrap().to_owned();
+    let files: Vec<_> =
+        files.iter().map(|path| (name(path), fs::read_to_string(path).unwrap())).collect();
+    assert!(files.iter().any(|(path, _)| path == "lib.rs"), "no source in {}", source.display());
     files
-}
-
-/// The Rust files below `folder`, with their paths from `source`.
-fn collect(source: &Path, folder: &Path, files: &mut Vec<(String, String)>) {
-    for entry in fs::read_dir(folder).expect("the source can be listed") {
-        let path = entry.expect("the source can be listed").path();
-        if path.is_dir() {
-            collect(source, &path, files);
-        } else if path.extension().is_some_and(|extension| extension == "rs")
-            // A module's tests in a separate file, compiled for tests only.
-            && path.file_name().is_some_and(|name| name != "tests.rs")
-        {
-            let text = fs::read_to_string(&path).expect("the source can be read");
-            let name = path.strip_prefix(source).expect("the path is below").to_string_lossy();
-            files.push((name.into_owned(), text));
-        }
-    }
 }
 
 /// The faults of the file `path` (from `src/`), one per line.
@@ -181,9 +167,9 @@ fn check(path: &str, text: &str) -> Vec<String> {
     faults
 }
 
-/// The groups of files that import each other, directly or through further files, each in order.
+/// The circles of imports, direct or through further files; the files of a circle in order.
 ///
-/// An import through the module above, by `pub use`, counts as an import of the file behind it.
+/// An import through the module above, by `pub use`, counts as an import of the file behind the module.
 fn circles(files: &[(String, String)]) -> Vec<Vec<String>> {
     let modules: Vec<_> = files.iter().map(|(path, _)| module_of(path)).collect();
     let imports: Vec<Vec<_>> = (files.iter().zip(&modules))
@@ -325,7 +311,7 @@ fn imports(tokens: &[Token<'_>], file_module: &[String]) -> Vec<Import> {
     found
 }
 
-/// Takes a use tree apart. Returns the place behind it.
+/// Takes a use tree apart. Returns the place behind the tree.
 fn use_tree(
     tokens: &[Token<'_>],
     mut at: usize,
@@ -411,13 +397,13 @@ fn without_tests<'a>(tokens: &[Token<'a>]) -> Vec<Token<'a>> {
     kept
 }
 
-/// The end of the outer attribute at `at`, if there is one.
+/// The end of the outer attribute at `at`, if any.
 fn attribute(tokens: &[Token<'_>], at: usize) -> Option<usize> {
     let is = |at: usize, text| tokens.get(at).is_some_and(|token: &Token<'_>| token.text == text);
     (is(at, "#") && is(at + 1, "[")).then(|| balanced(tokens, at + 1, "[", "]"))
 }
 
-/// The end of the item at `at`: its semicolon or its block.
+/// The end of the item at `at`: the semicolon or the block.
 fn item(tokens: &[Token<'_>], mut at: usize) -> usize {
     while let Some(end) = attribute(tokens, at) {
         at = end;
@@ -510,7 +496,7 @@ fn block_comment(text: &str) -> usize {
     at
 }
 
-/// The length of the raw string here, if there is one.
+/// The length of the raw string here, if any.
 fn raw_string(text: &str) -> Option<usize> {
     let prefix = ["r", "br", "cr"].iter().find(|prefix| {
         text.strip_prefix(**prefix).is_some_and(|rest| rest.starts_with(['#', '"']))
@@ -536,7 +522,7 @@ fn quoted(text: &str, quote: char) -> usize {
     text.len()
 }
 
-/// Files with a violation of one rule each, and the expected message.
+/// Files with one violation, and the expected message.
 #[test]
 fn every_rule_is_enforced() {
     for (path, text, said) in [

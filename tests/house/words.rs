@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use crate::claims::{files, root};
+use crate::{files, root};
 
 const PERSONS: &str =
     " who whom whose nobody somebody anybody everybody whoever he his him himself ";
