@@ -71,6 +71,9 @@ macro_rules! sentences {
     };
 }
 
+#[cfg(feature = "rustls")]
+pub(crate) use sentences;
+
 /// An error number of the operating system (`errno`), unchanged.
 ///
 /// Unlike [`io::Error`] the number is `Copy`, so one connection error can be the fate of many sends.

@@ -1,4 +1,4 @@
-//! The guide: seven programs, with the reasons for their calls.
+//! The guide: programs, with the reasons for their calls.
 //!
 //! | chapter | program |
 //! |---|---|
@@ -9,6 +9,7 @@
 //! | [`broadcasting`] | sends a buffer to many peers, and drops slow peers |
 //! | [`foreign_memory`] | sends mapped files and further memory in place |
 //! | [`tuning`] | chooses sizes and limits, and reads the counters |
+#![cfg_attr(feature = "rustls", doc = "| [`tls`] | encrypts into buffers of a pool |")]
 //!
 //! Words:
 //!
@@ -24,4 +25,7 @@ pub mod closing;
 pub mod event_loop;
 pub mod foreign_memory;
 pub mod tasks;
+#[cfg(feature = "rustls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "rustls")))]
+pub mod tls;
 pub mod tuning;

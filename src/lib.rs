@@ -49,6 +49,10 @@
 //! | send and read notifications in two threads | [`Sender::split`] |
 //! | send from tasks of any runtime | [`Pool::alloc_async`], [`Sender::poll_ready`], the chapter [`guide::tasks`] |
 //! | send from an event loop | [`Sender::event_fd`], [`Pool::waiter`], the chapter [`guide::event_loop`] |
+#![cfg_attr(
+    feature = "rustls",
+    doc = "| send over TLS | [`rustls::TlsStream`], the chapter [`guide::tls`] |"
+)]
 //! | end a stream | [`Sender::close`], [`Sender::abort`], or drop and [`reaper::wait_idle`] |
 //! | bound the time of a silent peer | [`max_hold`](sender::SenderBuilder::max_hold) |
 //! | know if zero copy works here | [`probe::Environment`], [`Sender::capabilities`] |
@@ -78,6 +82,7 @@
 //! | feature | default | gives |
 //! |---|---|---|
 //! | `bytes` | off | `bytes::Bytes` as a payload, `bytes::BufMut` for [`PinnedBuf`] |
+//! | `rustls` | off | the module `rustls`: TLS streams, encrypted straight into buffers of a pool |
 //!
 //! # Platforms
 //!
@@ -116,6 +121,9 @@ pub mod pool;
 pub mod probe;
 mod raw;
 pub mod reaper;
+#[cfg(feature = "rustls")]
+#[cfg_attr(docsrs, doc(cfg(feature = "rustls")))]
+pub mod rustls;
 pub mod sender;
 #[allow(unsafe_code)]
 mod shared;
