@@ -27,7 +27,7 @@ pub use crate::{
     },
     sys::{
         Batch, Record,
-        socket::{IoVec, Ready, SendFlags},
+        socket::{IoVec, News, Ready, SendFlags},
     },
     tracker::{ALONE, CompletionTracker, LeaseKey, UnknownIds},
 };

@@ -82,7 +82,8 @@
 //! Unread notifications make a socket ready for `EPOLLERR`, unasked and until they are read. mio
 //! and tokio take `EPOLLERR` for readable and writable, so a registered socket makes the loop spin.
 //! [`event_fd`](crate::Sender::event_fd) is readable once for each change: a notification, room
-//! after a refusal, an error, a hangup. Watch the socket only for data to read.
+//! after a refusal, an error, a hangup. With
+//! [`poll_readable`](crate::Sender::poll_readable) data to read is news too.
 //!
 //! # Each readiness
 //!

@@ -78,6 +78,7 @@ use crate::{
 /// | [`poll_flush`](Self::poll_flush) | every byte of the last send is accepted | the unsent part stays queued, and the next send waits for it |
 /// | [`poll_fate`](Self::poll_fate) | a send has its fate | the send goes on |
 /// | [`poll_drain`](Self::poll_drain) | everything is accepted and released | the sends go on |
+/// | [`poll_readable`](Self::poll_readable) | a read of the socket would not wait | nothing was read |
 /// | [`poll_close`](Self::poll_close) | the stream has ended | the end goes on; drop the sender, or [`abort`](Self::abort) |
 ///
 /// The sender keeps one waker for each row, and for [`poll_fate`](Self::poll_fate) one for each ticket: that
@@ -91,6 +92,8 @@ use crate::{
 ///   readiness the loop calls [`reap`](Self::reap), or polls the pending method again, which does the same and
 ///   wakes no task twice. The library's thread then looks only for waiters of a pool, and for
 ///   [`max_hold`](crate::sender::SenderBuilder::max_hold).
+///
+/// [`poll_readable`](Self::poll_readable) works with such a loop only.
 ///
 /// # Datagrams
 ///
@@ -306,8 +309,8 @@ impl<S: Socket> Sender<S> {
     /// The descriptor is made by the first call, and closed with the sender. A runtime that owns what it
     /// watches takes a duplicate:
     /// `AsyncFd::new(sender.event_fd()?.try_clone_to_owned()?)`. Clear the runtime's readiness before
-    /// each `reap`. Data to read is not news here: watch the socket for that, without asking for room to
-    /// write. A send that a [`sender_quota`](crate::pool::PoolBuilder::sender_quota) refuses is
+    /// each `reap`. Data to read is news once a task has called [`poll_readable`](Self::poll_readable).
+    /// A send that a [`sender_quota`](crate::pool::PoolBuilder::sender_quota) refuses is
     /// possible again after a notification, as any other.
     ///
     /// # Errors
@@ -620,6 +623,63 @@ impl<S: Socket> Sender<S> {
     /// ```
     pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WaitError>> {
         self.core().poll_drain(cx)
+    }
+
+    /// Polls until a read of the socket would not wait: data came, the peer's stream ended, or the
+    /// connection failed.
+    ///
+    /// For a program that watches [`event_fd`](Self::event_fd), which tells of data too from the first call
+    /// on. Read first, and poll when the read would block. Ready is a hint: the next read may block again. A
+    /// notification or room in the socket makes no task ready. The task of the last poll is woken.
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`event_fd`](Self::event_fd).
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use pinbuf::Sender;
+    /// use std::{future::poll_fn, io::{self, Read}, net::TcpStream};
+    ///
+    /// /// Reads from a socket that does not block.
+    /// async fn read(sender: &Sender<TcpStream>, into: &mut [u8]) -> io::Result<usize> {
+    ///     loop {
+    ///         match sender.get_ref().read(into) {
+    ///             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+    ///             read => return read,
+    ///         }
+    ///         poll_fn(|cx| sender.poll_readable(cx)).await?;
+    ///     }
+    /// }
+    /// # fn block_on<T>(future: impl Future<Output = T>) -> T {
+    /// #     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    /// #     let mut future = std::pin::pin!(future);
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(value) = future.as_mut().poll(&mut cx) {
+    /// #             return value;
+    /// #         }
+    /// #     }
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # socket.set_nonblocking(true)?;
+    /// # let mut far = listener.accept()?.0;
+    /// # let peer = std::thread::spawn(move || {
+    /// #     std::thread::sleep(std::time::Duration::from_millis(50));
+    /// #     std::io::Write::write_all(&mut far, b"hello").map(|()| far)
+    /// # });
+    /// # let sender = Sender::builder().adopt(socket)?;
+    /// # let mut into = [0; 8];
+    /// # assert_eq!(block_on(read(&sender, &mut into))?, 5);
+    /// # drop(peer.join().unwrap()?);
+    /// # assert_eq!(block_on(read(&sender, &mut into))?, 0);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.core().poll_readable(cx)
     }
 
     /// Ends the stream in order, and polls until the kernel has released everything.

@@ -15,7 +15,7 @@ use crate::{
         Batch, Record,
         epoll::{EdgeWait, EventFd},
         errqueue,
-        socket::{self, IoVec, Kind, Ready, SendFlags},
+        socket::{self, IoVec, Kind, News, Ready, SendFlags},
     },
 };
 
@@ -108,12 +108,12 @@ pub trait Kernel: Send + Sync + 'static {
     fn has_loop(&self) -> bool {
         false
     }
-    /// Takes the news that the loop is told of. Returns `true` if the socket has hung up.
-    fn take_news(&self) -> io::Result<bool> {
-        Ok(false)
+    /// Takes the news that the loop is told of.
+    fn take_news(&self) -> io::Result<News> {
+        Ok(News::default())
     }
-    /// Tells the loop of the present state of the socket.
-    fn renew_news(&self) -> io::Result<()> {
+    /// Tells the loop of the present state of the socket, and from here on of data if `data`.
+    fn renew_news(&self, _data: bool) -> io::Result<()> {
         Ok(())
     }
 }
@@ -264,11 +264,11 @@ impl<S: Socket> Kernel for SocketKernel<S> {
         self.events.get().is_some()
     }
 
-    fn take_news(&self) -> io::Result<bool> {
-        self.events.get().map_or(Ok(false), EventFd::take)
+    fn take_news(&self) -> io::Result<News> {
+        self.events.get().map_or(Ok(News::default()), EventFd::take)
     }
 
-    fn renew_news(&self) -> io::Result<()> {
-        self.events.get().map_or(Ok(()), |events| events.renew(self.socket.as_fd()))
+    fn renew_news(&self, data: bool) -> io::Result<()> {
+        self.events.get().map_or(Ok(()), |events| events.renew(self.socket.as_fd(), data))
     }
 }

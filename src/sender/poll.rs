@@ -132,4 +132,23 @@ impl<S: Socket> Core<SocketKernel<S>> {
         }
         self.kernel.event_fd()
     }
+
+    /// Waits until a read of the socket would not wait.
+    pub(super) fn poll_readable(self: &Arc<Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.event_fd()?;
+        self.ask_for_data()?;
+        let data = |machine: &mut Machine| machine.take_data().then_some(Ok(()));
+        self.poll_until(cx, Awaited::Data, Goal::Visit, data).map_err(Into::into)
+    }
+
+    /// Makes data news, and with the first call the present state.
+    fn ask_for_data(&self) -> io::Result<()> {
+        let mut machine = self.enter();
+        if !machine.asks_for_data() {
+            // With the lock, so that no thread renews the news without data afterwards.
+            self.kernel.renew_news(true)?;
+            machine.ask_for_data();
+        }
+        Ok(())
+    }
 }

@@ -210,6 +210,13 @@ impl<S: Socket> SendHalf<S> {
     pub fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<CloseReport, WaitError>> {
         self.0.core().poll_close(cx)
     }
+
+    /// Ends the connection at once: the peer sees a reset.
+    ///
+    /// See [`Sender::abort`](super::Sender::abort). The reaping half still has the fates.
+    pub fn abort(mut self) -> CloseReport {
+        self.0.0.take().expect("present until dropped").break_off()
+    }
 }
 
 /// Writes borrowed bytes by copy, in order with the sends.
@@ -263,14 +270,25 @@ impl<S: Socket> ReapHalf<S> {
 
     /// Polls until everything is accepted and released. The sending half may send on afterwards.
     ///
-    /// See [`Sender::poll_drain`](super::Sender::poll_drain).
+    /// See [`Sender::poll_drain`](super::Sender::poll_drain). The task of the last poll is woken.
     ///
     /// # Errors
     ///
     /// [`WaitError::Poisoned`] if the error queue can prove nothing any more, and the errors of
     /// [`poll_fate`](Self::poll_fate) that are not about tickets.
-    pub fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), WaitError>> {
+    pub fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<Result<(), WaitError>> {
         self.0.core().poll_drain(cx)
+    }
+
+    /// Polls until a read of the socket would not wait. The task of the last poll is woken.
+    ///
+    /// See [`Sender::poll_readable`](super::Sender::poll_readable).
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`event_fd`](Self::event_fd).
+    pub fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.0.core().poll_readable(cx)
     }
 
     /// Blocks until a send has its fate, for `timeout` at most (`None`: without limit).

@@ -55,15 +55,18 @@ impl<K: Kernel> Core<K> {
             return self.run(goal);
         }
         // First: news that comes during the rest of the call has to end the next wait.
-        let is_over = self.kernel.take_news()?;
+        let news = self.kernel.take_news()?;
+        if news.readable {
+            self.enter().data_came();
+        }
         let step = self.run(goal);
-        if is_over {
+        if news.hangup {
             // Also if notifications came with the end: no more news would ask for another look.
             self.notice_end();
         }
         // A reading that stops before the end of the queue takes so many messages at least.
         if !step.as_ref().is_ok_and(|step| step.read.messages < MAX_BATCHES) {
-            self.kernel.renew_news()?;
+            self.kernel.renew_news(self.enter().asks_for_data())?;
         }
         step
     }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::socket::{Ready, check, timeout_ms};
+use super::socket::{News, Ready, check, timeout_ms};
 
 /// Waits on one socket by edges. [`poll`](super::socket::poll) would return at once each time:
 /// after a reset the socket hangs up for good, and its last notifications are still to come.
@@ -51,8 +51,8 @@ impl EdgeWait {
 }
 
 /// A descriptor that is readable while news of one socket waits: a notification, an error, a hangup,
-/// room to write. News that was taken does not make the descriptor readable again, however long the
-/// state of the socket lasts.
+/// room to write, and on request data to read. News that was taken does not make the descriptor readable
+/// again, however long the state of the socket lasts.
 #[derive(Debug)]
 pub(crate) struct EventFd(OwnedFd);
 
@@ -64,17 +64,18 @@ impl EventFd {
         Ok(Self(epoll))
     }
 
-    /// Takes the news, so that the descriptor is readable again only after more. Returns `true` if
-    /// the socket has hung up.
-    pub(crate) fn take(&self) -> io::Result<bool> {
+    /// Takes the news, so that the descriptor is readable again only after more.
+    pub(crate) fn take(&self) -> io::Result<News> {
         let mut events = [NO_EVENT];
         let events = wait(&self.0, &mut events, Some(Duration::ZERO))?;
-        Ok(events.iter().any(|event| event.events as i32 & libc::EPOLLHUP != 0))
+        let bits = events.first().map_or(0, |event| event.events as i32);
+        Ok(News { readable: bits & DATA != 0, hangup: bits & libc::EPOLLHUP != 0 })
     }
 
-    /// Makes the present state of the socket news again.
-    pub(crate) fn renew(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        control(&self.0, libc::EPOLL_CTL_MOD, fd, libc::EPOLLOUT, 0)
+    /// Makes the present state of the socket news again, and from here on data to read, if `data`.
+    pub(crate) fn renew(&self, fd: BorrowedFd<'_>, data: bool) -> io::Result<()> {
+        let interest = if data { libc::EPOLLOUT | DATA } else { libc::EPOLLOUT };
+        control(&self.0, libc::EPOLL_CTL_MOD, fd, interest, 0)
     }
 }
 
@@ -186,6 +187,9 @@ impl WakeCounter {
         if written < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
+
+/// Data, or the end of the peer's stream.
+const DATA: i32 = libc::EPOLLIN | libc::EPOLLRDHUP;
 
 const NO_EVENT: libc::epoll_event = libc::epoll_event { events: 0, u64: 0 };
 

@@ -86,7 +86,7 @@ pub(crate) mod epoll {
         time::Duration,
     };
 
-    use crate::sys::socket::Ready;
+    use crate::sys::socket::{News, Ready};
 
     /// Waits on one socket by edges. No value exists.
     #[derive(Debug)]
@@ -120,12 +120,12 @@ pub(crate) mod epoll {
         }
 
         /// Never called.
-        pub(crate) fn take(&self) -> io::Result<bool> {
+        pub(crate) fn take(&self) -> io::Result<News> {
             match self.0 {}
         }
 
         /// Never called.
-        pub(crate) fn renew(&self, _fd: BorrowedFd<'_>) -> io::Result<()> {
+        pub(crate) fn renew(&self, _fd: BorrowedFd<'_>, _data: bool) -> io::Result<()> {
             match self.0 {}
         }
     }

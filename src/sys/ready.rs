@@ -10,3 +10,12 @@ pub struct Ready {
     /// The connection is gone in both directions. Stays set for good.
     pub hangup: bool,
 }
+
+/// The state of a socket, according to the news that was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct News {
+    /// A read would not wait; only asked for on request.
+    pub readable: bool,
+    /// As [`Ready::hangup`].
+    pub hangup: bool,
+}

@@ -10,7 +10,7 @@ use std::{
 #[cfg(not(target_os = "linux"))]
 pub(crate) use super::fallback::{abort, enable_zerocopy, optmem, unsent};
 pub(super) use super::option::{check, get_option, option, set_option};
-pub use super::ready::Ready;
+pub use super::ready::{News, Ready};
 
 /// The kind of a socket, as far as a sender treats kinds differently.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,6 +3,7 @@
 
 use std::{
     future::poll_fn,
+    io::{Read, Write},
     net::TcpStream,
     os::fd::AsRawFd,
     sync::{
@@ -333,4 +334,102 @@ fn a_reset_ends_every_wait() {
     assert_eq!(drain.poll(|cx| sender.poll_drain(cx)), Poll::Ready(Ok::<(), WaitError>(())));
     assert!(ready.poll(|cx| sender.poll_ready(cx)).is_ready(), "the next send tells");
     assert!(matches!(sender.try_send(pattern(1, 0)), Err(SendError::Connection { .. })));
+}
+
+/// Has the loop look, for as long as there is news.
+fn look(reap: &pinbuf::sender::ReapHalf<TcpStream>, fd: &impl AsRawFd) -> usize {
+    let mut looks = 0;
+    while readable(fd, 100) {
+        reap.reap().unwrap();
+        looks += 1;
+    }
+    looks
+}
+
+#[test]
+fn notifications_and_room_wake_no_task_that_reads() {
+    let (near, mut far) = pair_at("127.0.0.1:0", TIGHT);
+    near.set_nonblocking(true).unwrap();
+    let (mut send, reap) = zero_copy().adopt(near).unwrap().split();
+    let fd = reap.event_fd().unwrap().try_clone_to_owned().unwrap();
+    let task = Task::default();
+    assert!(task.poll(|cx| reap.poll_readable(cx)).is_pending());
+    let mut into = vec![0; 8 << 20];
+    for seed in 0..3 {
+        send.try_send(pattern(1 << 20, seed)).unwrap();
+        let mut arrived = 0;
+        while arrived < 1 << 20 {
+            arrived += far.read(&mut into).unwrap();
+            look(&reap, &fd);
+        }
+    }
+    eventually("everything is released", || {
+        look(&reap, &fd);
+        reap.stats().in_flight_calls == 0
+    });
+    assert!(reap.stats().released_calls >= 3, "{:?}", reap.stats());
+    assert_eq!(task.woken(), 0);
+    // The loop finds the data.
+    far.write_all(b"data").unwrap();
+    assert!(look(&reap, &fd) > 0);
+    assert_eq!(task.woken(), 1);
+    assert!(task.poll(|cx| reap.poll_readable(cx)).is_ready());
+    assert_eq!(reap.get_ref().read(&mut into).unwrap(), 4);
+    // The task's own poll finds the data, and the end, and wakes no task.
+    assert!(task.poll(|cx| reap.poll_readable(cx)).is_pending());
+    far.write_all(b"more").unwrap();
+    assert!(readable(&fd, 60_000));
+    assert!(task.poll(|cx| reap.poll_readable(cx)).is_ready());
+    assert_eq!(reap.get_ref().read(&mut into).unwrap(), 4);
+    assert!(task.poll(|cx| reap.poll_readable(cx)).is_pending());
+    far.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(readable(&fd, 60_000));
+    assert!(task.poll(|cx| reap.poll_readable(cx)).is_ready());
+    assert_eq!(reap.get_ref().read(&mut into).unwrap(), 0);
+    assert_eq!(task.woken(), 1);
+}
+
+/// A poll for data takes the news of the sender too, and must not keep the news to itself.
+#[test]
+fn a_poll_for_data_wakes_the_task_that_awaits_a_fate() {
+    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let (mut send, reap) = zero_copy().adopt(near).unwrap().split();
+    let fd = reap.event_fd().unwrap().try_clone_to_owned().unwrap();
+    let [reads, awaits] = [(); 2].map(|()| Task::default());
+    assert!(reads.poll(|cx| reap.poll_readable(cx)).is_pending());
+    let ticket = send.try_send(pattern(1 << 20, 0)).unwrap();
+    assert!(awaits.poll(|cx| reap.poll_fate(cx, ticket)).is_pending());
+    let _peer = reader(far, Duration::ZERO);
+    while awaits.woken() == 0 {
+        assert!(readable(&fd, 60_000), "news was missed");
+        assert!(reads.poll(|cx| reap.poll_readable(cx)).is_pending());
+    }
+    assert!(awaits.poll(|cx| reap.poll_fate(cx, ticket)).is_ready());
+    // The peer ends with the stream.
+    drop(send);
+    assert_eq!(reads.woken(), 0);
+}
+
+#[test]
+fn a_reset_wakes_the_task_that_reads() {
+    let (near, far) = pair();
+    near.set_nonblocking(true).unwrap();
+    let sender = zero_copy().adopt(near).unwrap();
+    let task = Task::default();
+    assert!(task.poll(|cx| sender.poll_readable(cx)).is_pending());
+    reset(far);
+    assert!(readable(&sender.event_fd().unwrap(), 60_000));
+    assert!(task.poll(|cx| sender.poll_readable(cx)).is_ready());
+    let error = sender.get_ref().read(&mut [0; 1]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn a_sending_half_that_aborts_leaves_the_fates_to_the_other_half() {
+    let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+    let (mut send, reap) = zero_copy().adopt(near).unwrap().split();
+    let ticket = send.try_send(pattern(8 << 20, 0)).unwrap();
+    assert!(send.abort().aborted);
+    let (fate, _) = block_on(poll_fn(|cx| reap.poll_fate(cx, ticket)));
+    assert!(matches!(fate, Ok(Fate::Truncated { .. })), "{fate:?}");
 }

@@ -57,6 +57,8 @@ pub(crate) enum Awaited {
     Acceptance,
     /// The send has its fate.
     Fate(Ticket),
+    /// A read of the socket would not wait.
+    Data,
     /// Everything is released, and dropped.
     Releases,
     /// The sender's end is over.
@@ -72,6 +74,9 @@ pub(crate) struct Cold {
     pub(super) wakers: Vec<(Awaited, Waker)>,
     /// Tasks waiting for a slot in vain, to be woken once no lock is held.
     pub(crate) hopeless: Vec<Waker>,
+    /// Data to read is asked for, and has come since a task was told last.
+    pub(super) asks_for_data: bool,
+    pub(super) has_data: bool,
     pub(crate) events: VecDeque<ErrorQueueEvent>,
     /// Changes for which a task or a thread may wait, since the first wait.
     pub(super) changes: u64,

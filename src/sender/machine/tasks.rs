@@ -62,6 +62,27 @@ impl Machine {
         }
     }
 
+    /// Returns `true` if a task has asked for data to read.
+    pub(crate) fn asks_for_data(&self) -> bool {
+        self.cold().is_some_and(|cold| cold.asks_for_data)
+    }
+
+    /// From here on a task may ask for data.
+    pub(crate) fn ask_for_data(&mut self) {
+        self.cold_mut().asks_for_data = true;
+    }
+
+    /// The socket can be read, according to its news.
+    pub(crate) fn data_came(&mut self) {
+        self.cold_mut().has_data = true;
+        self.in_flight.done.news = true;
+    }
+
+    /// Returns `true` if data came since the last time.
+    pub(crate) fn take_data(&mut self) -> bool {
+        self.changed_cold().is_some_and(|cold| mem::take(&mut cold.has_data))
+    }
+
     /// The result of a drain, if there is one. Otherwise the call that is out tells of its end.
     pub(crate) fn drained(&mut self) -> Option<Result<(), WaitError>> {
         if self.is_drained() {
@@ -115,6 +136,7 @@ impl Machine {
                 if self.is_drained() { self.is_disposed() } else { is_poisoned }
             }
             Awaited::End => self.is_ended(),
+            Awaited::Data => self.cold().is_some_and(|cold| cold.has_data),
         }
     }
 }
