@@ -112,6 +112,8 @@ pub(super) struct State {
     pub(super) on_wait: Option<OnWait>,
     /// Happens during the next call.
     pub(super) meanwhile: Option<Box<dyn FnOnce() + Send>>,
+    /// Happens at the end of the next reading of the error queue.
+    pub(super) on_read: Option<Box<dyn FnOnce() + Send>>,
     /// Happens at a reading of the clock, after so many readings with this one.
     pub(super) at_clock: Option<(usize, Box<dyn FnOnce() + Send>)>,
 }
@@ -151,6 +153,7 @@ impl FakeKernel {
             wakes: 0,
             on_wait: None,
             meanwhile: None,
+            on_read: None,
             at_clock: None,
         };
         Self { transport, state: Arc::new(Mutex::new(state)) }
@@ -291,6 +294,9 @@ impl Kernel for FakeKernel {
         drop(state);
         let messages = notes.len();
         notes.into_iter().for_each(on_record);
+        if let Some(on_read) = self.with(|state| state.on_read.take()) {
+            on_read();
+        }
         Ok(Batch { messages, truncated: false, drained: true })
     }
 

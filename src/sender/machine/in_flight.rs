@@ -211,7 +211,6 @@ impl InFlight {
     pub(super) fn release_all(&mut self) -> u64 {
         let Self { tracker, done, .. } = self;
         let calls = tracker.outstanding();
-        done.changed();
         done.counts.released_calls += calls as u64;
         done.refund(calls, done.counts.in_flight_bytes);
         tracker.release_all(done.on_released(false));

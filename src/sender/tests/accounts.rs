@@ -235,6 +235,35 @@ fn a_call_without_memory_is_tried_once_more_after_a_release_and_then_copied() {
 }
 
 #[test]
+fn every_send_without_memory_has_a_try_of_its_own_after_a_release() {
+    let kernel = stream([Answer::Take; 3]);
+    let budget = Arc::new(MemlockBudget::new(Some(64 << 10)));
+    let sender = kernel.sender_of(Arc::clone(&budget), 1 << 20, config());
+    (0..3).for_each(|_| assert!(sender.try_send(&PAGE[..]).is_ok()));
+    kernel.seen();
+    // Before the second try another sender takes the budget that the release gave back.
+    kernel.will([Fail(ENOBUFS)]);
+    kernel.release();
+    let (rival, charged) = (Arc::clone(&budget), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&charged);
+    kernel.with(|state| {
+        state.on_read = Some(Box::new(move || {
+            while rival.charge(PAGE.len()) {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+    });
+    assert!(sender.try_send(&PAGE[..]).unwrap_err().is_backpressure());
+    let calls = charged.load(Ordering::Relaxed);
+    budget.refund(calls, calls * PAGE.len());
+    kernel.will([Fail(ENOBUFS)]);
+    kernel.release();
+    sender.try_send(&PAGE[..]).unwrap();
+    let without_copy: Vec<_> = kernel.seen().iter().map(|seen| seen.zero_copy).collect();
+    assert_eq!(without_copy, [true; 3]);
+}
+
+#[test]
 fn the_rest_of_a_send_without_memory_goes_without_copy_again_later() {
     let kernel = stream([Part(4096), Fail(ENOBUFS), Fail(EAGAIN)]);
     let sender = kernel.sender(config());
