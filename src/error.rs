@@ -318,7 +318,8 @@ sentences! {
     /// assert!(error.is_backpressure());
     /// assert_eq!(error.into_buf(), Some("the buffer"));
     /// ```
-    #[derive(Debug)]
+    ///
+    /// `Debug` shows the length of the buffer, and not the bytes.
     #[non_exhaustive]
     pub enum SendError<B> {
         "the socket buffer or the window of sends in flight is full"
@@ -413,7 +414,41 @@ impl<B> SendError<B> {
     }
 }
 
-impl<B: fmt::Debug> Error for SendError<B> {
+/// The buffer of a [`SendError`].
+#[doc(hidden)]
+pub trait ErrorBuf {
+    /// The length in bytes; `None` if the caller has kept the buffers.
+    fn len_of(&self) -> Option<usize>;
+}
+
+impl ErrorBuf for () {
+    fn len_of(&self) -> Option<usize> {
+        None
+    }
+}
+
+impl<B: ErrorBuf> fmt::Debug for SendError<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, ticket, error, buf) = match self {
+            Self::WouldBlock(buf) => ("WouldBlock", None, None, Some(buf)),
+            Self::TimedOut(buf) => ("TimedOut", None, None, Some(buf)),
+            Self::Unfinished { ticket } => ("Unfinished", Some(ticket), None, None),
+            Self::Connection { error, buf } => ("Connection", None, Some(error), Some(buf)),
+            Self::BadAddress(buf) => ("BadAddress", None, None, Some(buf)),
+            Self::Truncated { ticket, error } => ("Truncated", Some(ticket), Some(error), None),
+            Self::Dropped { error, buf } => ("Dropped", None, Some(error), Some(buf)),
+            Self::Os { error, buf } => ("Os", None, Some(error), Some(buf)),
+            Self::Forked(buf) => ("Forked", None, None, Some(buf)),
+        };
+        let mut shown = f.debug_struct(name);
+        ticket.map(|ticket| shown.field("ticket", ticket));
+        error.map(|error| shown.field("error", error));
+        buf.and_then(B::len_of).map(|len| shown.field("len", &len));
+        shown.finish()
+    }
+}
+
+impl<B: ErrorBuf> Error for SendError<B> {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Connection { error, .. }
@@ -499,7 +534,7 @@ sentences! {
         Unread,
         "another user read a notification of this sender"
         /// The socket's option memory reads 0 while ids are in flight and no notification is unread.
-        NoteStolen,
+        NotificationStolen,
     }
 }
 
@@ -660,6 +695,22 @@ impl From<WaitError> for io::Error {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::id::SenderId;
+
+    #[test]
+    fn an_error_shows_the_length_of_its_buffer_and_no_byte() {
+        let (error, ticket) = (OsError::from_raw(32), Ticket::new(SenderId::new(1), 2, 3));
+        let shown = |error: SendError<Vec<u8>>| format!("{error:?}");
+        let buf = || vec![7; 100_000];
+        assert_eq!(shown(SendError::WouldBlock(buf())), "WouldBlock { len: 100000 }");
+        let connection = SendError::Connection { error, buf: buf() };
+        assert_eq!(shown(connection), "Connection { error: OsError(32), len: 100000 }");
+        let truncated = shown(SendError::Truncated { ticket, error });
+        assert!(truncated.starts_with("Truncated { ticket: Ticket {"), "{truncated}");
+        assert_eq!(format!("{:?}", SendError::WouldBlock(())), "WouldBlock");
+        let payload = crate::Payload::from(buf());
+        assert_eq!(format!("{payload:?}"), "Vec { len: 100000 }");
+    }
 
     #[test]
     fn every_error_is_one_of_io_with_its_number_and_its_words() {

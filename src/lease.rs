@@ -1,12 +1,14 @@
 //! Payloads, and leases: payloads in the sender's custody.
 
 use std::{
+    fmt,
     mem::{self, ManuallyDrop},
     task::Waker,
 };
 
 use crate::{
     buf::PinnedBuf,
+    error::ErrorBuf,
     mapped::MappedSlice,
     raw::{PoolHead, Replaced, SlotRef, wake_all},
     shared::SharedBuf,
@@ -16,8 +18,8 @@ use crate::{
 
 /// Memory that can be sent.
 ///
-/// The sender owns the memory from the send until the kernel has released every byte.
-#[derive(Debug)]
+/// The sender owns the memory from the send until the kernel has released every byte. `Debug` shows the
+/// length, and not the bytes.
 #[non_exhaustive]
 pub enum Payload {
     /// A buffer of a [`Pool`](crate::Pool).
@@ -47,6 +49,22 @@ impl Payload {
     /// Returns `true` if there is nothing to send.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self {
+            Self::Pinned(_) => "Pinned",
+            Self::Shared(_) => "Shared",
+            Self::Mapped(_) => "Mapped",
+            Self::Static(_) => "Static",
+            Self::Arc(_) => "Arc",
+            Self::Vec(_) => "Vec",
+            #[cfg(feature = "bytes")]
+            Self::Bytes(_) => "Bytes",
+        };
+        f.debug_struct(kind).field("len", &self.len()).finish()
     }
 }
 
@@ -85,6 +103,12 @@ mod sealed {
 }
 
 pub(crate) use sealed::Memory;
+
+impl<M: Memory> ErrorBuf for M {
+    fn len_of(&self) -> Option<usize> {
+        Some(self.io_vec().len())
+    }
+}
 
 macro_rules! memory_of_buffers {
     ($($kind:ty),+ $(,)?) => {$(
@@ -429,7 +453,7 @@ mod tests {
 
     #[test]
     fn every_type_comes_back_as_what_went_in() {
-        fn check<P: IntoPayload + PartialEq + Clone + std::fmt::Debug>(buf: P, len: usize) {
+        fn check<P: IntoPayload + PartialEq + Clone + fmt::Debug>(buf: P, len: usize) {
             let payload = buf.clone().into_payload();
             assert_eq!((buf.io_vec().len(), payload.len()), (len, len));
             assert_eq!(P::from_payload(payload), buf);
