@@ -50,7 +50,7 @@ fn an_early_notification_finds_its_lease() {
         ));
         // By the notification: an unknown notification would poison, even if a proof made up for
         // it.
-        assert!(sender.capabilities().zero_copy);
+        assert!(sender.capabilities().supported);
         assert_home(&pool);
     });
 }
@@ -79,7 +79,7 @@ fn a_left_call_is_settled_once() {
         assert!(!sender.is_drained());
         assert!(kernel.deliver());
         sender.step().unwrap();
-        assert!(sender.is_drained() && sender.capabilities().zero_copy);
+        assert!(sender.is_drained() && sender.capabilities().supported);
         assert_home(&pool);
     });
 }
@@ -135,7 +135,7 @@ fn an_early_notification_of_a_left_call_finds_its_lease() {
         sender.step().unwrap();
         let fate = sender.fate(ticket).unwrap();
         assert!(matches!(fate, Some(Fate::Released { accepted: PAGE, .. })), "{fate:?}");
-        assert!(sender.is_drained() && sender.capabilities().zero_copy);
+        assert!(sender.is_drained() && sender.capabilities().supported);
         assert_home(&pool);
     });
 }
@@ -192,7 +192,7 @@ fn a_failed_call_is_rolled_back_while_another_thread_reaps() {
             sender.fate(ticket).unwrap(),
             Some(Fate::Released { accepted: PAGE, .. })
         ));
-        assert!(sender.capabilities().zero_copy, "by the notification, not by a proof");
+        assert!(sender.capabilities().supported, "by the notification, not by a proof");
         assert_home(&pool);
     });
 }
@@ -254,7 +254,7 @@ fn a_datagram_dropped_below_the_socket_keeps_its_id() {
         assert_eq!(sender.fate(ticket).unwrap(), None, "no call is delivered yet");
         assert!(kernel.deliver());
         sender.step().unwrap();
-        assert!(sender.fate(ticket).unwrap().is_some() && sender.capabilities().zero_copy);
+        assert!(sender.fate(ticket).unwrap().is_some() && sender.capabilities().supported);
         assert_home(&pool);
     });
 }

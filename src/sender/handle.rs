@@ -823,7 +823,7 @@ impl<S: Socket> Sender<S> {
 
     /// The least time for which the peer has acknowledged nothing while something is held: a send
     /// in flight, accepted bytes not yet acknowledged, or the unsent part of a send. `None` if
-    /// nothing is held.
+    /// nothing is held. Sends by copy and sends without copy count alike.
     ///
     /// A growing time means a peer that acknowledges nothing; see
     /// [`SenderBuilder::max_hold`](crate::sender::SenderBuilder::max_hold). An acknowledgement counts from
@@ -834,8 +834,27 @@ impl<S: Socket> Sender<S> {
     /// # Performance
     ///
     /// One system call (`SIOCOUTQ`).
-    pub fn oldest_in_flight(&self) -> Option<Duration> {
-        self.core().oldest()
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::{net::{TcpListener, TcpStream}, time::Duration};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let socket = TcpStream::connect(listener.local_addr()?)?;
+    /// # let _peer = listener.accept()?;
+    /// let mut sender = pinbuf::Sender::new(socket)?;
+    /// while sender.try_send(&[7; 65536]).is_ok() {}
+    /// // Later, in a loop over all peers:
+    /// if sender.held_for() > Some(Duration::from_secs(30)) {
+    ///     println!("the peer lags: {:?}", sender.get_ref());
+    /// }
+    /// # let _ = sender.abort();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn held_for(&self) -> Option<Duration> {
+        self.core().held_for()
     }
 
     /// Returns whether sends can go without copy now, and if not, the reason.

@@ -90,7 +90,7 @@ impl<K: Kernel> Core<K> {
 
     /// Returns whether sends can go without copy, and if not, the reason.
     pub fn capabilities(&self) -> Capabilities {
-        let forked = Capabilities { zero_copy: false, reason: None };
+        let forked = Capabilities { supported: false, reason: None };
         self.enter_own().map_or(forked, |machine| machine.capabilities())
     }
 
@@ -106,7 +106,7 @@ impl<K: Kernel> Core<K> {
 
     /// The time since the last acknowledgement while the sender holds anything. For datagrams, the
     /// age of the oldest call in flight.
-    pub fn oldest(&self) -> Option<Duration> {
+    pub fn held_for(&self) -> Option<Duration> {
         let mut machine = self.await_call(self.enter_own()?);
         let unacked = self.kernel.unacked().ok();
         machine.held(self.kernel.now(), unacked).map(|held| held.age)

@@ -42,9 +42,13 @@ pub enum Fate {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct Capabilities {
-    /// `true` if large sends can go without copy, `false` if something forbids zero copy for good.
-    /// Stays `true` while [`Policy::Auto`](crate::Policy::Auto) copies because of the route.
-    pub zero_copy: bool,
+    /// `true` if the kernel and the socket support sends without copy, `false` if something forbids
+    /// them for good.
+    ///
+    /// Says nothing about the route. Loopback supports zero copy too, and copies nevertheless:
+    /// [`Policy::Auto`](crate::Policy::Auto) notices and gives a `reason`, and with the other policies
+    /// [`SenderStats::deferred_copies`] grows.
+    pub supported: bool,
     /// The reason why large sends go by copy now: for good, or because of the route
     /// ([`CopyReason::Route`]). `None` while they go without, or while `Auto` is still trying.
     pub reason: Option<CopyReason>,
@@ -62,8 +66,8 @@ pub struct SenderStats {
     pub copied_calls: u64,
     /// Bytes of the calls by copy.
     pub copied_bytes: u64,
-    /// Notes read from the error queue.
-    pub notes: u64,
+    /// Notifications read from the error queue.
+    pub notifications: u64,
     /// Zero-copy calls released.
     pub released_calls: u64,
     /// Released calls whose notification said that the kernel copied after all. The kernel flags a

@@ -357,9 +357,9 @@ macro_rules! both_halves {
             /// Returns the least time for which the peer has acknowledged nothing while something
             /// is held.
             ///
-            /// See [`Sender::oldest_in_flight`](super::Sender::oldest_in_flight).
-            pub fn oldest_in_flight(&self) -> Option<Duration> {
-                self.0.core().oldest()
+            /// See [`Sender::held_for`](super::Sender::held_for).
+            pub fn held_for(&self) -> Option<Duration> {
+                self.0.core().held_for()
             }
 
             /// Returns the first error of a failed or ended connection.

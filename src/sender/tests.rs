@@ -354,7 +354,7 @@ fn an_ignored_flag_frees_the_buffer_at_once() {
     let sender = stream([Answer::Ignore]).sender(config());
     let ticket = sender.try_send(filled(&pool)).unwrap();
     assert!(matches!(sender.fate(ticket).unwrap(), Some(Fate::Released { accepted: 4096, .. })));
-    assert!(!sender.capabilities().zero_copy);
+    assert!(!sender.capabilities().supported);
     assert_eq!(pool.stats().free(), 1);
     sender.try_send(filled(&pool)).unwrap();
     assert_eq!(sender.stats().zero_copy_calls, 1);

@@ -172,7 +172,7 @@ mod tests {
         let stats = sender.stats();
         assert_eq!((stats.dropped_sends, stats.no_bufs_optmem, stats.no_bufs_memlock), (2, 0, 0));
         assert_eq!((stats.zero_copy_calls, stats.released_calls, stats.in_flight_bytes), (4, 4, 0));
-        assert!(sender.capabilities().zero_copy);
+        assert!(sender.capabilities().supported);
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn an_unconnected_datagram_socket_is_refused() {
     assert!(matches!(error, AdoptError::NotConnected(_)), "{error}");
     let socket = error.into_socket();
     socket.connect(socket.local_addr().unwrap()).unwrap();
-    assert!(Sender::builder().adopt(socket).unwrap().capabilities().zero_copy);
+    assert!(Sender::builder().adopt(socket).unwrap().capabilities().supported);
 }
 
 #[test]
@@ -124,7 +124,7 @@ fn a_unix_stream_is_copied_with_a_reason() {
     };
     let mut sender = Sender::builder().adopt(near).unwrap();
     let capabilities = sender.capabilities();
-    assert!(!capabilities.zero_copy);
+    assert!(!capabilities.supported);
     assert_eq!(capabilities.reason, Some(CopyReason::UnsupportedSocket));
     let peer = std::thread::spawn(move || {
         let mut got = Vec::new();
@@ -143,13 +143,13 @@ fn a_unix_stream_is_copied_with_a_reason() {
 fn required_zero_copy_refuses_other_sockets() {
     let (near, _far) = pair();
     let sender = Sender::builder().policy(Policy::Require).adopt(near).unwrap();
-    assert!(sender.capabilities().zero_copy);
+    assert!(sender.capabilities().supported);
     let (near, _far) = pair();
     let sender = Sender::builder().policy(Policy::Never).adopt(near).unwrap();
     assert_eq!(sender.capabilities().reason, Some(CopyReason::Policy));
     let (near, ids) = sender.into_parts().unwrap();
     let sender = Sender::builder().resume(ids).adopt(near).unwrap();
-    assert!(sender.capabilities().zero_copy);
+    assert!(sender.capabilities().supported);
 }
 
 #[test]
@@ -176,5 +176,5 @@ fn adoption_hands_on_messages_of_the_error_queue() {
     let mut sender = Sender::builder().adopt(socket).unwrap();
     let event = sender.next_event().expect("adoption has read it");
     assert_eq!(event.error.raw(), libc::ECONNREFUSED);
-    assert!(sender.capabilities().zero_copy);
+    assert!(sender.capabilities().supported);
 }

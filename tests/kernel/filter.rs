@@ -85,7 +85,7 @@ fn is_refused_at_adoption(test: &str, call: Call, errno: i32) {
     };
     let sender = Sender::builder().adopt(near).unwrap();
     assert_eq!(sender.capabilities().reason, Some(unprovable));
-    assert!(!sender.capabilities().zero_copy);
+    assert!(!sender.capabilities().supported);
     // The sender can also be taken apart and made again.
     let (near, ids) = sender.into_parts().unwrap();
     let sender = common::zero_copy().resume(ids).adopt(near).unwrap();

@@ -146,7 +146,7 @@ fn a_child_that_drops_everything_harms_no_parent() {
             assert!(matches!(fate, Fate::Released { accepted: LEN, .. }), "{fate:?}");
         }
         assert!(
-            sender.capabilities().zero_copy,
+            sender.capabilities().supported,
             "no notification was stolen: {:?}",
             sender.capabilities()
         );
@@ -334,7 +334,7 @@ fn a_child_never_waits_for_an_orphaned_lock() {
                         assert_eq!(pool.alloc(1).unwrap_err(), AllocError::Forked);
                         drop(waiting);
                         let _ = (sender.stats(), sender.interest(), sender.capabilities());
-                        let _ = (sender.connection_error(), sender.oldest_in_flight());
+                        let _ = (sender.connection_error(), sender.held_for());
                         assert!(matches!(sender.send(&b"!"[..]), Err(SendError::Forked(_))));
                         assert!(matches!(
                             sender.send_vectored(&mut Vec::new()),

@@ -10,7 +10,9 @@ use std::{
 
 use pinbuf::{Fate, Policy, SendError, Sender};
 
-use crate::common::{self, STALLED, TIGHT, assert_same, eventually, pair_at, pattern, soon};
+use crate::common::{
+    self, STALLED, TIGHT, assert_same, closed_window, eventually, pair_at, pattern, soon,
+};
 
 const LIMIT: Duration = Duration::from_millis(200);
 const LARGE: usize = 8 << 20;
@@ -58,6 +60,22 @@ fn a_socket_full_of_copies_ends_an_unaccepted_send() {
     });
 }
 
+/// A lag policy of the program rests on this, whatever the way of the bytes.
+#[test]
+fn a_stalled_peer_is_told_by_copied_sends_too() {
+    for policy in [Policy::Never, Policy::Auto, Policy::Prefer] {
+        let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+        let mut sender = Sender::builder().policy(policy).adopt(near).unwrap();
+        assert_eq!(sender.held_for(), None);
+        while sender.try_send(&[7; 20_000][..]).is_ok() {}
+        closed_window(&sender);
+        sender.held_for().expect("the peer reads nothing");
+        thread::sleep(Duration::from_millis(30));
+        assert!(sender.held_for() >= Some(Duration::from_millis(30)), "{policy:?}");
+        let _ = sender.abort();
+    }
+}
+
 #[test]
 fn accepted_copies_without_a_waiting_call_count_as_held() {
     let (near, _far) = pair_at("127.0.0.1:0", STALLED);
@@ -67,9 +85,9 @@ fn accepted_copies_without_a_waiting_call_count_as_held() {
     for _ in 0..20 {
         sender.try_send(&[7; 10_000][..]).unwrap();
     }
-    assert!(sender.oldest_in_flight().is_some(), "the peer cannot have acknowledged all");
+    assert!(sender.held_for().is_some(), "the peer cannot have acknowledged all");
     eventually("the connection is aborted", || sender.connection_error().is_some());
-    assert_eq!(sender.oldest_in_flight(), None, "no call is held any more");
+    assert_eq!(sender.held_for(), None, "no call is held any more");
 }
 
 #[test]

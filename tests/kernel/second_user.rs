@@ -46,7 +46,7 @@ fn a_notification_for_an_unissued_id_poisons() {
     send_static(duplicate(&sender).as_fd(), &FOREIGN).unwrap();
     eventually("the foreign notification is read", || {
         sender.reap().unwrap();
-        !sender.capabilities().zero_copy
+        !sender.capabilities().supported
     });
     assert_eq!(poison(&sender), Some(Poison::UnknownIds { lo: 1, hi: 1 }));
     // The sender continues by copy.
@@ -184,7 +184,7 @@ fn a_stolen_notification_is_replaced_by_the_proof() {
     for ticket in tickets {
         assert!(matches!(sender.wait(ticket, soon()), Ok(Fate::Released { accepted: LEN, .. })));
     }
-    assert_eq!(poison(&sender), Some(Poison::NoteStolen));
+    assert_eq!(poison(&sender), Some(Poison::NotificationStolen));
     assert_all_free(&pool);
     drop(thief);
     assert!(sender.close(soon()).drained);
@@ -218,7 +218,7 @@ fn a_task_is_woken_without_its_stolen_notification() {
         let (fate, polls) = block_on(poll_fn(|cx| sender.poll_fate(cx, ticket)));
         assert!(matches!(fate, Ok(Fate::Released { accepted: 4096, .. })), "{fate:?}");
         assert!(polls <= 4, "{polls}");
-        assert_eq!(poison(&sender), Some(Poison::NoteStolen));
+        assert_eq!(poison(&sender), Some(Poison::NotificationStolen));
         eventually("the slot is free", || census(&pool) == [1, 0, 0, 0]);
         drop((far, thief));
     }
@@ -283,7 +283,7 @@ fn a_send_opens_a_window_after_stolen_notifications() {
         optmem(&thief) == 0
     });
     sender.try_send(filled(pool.try_alloc(LEN).unwrap(), LEN, 2)).unwrap();
-    assert_eq!(poison(&sender), Some(Poison::NoteStolen));
+    assert_eq!(poison(&sender), Some(Poison::NotificationStolen));
     drop(thief);
     assert!(sender.close(soon()).drained);
     assert_arrived(&peer.join().unwrap(), LEN, 3);

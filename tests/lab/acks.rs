@@ -74,7 +74,7 @@ fn a_send_is_released_uncopied_with_its_last_byte() {
     in_a_namespace(|| {
         fake_peer::furnish()?;
         let stats = library_and_control(course).sender.stats();
-        assert_eq!((stats.notes, stats.zero_copy_calls, stats.deferred_copies), (3, 3, 0));
+        assert_eq!((stats.notifications, stats.zero_copy_calls, stats.deferred_copies), (3, 3, 0));
         Ok(())
     });
 }
@@ -259,7 +259,7 @@ fn no_packet_is_sent_from_memory_freed_by_an_end() {
                 let mut library = Library::over(near, linger, LEN, MESSAGES);
                 send_all(&mut library);
                 assert_eq!(hold(&mut library, 0, 50, "before the end"), Ok(()));
-                assert!(library.sender.oldest_in_flight() >= Some(Duration::from_millis(50)));
+                assert!(library.sender.held_for() >= Some(Duration::from_millis(50)));
                 let Library { sender, mut slots } = library;
                 end(sender);
                 assert!(pinbuf::reaper::wait_idle(within(60_000)), "{:?}", pinbuf::reaper::stats());

@@ -73,7 +73,7 @@ fn recycled_slots_arrive_intact_on_every_course() {
             report(&format!(
                 "{course}: {messages} of {MESSAGES} messages corrupt, {bytes} wrong bytes; {} \
                  calls, {} copied late, {} notes",
-                stats.zero_copy_calls, stats.deferred_copies, stats.notes,
+                stats.zero_copy_calls, stats.deferred_copies, stats.notifications,
             ));
             assert_eq!((stream.len(), messages), (LEN * MESSAGES, 0));
             assert_eq!(stats.copied_calls, 0);
@@ -149,7 +149,7 @@ fn a_queued_clone_releases_its_send_after_later_sends() {
         report(&format!(
             "delay 40ms 39ms duplicate 60%: {overtaken} of {SENDS} sends released after a later \
              one; {} calls, {} copied late, {} notes",
-            stats.zero_copy_calls, stats.deferred_copies, stats.notes,
+            stats.zero_copy_calls, stats.deferred_copies, stats.notifications,
         ));
         assert_eq!((stream.len(), wrong(&stream, ONE).0), (ONE * SENDS, 0));
         assert_eq!(stats.copied_calls, 0);

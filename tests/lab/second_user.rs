@@ -70,10 +70,10 @@ fn a_notification_releases_nothing_after_a_foreign_one() {
         });
         let [free, _, _, quarantined] = census(&pool);
         assert!(quarantined > 0 && free + quarantined == SENDS, "{:?}", census(&pool));
-        let before = sender.stats().notes;
+        let before = sender.stats().notifications;
         eventually("another notification is read", || {
             sender.reap().unwrap();
-            sender.stats().notes > before
+            sender.stats().notifications > before
         });
         // The queued datagrams still hold option memory, so nothing is proven.
         let quarantined_now = census(&pool)[3];

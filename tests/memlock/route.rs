@@ -26,7 +26,7 @@ fn auto_leaves_a_copying_route() {
     let peer = swallow(far);
     let mut sender = Sender::new(near).unwrap();
     let capabilities = sender.capabilities();
-    assert!(capabilities.zero_copy && capabilities.reason.is_none(), "{capabilities:?}");
+    assert!(capabilities.supported && capabilities.reason.is_none(), "{capabilities:?}");
     assert_eq!(sender.stats().route.mode, RouteMode::Trying);
     // Pipelined: no waits and no reaps.
     let sends = 2000;
@@ -39,7 +39,7 @@ fn auto_leaves_a_copying_route() {
     assert_eq!(stats.zero_copy_calls, stats.route.probes);
     assert!((3..=10).contains(&stats.route.probes), "{stats:?}");
     let capabilities = sender.capabilities();
-    assert!(capabilities.zero_copy, "zero copy works, but the route copies");
+    assert!(capabilities.supported, "zero copy works, but the route copies");
     assert_eq!(capabilities.reason, Some(CopyReason::Route));
     assert!(sender.close(soon()).drained);
     assert_eq!(peer.join().unwrap(), sends * LEN as u64);
@@ -71,9 +71,9 @@ fn the_next_send_reads_the_notification_of_a_probe() {
         }
         assert_eq!(sender.stats().route.probes, probes + 1);
         eventually("the probe's notification is there", || has_error(&sender));
-        let notes = sender.stats().notes;
+        let notes = sender.stats().notifications;
         sender.send(data).unwrap();
-        assert_eq!(sender.stats().notes, notes + 1);
+        assert_eq!(sender.stats().notifications, notes + 1);
         assert!(sender.close(soon()).drained);
         drop(peer);
     }

@@ -61,7 +61,7 @@ fn all_bytes_arrive_in_order_by_copy_and_zero_copy() {
         let lens = [1, 100, 5000, 16384, 70_000, 1 << 20, 1_500_001, 17, 0, 65536];
         let peer = reader(far, Duration::ZERO);
         let mut sender = zero_copy().adopt(near).unwrap();
-        assert!(sender.capabilities().zero_copy);
+        assert!(sender.capabilities().supported);
         let mut want = Vec::new();
         let mut tickets = Vec::new();
         for round in 0..5 {
@@ -392,7 +392,7 @@ fn a_refused_call_does_not_age_the_next_call() {
     thread::sleep(Duration::from_millis(20));
     let before = Instant::now();
     sender.try_send(buf).unwrap();
-    let oldest = sender.oldest_in_flight().expect("the peer reads nothing more");
+    let oldest = sender.held_for().expect("the peer reads nothing more");
     assert!(oldest <= Instant::now() - before, "{oldest:?} is the age of the refused call");
 }
 
@@ -424,7 +424,7 @@ fn a_send_does_not_have_an_earlier_sends_age() {
     thread::sleep(Duration::from_millis(20));
     let before = Instant::now();
     sender.send(pattern(64 << 10, 1)).unwrap();
-    let oldest = sender.oldest_in_flight().expect("the peer reads nothing");
+    let oldest = sender.held_for().expect("the peer reads nothing");
     assert!(oldest <= Instant::now() - before, "{oldest:?} is the age of the send before");
 }
 
@@ -571,7 +571,7 @@ fn copied_sends_are_released_at_once() {
     let (near, far) = pair_at("127.0.0.1:0", STALLED);
     let pool = pool(64 << 10, 2);
     let mut sender = Sender::builder().policy(Policy::Never).adopt(near).unwrap();
-    assert!(!sender.capabilities().zero_copy);
+    assert!(!sender.capabilities().supported);
     for seed in 0..10 {
         let buf = filled(pool.try_alloc(64 << 10).unwrap(), 64 << 10, seed);
         let ticket = sender.try_send(buf).unwrap();
@@ -647,7 +647,7 @@ fn a_sender_can_be_made_from_its_parts() {
     let ticket = sender.send(pattern(20_000, 9)).unwrap();
     want.extend_from_slice(&pattern(20_000, 9));
     assert_released(&mut sender, ticket);
-    assert!(sender.capabilities().zero_copy, "the ids continue");
+    assert!(sender.capabilities().supported, "the ids continue");
     assert!(sender.close(soon()).drained);
     assert_same(&peer.join().unwrap(), &want);
 }
@@ -683,7 +683,7 @@ fn time_stamps_on_the_error_queue_reach_the_caller() {
     let event = sender.next_event().expect("a time stamp");
     assert_eq!((event.origin, event.error.raw()), (4, libc::ENOMSG));
     assert!(event.timestamps.unwrap().software.is_some());
-    assert!(sender.capabilities().zero_copy);
+    assert!(sender.capabilities().supported);
     assert!(sender.close(soon()).drained);
     assert_eq!(peer.join().unwrap().len(), 400_000);
 }

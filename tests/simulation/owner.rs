@@ -504,7 +504,7 @@ impl Owner {
     /// Asks for all other facts.
     pub(crate) fn look(&self) {
         self.check_error();
-        self.call(|core| (core.stats(), core.capabilities(), core.oldest(), core.interest()));
+        self.call(|core| (core.stats(), core.capabilities(), core.held_for(), core.interest()));
     }
 
     pub(crate) fn split(&mut self) {

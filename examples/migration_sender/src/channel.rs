@@ -200,13 +200,13 @@ impl Channel {
         };
         ZeroCopyReport {
             policy: self.settings.zerocopy.name(),
-            available: capabilities.zero_copy,
+            available: capabilities.supported,
             reason: capabilities.reason.map(|reason| reason.to_string()),
             sends_zero_copy: stats.zero_copy_calls,
             sends_copied: stats.copied_calls,
             bytes_zero_copy: stats.zero_copy_bytes,
             bytes_copied: stats.copied_bytes,
-            notifications: stats.notes,
+            notifications: stats.notifications,
             completions_copied: stats.deferred_copies,
             no_bufs_optmem: stats.no_bufs_optmem,
             no_bufs_memlock: stats.no_bufs_memlock,

@@ -209,7 +209,7 @@ impl<'a> Stream<'a> {
     /// Asks for all facts.
     fn look(&mut self) -> Result<(), String> {
         let stats = self.sender.stats();
-        let _ = (self.sender.interest(), self.sender.oldest_in_flight());
+        let _ = (self.sender.interest(), self.sender.held_for());
         let error = self.sender.connection_error();
         if self.reliable && error.is_some() {
             return Err(format!("the connection failed by itself: {error:?}"));

@@ -102,7 +102,7 @@ impl Machine {
             let ids = self.in_flight.release_all();
             self.known.freed += ids;
             self.read.ids += ids;
-            self.poison(Poison::NoteStolen);
+            self.poison(Poison::NotificationStolen);
         }
     }
 

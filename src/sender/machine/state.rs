@@ -293,7 +293,7 @@ impl Machine {
     pub(crate) fn capabilities(&self) -> Capabilities {
         let InFlight { route, copy_reason, .. } = &self.in_flight;
         let reason = copy_reason.or(route.is_copied().then_some(CopyReason::Route));
-        Capabilities { zero_copy: copy_reason.is_none(), reason }
+        Capabilities { supported: copy_reason.is_none(), reason }
     }
 
     pub(crate) fn stats(&self) -> SenderStats {
@@ -304,7 +304,7 @@ impl Machine {
             zero_copy_bytes: counts.zero_copy_bytes,
             copied_calls: counts.copied_calls,
             copied_bytes: counts.copied_bytes,
-            notes: counts.notifications,
+            notifications: counts.notifications,
             released_calls: counts.released_calls,
             deferred_copies: counts.deferred_copies,
             in_flight_bytes: counts.in_flight_bytes,

@@ -106,13 +106,13 @@ fn the_age_of_a_call_in_flight_is_exact_to_ten_milliseconds() {
         kernel.pass(moment);
     }
     for released in 0..CALLS {
-        let (age, true_age) = (sender.oldest().unwrap(), (CALLS - released) * moment);
+        let (age, true_age) = (sender.held_for().unwrap(), (CALLS - released) * moment);
         let error = true_age.saturating_sub(age);
         assert!(age <= true_age && error <= Duration::from_millis(10), "{age:?} for {true_age:?}");
         kernel.release();
         sender.step().unwrap();
     }
-    assert_eq!(sender.oldest(), None);
+    assert_eq!(sender.held_for(), None);
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn a_vectored_send_alone_in_flight_has_an_age_from_the_beginning() {
     let sender = kernel.sender(config());
     sender.try_send_vectored(&mut vec![Payload::from(&PAGE[..])]).unwrap();
     kernel.pass(Duration::from_secs(1));
-    assert_eq!(sender.oldest(), Some(Duration::from_secs(1)));
+    assert_eq!(sender.held_for(), Some(Duration::from_secs(1)));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_call_that_failed_while_the_ages_were_told_makes_no_later_call_old() {
     sender.try_send(&PAGE[..]).unwrap();
     kernel.release();
     sender.step().unwrap();
-    assert_eq!(sender.oldest(), Some(Duration::ZERO));
+    assert_eq!(sender.held_for(), Some(Duration::ZERO));
 }
 
 #[test]

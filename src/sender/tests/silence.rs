@@ -47,14 +47,14 @@ fn an_acknowledgement_makes_all_that_is_held_young() {
     }
     kernel.pass(BEYOND);
     kernel.release();
-    assert_eq!(sender.oldest(), Some(Duration::ZERO), "the first look finds an acknowledgement");
+    assert_eq!(sender.held_for(), Some(Duration::ZERO), "the first look finds an acknowledgement");
     kernel.pass(LIMIT);
-    assert_eq!(sender.oldest(), Some(LIMIT));
+    assert_eq!(sender.held_for(), Some(LIMIT));
     kernel.release();
     sender.step().unwrap();
-    assert_eq!(sender.oldest(), None);
+    assert_eq!(sender.held_for(), None);
     sender.try_send(&PAGE[..]).unwrap();
-    assert_eq!(sender.oldest(), Some(Duration::ZERO), "nothing was held in between");
+    assert_eq!(sender.held_for(), Some(Duration::ZERO), "nothing was held in between");
 }
 
 #[test]
@@ -65,9 +65,9 @@ fn an_unsent_part_is_held_though_all_else_is_acknowledged() {
     sender.try_send(&PAGE[..]).unwrap();
     kernel.release();
     sender.step().unwrap();
-    sender.oldest();
+    sender.held_for();
     kernel.pass(LIMIT);
-    assert_eq!(sender.oldest(), Some(LIMIT));
+    assert_eq!(sender.held_for(), Some(LIMIT));
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn a_connection_that_is_over_holds_nothing_and_is_not_aborted() {
         kernel.pass(BEYOND);
         sender.reap().unwrap();
         assert_eq!(error(&sender), Some(ENOTCONN));
-        assert_eq!(sender.oldest(), None, "the socket goes on telling of unacknowledged bytes");
+        assert_eq!(sender.held_for(), None, "the socket goes on telling of unacknowledged bytes");
         sender.step().unwrap();
         assert_eq!(kernel.with(|state| state.aborts), 0);
     }
@@ -241,13 +241,13 @@ fn a_question_for_the_age_waits_for_the_call_of_another_thread() {
         let kernel = stream([]);
         let sender = kernel.sender(config());
         sender.try_send(&PAGE[..]).unwrap();
-        sender.oldest();
+        sender.held_for();
         kernel.pass(LIMIT);
         let asking = Arc::clone(&sender);
         let (started, thread) = mpsc::channel();
         kernel.with(|state| {
             state.meanwhile = Some(Box::new(move || {
-                started.send(thread::spawn(move || asking.oldest())).unwrap();
+                started.send(thread::spawn(move || asking.held_for())).unwrap();
                 thread::sleep(Duration::from_millis(100));
             }));
         });
@@ -263,9 +263,9 @@ fn an_aborted_connection_holds_nothing() {
     let sender = kernel.sender(config());
     sender.try_send(&PAGE[..100]).unwrap();
     kernel.with(|state| state.unacked = 100);
-    assert!(sender.oldest().is_some());
+    assert!(sender.held_for().is_some());
     sender.abort();
-    assert_eq!(sender.oldest(), None, "the socket goes on telling of unacknowledged bytes");
+    assert_eq!(sender.held_for(), None, "the socket goes on telling of unacknowledged bytes");
 }
 
 #[test]
@@ -361,7 +361,7 @@ fn a_thread_that_waits_for_a_call_is_told_of_the_end_of_the_next() {
         let (started, thread) = mpsc::channel();
         kernel.with(|state| {
             state.meanwhile = Some(Box::new(move || {
-                started.send(thread::spawn(move || asking.oldest())).unwrap();
+                started.send(thread::spawn(move || asking.held_for())).unwrap();
                 thread::sleep(Duration::from_millis(50));
                 let while_woken = || thread::sleep(Duration::from_millis(50));
                 next.with(|state| state.meanwhile = Some(Box::new(while_woken)));
