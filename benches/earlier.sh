@@ -53,6 +53,9 @@ check_out() {
   if grep -q 'fn rouse' "$earlier/src/sender/kernel.rs"; then
     sed -i 's/fn wake(&self)/fn rouse(\&self)/' "$earlier/tests/differential/kernel.rs"
   fi
+  if grep -q 'pub sequence: u64' "$earlier/src/sender/report.rs"; then
+    sed -i 's/back\.ticket\.sequence()/back.sequence/' "$earlier/tests/differential/history.rs"
+  fi
   # The seam's names have changed.
   if grep -q 'fn read_notes' "$earlier/src/sender/kernel.rs"; then
     sed -i 's/\bread_batch\b/read_notes/' "$earlier/benches/scale/sink.rs" \

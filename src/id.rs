@@ -98,7 +98,7 @@ const LEN_BITS: u32 = 128 - 2 * FIELD_BITS;
 const MAX_LEN: u64 = (1 << LEN_BITS) - 1;
 
 /// The bits of a sequence number in a ticket.
-pub(crate) fn short_sequence(sequence: u64) -> u64 {
+fn short_sequence(sequence: u64) -> u64 {
     sequence & FIELD
 }
 

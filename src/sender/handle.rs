@@ -407,7 +407,7 @@ impl<S: Socket> Sender<S> {
     /// let ticket = sender.send(buf)?;
     /// assert!(sender.wait(ticket, None)?.is_released());
     /// let returned = sender.next_returned().expect("released");
-    /// assert_eq!(returned.sequence, ticket.sequence());
+    /// assert_eq!(returned.ticket, ticket);
     /// assert_eq!(returned.payload.len(), 64 * 1024);
     /// # Ok(())
     /// # }

@@ -85,7 +85,7 @@ impl<K: Kernel> Core<K> {
 
     /// The next payload handed back.
     pub fn next_returned(&self) -> Option<Returned> {
-        self.enter_own()?.changed_cold()?.returned.pop_front()
+        self.enter_own()?.next_returned()
     }
 
     /// Returns whether sends can go without copy, and if not, the reason.

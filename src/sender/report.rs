@@ -2,6 +2,7 @@
 
 use crate::{
     error::{CopyReason, OsError},
+    id::Ticket,
     lease::Payload,
     sys::errno,
 };
@@ -116,9 +117,8 @@ pub struct Reaped {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Returned {
-    /// [`Ticket::sequence`](crate::Ticket::sequence) of the payload's send. The send's fate is
-    /// known once all its payloads are back.
-    pub sequence: u64,
+    /// The ticket of the payload's send, whose fate is known once all its payloads are back.
+    pub ticket: Ticket,
     /// The payload; the kernel reads it no more.
     pub payload: Payload,
 }

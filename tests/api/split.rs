@@ -57,7 +57,7 @@ fn the_reaping_half_ends_the_stream() {
     let fate = reap.wait(ticket, soon()).unwrap();
     assert!(matches!(fate, Fate::Released { accepted, .. } if accepted == 1 << 20), "{fate:?}");
     let returned = reap.next_returned().expect("handed back");
-    assert_eq!(returned.sequence, ticket.sequence());
+    assert_eq!(returned.ticket, ticket);
     assert_arrived(&peer.join().unwrap(), 1 << 20, 1);
     drop(returned);
     drop(reap);

@@ -288,7 +288,11 @@ impl History {
         core.forget_refused();
         _ = core.reap();
         while let Some(back) = core.next_returned() {
-            returned.push(format!("hands {} of {} back", back.payload.len(), back.sequence));
+            returned.push(format!(
+                "hands {} of {} back",
+                back.payload.len(),
+                back.ticket.sequence()
+            ));
         }
     }
 

@@ -487,7 +487,7 @@ fn released_payloads_come_back_in_order_with_their_contents() {
             continue;
         };
         let Payload::Pinned(buf) = returned.payload else { panic!("{:?}", returned.payload) };
-        assert_same(&buf, &pattern(buf.len(), returned.sequence as usize));
+        assert_same(&buf, &pattern(buf.len(), returned.ticket.sequence() as usize));
         back += 1;
         bufs.push(buf);
     }
@@ -530,7 +530,7 @@ fn refused_buffers_come_back_unchanged_and_once() {
     assert_eq!(back.len(), tickets.len());
     for returned in back {
         let Payload::Arc(bytes) = returned.payload else { panic!("{returned:?}") };
-        assert_same(&bytes, &pattern(64 << 10, returned.sequence as usize));
+        assert_same(&bytes, &pattern(64 << 10, returned.ticket.sequence() as usize));
     }
 }
 

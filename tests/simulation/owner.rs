@@ -458,8 +458,7 @@ impl Owner {
         for _ in 0..most {
             let Some(Some(returned)) = self.call(|core| core.next_returned()) else { break };
             assert!(self.hands_back, "recycled, but handed back");
-            let sent =
-                self.sent.iter_mut().find(|sent| sent.ticket.sequence() == returned.sequence);
+            let sent = self.sent.iter_mut().find(|sent| sent.ticket == returned.ticket);
             let Some(sent) = sent else {
                 assert!(self.lost, "handed back after all others");
                 self.drop_payload(returned.payload);

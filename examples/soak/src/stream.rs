@@ -375,11 +375,13 @@ impl Sent {
             Payload::Shared(buf) => buf,
             _ => return Ok(()),
         };
-        let pieces = self.pieces.get(&returned.sequence).into_iter().flatten();
+        let pieces = self.pieces.get(&returned.ticket.sequence()).into_iter().flatten();
         let mut same = pieces.filter(|piece| piece.len == bytes.len());
         match same.any(|piece| piece.differs(bytes).is_none()) {
             true => Ok(()),
-            false => Err(format!("what came back of send {} has changed", returned.sequence)),
+            false => {
+                Err(format!("what came back of send {} has changed", returned.ticket.sequence()))
+            }
         }
     }
 }

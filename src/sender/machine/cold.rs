@@ -7,8 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::super::{kernel::Edges, report::Returned};
-use crate::{id::Ticket, sync::Arc, sys::ErrorQueueEvent};
+use super::super::kernel::Edges;
+use crate::{id::Ticket, lease::Payload, sync::Arc, sys::ErrorQueueEvent};
 
 /// Most time between looks.
 const MAX_LOOK: Duration = Duration::from_secs(1);
@@ -65,11 +65,21 @@ pub(crate) enum Awaited {
     End,
 }
 
+/// A payload for a caller with [`OnRelease::Return`](crate::sender::OnRelease::Return), and the
+/// sequence number and length of its send.
+pub(crate) struct HandedBack {
+    pub(crate) sequence: u64,
+    pub(crate) len: usize,
+    pub(crate) payload: Payload,
+}
+
 /// State that few senders have.
 #[derive(Default)]
 pub(crate) struct Cold {
     /// Payloads for a caller with [`OnRelease::Return`](crate::sender::OnRelease::Return).
-    pub(crate) returned: VecDeque<Returned>,
+    pub(super) returned: VecDeque<HandedBack>,
+    /// The vectored sends among those, in order: sequence number and length.
+    pub(super) vectored: VecDeque<(u64, usize)>,
     /// Tasks waiting for this sender.
     pub(super) wakers: Vec<(Awaited, Waker)>,
     /// Tasks waiting for a slot in vain, to be woken once no lock is held.

@@ -9,10 +9,10 @@ use super::{
     super::{
         budget::MemlockBudget,
         config::{Config, OnRelease},
-        report::{Fate, Returned},
+        report::Fate,
     },
     ages::Ages,
-    cold::{Cold, Lazy},
+    cold::{Cold, HandedBack, Lazy},
     disposal::Disposal,
     ledger::Ledger,
     quota::{Quotas, with_quota},
@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     error::{CopyReason, OsError, Poison},
-    id::{IdRange, NotificationId, Ticket, short_sequence},
+    id::{IdRange, NotificationId, Ticket},
     lease::{IntoPayload, Lease, Memory, Payload},
     sync::Arc,
     tracker::{CompletionTracker, Heir, LeaseKey, Released},
@@ -301,10 +301,11 @@ impl Done {
     fn finish(&mut self, place: &mut Option<Lease>) {
         let Some(lease) = place.take() else { return };
         let sequence = lease.ticket;
+        let len = self.len_of_vectored(sequence);
         // A lease without a payload waited only for its former pages.
         let Some(payload) = lease.release() else { return };
         self.quotas.release(&payload);
-        if let Some(payload) = self.hand_back(payload, sequence) {
+        if let Some(payload) = self.hand_back(payload, sequence, len) {
             self.disposal.push(payload);
         }
     }
@@ -312,16 +313,50 @@ impl Done {
     /// Keeps a payload of a finished send for a caller that wants it back. Otherwise the payload is
     /// to be dropped.
     #[inline(always)]
-    pub(crate) fn hand_back<P: IntoPayload>(&mut self, buf: P, sequence: u64) -> Option<P> {
+    pub(crate) fn hand_back<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        sequence: u64,
+        len: Option<usize>,
+    ) -> Option<P> {
         match self.on_release {
             OnRelease::Recycle => Some(buf),
             OnRelease::Return => {
                 let payload = buf.into_payload();
-                let sequence = short_sequence(sequence);
-                self.cold.make().returned.push_back(Returned { sequence, payload });
+                let len = len.unwrap_or(payload.len());
+                self.cold.make().returned.push_back(HandedBack { sequence, len, payload });
                 None
             }
         }
+    }
+
+    /// Notes the length of a vectored send, if its payloads are to be handed back.
+    pub(super) fn note_vectored(&mut self, sequence: u64, len: usize) {
+        if self.on_release == OnRelease::Return {
+            self.cold.make().vectored.push_back((sequence, len));
+        }
+    }
+
+    /// The length of a vectored send, which is forgotten with the last lease of the send.
+    fn len_of_vectored(&mut self, sequence: u64) -> Option<usize> {
+        let vectored = &mut self.cold.get_mut()?.vectored;
+        let at = vectored.binary_search_by_key(&sequence, |(sequence, _)| *sequence).ok()?;
+        let (_, len) = vectored[at];
+        if !self.ledger.is_open_at(sequence) {
+            vectored.remove(at);
+        }
+        Some(len)
+    }
+
+    /// The send of the last ticket was taken back.
+    pub(super) fn retract(&mut self, ticket: Ticket) {
+        if let Some(cold) = self.cold.get_mut() {
+            let sequence = self.ledger.sequence(ticket);
+            if cold.vectored.back().is_some_and(|(vectored, _)| *vectored == sequence) {
+                cold.vectored.pop_back();
+            }
+        }
+        self.ledger.retract(ticket);
     }
 
     /// Ends the count of calls, of so many bytes in all: the kernel released them or never had

@@ -221,7 +221,7 @@ impl Ledger {
         self.is_open_at(self.sequence(ticket))
     }
 
-    fn is_open_at(&self, sequence: u64) -> bool {
+    pub(super) fn is_open_at(&self, sequence: u64) -> bool {
         let is_apart =
             || self.exceptions.get().is_some_and(|kept| kept.apart.contains_key(&sequence));
         sequence < self.next && self.kept(sequence).map_or_else(is_apart, |open| open.leases() > 0)

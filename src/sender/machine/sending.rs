@@ -104,7 +104,7 @@ impl Machine {
         self.end_call();
         self.in_flight.make_room_for_return();
         let sequence = self.in_flight.done.ledger.sequence(call.ticket);
-        self.in_flight.done.hand_back(buf, sequence)
+        self.in_flight.done.hand_back(buf, sequence, None)
     }
 
     /// A call by copy for a lone buffer did not take the last `bytes` of it: it is as if it had never
@@ -212,6 +212,7 @@ impl Machine {
         assert!(bufs.len() < 1 << 31, "fewer than 2^31 buffers in a send");
         let sequence = self.in_flight.done.ledger.open(bufs.len() as u32, false);
         let mut outbox = self.outbox.take().unwrap_or_default();
+        let is_vectored = bufs.len() > 1;
         let mut len = 0;
         for buf in bufs.drain(..) {
             let memory = buf.io_vec();
@@ -225,6 +226,9 @@ impl Machine {
         });
         let is_empty = outbox.is_empty();
         self.outbox = Some(outbox);
+        if is_vectored {
+            self.in_flight.done.note_vectored(sequence, len);
+        }
         let ticket = self.ticket(sequence, len);
         if !is_empty {
             self.start(ticket, 0);
@@ -354,7 +358,7 @@ impl Machine {
             && let Some(stop) = self.blocked.take()
         {
             self.take_unsent(|in_flight, key| on_refused(in_flight.withdraw(key)));
-            self.in_flight.done.ledger.retract(ticket);
+            self.in_flight.done.retract(ticket);
             self.refuse(stop);
             return Err(stop.into_send_error(()));
         }

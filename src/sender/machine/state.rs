@@ -9,11 +9,11 @@ use super::{
     super::{
         budget::MemlockBudget,
         config::{Config, OnRelease},
-        report::{Capabilities, Fate, SenderStats},
+        report::{Capabilities, Fate, Returned, SenderStats},
         transport::{CallLimits, Transport},
     },
     call::{Failed, Out, Refused, Retry, Stop},
-    cold::{Cold, Progress},
+    cold::{Cold, HandedBack, Progress},
     in_flight::InFlight,
     outbox::{Outbox, Way},
     question::Known,
@@ -288,6 +288,12 @@ impl Machine {
     /// State that few senders have, to be changed.
     pub(crate) fn cold_mut(&mut self) -> &mut Cold {
         self.in_flight.done.cold.make()
+    }
+
+    /// The next payload handed back.
+    pub(crate) fn next_returned(&mut self) -> Option<Returned> {
+        let HandedBack { sequence, len, payload } = self.changed_cold()?.returned.pop_front()?;
+        Some(Returned { ticket: Ticket::new(self.id, sequence, len), payload })
     }
 
     pub(crate) fn capabilities(&self) -> Capabilities {

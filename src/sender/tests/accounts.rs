@@ -29,6 +29,27 @@ fn vectored(sender: &Core<FakeKernel>, buf: PinnedBuf) -> Result<(), SendError<(
 const WAYS: [Send; 2] = [lone, vectored];
 
 #[test]
+fn a_returned_payload_names_the_ticket_of_its_send() {
+    let kernel = stream([]);
+    let sender = kernel.sender(Config { on_release: OnRelease::Return, ..config() });
+    let send = |count: usize| {
+        let mut bufs = (0..count).map(|_| Payload::from(&PAGE[..])).collect();
+        sender.try_send_vectored(&mut bufs)
+    };
+    let first = send(3).unwrap();
+    kernel.will([Fail(EAGAIN)]);
+    send(2).unwrap_err();
+    let lone = send(1).unwrap();
+    let last = send(2).unwrap();
+    assert_eq!([first, lone, last].map(|ticket| ticket.len() / PAGE.len()), [3, 1, 2]);
+    (0..3).for_each(|_| kernel.release());
+    sender.step().unwrap();
+    let tickets: Vec<_> =
+        std::iter::from_fn(|| sender.next_returned()).map(|returned| returned.ticket).collect();
+    assert_eq!(tickets, [first, first, first, lone, last, last]);
+}
+
+#[test]
 fn bytes_and_calls_that_the_socket_did_not_take_are_not_counted() {
     let by_copy = Config::default();
     for (config, answers, calls, bytes) in [
