@@ -17,7 +17,8 @@ use crate::{
 /// dereferencing to the bytes written so far.
 ///
 /// Bytes of an earlier user are never part of the buffer, so that no accident can send them. The
-/// buffer has a fixed [`capacity`](Self::capacity) and never moves.
+/// buffer has a fixed [`capacity`](Self::capacity) and never moves. Its start is
+/// [aligned](crate::pool::PoolBuilder::class).
 ///
 /// Holding a `PinnedBuf` proves that neither the kernel nor the rest of the program reads or writes
 /// the memory. Dropping the buffer recycles the slot. The buffer may outlive the pool's handles.
@@ -35,12 +36,11 @@ use crate::{
 /// assert_eq!(&buf[..], b"GET /17");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-///
-/// # Invariants
-///
-/// 1. The slot's memory has no other user, except the kernel, which may read while the slot's state
-///    word has a lease. The length beside the word has no other user either.
-/// 2. The first bytes up to the length are initialized, and the length is at most the capacity.
+// # Invariants
+//
+// 1. The slot's memory has no other user, except the kernel, which may read while the slot's state
+//    word has a lease. The length beside the word has no other user either.
+// 2. The first bytes up to the length are initialized, and the length is at most the capacity.
 pub struct PinnedBuf {
     /// Taken by drop.
     slot: ManuallyDrop<SlotRef>,

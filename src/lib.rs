@@ -83,6 +83,7 @@
 //! |---|---|---|
 //! | `bytes` | off | `bytes::Bytes` as a payload, `bytes::BufMut` for [`PinnedBuf`] |
 //! | `rustls` | off | the module `rustls`: TLS streams, encrypted straight into buffers of a pool |
+//! | `memmap2-0_9` | off | the types of memmap2 0.9 as a [`Mapping`] |
 //!
 //! # Platforms
 //!
@@ -138,7 +139,7 @@ pub use self::{
     error::{AdoptError, AllocError, BuildError, SendError, WaitError},
     id::Ticket,
     lease::Payload,
-    mapped::MappedSlice,
+    mapped::{MappedSlice, Mapping},
     pool::Pool,
     sender::{Fate, Policy, Sender},
     shared::SharedBuf,

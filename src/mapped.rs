@@ -6,9 +6,65 @@ use std::{
     ops::{Bound, Range, RangeBounds},
 };
 
-use memmap2::MmapRaw;
-
 use crate::{error::RangeError, sync::Arc};
+
+/// Memory that stays mapped as long as the value lives, to be sent as [`MappedSlice`]s.
+///
+/// With the feature `memmap2-0_9` the types of memmap2 0.9 are mappings: `MmapRaw`, and, for memory
+/// that does not change, `Mmap` and `MmapMut`. Implement the trait for memory of another origin, such as
+/// the RAM of a guest:
+///
+/// ```
+/// use std::{ptr::NonNull, sync::Arc};
+/// use pinbuf::{Mapping, MappedSlice};
+///
+/// /// RAM that the virtual processors write at any time.
+/// struct GuestRam {
+///     start: NonNull<u8>,
+///     len: usize,
+/// }
+///
+/// // SAFETY: the memory has no owner but this value, and is unmapped by its drop.
+/// unsafe impl Send for GuestRam {}
+/// // SAFETY: as above; the value gives no reference to the bytes.
+/// unsafe impl Sync for GuestRam {}
+/// // SAFETY: start and length never change, and the memory is mapped until the drop.
+/// unsafe impl Mapping for GuestRam {
+///     fn as_raw(&self) -> *const [u8] {
+///         NonNull::slice_from_raw_parts(self.start, self.len).as_ptr()
+///     }
+/// }
+/// # let page = Box::leak(Box::new([0_u8; 4096]));
+/// # let ram = GuestRam { start: NonNull::from(page).cast(), len: 4096 };
+/// let ram = Arc::new(ram);
+/// let slice = MappedSlice::new(Arc::clone(&ram), 1024..2048)?;
+/// # Ok::<(), pinbuf::error::RangeError>(())
+/// ```
+///
+/// # Safety
+///
+/// As long as the value lives, [`as_raw`](Self::as_raw) returns the same range, and the range stays
+/// mapped and contains only data that may be sent.
+pub unsafe trait Mapping: Send + Sync + 'static {
+    /// The whole range. The library passes the address to system calls, and reads nothing.
+    fn as_raw(&self) -> *const [u8];
+}
+
+/// The types of memmap2 own their ranges, which no shared reference can unmap, move or resize.
+macro_rules! memmap2_is_mapping {
+    ($($kind:ident),+) => {$(
+        #[cfg(feature = "memmap2-0_9")]
+        #[cfg_attr(docsrs, doc(cfg(feature = "memmap2-0_9")))]
+        // SAFETY: the range is mapped until the drop, and changes only through `&mut`.
+        unsafe impl Mapping for memmap2::$kind {
+            fn as_raw(&self) -> *const [u8] {
+                std::ptr::slice_from_raw_parts(self.as_ptr(), self.len())
+            }
+        }
+    )+};
+}
+
+memmap2_is_mapping! { MmapRaw, Mmap, MmapMut }
 
 /// A range of user-mapped memory, such as a file or a guest's RAM, to be sent from its place.
 ///
@@ -31,11 +87,10 @@ use crate::{error::RangeError, sync::Arc};
 /// assert_eq!((head.len(), body.len()), (100, 3996));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-///
-/// # Invariants
-///
-/// 1. As long as `owner` lives, `len` bytes from `start` on are mapped memory that may be passed to
-///    a system call for reading.
+// # Invariants
+//
+// 1. As long as `owner` lives, `len` bytes from `start` on are mapped memory that may be passed to a
+//    system call for reading.
 #[derive(Clone)]
 pub struct MappedSlice {
     owner: Arc<dyn Any + Send + Sync>,
@@ -64,16 +119,17 @@ impl MappedSlice {
     /// assert!(pinbuf::MappedSlice::new(map, 1..4097).is_err());
     /// # Ok::<(), std::io::Error>(())
     /// ```
-    pub fn new(map: Arc<MmapRaw>, range: Range<usize>) -> Result<Self, RangeError> {
-        let len = map.len();
+    pub fn new<M: Mapping>(map: Arc<M>, range: Range<usize>) -> Result<Self, RangeError> {
+        let whole = map.as_raw();
+        let len = whole.len();
         if range.start > range.end || range.end > len {
             return Err(RangeError { range, len });
         }
-        let start = map.as_ptr().wrapping_add(range.start);
+        let start = whole.cast::<u8>().wrapping_add(range.start);
         Ok(Self { owner: map, start, len: range.len() })
     }
 
-    /// Memory that lives as long as `owner`.
+    /// Memory that lives as long as `owner`, without a type of the owner's own; see [`Mapping`].
     ///
     /// # Safety
     ///

@@ -404,7 +404,16 @@ pub struct PoolBuilder {
 impl PoolBuilder {
     /// Adds a size class of `count` slots of `capacity` bytes.
     ///
-    /// In memory a slot takes whole pages, or, below a page, a power of two of at least 64 bytes.
+    /// In memory a slot takes whole pages, or, below a page, a power of two of at least 64 bytes. Each
+    /// slot starts at a multiple of that power of two, or at the start of a page. So buffers of a page
+    /// or more suit `O_DIRECT` and the fixed buffers of `io_uring`.
+    ///
+    /// ```
+    /// let pool = pinbuf::Pool::builder().class(1000, 4).class(100_000, 4).build()?;
+    /// assert!(pool.try_alloc(1000)?.as_ptr().addr().is_multiple_of(1024));
+    /// assert!(pool.try_alloc(100_000)?.as_ptr().addr().is_multiple_of(4096));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn class(mut self, capacity: usize, count: usize) -> Self {
         self.options.classes.push((capacity, count));
         self

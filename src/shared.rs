@@ -45,12 +45,11 @@ use crate::{
 /// buf.extend_from_slice(b"!");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-///
-/// # Invariants
-///
-/// 1. `slot` is one holder of the slot: a handle, except in the custody of a lease.
-/// 2. `len` bytes from `start` on lie in the slot's memory. The memory is initialized from its
-///    start to the end of these bytes, and has no writer as long as the slot has a frozen holder.
+// # Invariants
+//
+// 1. `slot` is one holder of the slot: a handle, except in the custody of a lease.
+// 2. `len` bytes from `start` on lie in the slot's memory. The memory is initialized from its
+//    start to the end of these bytes, and has no writer as long as the slot has a frozen holder.
 pub struct SharedBuf {
     /// Taken by drop.
     slot: ManuallyDrop<SlotRef>,

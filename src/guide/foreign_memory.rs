@@ -5,7 +5,7 @@
 //! | a table of the program | `&'static [u8]` |
 //! | bytes behind an `Arc` | `Arc<[u8]>` |
 //! | `bytes::Bytes` | the same, with feature `bytes` |
-//! | a mapping: a file, shared memory, a guest's | [`MappedSlice`](crate::MappedSlice) |
+//! | a mapping: a file, shared memory, a guest's | [`MappedSlice`](crate::MappedSlice) of a [`Mapping`](crate::Mapping); memmap2's types with feature `memmap2-0_9` |
 //!
 //! ```
 //! use memmap2::MmapRaw;

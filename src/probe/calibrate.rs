@@ -6,13 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use memmap2::{MmapMut, MmapRaw};
-
 use crate::{
     error::SendError,
-    mapped::MappedSlice,
+    pool::{Backing, Pages, Pool},
     sender::{Policy, Sender, SenderBuilder},
-    sync::Arc,
+    shared::SharedBuf,
 };
 
 /// Sizes to try, in the range of a datagram.
@@ -87,9 +85,7 @@ pub struct SendCost {
 /// ```
 pub fn calibrate_threshold() -> io::Result<Calibration> {
     let start = Instant::now();
-    let mut memory = MmapMut::map_anon(COLD)?;
-    memory.fill(1);
-    let memory = Arc::new(MmapRaw::from(memory));
+    let memory = memory(COLD)?;
     let mut copying = Side::new(Sender::builder().policy(Policy::Never), &memory)?;
     let without = Sender::builder().policy(Policy::Prefer).threshold_bytes(1);
     let mut without = Side::new(without, &memory)?;
@@ -121,6 +117,14 @@ pub fn calibrate_threshold() -> io::Result<Calibration> {
     Ok(Calibration { cold, cached })
 }
 
+/// Filled memory on base pages.
+fn memory(len: usize) -> io::Result<SharedBuf> {
+    let pool = Pool::builder().class(len, 1).backing(Backing::Require(Pages::Base)).build()?;
+    let mut buf = pool.try_alloc(len)?;
+    buf.resize(len, 1);
+    Ok(buf.freeze())
+}
+
 /// The smallest size from which on zero copy is cheaper at every size.
 fn threshold(costs: &[SendCost]) -> usize {
     let pays = |cost: &&SendCost| cost.zero_copy < cost.copied;
@@ -130,18 +134,18 @@ fn threshold(costs: &[SendCost]) -> usize {
 /// One of the two ways.
 struct Side {
     sender: Sender<UdpSocket>,
-    memory: Arc<MmapRaw>,
+    memory: SharedBuf,
     offset: usize,
 }
 
 impl Side {
-    fn new(builder: SenderBuilder, memory: &Arc<MmapRaw>) -> io::Result<Self> {
+    fn new(builder: SenderBuilder, memory: &SharedBuf) -> io::Result<Self> {
         // With this address the group is reached by the loopback device.
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
         socket.set_multicast_ttl_v4(0)?;
         socket.set_multicast_loop_v4(false)?;
         socket.connect((Ipv4Addr::new(239, 255, 255, 250), 9))?;
-        Ok(Self { sender: builder.adopt(socket)?, memory: Arc::clone(memory), offset: 0 })
+        Ok(Self { sender: builder.adopt(socket)?, memory: memory.clone(), offset: 0 })
     }
 
     /// Average cost of a send of `bytes`, over a batch out of the first `reach` bytes of memory.
@@ -151,9 +155,7 @@ impl Side {
             if self.offset + bytes > reach {
                 self.offset = 0;
             }
-            let range = self.offset..self.offset + bytes;
-            let slice = MappedSlice::new(Arc::clone(&self.memory), range)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+            let slice = self.memory.slice(self.offset..self.offset + bytes);
             match self.sender.try_send(slice) {
                 Ok(_) => {}
                 Err(SendError::WouldBlock(_)) => _ = self.sender.reap()?,
@@ -190,7 +192,7 @@ mod tests {
 
     #[test]
     fn each_side_goes_its_own_way() {
-        let memory = Arc::new(MmapRaw::from(MmapMut::map_anon(CACHED).unwrap()));
+        let memory = memory(CACHED).unwrap();
         let ways = [Policy::Never, Policy::Prefer].map(|policy| {
             let builder = Sender::builder().policy(policy).threshold_bytes(1);
             let mut side = Side::new(builder, &memory).unwrap();

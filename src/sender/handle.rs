@@ -210,7 +210,7 @@ impl<S: Socket> Sender<S> {
     ///     Err(SendError::Unfinished { ticket }) => assert_eq!(sender.fate(ticket)?, None),
     ///     other => panic!("{other:?}"),
     /// }
-    /// # sender.abort();
+    /// # let _ = sender.abort();
     /// # Ok(())
     /// # }
     /// ```
@@ -777,7 +777,6 @@ impl<S: Socket> Sender<S> {
     /// # Ok(())
     /// # }
     /// ```
-    #[must_use = "the stream may not have ended in order"]
     pub fn close(mut self, timeout: Option<Duration>) -> CloseReport {
         let core = self.core.take().expect("present until taken apart");
         let deadline = core.deadline(timeout);

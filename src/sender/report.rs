@@ -156,6 +156,7 @@ pub struct RouteStats {
 
 /// The report of an end.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "only the report tells of an end out of order"]
 #[non_exhaustive]
 pub struct CloseReport {
     /// `true` if everything was accepted, the stream ended in order (datagrams have no end), and

@@ -93,6 +93,8 @@ mod alloc {
             for (n, buf) in bufs.iter().enumerate() {
                 assert!(buf.iter().all(|&byte| byte == n as u8), "capacity {capacity}, buffer {n}");
                 let start = buf.as_ptr() as usize;
+                let alignment = capacity.next_power_of_two().clamp(64, 4096);
+                assert_eq!(start % alignment, 0, "capacity {capacity}, buffer {n}");
                 if capacity < 4096 {
                     let last = start + capacity - 1;
                     assert_eq!(start / 4096, last / 4096, "capacity {capacity} straddles a page");

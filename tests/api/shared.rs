@@ -114,7 +114,7 @@ fn a_refused_shared_buffer_comes_back_unchanged() {
     };
     assert!(accepted > 0);
     assert_eq!((back.as_ptr(), back.len()), (shared.as_ptr(), LEN));
-    sender.abort();
+    let _ = sender.abort();
     drop((back, shared));
     common::eventually("the slot is free", || pool.stats().free() == 1);
 }

@@ -354,7 +354,7 @@ fn a_child_never_waits_for_an_orphaned_lock() {
             children.into_iter().for_each(assert_left_well);
             sender
         });
-        sender.abort();
+        let _ = sender.abort();
         common::eventually("all sends are released", || pool.stats().free() == 2);
     });
 }
@@ -516,6 +516,6 @@ fn no_descriptor_survives_an_exec() {
         assert!(childs.iter().any(|link| link.contains("pipe")), "{childs:?}");
         let ours = ["eventpoll", "eventfd", socket];
         assert!(!childs.iter().any(|link| ours.iter().any(|our| link.contains(our))), "{childs:?}");
-        sender.abort();
+        let _ = sender.abort();
     });
 }

@@ -74,7 +74,7 @@ fn a_sender_is_watched_only_during_a_wait() {
         eventually("the sender is watched no longer", || pinbuf::reaper::stats().watched == 0);
         assert_eq!(pinbuf::reaper::stats().ended, 0, "it has its owner");
         assert_eq!(pool.stats().in_flight(), 1);
-        sender.abort();
+        let _ = sender.abort();
     });
 }
 

@@ -72,7 +72,7 @@ pub(crate) fn play(
             Ok(())
         }
         1 => {
-            sender.abort();
+            let _ = sender.abort();
             Ok(())
         }
         _ => match sender.close(Some(Duration::from_secs(60))) {

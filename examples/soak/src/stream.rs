@@ -357,7 +357,7 @@ impl Sent {
                 self.journal.retract(mark);
                 return Ok(());
             }
-            Err(error) => return Err(format!("a send failed: {error} ({error:?})")),
+            Err(error) => return Err(format!("a send failed: {error}")),
         };
         add(&tally.sends, 1);
         if !bufs.is_empty() {

@@ -77,7 +77,7 @@ pub(crate) struct HandedBack {
 #[derive(Default)]
 pub(crate) struct Cold {
     /// Payloads for a caller with [`OnRelease::Return`](crate::sender::OnRelease::Return).
-    pub(super) returned: VecDeque<HandedBack>,
+    pub(crate) returned: VecDeque<HandedBack>,
     /// The vectored sends among those, in order: sequence number and length.
     pub(super) vectored: VecDeque<(u64, usize)>,
     /// Tasks waiting for this sender.

@@ -179,7 +179,7 @@ fn a_thread_that_waits_hears_of_a_visitors_proof_and_of_a_cut() {
             assert!(kernel.with(|state| state.wakes) > 0);
             Ready::default()
         });
-        sender.close(None);
+        let _ = sender.close(None);
     }
     // The connection fails in the middle of a send.
     let kernel = by_edges(FakeKernel::new(Transport::Stream, Fail(EAGAIN)));
@@ -246,7 +246,7 @@ impl Wake for Closes {
         });
         let sender = Arc::clone(&self.0);
         thread::spawn(move || {
-            sender.close(None);
+            let _ = sender.close(None);
             _ = closed.send("closed");
         });
         self.2.store(said.recv() == Ok("waits"), Ordering::Relaxed);

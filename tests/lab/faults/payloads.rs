@@ -131,7 +131,7 @@ fn a_payload_may_use_the_library_in_its_drop() {
             let (near, _far) = pair_at("127.0.0.1:0", STALLED);
             let mut third = zero_copy().adopt(near).unwrap();
             third.send(filled(pool.alloc(1).unwrap(), LEN, 8)).unwrap();
-            third.abort();
+            let _ = third.abort();
             drop((pool.stats(), pool.audit()));
         }
     };
