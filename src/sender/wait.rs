@@ -80,8 +80,8 @@ impl<'a, K: Kernel> Wait<'a, K> {
     pub(super) fn round_to_send(&mut self) -> Result<(), WaitError> {
         if self.edges.is_none() {
             self.take_spare();
-            self.seen = self.core.enter().changes();
         }
+        self.seen = self.core.enter().changes_at_refusal();
         let leaves_unread = self.leaves_unread();
         if !leaves_unread || self.core.max_hold.is_some() {
             let goal = if leaves_unread { Goal::Push } else { Goal::Flush };
@@ -107,9 +107,12 @@ impl<'a, K: Kernel> Wait<'a, K> {
 
     /// Starts to wait for edges; whether to look again first, since news of before may be missed.
     fn listen(&mut self, messages: usize) -> Result<bool, WaitError> {
-        // Spare descriptors have kept the socket's news since.
-        if self.edges.is_some() || self.take_spare() {
+        if self.edges.is_some() {
             return Ok(false);
+        }
+        if self.take_spare() {
+            // The descriptors have kept the socket's news since. A wait for room has looked just now.
+            return Ok(!self.sending);
         }
         match self.core.kernel.edges() {
             Ok(edges) => {
@@ -138,7 +141,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
             return Ok(());
         }
         let by_edges = match &self.edges {
-            Some(edges) if !self.core.enter().falls_asleep(&mut self.seen, edges) => return Ok(()),
+            Some(edges) if !self.core.enter().falls_asleep(self.seen, edges) => return Ok(()),
             Some(edges) => {
                 let ready = edges.wait(Some(left));
                 self.core.enter().is_awake(edges);

@@ -224,11 +224,16 @@ impl Machine {
         self.cold().map_or(0, |cold| cold.changes)
     }
 
+    /// As [`changes`](Self::changes), up to the last refusal of a buffer.
+    pub(super) fn changes_at_refusal(&self) -> u64 {
+        self.cold().map_or(0, |cold| cold.changes_at_refusal)
+    }
+
     /// A thread is about to sleep until the next change. Returns `false` if something has changed
     /// that the thread has not `seen`: then the thread looks again.
-    pub(super) fn falls_asleep(&mut self, seen: &mut u64, thread: &Arc<dyn Edges>) -> bool {
+    pub(super) fn falls_asleep(&mut self, seen: u64, thread: &Arc<dyn Edges>) -> bool {
         let cold = self.cold_mut();
-        let has_seen_all = mem::replace(seen, cold.changes) == cold.changes;
+        let has_seen_all = cold.changes == seen;
         if has_seen_all {
             cold.asleep.push(Arc::clone(thread));
         }

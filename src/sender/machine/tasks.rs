@@ -30,6 +30,9 @@ impl Machine {
             Stop::Window if !self.is_unsent() => Refused::ForRelease,
             _ => Refused::No,
         };
+        if let Some(cold) = self.changed_cold() {
+            cold.changes_at_refusal = cold.changes;
+        }
     }
 
     /// The owner gives its refused buffer up, unless a task waits to send the buffer.
