@@ -103,6 +103,7 @@ fn short_sequence(sequence: u64) -> u64 {
 }
 
 impl Ticket {
+    #[inline]
     pub(crate) fn new(sender: SenderId, sequence: u64, len: usize) -> Self {
         let sequence = short_sequence(sequence);
         // No address space has room for longer sends.

@@ -38,6 +38,11 @@ impl MemlockBudget {
         Self { limit_bytes, charged_bytes: AtomicUsize::new(0) }
     }
 
+    /// Returns `true` if charges can be refused.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.limit_bytes.is_some()
+    }
+
     /// Bytes charged now.
     pub fn charged_bytes(&self) -> usize {
         // Relaxed: a statistic.

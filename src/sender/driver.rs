@@ -6,7 +6,9 @@ use super::{
     budget::MemlockBudget,
     config::Config,
     kernel::{Interest, Kernel},
-    machine::{Act, Goal, Item, LoneCall, Machine, Next, Offered, Question, Read, Stop, Way},
+    machine::{
+        Act, Disposal, Goal, Item, LoneCall, Machine, Next, Offered, Question, Read, Stop, Way,
+    },
     transport::MIN_ZERO_COPY_ELEMENT,
 };
 use crate::{
@@ -137,7 +139,6 @@ impl<K: Kernel> Core<K> {
                 machine.meet_call();
             }
         }
-        machine.entered();
     }
 
     /// Takes the lock after a call of this thread has returned, and wakes the threads that wait for
@@ -147,7 +148,6 @@ impl<K: Kernel> Core<K> {
     fn enter_after_call(&self) -> MutexGuard<'_, Machine> {
         let mut machine = lock(&self.machine);
         machine.tell();
-        machine.entered();
         if machine.awaiting > 0 {
             self.call_over.notify_all();
         }
@@ -179,6 +179,7 @@ impl<K: Kernel> Core<K> {
         let mut panics = Panics::default();
         machine.begin_run(goal);
         loop {
+            machine.forget();
             let act = self.answer(&mut machine, goal);
             read += machine.take_read();
             match act {
@@ -189,11 +190,12 @@ impl<K: Kernel> Core<K> {
                     machine.returned(call, sent.map_err(|error| os(&error)));
                 }
                 Act::AwaitCall => machine = self.await_call(machine),
-                Act::Dispose => {
+                Act::Dispose(disposal, woken) => {
                     // All else is done for the goal. To begin anew would read the queue again.
                     goal = Goal::Tidy;
                     look_again = machine.known.look_again.or(look_again);
-                    machine = self.dispose(machine, &mut panics);
+                    drop(machine);
+                    machine = self.dispose(disposal, woken, &mut panics);
                 }
                 Act::Watch => {
                     drop(machine);
@@ -266,18 +268,15 @@ impl<K: Kernel> Core<K> {
 
     /// Drops what was released, wakes the tasks that waited for it, and ends the waits of threads,
     /// in this order: a task that is told of a release finds the slot free.
-    fn dispose<'a>(
-        &'a self,
-        mut machine: MutexGuard<'a, Machine>,
+    fn dispose(
+        &self,
+        mut disposal: Disposal,
+        woken: Vec<Waker>,
         panics: &mut Panics,
-    ) -> MutexGuard<'a, Machine> {
-        let Some((mut disposal, mut woken)) = machine.take_disposal() else { return machine };
-        drop(machine);
+    ) -> MutexGuard<'_, Machine> {
         disposal.drop_all(panics);
         let mut machine = self.enter();
         machine.disposed(disposal);
-        // A drain and an end wait for the drops too.
-        woken.extend(machine.take_woken());
         if woken.is_empty() {
             return machine;
         }

@@ -5,7 +5,7 @@ use std::mem;
 use super::{
     Act::Done,
     Item, Next,
-    call::{Out, Refused},
+    call::Refused,
     in_flight::InFlight,
     outbox::Way,
     question::Question,
@@ -17,23 +17,35 @@ impl Machine {
     /// without copy is charged for. `None`: the buffer has to ask.
     #[inline(always)]
     pub(crate) fn granted(&mut self, len: usize, pool: u64, is_small: bool) -> Option<Way> {
-        if self.out != Out::No || self.sending.is_some() || self.error.is_some() {
+        if self.is_calling() || self.sending.is_some() || self.error.is_some() {
             return None;
         }
         if is_small {
             return Some(Way::Copy);
         }
-        let Grant { calls, max_bytes, pool: granted_pool, way } = &mut self.grant;
-        let covers = *calls > 0 && len <= *max_bytes && pool == *granted_pool;
-        *calls -= usize::from(covers);
-        (covers && (*way == Way::Copy || self.in_flight.done.budget.charge(len))).then_some(*way)
+        let grant = &mut self.grant;
+        if grant.calls == 0 || len > grant.max_bytes || pool != grant.pool {
+            return None;
+        }
+        grant.calls -= 1;
+        let way = grant.way;
+        // No question told the time of this call.
+        self.known.time = None;
+        (way == Way::Copy || self.charge(len)).then_some(way)
+    }
+
+    /// Charges a call without copy. Returns `false`, with nothing charged, if the memlock budget is
+    /// used up.
+    #[inline]
+    fn charge(&self, bytes: usize) -> bool {
+        self.in_flight.done.budget.as_ref().is_none_or(|budget| budget.charge(bytes))
     }
 
     /// Refunds a call without copy that was let in and is not made, for a buffer of `len` bytes or
     /// a part of the buffer.
     #[cold]
     pub(crate) fn refund(&mut self, len: usize) {
-        self.in_flight.done.budget.refund(1, len.min(self.limits.bytes));
+        self.in_flight.done.end_charge(1, len.min(self.limits.bytes));
     }
 
     /// Decides about a lone buffer that has to ask.
@@ -94,9 +106,7 @@ impl Machine {
                 return Ok(Some(Way::Copy));
             }
             let held = self.in_flight.done.counts.in_flight_bytes;
-            if self.window.fits(bytes, outstanding, held)
-                && self.in_flight.done.budget.charge(bytes)
-            {
+            if self.window.fits(bytes, outstanding, held) && self.charge(bytes) {
                 return Ok(Some(Way::ZeroCopy));
             }
             if is_first {

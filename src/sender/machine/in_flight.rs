@@ -23,7 +23,7 @@ use crate::{
     id::{IdRange, NotificationId, Ticket},
     lease::{IntoPayload, Lease, Memory, Payload},
     sync::Arc,
-    tracker::{CompletionTracker, Heir, LeaseKey, Released},
+    tracker::{CompletionTracker, Heir, LeaseKey},
 };
 
 /// Leases, the ids that cover them, and the fates of released leases.
@@ -50,7 +50,8 @@ pub(crate) struct Done {
     pub(super) news: bool,
     on_release: OnRelease,
     pub(super) quotas: Quotas,
-    pub(super) budget: Arc<MemlockBudget>,
+    /// The locked memory of all senders, where it has a limit.
+    pub(super) budget: Option<Arc<MemlockBudget>>,
 }
 
 /// The counters of every sender, as in [`SenderStats`](crate::sender::SenderStats).
@@ -93,7 +94,7 @@ impl InFlight {
                 news: false,
                 on_release: config.on_release,
                 quotas: Quotas::default(),
-                budget,
+                budget: Some(budget).filter(|budget| budget.is_limited()),
             },
             copy_reason,
             route: Route::new(config.observe_route && copy_reason.is_none()),
@@ -152,23 +153,6 @@ impl InFlight {
     pub(super) fn not_accepted(&mut self, bytes: usize) {
         self.route.not_accepted(bytes);
         self.done.counts.zero_copy_bytes -= bytes as u64;
-    }
-
-    /// A notification released these ids, unless it is about calls of another user. Returns the
-    /// number of released ids.
-    pub(super) fn release(&mut self, lo: u32, hi: u32, copied: bool) -> Result<u64, Poison> {
-        self.done.counts.notifications += 1;
-        if self.poisoned().is_some() {
-            return Ok(0);
-        }
-        let Self { tracker, done, route, .. } = self;
-        match tracker.release(lo, hi, done.on_released(copied)) {
-            Ok(Released { ids, bytes }) => {
-                route.notified(ids, copied);
-                Ok(done.released(ids, bytes, copied))
-            }
-            Err(_) => Err(Poison::UnknownIds { lo, hi }),
-        }
     }
 
     /// The reason against notifications as proof, if any.
@@ -275,7 +259,7 @@ impl Done {
 
     /// A receiver of leases without a hold, for a notification that says `copied` or not.
     #[inline]
-    fn on_released(&mut self, copied: bool) -> OnReleased<'_> {
+    pub(super) fn on_released(&mut self, copied: bool) -> OnReleased<'_> {
         OnReleased { recycles: self.recycles(), done: self, copied }
     }
 
@@ -287,7 +271,7 @@ impl Done {
 
     /// Counts the releases of a notification. Returns the number of ids.
     #[inline]
-    fn released(&mut self, ids: IdRange, bytes: usize, copied: bool) -> u64 {
+    pub(super) fn released(&mut self, ids: IdRange, bytes: usize, copied: bool) -> u64 {
         let ids = ids.count();
         self.changed();
         self.refund(ids as usize, bytes);
@@ -364,7 +348,14 @@ impl Done {
     #[inline]
     pub(super) fn refund(&mut self, calls: usize, bytes: usize) {
         self.counts.in_flight_bytes -= bytes;
-        self.budget.refund(calls, bytes);
+        self.end_charge(calls, bytes);
+    }
+
+    #[inline]
+    pub(super) fn end_charge(&self, calls: usize, bytes: usize) {
+        if let Some(budget) = &self.budget {
+            budget.refund(calls, bytes);
+        }
     }
 
     /// The connection failed after `accepted` bytes of a send.
@@ -376,7 +367,7 @@ impl Done {
 }
 
 /// Takes leases released by the kernel.
-struct OnReleased<'a> {
+pub(super) struct OnReleased<'a> {
     done: &'a mut Done,
     recycles: bool,
     copied: bool,

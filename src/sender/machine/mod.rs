@@ -49,17 +49,14 @@ mod window;
 
 use std::{mem, task::Waker, time::Duration};
 
+use self::{call::RunCall, question::Known};
 pub(super) use self::{
     call::{LoneCall, Offered, Stop},
     cold::{Awaited, look_after},
+    disposal::Disposal,
     outbox::Way,
     question::Question,
     state::{Machine, OVERDUE, Read},
-};
-use self::{
-    call::{Out, RunCall},
-    disposal::Disposal,
-    question::Known,
 };
 use super::kernel::Edges;
 use crate::{lease::Memory, raw::PoolHead, sync::Arc};
@@ -116,7 +113,7 @@ pub(super) enum Act {
     /// Wait until the call of another thread is over.
     AwaitCall,
     /// Drop payloads, then wake tasks and threads.
-    Dispose,
+    Dispose(Disposal, Vec<Waker>),
     /// Have the reaper watch the sender.
     Watch,
     /// Nothing is left to do for the goal. A buffer that was let in goes this way; without copy its
@@ -128,9 +125,8 @@ use Act::{AwaitCall, Dispose, Done, Watch};
 use Next::{Act as Do, Ask};
 
 impl Machine {
-    /// A thread has taken the lock: what an earlier one learned says nothing any more.
-    #[inline(always)]
-    pub(super) fn entered(&mut self) {
+    /// A thread has taken the lock: what was learned before says nothing any more.
+    pub(super) fn forget(&mut self) {
         self.known = Known::default();
     }
 
@@ -138,7 +134,7 @@ impl Machine {
     pub(super) fn begin_run(&mut self, goal: Goal) {
         match goal {
             Goal::Settle | Goal::Tidy | Goal::Read => {}
-            _ if self.out != Out::No => self.again = true,
+            _ if self.is_calling() => self.again = true,
             // Every run tries what is unsent once.
             _ => self.blocked = None,
         }
@@ -154,7 +150,7 @@ impl Machine {
         {
             return Ask(question);
         }
-        if self.verifies && self.out == Out::No {
+        if self.verifies && !self.is_calling() {
             match self.known.optmem {
                 None if self.in_flight.tracker.outstanding() > 0 => return Ask(Question::Optmem),
                 optmem => self.verify(optmem.flatten()),
@@ -180,7 +176,7 @@ impl Machine {
         }
         match goal {
             Goal::Settle => return Do(Done(None)),
-            Goal::Flush | Goal::Push | Goal::Admit(_) if self.out != Out::No => {
+            Goal::Flush | Goal::Push | Goal::Admit(_) if self.is_calling() => {
                 return Do(AwaitCall);
             }
             Goal::Admit(item) => return self.admit(item),
@@ -197,8 +193,8 @@ impl Machine {
             }
             Goal::Tidy | Goal::Read => {}
         }
-        if !self.in_flight.done.is_quiet() {
-            return Do(Dispose);
+        if let Some((disposal, woken)) = self.take_disposal() {
+            return Do(Dispose(disposal, woken));
         }
         if mem::take(&mut self.wants_watch) && !self.watched {
             return Do(Watch);
@@ -252,8 +248,11 @@ impl Machine {
     }
 
     /// The payloads to drop and the tasks to wake, with no lock held. `None` if there are none;
-    /// waiting threads are woken then.
-    pub(super) fn take_disposal(&mut self) -> Option<(Disposal, Vec<Waker>)> {
+    /// threads that wait for news are woken then.
+    fn take_disposal(&mut self) -> Option<(Disposal, Vec<Waker>)> {
+        if self.in_flight.done.is_quiet() {
+            return None;
+        }
         let woken = self.take_woken();
         let done = &mut self.in_flight.done;
         done.news = false;

@@ -1,13 +1,14 @@
 //! Conclusions about the calls in flight from the error queue and the option memory.
 
 use super::{
-    call::Out,
+    in_flight::InFlight,
     question::Question,
     state::{Machine, OVERDUE},
 };
 use crate::{
     error::{CopyReason, OsError, Poison},
     sys::{Record, errno},
+    tracker::Released,
 };
 
 impl Machine {
@@ -24,7 +25,7 @@ impl Machine {
         let age = self.in_flight.oldest(now);
         let is_overdue = self.known.freed == 0 && age >= Some(OVERDUE);
         let asks = is_overdue || self.known.wants_proof || self.in_flight.poisoned().is_some();
-        if !asks || self.out != Out::No {
+        if !asks || self.is_calling() {
             return None;
         }
         match self.known.optmem {
@@ -38,18 +39,24 @@ impl Machine {
 
     /// Handles one record of the error queue.
     pub(crate) fn record(&mut self, record: Record) {
-        match record {
-            Record::Released { lo, hi, copied } => match self.in_flight.release(lo, hi, copied) {
-                Ok(ids) => {
-                    self.known.freed += ids;
-                    self.read.ids += ids;
-                    if self.in_flight.route.is_exclusive() {
-                        self.grant.revoke();
-                    }
-                }
-                Err(poison) => self.poison(poison),
-            },
-            Record::Foreign(event) => self.in_flight.done.cold.make().keep_event(event),
+        let (lo, hi, copied) = match record {
+            Record::Released { lo, hi, copied } => (lo, hi, copied),
+            Record::Foreign(event) => return self.cold_mut().keep_event(event),
+        };
+        self.in_flight.done.counts.notifications += 1;
+        if self.in_flight.poisoned().is_some() {
+            return;
+        }
+        let InFlight { tracker, done, route, .. } = &mut self.in_flight;
+        let Ok(Released { ids, bytes }) = tracker.release(lo, hi, done.on_released(copied)) else {
+            return self.poison(Poison::UnknownIds { lo, hi });
+        };
+        route.notified(ids, copied);
+        let freed = done.released(ids, bytes, copied);
+        self.known.freed += freed;
+        self.read.ids += freed;
+        if self.in_flight.route.is_exclusive() {
+            self.grant.revoke();
         }
     }
 
@@ -98,7 +105,7 @@ impl Machine {
     /// released. If notifications were still trusted, another user of the socket must have read a
     /// notification of ours: the sender is poisoned.
     pub(super) fn prove(&mut self, optmem: Option<u32>) {
-        if optmem == Some(0) && self.out == Out::No && self.in_flight.tracker.outstanding() > 0 {
+        if optmem == Some(0) && !self.is_calling() && self.in_flight.tracker.outstanding() > 0 {
             let ids = self.in_flight.release_all();
             self.known.freed += ids;
             self.read.ids += ids;

@@ -166,7 +166,7 @@ impl Machine {
     /// A call with a left end is over.
     #[inline(always)]
     pub(crate) fn settle_left(&mut self) {
-        if mem::replace(&mut self.out, Out::No) == Out::Left(Way::ZeroCopy) {
+        if matches!(mem::replace(&mut self.out, Out::No), Out::Left(Way::ZeroCopy)) {
             self.unread += 1;
             let released = self.in_flight.tracker.settle(ALONE);
             debug_assert!(released.is_none(), "its notification is read after its end is settled");
@@ -243,13 +243,13 @@ impl Machine {
 
     /// The elements of the send; no call is out.
     fn outbox(&mut self) -> &mut Outbox {
-        debug_assert!(self.out == Out::No);
+        debug_assert!(!self.is_calling());
         self.outbox.get_or_insert_default()
     }
 
     /// The next call for what is unsent, or what has to be asked before it.
     pub(super) fn send_unsent(&mut self) -> Option<Next> {
-        while self.sending.is_some() && self.out == Out::No && self.blocked.is_none() {
+        while self.sending.is_some() && !self.is_calling() && self.blocked.is_none() {
             let limits = self.limits;
             let cut = self.outbox().cut(limits).expect("something is unsent");
             if cut.bytes == 0 && !self.transport.sends_nothing() {
@@ -392,7 +392,7 @@ impl Machine {
     /// A call is about to be made. Counted already: after the call no thread may hold the lock.
     #[inline(always)]
     fn begin_call(&mut self, way: Way, bytes: usize) {
-        debug_assert!(self.out == Out::No);
+        debug_assert!(!self.is_calling());
         self.out = Out::Told;
         self.again = false;
         self.refused = Refused::No;

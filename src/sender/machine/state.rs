@@ -235,7 +235,7 @@ impl Machine {
 impl Machine {
     #[inline(always)]
     pub(crate) fn is_calling(&self) -> bool {
-        self.out != Out::No
+        !matches!(self.out, Out::No)
     }
 
     /// A thread is about to wait for the end of the call that is out, if there is one.
