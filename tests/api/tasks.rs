@@ -145,10 +145,10 @@ fn a_task_in_a_loop_needs_no_thread_of_the_library() {
     }
 }
 
-/// Fills the socket for a peer that reads nothing. A part of a send is unsent then, and the next is
-/// refused.
+/// Fills a socket of [`TIGHT`] for a peer that reads nothing. A part of a send is unsent then, and the
+/// next is refused. A larger socket would hold the locked memory of the tests beside this one.
 fn stalled(sender: &mut Sender<TcpStream>) -> Ticket {
-    let last = sender.try_send(pattern(8 << 20, 0)).unwrap();
+    let last = sender.try_send(pattern(1 << 20, 0)).unwrap();
     for _ in 0..3 {
         closed_window(sender);
         assert!(sender.reap().unwrap().unsent);
@@ -160,7 +160,7 @@ fn stalled(sender: &mut Sender<TcpStream>) -> Ticket {
 #[test]
 fn a_stalled_peer_wakes_no_task() {
     for in_loop in [false, true] {
-        let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+        let (near, _far) = pair_at("127.0.0.1:0", TIGHT);
         let mut sender = zero_copy().adopt(near).unwrap();
         if in_loop {
             sender.event_fd().unwrap();
@@ -232,7 +232,7 @@ fn a_dropped_future_leaves_a_usable_sender() {
 fn a_task_that_gives_up_a_close_aborts_or_drops_the_sender() {
     alone(|| {
         for aborts in [true, false] {
-            let (near, far) = pair_at("127.0.0.1:0", STALLED);
+            let (near, far) = pair_at("127.0.0.1:0", TIGHT);
             let mut sender = zero_copy().linger(Duration::from_millis(200)).adopt(near).unwrap();
             stalled(&mut sender);
             let task = Task::default();
@@ -317,7 +317,7 @@ fn halves_in_two_tasks_share_a_loop() {
 
 #[test]
 fn a_reset_ends_every_wait() {
-    let (near, far) = pair_at("127.0.0.1:0", STALLED);
+    let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = zero_copy().adopt(near).unwrap();
     let last = stalled(&mut sender);
     let [ready, flush, fate, drain] = [(); 4].map(|()| Task::default());
@@ -426,9 +426,9 @@ fn a_reset_wakes_the_task_that_reads() {
 
 #[test]
 fn a_sending_half_that_aborts_leaves_the_fates_to_the_other_half() {
-    let (near, _far) = pair_at("127.0.0.1:0", STALLED);
+    let (near, _far) = pair_at("127.0.0.1:0", TIGHT);
     let (mut send, reap) = zero_copy().adopt(near).unwrap().split();
-    let ticket = send.try_send(pattern(8 << 20, 0)).unwrap();
+    let ticket = send.try_send(pattern(1 << 20, 0)).unwrap();
     assert!(send.abort().aborted);
     let (fate, _) = block_on(poll_fn(|cx| reap.poll_fate(cx, ticket)));
     assert!(matches!(fate, Ok(Fate::Truncated { .. })), "{fate:?}");
