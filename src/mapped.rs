@@ -76,7 +76,8 @@ memmap2_is_mapping! { MmapRaw, Mmap, MmapMut }
 ///
 /// Clones name the same memory. Slicing and cloning copy no bytes.
 ///
-/// ```
+#[cfg_attr(feature = "memmap2-0_9", doc = "```")]
+#[cfg_attr(not(feature = "memmap2-0_9"), doc = "```ignore")]
 /// use std::sync::Arc;
 /// use memmap2::{MmapOptions, MmapRaw};
 /// use pinbuf::MappedSlice;
@@ -110,7 +111,8 @@ impl MappedSlice {
     ///
     /// [`RangeError`] if the range does not lie inside the mapping.
     ///
-    /// ```
+    #[cfg_attr(feature = "memmap2-0_9", doc = "```")]
+    #[cfg_attr(not(feature = "memmap2-0_9"), doc = "```ignore")]
     /// use std::sync::Arc;
     /// use memmap2::{MmapOptions, MmapRaw};
     ///

@@ -98,5 +98,6 @@
 //! A connection without a buffer is woken by no descriptor of its own: the buffers come back
 //! through the senders that have them in flight. So the loop above advances every connection after
 //! each wake-up. In a loop of many connections each keeps a [`Waiter`](crate::pool::Waiter), which has
-//! its turn in the queue of the pool, and whose waker names the connection. A [`sender_quota`](crate::pool::PoolBuilder::sender_quota) keeps one connection
+//! its turn in the queue of the pool, and whose waker names the connection: `examples/mio_loop.rs` of the
+//! repository has 1,000. A [`sender_quota`](crate::pool::PoolBuilder::sender_quota) keeps one connection
 //! from taking all buffers.

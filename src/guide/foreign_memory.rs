@@ -7,7 +7,8 @@
 //! | `bytes::Bytes` | the same, with feature `bytes` |
 //! | a mapping: a file, shared memory, a guest's | [`MappedSlice`](crate::MappedSlice) of a [`Mapping`](crate::Mapping); memmap2's types with feature `memmap2-0_9` |
 //!
-//! ```
+#![cfg_attr(feature = "memmap2-0_9", doc = "```")]
+#![cfg_attr(not(feature = "memmap2-0_9"), doc = "```ignore")]
 //! use memmap2::MmapRaw;
 //! use pinbuf::{MappedSlice, Payload, SendError, Sender};
 //! use std::{fs::File, sync::Arc, time::Duration};

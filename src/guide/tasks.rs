@@ -112,6 +112,8 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! The repository has this loop for smol, in `examples/smol.rs`.
+//!
 //! Where several tasks wait for one sender or its halves, one of them watches the descriptor and calls
 //! [`reap`](crate::Sender::reap). The sender wakes the others.
 //!

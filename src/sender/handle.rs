@@ -37,6 +37,11 @@ use crate::{
 ///
 /// # The socket
 ///
+/// `Sender` alone is `Sender<OwnedFd>`: [`Sender::new`] takes any socket and forgets its type, so that a
+/// struct can keep the sender without naming the socket. With a builder, adopt the descriptor:
+/// `builder.adopt(OwnedFd::from(socket))`. A socket adopted as itself gives a `Sender<TcpStream>`, or
+/// whatever the socket is, for [`get_ref`](Self::get_ref).
+///
 /// The sender must be the socket's only user of `MSG_ZEROCOPY`. A second user (a `dup`, a forked
 /// child, `io_uring`) shifts the kernel's ids, and a foreign notification can free a buffer of ours
 /// early before any id looks wrong. A late discovery poisons the sender: see
