@@ -497,7 +497,7 @@ mod tests {
     fn transparent_huge_pages_are_aligned_and_confirmed_by_the_kernel() {
         let huge = huge_page_bytes();
         let Ok(mapping) = Mapping::thp(2 * huge, huge, Supply::default()) else {
-            return; // Counted by tests/api/pool.rs, where the region's report names the reason.
+            return; // Counted by tests/api/pool/memory.rs, where the region's report names the reason.
         };
         let start = mapping.start().as_ptr() as usize;
         assert_eq!(start % huge, 0);

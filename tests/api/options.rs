@@ -15,8 +15,8 @@ use pinbuf::{
 };
 
 use crate::common::{
-    self, STALLED, assert_all_free, assert_same, filled, pair_at, pattern, pool, reader, skip,
-    soon, test_of,
+    self, STALLED, assert_all_free, assert_same, filled, pair_at, pattern, pool,
+    process::smaps_kib, reader, skip, soon, test_of,
 };
 
 const LEN: usize = 64 << 10;
@@ -30,25 +30,7 @@ mod memory {
 
     /// Resident bytes of the mapping around an address.
     fn resident_bytes(address: *const u8) -> usize {
-        smaps_bytes("Rss:", address)
-    }
-
-    fn smaps_bytes(field: &str, address: *const u8) -> usize {
-        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
-        let mut inside = false;
-        for line in smaps.lines() {
-            let range = line.split(' ').next().and_then(|range| range.split_once('-'));
-            if let Some((from, to)) = range
-                && let (Ok(from), Ok(to)) =
-                    (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16))
-            {
-                inside = (from..to).contains(&address.addr());
-            }
-            if let Some(kib) = line.strip_prefix(field).filter(|_| inside) {
-                return kib.trim_end_matches("kB").trim().parse::<usize>().unwrap() << 10;
-            }
-        }
-        panic!("not mapped");
+        smaps_kib("Rss:", address) << 10
     }
 
     #[test]
@@ -101,7 +83,7 @@ mod memory {
         assert_eq!(resident_bytes(start), 0);
         buf.resize(LEN, 1);
         assert_eq!(resident_bytes(start), LEN);
-        assert_eq!(smaps_bytes("Locked:", start), LEN);
+        assert_eq!(smaps_kib("Locked:", start) << 10, LEN);
     }
 
     #[test]

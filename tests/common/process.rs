@@ -18,6 +18,27 @@ pub(crate) fn open_files() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+/// A field of `/proc/self/smaps`, such as `Rss:`, of the mapping around an address.
+pub(crate) fn smaps(field: &str, address: *const u8) -> String {
+    let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut is_inside = false;
+    for line in smaps.lines() {
+        let (name, value) = line.split_once(' ').unwrap();
+        if let Some((from, to)) = name.split_once('-') {
+            let [from, to] = [from, to].map(|end| usize::from_str_radix(end, 16).unwrap());
+            is_inside = (from..to).contains(&address.addr());
+        } else if is_inside && name == field {
+            return value.trim().to_owned();
+        }
+    }
+    panic!("{address:?} is not mapped");
+}
+
+/// As [`smaps`], of a number of KiB.
+pub(crate) fn smaps_kib(field: &str, address: *const u8) -> usize {
+    smaps(field, address).trim_end_matches(" kB").parse().unwrap()
+}
+
 /// All threads of this process, by number and name.
 fn threads() -> Vec<(libc::pid_t, String)> {
     let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();

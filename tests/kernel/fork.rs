@@ -27,7 +27,11 @@ use pinbuf::{
 
 use crate::common::{
     self, STALLED, assert_all_free, assert_arrived, assert_same, census, filled, pair, pair_at,
-    pattern, pool, process::alone, reader, reserve::Reserve, soon, test_of, within,
+    pattern, pool,
+    process::{alone, smaps_kib},
+    reader,
+    reserve::Reserve,
+    soon, test_of, within,
 };
 
 const LEN: usize = 64 << 10;
@@ -361,18 +365,7 @@ fn a_child_never_waits_for_an_orphaned_lock() {
 
 /// KiB of huge pages in the mapping of an address.
 fn huge_kib(address: *const u8) -> usize {
-    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
-    let mut inside = false;
-    for line in maps.lines() {
-        let first = line.split_whitespace().next().unwrap();
-        if let Some((from, to)) = first.split_once('-') {
-            let [from, to] = [from, to].map(|end| usize::from_str_radix(end, 16).unwrap());
-            inside = (from..to).contains(&address.addr());
-        } else if inside && first == "AnonHugePages:" {
-            return line.split_whitespace().nth(1).unwrap().parse().unwrap();
-        }
-    }
-    panic!("{address:?} is not mapped");
+    smaps_kib("AnonHugePages:", address)
 }
 
 /// Returns `true` if an address is mapped in this process.

@@ -1,0 +1,45 @@
+//! Refused and accepted settings.
+
+use pinbuf::{
+    BuildError, Pool,
+    pool::{Backing, Pages, Refusal},
+};
+
+fn error(builder: pinbuf::pool::PoolBuilder) -> BuildError {
+    builder.build().unwrap_err()
+}
+
+#[test]
+fn errors_tell_the_fault_and_the_remedy() {
+    let class = |capacity, count| Pool::builder().class(capacity, count);
+    assert_eq!(error(Pool::builder()), BuildError::NoClass);
+    let empty = BuildError::EmptyClass { capacity: 0, count: 5 };
+    assert_eq!(error(class(0, 5)), empty);
+    assert!(matches!(error(class(5, 0)), BuildError::EmptyClass { .. }));
+    let twice = error(class(64, 1).class(100, 1).class(64, 2));
+    assert_eq!(twice, BuildError::DuplicateClass { capacity: 64 });
+    assert!(twice.to_string().contains("make them one"));
+    assert!(matches!(error(class(1, 1 << 26)), BuildError::TooManySlots { .. }));
+    for (capacity, count) in [
+        (usize::MAX, 1),
+        (usize::MAX / 2, 1),
+        (usize::MAX / 1000, 1001),
+        (usize::MAX >> 24, 1 << 25),
+    ] {
+        let error = error(class(capacity, count));
+        assert_eq!(error, BuildError::TooLarge { capacity, count });
+        assert!(error.to_string().contains("use smaller or fewer slots"));
+    }
+    let error = error(class(64, 1).backing(Backing::Prefer(Pages::HugeTlb { page_bytes: 3 })));
+    assert_eq!(error, BuildError::PageSize { page_bytes: 3 });
+}
+
+#[cfg(target_pointer_width = "64")]
+#[test]
+fn too_much_memory_is_an_error() {
+    let error = error(Pool::builder().class(1 << 45, 1).class(1 << 44, 1));
+    let BuildError::OutOfMemory { bytes, refusal: Refusal::Os(_) } = error else {
+        panic!("{error:?}");
+    };
+    assert_eq!(bytes, (1 << 45) + (1 << 44));
+}
