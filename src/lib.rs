@@ -49,6 +49,7 @@
 //! | send and read notifications in two threads | [`Sender::split`] |
 //! | send from tasks of any runtime | [`Pool::alloc_async`], [`Sender::poll_ready`], the chapter [`guide::tasks`] |
 //! | send from an event loop | [`Sender::event_fd`], [`Pool::waiter`], the chapter [`guide::event_loop`] |
+#![cfg_attr(feature = "tokio", doc = "| send from tasks of tokio | [`tokio::Stream`] |")]
 #![cfg_attr(
     feature = "rustls",
     doc = "| send over TLS | [`rustls::TlsStream`], the chapter [`guide::tls`] |"
@@ -84,6 +85,7 @@
 //! | `bytes` | off | `bytes::Bytes` as a payload, `bytes::BufMut` for [`PinnedBuf`] |
 //! | `rustls` | off | the module `rustls`: TLS streams, encrypted straight into buffers of a pool |
 //! | `memmap2-0_9` | off | the types of memmap2 0.9 as a [`Mapping`] |
+//! | `tokio` | off | the module `tokio`: streams in tokio's runtimes |
 //!
 //! # Platforms
 //!
@@ -131,6 +133,9 @@ mod shared;
 mod sync;
 #[allow(unsafe_code)]
 mod sys;
+#[cfg(feature = "tokio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+pub mod tokio;
 mod tracker;
 
 #[doc(inline)]

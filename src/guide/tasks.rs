@@ -50,6 +50,57 @@
 //! The table of the methods, with the effect of a dropped future, is at
 //! [`Sender`](crate::Sender#tasks).
 //!
+//! # tokio
+//!
+//! With the feature `tokio` the module `tokio` has streams whose methods are `async`, and which read too:
+//!
+//! ```
+//! # #[cfg(feature = "tokio")]
+//! # mod program {
+//! use pinbuf::{Pool, tokio::Stream};
+//! use std::{io, time::Duration};
+//! use tokio::net::TcpListener;
+//!
+//! /// Sends a page to each peer that connects.
+//! async fn serve(listener: TcpListener, pool: Pool, peers: usize) -> io::Result<()> {
+//!     let mut tasks = Vec::new();
+//!     for _ in 0..peers {
+//!         let (socket, _) = listener.accept().await?;
+//!         let pool = pool.clone();
+//!         tasks.push(tokio::spawn(async move {
+//!             let mut stream = Stream::new(socket)?;
+//!             let mut page = pool.alloc_async(64 << 10).await?;
+//!             page.resize(64 << 10, b'x');
+//!             stream.send(page).await?;
+//!             let report = stream.close(Some(Duration::from_secs(30))).await;
+//!             if report.drained { Ok(()) } else { Err(io::ErrorKind::TimedOut.into()) }
+//!         }));
+//!     }
+//!     for task in tasks {
+//!         task.await?.unwrap_or_else(|error: io::Error| eprintln!("a peer: {error}"));
+//!     }
+//!     Ok(())
+//! }
+//! # #[tokio::main(flavor = "current_thread")]
+//! # pub async fn run() -> Result<(), Box<dyn std::error::Error>> {
+//! #     let listener = TcpListener::bind("127.0.0.1:0").await?;
+//! #     let address = listener.local_addr()?;
+//! #     let peers = (0..3).map(|_| tokio::spawn(async move {
+//! #         let mut socket = tokio::net::TcpStream::connect(address).await?;
+//! #         tokio::io::copy(&mut socket, &mut tokio::io::sink()).await
+//! #     }));
+//! #     let peers = Vec::from_iter(peers);
+//! #     serve(listener, Pool::new(64 << 10, 2)?, 3).await?;
+//! #     for peer in peers { assert_eq!(peer.await??, 64 << 10); }
+//! #     Ok(())
+//! # }
+//! # }
+//! # #[cfg(feature = "tokio")]
+//! # program::run().unwrap();
+//! ```
+//!
+//! Any further runtime uses the methods of the sender, as above.
+//!
 //! # The thread that wakes
 //!
 //! Nothing is registered with the runtime above. The library's thread watches the socket while a task

@@ -247,7 +247,7 @@ impl<S: Socket> ReapHalf<S> {
     /// Returns the next payload handed back, in order of release.
     ///
     /// See [`OnRelease::Return`](crate::sender::OnRelease::Return).
-    pub fn next_returned(&mut self) -> Option<Returned> {
+    pub fn next_returned(&self) -> Option<Returned> {
         self.0.core().next_returned()
     }
 

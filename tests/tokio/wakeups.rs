@@ -1,0 +1,192 @@
+//! Wake-ups, counted: one for each event that a task waits for, and none while nothing changes.
+
+use std::{
+    io::{Read, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use pinbuf::sender::SenderBuilder;
+use tokio::io::AsyncReadExt;
+
+use crate::{
+    LEN, calls,
+    common::{
+        STALLED, TIGHT, assert_arrived, eventually, pattern, process::alone, reader, zero_copy,
+    },
+    counted, one_thread, runtimes, soon, stream, stream_of,
+};
+
+const COUNT: usize = 50;
+
+#[test]
+fn a_send_wakes_its_task_twice_at_most() {
+    for runtime in runtimes() {
+        for builder in [zero_copy(), zero_copy().max_in_flight_sends(1)] {
+            runtime.block_on(sends(builder));
+        }
+    }
+}
+
+async fn sends(builder: SenderBuilder) {
+    let (mut stream, far) = stream_of(builder, TIGHT);
+    let peer = reader(far, Duration::from_millis(2));
+    for seed in 0..COUNT {
+        // One for room, and one for the acceptance of the last byte.
+        let (sent, polls) = counted(soon(stream.send(pattern(LEN, seed)))).await;
+        sent.unwrap();
+        assert!(polls <= 3, "{polls}");
+    }
+    let (drained, polls) = counted(soon(stream.drain())).await;
+    drained.unwrap();
+    assert!(polls <= 2, "{polls}");
+    let (report, polls) = counted(soon(stream.close(None))).await;
+    assert!(report.drained);
+    assert!(polls <= 2, "{polls}");
+    assert_arrived(&peer.join().unwrap(), LEN, COUNT);
+}
+
+#[test]
+fn a_notification_wakes_only_the_task_of_its_send() {
+    for runtime in runtimes() {
+        runtime.block_on(async {
+            let (stream, mut far) = stream(STALLED);
+            let (mut read, mut write) = stream.into_split();
+            let reading = tokio::spawn(counted(async move { soon(read.read_u8()).await.unwrap() }));
+            let mut releases = Vec::new();
+            for seed in 0..COUNT {
+                let ticket = soon(write.send(pattern(1000, seed).to_vec())).await.unwrap();
+                releases.push(tokio::spawn(counted(soon(write.released(ticket)))));
+            }
+            let last = soon(write.send(pattern(8 * LEN, 0))).await.unwrap();
+            releases.push(tokio::spawn(counted(soon(write.released(last)))));
+            let peer = thread::spawn(move || {
+                let mut arrived = vec![0; 1000 * COUNT + 8 * LEN];
+                // In pieces, so that many notifications come.
+                arrived.chunks_mut(5000).for_each(|piece| far.read_exact(piece).unwrap());
+                far
+            });
+            for released in releases {
+                let (fate, polls) = released.await.unwrap();
+                assert!(fate.unwrap().is_released());
+                assert!(polls <= 2, "{polls}");
+            }
+            let mut far = peer.join().unwrap();
+            far.write_all(&[7]).unwrap();
+            assert_eq!(reading.await.unwrap(), (7, 2));
+        });
+    }
+}
+
+#[test]
+fn nothing_is_woken_while_all_peers_stall() {
+    alone(|| {
+        for runtime in runtimes() {
+            const STREAMS: usize = 20;
+            let waiting = Arc::new(AtomicUsize::new(0));
+            let mut peers = Vec::new();
+            let mut tasks = Vec::new();
+            for _ in 0..STREAMS {
+                let (stream, far) = {
+                    let _entered = runtime.enter();
+                    stream(STALLED)
+                };
+                peers.push(far);
+                let waiting = Arc::clone(&waiting);
+                tasks.push(runtime.spawn(async move {
+                    let (mut read, mut write) = stream.into_split();
+                    let first = write.send(pattern(LEN, 0)).await.unwrap();
+                    let released = write.released(first);
+                    let sent = async {
+                        waiting.fetch_add(1, Ordering::Relaxed);
+                        write.send(pattern(8 << 20, 1)).await
+                    };
+                    let (fate, sent, _) =
+                        tokio::join!(counted(released), counted(sent), counted(read.read_u8()));
+                    [fate.1, sent.1]
+                }));
+            }
+            let (over, ends) = tokio::sync::oneshot::channel();
+            let driving = thread::spawn(move || {
+                runtime.block_on(ends).unwrap();
+                runtime
+            });
+            eventually("all wait", || waiting.load(Ordering::Relaxed) == STREAMS);
+            // Until the first notifications and the last room are taken.
+            let mut calls = calls::of_all();
+            eventually("all is quiet", || {
+                thread::sleep(Duration::from_millis(300));
+                let before = std::mem::replace(&mut calls, calls::of_all());
+                before == calls
+            });
+            thread::sleep(Duration::from_millis(2500));
+            assert_eq!(calls::of_all(), calls, "no call of the system in two seconds");
+            drop(peers);
+            over.send(()).unwrap();
+            let runtime = driving.join().unwrap();
+            for task in tasks {
+                let polls = runtime.block_on(soon(task)).unwrap();
+                assert!(polls.iter().all(|polls| *polls <= 3), "{polls:?}");
+            }
+        }
+    });
+}
+
+/// The driver looks once for each edge, and an idle or busy task adds nothing.
+#[test]
+fn news_is_taken_once() {
+    alone(|| {
+        one_thread().block_on(async {
+            let (mut stream, far) = stream(Default::default());
+            let peer = reader(far, Duration::ZERO);
+            for seed in 0..COUNT {
+                let ticket = soon(stream.send(pattern(LEN, seed))).await.unwrap();
+                assert!(soon(stream.released(ticket)).await.unwrap().is_released());
+            }
+            let before = calls::of_this_thread();
+            for _ in 0..10 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            let idle = calls::of_this_thread() - before;
+            assert_eq!((idle.looks, idle.sends), (0, 0), "{idle:?}");
+            let all = calls::of_this_thread();
+            // A send, the wait of the runtime, the news, the queue: the polls of the task and the driver.
+            assert!(all.looks <= 4 * COUNT, "{all:?}");
+            assert!(all.waits <= 8 * COUNT, "{all:?}");
+            drop(stream);
+            assert_arrived(&peer.join().unwrap(), LEN, COUNT);
+        });
+    });
+}
+
+#[test]
+fn a_stream_leaves_no_task_and_no_descriptor() {
+    alone(|| {
+        let runtime = one_thread();
+        runtime.block_on(async {
+            let tasks = tokio::runtime::Handle::current().metrics();
+            let files = crate::common::process::open_files();
+            for _ in 0..3 {
+                let (mut stream, far) = stream(Default::default());
+                let peer = reader(far, Duration::ZERO);
+                stream.send(pattern(LEN, 0)).await.unwrap();
+                assert_eq!(tasks.num_alive_tasks(), 1, "the driver");
+                drop(stream);
+                tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap();
+                soon(async {
+                    while tasks.num_alive_tasks() > 0 {
+                        tokio::task::yield_now().await;
+                    }
+                })
+                .await;
+            }
+            assert!(pinbuf::reaper::wait_idle(crate::common::soon()));
+            // The reaper's own two.
+            assert!(crate::common::process::open_files() <= files + 2);
+        });
+    });
+}
