@@ -3,7 +3,9 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod ends;
+mod foreign;
 mod identity;
 mod keys;
 mod peer;
+mod reuse;
 mod roundtrip;

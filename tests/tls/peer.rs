@@ -9,7 +9,7 @@ use std::{
 };
 
 use pinbuf::{
-    Pool, Sender,
+    Policy, Pool, Sender,
     rustls::{TlsError, TlsStream},
 };
 use rcgen::{CertifiedKey, KeyPair};
@@ -70,6 +70,7 @@ impl Identity {
 /// The settings of both sides.
 pub(crate) struct SetUp {
     pub(crate) role: Role,
+    pub(crate) policy: Policy,
     pub(crate) client: ClientConfig,
     pub(crate) server: ServerConfig,
 }
@@ -87,6 +88,7 @@ impl SetUp {
         let server = Identity::new("localhost");
         Self {
             role,
+            policy: Policy::Auto,
             client: client_config(version, provider.clone(), server.roots(), None),
             server: server_config(version, provider, &server, None),
         }
@@ -103,13 +105,14 @@ impl SetUp {
         let shown = shown.then_some(&client);
         Self {
             role,
+            policy: Policy::Auto,
             client: client_config(version, default_provider(), server.roots(), shown),
             server: server_config(version, default_provider(), &server, roots),
         }
     }
 
     pub(crate) fn copy(&self) -> Self {
-        Self { role: self.role, client: self.client.clone(), server: self.server.clone() }
+        Self { client: self.client.clone(), server: self.server.clone(), ..*self }
     }
 
     /// The stream of the library over `near`, and the peer over `far`, each with the result of its
@@ -120,7 +123,7 @@ impl SetUp {
         pool: &Pool,
     ) -> (Result<TlsStream, TlsError>, std::io::Result<Box<dyn Peer>>) {
         let (client, server) = (Arc::new(self.client.clone()), Arc::new(self.server.clone()));
-        let sender = Sender::builder().adopt(near).unwrap();
+        let sender = Sender::builder().policy(self.policy).adopt(near).unwrap();
         let peer = |peer: Box<dyn Peer>| {
             thread::spawn(move || {
                 let mut peer = peer;
