@@ -28,7 +28,7 @@ sentences! {
         Truncated,
         "a read or a send on the socket failed: {error}"
         /// A socket with a read timeout gives [`io::ErrorKind::WouldBlock`]: the read can be tried again. A
-        /// failed send is permanent, because records are missing from then on.
+        /// failed send is the end of the stream: its records are lost, and the peer refuses all later ones.
         Io(error: io::Error),
         "no buffer for the records: {error}"
         Alloc(error: AllocError),

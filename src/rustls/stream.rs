@@ -12,7 +12,6 @@ use ::rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
 use super::{error::TlsError, session::Session};
 use crate::{
     buf::PinnedBuf,
-    error::OsError,
     id::Ticket,
     pool::Pool,
     sender::{CloseReport, IntoPayload, Sender},
@@ -105,8 +104,6 @@ pub struct TlsStream {
     largest: usize,
     /// Records that were not sent yet.
     filling: Option<PinnedBuf>,
-    /// The error of the first failed send: records are missing since.
-    failed: Option<OsError>,
 }
 
 impl TlsStream {
@@ -142,7 +139,7 @@ impl TlsStream {
     fn new(session: Session, sender: Sender<TcpStream>, pool: &Pool) -> Self {
         let classes = pool.stats().classes;
         let largest = classes.iter().map(|class| class.capacity).max().unwrap_or(0);
-        Self { session, sender, pool: pool.clone(), largest, filling: None, failed: None }
+        Self { session, sender, pool: pool.clone(), largest, filling: None }
     }
 
     fn handshake(mut self) -> Result<Self, TlsError> {
@@ -342,18 +339,11 @@ impl TlsStream {
         payload: P,
         deadline: Option<Instant>,
     ) -> Result<Ticket, TlsError> {
-        if let Some(error) = self.failed {
-            return Err(TlsError::Io(error.into()));
-        }
-        let result = match left(deadline) {
+        let sent = match left(deadline) {
             None => self.sender.send(payload),
             Some(left) => self.sender.send_timeout(payload, left),
         };
-        result.map_err(|error| {
-            let error = io::Error::from(error);
-            self.failed = Some(OsError::from(&error));
-            error.into()
-        })
+        Ok(sent?)
     }
 }
 

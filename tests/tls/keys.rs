@@ -143,13 +143,14 @@ fn keys_of_tls_1_2_that_are_used_up_are_an_error() {
         let (mut stream, mut peer) = set_up.connect(&pool);
         let mut sent = 0;
         let error = loop {
-            match stream.send(&[7; 1000]) {
-                Ok(_) => sent += 1000,
+            // Three records, for which the keys do not last in the end.
+            match stream.send(&[7; 40_000]) {
+                Ok(_) => sent += 40_000,
                 Err(error) => break error,
             }
         };
         assert!(matches!(error, TlsError::KeysUsedUp), "{error}");
-        assert!(sent > 10_000, "{sent}");
+        assert!(sent > 100_000, "{sent}");
         // The peer has it all, and the end.
         drop(stream);
         let mut read = Vec::new();
