@@ -134,7 +134,11 @@ impl Episode {
             56 => self.owned(|owner, _| owner.fetch(4)),
             57 => {
                 let misbehaves = self.misbehaves && self.once_in(4);
-                self.owned(|owner, which| owner.poll(which, misbehaves));
+                if self.once_in(4) {
+                    self.owned(|owner, _| owner.poll_drain(misbehaves));
+                } else {
+                    self.owned(|owner, which| owner.poll(which, misbehaves));
+                }
             }
             58 => self.hold_buffers(),
             59 => self.allocate(),

@@ -66,6 +66,8 @@ pub(crate) struct Owner {
     sent: VecDeque<Sent>,
     sends: u64,
     polls: Vec<(Ticket, Arc<CountingWaker>)>,
+    /// The waker of a task that waits for all releases.
+    drains: Option<Arc<CountingWaker>>,
     /// The linger time, unless the connection ends earlier.
     linger: Option<Duration>,
     users_linger: Linger,
@@ -113,6 +115,7 @@ impl Owner {
             sent: VecDeque::new(),
             sends: 0,
             polls: Vec::new(),
+            drains: None,
             linger: config.max_hold.is_none().then_some(config.linger),
             users_linger: world.lock().socket(number).0.linger,
             lost: false,
@@ -414,18 +417,34 @@ impl Owner {
         let ticket = self.sent[at].ticket;
         let counter = CountingWaker::new(misbehaves);
         let waker = Waker::from(Arc::clone(&counter));
+        // A poll takes the place of an earlier one, and a poll that finds the fate wakes no task.
+        self.polls.retain(|(polled, _)| *polled != ticket);
         match self.call(|core| core.poll_fate(&mut Context::from_waker(&waker), ticket)) {
             Some(Poll::Ready(Ok(fate))) => self.judge(at, fate),
-            Some(Poll::Pending) => {
-                self.polls.retain(|(polled, _)| *polled != ticket);
-                self.polls.push((ticket, counter));
-            }
+            Some(Poll::Pending) => self.polls.push((ticket, counter)),
             Some(Poll::Ready(Err(_))) | None => {}
         }
     }
 
-    /// Checks that the waker of every known fate was called.
+    /// Asks for a wake-up when everything is released.
+    pub(crate) fn poll_drain(&mut self, misbehaves: bool) {
+        let counter = CountingWaker::new(misbehaves);
+        let waker = Waker::from(Arc::clone(&counter));
+        self.drains = None;
+        match self.call(|core| core.poll_drain(&mut Context::from_waker(&waker))) {
+            Some(Poll::Ready(Ok(()))) => assert!(self.core.is_drained()),
+            Some(Poll::Ready(Err(WaitError::Poisoned))) => assert!(self.core.is_poisoned()),
+            Some(Poll::Pending) => self.drains = Some(counter),
+            Some(Poll::Ready(Err(_))) | None => {}
+        }
+    }
+
+    /// Checks that the waker of every known fate was called, and that of a drain.
     fn check_woken_tasks(&self) {
+        if let Some(counter) = &self.drains {
+            let has_come = self.core.is_drained() || self.core.is_poisoned();
+            assert!(!has_come || counter.is_woken(), "drained, but no task was woken");
+        }
         for (ticket, counter) in &self.polls {
             let fate = self.core.fate(*ticket).unwrap();
             assert!(fate.is_none() || counter.is_woken(), "{fate:?}, but no task was woken");
