@@ -610,6 +610,22 @@ sentences! {
     }
 }
 
+impl AdoptError<()> {
+    /// The same error, with the socket.
+    pub(crate) fn with<S>(self, socket: S) -> AdoptError<S> {
+        match self {
+            Self::SocketInUse(()) => AdoptError::SocketInUse(socket),
+            Self::Listener(()) => AdoptError::Listener(socket),
+            Self::NotConnected(()) => AdoptError::NotConnected(socket),
+            Self::ZeroCopyUnavailable { reason, .. } => {
+                AdoptError::ZeroCopyUnavailable { reason, socket }
+            }
+            Self::InvalidSetting { setting, .. } => AdoptError::InvalidSetting { setting, socket },
+            Self::Os { error, .. } => AdoptError::Os { error, socket },
+        }
+    }
+}
+
 impl<S> AdoptError<S> {
     /// The socket, unchanged.
     pub fn into_socket(self) -> S {

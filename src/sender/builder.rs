@@ -1,7 +1,8 @@
 //! Settings of a sender, and the checks before a socket is taken over.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    io,
+    os::fd::{BorrowedFd, OwnedFd},
     time::Duration,
 };
 
@@ -167,26 +168,11 @@ impl SenderBuilder {
     /// [`AdoptError`], with the socket, as [`Sender::new`]; also [`AdoptError::ZeroCopyUnavailable`] with [`Policy::Require`], and
     /// [`AdoptError::InvalidSetting`] when a window is 0, or above 2^30 sends.
     pub fn adopt<S: Socket>(self, socket: S) -> Result<Sender<S>, AdoptError<S>> {
-        if self.config.max_in_flight_bytes == 0 {
-            return Err(AdoptError::InvalidSetting {
-                setting: "max_in_flight_bytes must be above 0",
-                socket,
-            });
-        }
-        if !(1..=1 << 30).contains(&self.config.max_in_flight_sends) {
-            return Err(AdoptError::InvalidSetting {
-                setting: "max_in_flight_sends must be between 1 and 2^30",
-                socket,
-            });
-        }
-        let (kind, copy_reason) = match self.examine(&socket) {
-            Ok((kind, copy_reason)) => (kind, copy_reason.or(self.first.err())),
-            Err(refusal) => return Err(refusal.into_error(socket)),
+        let (kind, copy_reason) = match self.examine(socket.as_fd()) {
+            Ok(found) => found,
+            Err(error) => return Err(error.with(socket)),
         };
         let requires = self.policy == Policy::Require;
-        if let Some(reason) = copy_reason.filter(|_| requires) {
-            return Err(AdoptError::ZeroCopyUnavailable { reason, socket });
-        }
         let optmem_max = limits::optmem_max().unwrap_or(DEFAULT_OPTMEM_MAX);
         let first = self.first.unwrap_or_default();
         let budget = MemlockBudget::of_process();
@@ -203,21 +189,33 @@ impl SenderBuilder {
         Ok(Sender { core: Some(core) })
     }
 
-    /// Checks the socket and switches zero copy on; tells why there is none, if so.
-    fn examine(&self, socket: &impl AsFd) -> Result<(Kind, Option<CopyReason>), Refusal> {
-        let fd = socket.as_fd();
-        let kind = socket::kind(fd)?;
-        if kind == Kind::Listener {
-            return Err(Refusal::Listener);
+    /// Checks the settings and the socket, and switches zero copy on; tells why there is none, if
+    /// so.
+    fn examine(&self, fd: BorrowedFd<'_>) -> Result<(Kind, Option<CopyReason>), AdoptError<()>> {
+        let invalid = |setting| Err(AdoptError::InvalidSetting { setting, socket: () });
+        if self.config.max_in_flight_bytes == 0 {
+            return invalid("max_in_flight_bytes must be above 0");
         }
-        Ok((kind, self.enable(fd, kind)?))
+        if !(1..=1 << 30).contains(&self.config.max_in_flight_sends) {
+            return invalid("max_in_flight_sends must be between 1 and 2^30");
+        }
+        let kind = socket::kind(fd).map_err(os)?;
+        if kind == Kind::Listener {
+            return Err(AdoptError::Listener(()));
+        }
+        match self.enable(fd, kind)?.or(self.first.err()) {
+            Some(reason) if self.policy == Policy::Require => {
+                Err(AdoptError::ZeroCopyUnavailable { reason, socket: () })
+            }
+            copy_reason => Ok((kind, copy_reason)),
+        }
     }
 
-    fn enable(&self, fd: BorrowedFd<'_>, kind: Kind) -> Result<Option<CopyReason>, Refusal> {
-        if !socket::is_connected(fd)? {
-            return Err(Refusal::NotConnected);
+    fn enable(&self, fd: BorrowedFd<'_>, kind: Kind) -> Result<Option<CopyReason>, AdoptError<()>> {
+        if !socket::is_connected(fd).map_err(os)? {
+            return Err(AdoptError::NotConnected(()));
         }
-        socket::prepare(fd)?;
+        socket::prepare(fd).map_err(os)?;
         if self.policy == Policy::Never {
             return Ok(Some(CopyReason::Policy));
         }
@@ -226,7 +224,7 @@ impl SenderBuilder {
         }
         match socket::optmem(fd) {
             Ok(0) => {}
-            Ok(_) => return Err(Refusal::InUse),
+            Ok(_) => return Err(AdoptError::SocketInUse(())),
             // Without the gauge a use cannot be seen, nor can the option be trusted.
             Err(error) => return Ok(Some(CopyReason::Unprovable(OsError::from(&error)))),
         }
@@ -282,27 +280,6 @@ impl Sender {
 /// The kernel's default since 6.2; used where `/proc` does not tell.
 const DEFAULT_OPTMEM_MAX: u32 = 128 << 10;
 
-/// The reasons to refuse a socket.
-enum Refusal {
-    InUse,
-    Listener,
-    NotConnected,
-    Os(OsError),
-}
-
-impl From<std::io::Error> for Refusal {
-    fn from(error: std::io::Error) -> Self {
-        Self::Os(OsError::from(&error))
-    }
-}
-
-impl Refusal {
-    fn into_error<S>(self, socket: S) -> AdoptError<S> {
-        match self {
-            Self::InUse => AdoptError::SocketInUse(socket),
-            Self::Listener => AdoptError::Listener(socket),
-            Self::NotConnected => AdoptError::NotConnected(socket),
-            Self::Os(error) => AdoptError::Os { error, socket },
-        }
-    }
+fn os(error: io::Error) -> AdoptError<()> {
+    AdoptError::Os { error: OsError::from(&error), socket: () }
 }
