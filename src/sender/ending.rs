@@ -78,7 +78,7 @@ impl<K: Kernel> Core<K> {
     /// The last step before the descriptor is closed; no thread drives the sender any more. After a
     /// send cut short the close must not look like the orderly end of a whole stream.
     pub(super) fn finish(&self) {
-        if self.enter().cold().is_some_and(|cold| cold.truncated_sends > 0) {
+        if self.enter().cold().is_some_and(|cold| cold.counts.truncated_sends > 0) {
             let _ = self.kernel.reset_on_close();
         }
         self.retire();

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::super::kernel::Edges;
+use super::super::{kernel::Edges, report::SenderStats};
 use crate::{id::Ticket, lease::Payload, sync::Arc, sys::ErrorQueueEvent};
 
 /// Most time between looks.
@@ -98,12 +98,8 @@ pub(crate) struct Cold {
     /// to make them on every buffer.
     pub(crate) spare_edges: Option<Arc<dyn Edges>>,
     pub(crate) hold: Hold,
-    /// As in [`SenderStats`](crate::sender::SenderStats).
-    pub(crate) no_bufs_optmem: u64,
-    pub(crate) no_bufs_memlock: u64,
-    pub(crate) dropped_sends: u64,
-    pub(crate) truncated_sends: u64,
-    pub(crate) events_dropped: u64,
+    /// The counters that few senders have. Those of every sender are in `Counts`.
+    pub(crate) counts: SenderStats,
 }
 
 impl Cold {
@@ -111,7 +107,7 @@ impl Cold {
     pub(super) fn keep_event(&mut self, event: ErrorQueueEvent) {
         if self.events.len() == MAX_EVENTS {
             self.events.pop_front();
-            self.events_dropped += 1;
+            self.counts.events_dropped += 1;
         }
         self.events.push_back(event);
     }

@@ -58,11 +58,11 @@ impl Machine {
             };
             failed.is_counted = true;
             let used = optmem.unwrap_or(0);
-            let cold = self.in_flight.done.cold.make();
+            let counts = &mut self.in_flight.done.cold.make().counts;
             if used.saturating_add(OPTMEM_PER_CALL) > self.optmem_max {
-                cold.no_bufs_optmem += 1;
+                counts.no_bufs_optmem += 1;
             } else {
-                cold.no_bufs_memlock += 1;
+                counts.no_bufs_memlock += 1;
             }
         }
         if !failed.has_read {
@@ -139,7 +139,7 @@ impl Machine {
         } else if errno::ends_connection(error.raw()) {
             Stop::Failed(*self.error.get_or_insert(error))
         } else if self.transport.is_drop(error.raw()) {
-            self.in_flight.done.cold.make().dropped_sends += 1;
+            self.in_flight.done.cold.make().counts.dropped_sends += 1;
             Stop::Dropped(error)
         } else {
             Stop::Refused(error)

@@ -39,6 +39,7 @@ pub(crate) struct InFlight {
 }
 
 /// The further way of released leases.
+#[derive(Default)]
 pub(crate) struct Done {
     pub(crate) ledger: Ledger,
     pub(crate) counts: Counts,
@@ -86,15 +87,9 @@ impl InFlight {
         Self {
             tracker: CompletionTracker::new(config.max_in_flight_sends, first),
             done: Done {
-                ledger: Ledger::default(),
-                counts: Counts::default(),
-                disposal: Disposal::default(),
-                dropping: 0,
-                cold: Lazy::default(),
-                news: false,
                 on_release: config.on_release,
-                quotas: Quotas::default(),
                 budget: Some(budget).filter(|budget| budget.is_limited()),
+                ..Done::default()
             },
             copy_reason,
             route: Route::new(config.observe_route && copy_reason.is_none()),
@@ -362,7 +357,7 @@ impl Done {
     pub(super) fn truncate(&mut self, ticket: Ticket, accepted: usize, error: OsError) {
         self.changed();
         self.ledger.truncate(ticket, accepted, error);
-        self.cold.make().truncated_sends += 1;
+        self.cold.make().counts.truncated_sends += 1;
     }
 }
 

@@ -134,7 +134,7 @@ pub(crate) struct Machine {
     /// A visitor came while a call was out: what it came for is the caller's to do.
     pub(super) again: bool,
     /// Ends of calls may be left.
-    pub(super) leaves: bool,
+    pub(crate) leaves: bool,
     /// So many calls more are told of, because other threads use the sender too.
     pub(super) tells: u16,
     /// The kernel was seen to honour the flag, or is about to be asked.
@@ -305,7 +305,7 @@ impl Machine {
     pub(crate) fn stats(&self) -> SenderStats {
         let InFlight { tracker, done, route, .. } = &self.in_flight;
         let counts = &done.counts;
-        let mut stats = SenderStats {
+        SenderStats {
             zero_copy_calls: counts.zero_copy_calls,
             zero_copy_bytes: counts.zero_copy_bytes,
             copied_calls: counts.copied_calls,
@@ -319,16 +319,8 @@ impl Machine {
             window_sends: self.window.calls(),
             window_bytes: self.window.bytes(),
             route: route.stats(),
-            ..SenderStats::default()
-        };
-        if let Some(cold) = done.cold.get() {
-            stats.no_bufs_optmem = cold.no_bufs_optmem;
-            stats.no_bufs_memlock = cold.no_bufs_memlock;
-            stats.dropped_sends = cold.dropped_sends;
-            stats.truncated_sends = cold.truncated_sends;
-            stats.events_dropped = cold.events_dropped;
+            ..done.cold.get().map_or_else(SenderStats::default, |cold| cold.counts)
         }
-        stats
     }
 }
 
