@@ -39,8 +39,6 @@ pub struct Core<K: Kernel> {
     pub(super) kernel: K,
     /// The end of a call that is left.
     left: LeftCall,
-    /// Ends of calls may be left.
-    leaves: bool,
     machine: Mutex<Machine>,
     pub(super) id: SenderId,
     /// For threads that wait until the call of another thread is over.
@@ -92,7 +90,9 @@ impl<K: Kernel> Core<K> {
     ) -> Arc<Self> {
         let id = SenderId::new(unique_id());
         let transport = kernel.transport();
-        let machine = Machine::new(id, config, transport, copy_reason, budget, optmem_max, first);
+        let mut machine =
+            Machine::new(id, config, transport, copy_reason, budget, optmem_max, first);
+        machine.leaves &= barrier::is_available();
         Arc::new_cyclic(|this| Self {
             process: Process::this(),
             least_without_copy: config.threshold_bytes.max(MIN_ZERO_COPY_ELEMENT),
@@ -100,7 +100,6 @@ impl<K: Kernel> Core<K> {
             kernel,
             machine: Mutex::new(machine),
             left: LeftCall::default(),
-            leaves: barrier::is_available(),
             call_over: Condition::new(),
             max_hold: config.max_hold,
             limits_silence: config.max_hold.is_some() && transport.has_end(),
@@ -444,7 +443,7 @@ impl<K: Kernel> Core<K> {
         asked: bool,
     ) -> Option<(MutexGuard<'a, Machine>, io::Result<usize>)> {
         // A call that had to ask is told of: it may call for more.
-        let leaves = self.leaves && !asked && machine.leave_end(call.way());
+        let leaves = !asked && machine.leave_end(call.way());
         if leaves {
             self.left.arm();
         }
@@ -585,7 +584,6 @@ mod tests {
             offset_of!(Sender, least_without_copy),
             offset_of!(Sender, kernel),
             offset_of!(Sender, left),
-            offset_of!(Sender, leaves),
         ];
         let machine = offset_of!(Sender, machine);
         assert!(hot.iter().all(|start| *start < machine) && machine <= 48, "{hot:?} {machine}");

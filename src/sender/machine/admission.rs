@@ -144,29 +144,26 @@ impl Machine {
         if item.quota.is_some() || !done.recycles() && way == Way::ZeroCopy {
             return Grant::default();
         }
-        match way {
+        let (calls, max_bytes) = match way {
             // Until the grant is used up the error queue is not read, so no notification must be to
             // come.
-            Way::Copy if tracker.outstanding() > 0 => Grant::default(),
-            Way::Copy if copy_reason.is_some() => {
-                Grant { calls: usize::MAX, max_bytes: bytes, pool: item.pool, way }
-            }
+            Way::Copy if tracker.outstanding() > 0 => return Grant::default(),
+            Way::Copy if copy_reason.is_some() => (usize::MAX, bytes),
             Way::Copy => {
                 // The call to come is not counted yet.
                 let calls = route.copied_bytes_to_come() / bytes.max(1) as u64;
-                let calls = calls.saturating_sub(1) as usize;
-                Grant { calls, max_bytes: bytes, pool: item.pool, way }
+                (calls.saturating_sub(1) as usize, bytes)
             }
-            Way::ZeroCopy if route.is_exclusive() => Grant::default(),
+            Way::ZeroCopy if route.is_exclusive() => return Grant::default(),
             Way::ZeroCopy => {
                 let held = done.counts.in_flight_bytes + bytes;
                 let (calls, held) = self.window.room(tracker.outstanding() + 1, held);
                 let calls = calls.min((self.max_unread - 1).saturating_sub(self.unread));
                 let most = self.limits.bytes.min(self.transport.most_without_copy());
-                let max_bytes = most.min(held / calls.max(1));
-                Grant { calls, max_bytes, pool: item.pool, way }
+                (calls, most.min(held / calls.max(1)))
             }
-        }
+        };
+        Grant { calls, max_bytes, pool: item.pool, way }
     }
 
     /// Returns `true` if neighbours of so many bytes should go without copy.
