@@ -29,7 +29,9 @@ use crate::{
 /// | end the connection | [`close`](Self::close) |
 ///
 /// The socket is in blocking mode. Its read timeout, if any, bounds each wait for the peer:
-/// [`Read::read`] then fails with [`WouldBlock`](io::ErrorKind::WouldBlock) and can be tried again.
+/// [`Read::read`] then fails with [`WouldBlock`](io::ErrorKind::WouldBlock) and can be tried again. A read
+/// also sends: written records, and answers to requests for new keys. A peer that takes nothing is bounded by
+/// [`max_hold`](crate::sender::SenderBuilder::max_hold) of the sender.
 ///
 /// # Buffers
 ///
