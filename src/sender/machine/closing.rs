@@ -194,7 +194,6 @@ impl Machine {
         }
         // The ids that it released are read next, and the option memory tells of the others.
         self.known = Known {
-            time,
             wants_read: true,
             wants_proof: true,
             has_looked_at_hold: true,

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    cold::{GivenUp, look_after},
+    cold::{Cold, GivenUp, look_after},
     question::Question,
     state::Machine,
 };
@@ -143,10 +143,10 @@ impl Machine {
     pub(super) fn look_at_hold(&self) -> Option<Duration> {
         let limit = self.config.max_hold?;
         let accepted = self.in_flight.done.counts.accepted_bytes();
-        let needs_look = match self.cold().map(|cold| &cold.hold) {
-            Some(hold) => hold.since.is_some() || hold.was_busy || accepted != hold.accepted,
-            None => accepted > 0,
-        };
+        // Without the state no look was ever taken.
+        let needs_look = self.cold().is_none_or(|Cold { hold, .. }| {
+            hold.since.is_some() || hold.was_busy || accepted != hold.accepted
+        });
         let may_hold =
             self.in_flight.tracker.outstanding() > 0 || self.transport.has_end() && needs_look;
         may_hold.then(|| look_after(limit))

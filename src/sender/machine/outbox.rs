@@ -91,7 +91,6 @@ impl Outbox {
         debug_assert!(self.keys.is_empty());
         self.push(key, memory.part(accepted, memory.len()));
         self.runs.push(Run { end: 1, way });
-        self.is_cut = accepted > 0;
     }
 
     /// Cuts the next call: neighbours that go the same way, up to these limits. Empty elements in

@@ -106,9 +106,7 @@ impl Machine {
     /// notification of ours: the sender is poisoned.
     pub(super) fn prove(&mut self, optmem: Option<u32>) {
         if optmem == Some(0) && !self.is_calling() && self.in_flight.tracker.outstanding() > 0 {
-            let ids = self.in_flight.release_all();
-            self.known.freed += ids;
-            self.read.ids += ids;
+            self.read.ids += self.in_flight.release_all();
             self.poison(Poison::NotificationStolen);
         }
     }
@@ -117,7 +115,7 @@ impl Machine {
     /// the kernel took the option and ignored the flag, so nothing is in flight.
     pub(super) fn verify(&mut self, optmem: Option<u32>) {
         self.verifies = false;
-        if optmem == Some(0) && self.in_flight.tracker.outstanding() > 0 {
+        if optmem == Some(0) {
             self.in_flight.release_all();
             self.in_flight.copy_reason = Some(CopyReason::Ignored);
             self.grant.revoke();
