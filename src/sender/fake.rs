@@ -103,6 +103,9 @@ pub(super) struct State {
     /// Batches read from the error queue, and questions for the option memory.
     pub(super) reads: usize,
     pub(super) optmem_asked: usize,
+    /// Questions for unacknowledged bytes, and for the time.
+    pub(super) unacked_asked: usize,
+    pub(super) clocks: usize,
     /// Waits for edges: the error number for want of descriptors, or `None` for waits by levels.
     pub(super) edges: Option<Result<(), i32>>,
     pub(super) edges_made: usize,
@@ -148,6 +151,8 @@ impl FakeKernel {
             unserved: false,
             reads: 0,
             optmem_asked: 0,
+            unacked_asked: 0,
+            clocks: 0,
             edges: None,
             edges_made: 0,
             wakes: 0,
@@ -261,7 +266,7 @@ impl Kernel for FakeKernel {
         state.seen.push(Seen { elements: memory.len(), bytes, zero_copy, more: flags.more });
         let answer = state.answers.pop_front().unwrap_or(state.otherwise);
         let id = state.next_id;
-        if zero_copy && !matches!(answer, Answer::Fail(_) | Answer::Ignore) {
+        if zero_copy && !matches!(answer, Answer::Fail(_) | Answer::Ignore | Answer::Part(0)) {
             state.next_id += 1;
             let copied = matches!(answer, Answer::Note(true));
             match answer {
@@ -322,7 +327,8 @@ impl Kernel for FakeKernel {
     }
 
     fn unacked(&self) -> io::Result<usize> {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
+        state.unacked_asked += 1;
         Ok(state.unacked + state.taken.iter().map(|(_, bytes)| bytes).sum::<usize>())
     }
 
@@ -362,6 +368,7 @@ impl Kernel for FakeKernel {
 
     fn now(&self) -> Instant {
         let due = self.with(|state| {
+            state.clocks += 1;
             let (left, _) = state.at_clock.as_mut()?;
             *left -= 1;
             state.at_clock.take_if(|(left, _)| *left == 0)

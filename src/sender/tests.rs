@@ -174,6 +174,7 @@ fn a_change_during_another_threads_send_is_not_lost() {
     });
     sender.step().unwrap();
     reaper.recv().unwrap().join().unwrap();
+    assert!(!sender.enter().is_unsent());
     kernel.note(0, 1);
     sender.step().unwrap();
     assert!(matches!(sender.fate(ticket).unwrap(), Some(Fate::Released { accepted: 4096, .. })));

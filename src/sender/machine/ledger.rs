@@ -262,13 +262,15 @@ mod tests {
 
     #[test]
     fn a_send_resolves_with_its_last_lease() {
-        let mut ledger = Ledger::default();
-        let sequence = ledger.open(2, false);
-        ledger.released(sequence, true);
-        assert_eq!(ledger.fate(ticket(sequence)), None);
-        ledger.released(sequence, false);
-        assert_eq!(ledger.fate(ticket(sequence)), released(Some(true)));
-        assert_eq!(ledger.fate(ticket(sequence + 1)), None, "never made");
+        for copied in [[true, false], [false, true], [true, true]] {
+            let mut ledger = Ledger::default();
+            let sequence = ledger.open(2, false);
+            ledger.released(sequence, copied[0]);
+            assert_eq!(ledger.fate(ticket(sequence)), None);
+            ledger.released(sequence, copied[1]);
+            assert_eq!(ledger.fate(ticket(sequence)), released(Some(true)));
+            assert_eq!(ledger.fate(ticket(sequence + 1)), None, "never made");
+        }
     }
 
     #[test]

@@ -54,6 +54,7 @@ fn bytes_and_calls_that_the_socket_did_not_take_are_not_counted() {
     let by_copy = Config::default();
     for (config, answers, calls, bytes) in [
         (by_copy, vec![Fail(EAGAIN)], 0, 0),
+        (config(), vec![Part(0), Fail(EAGAIN)], 0, 0),
         (by_copy, vec![Part(1000), Fail(EAGAIN)], 1, 1000),
         (by_copy, vec![Part(1000), Part(1000), Fail(EAGAIN)], 2, 2000),
         (config(), vec![Fail(EAGAIN)], 0, 0),
@@ -72,6 +73,10 @@ fn bytes_and_calls_that_the_socket_did_not_take_are_not_counted() {
             assert_eq!((counted, other), ((calls, bytes), (0, 0)), "{answers:?}");
         }
     }
+    let kernel = stream([Part(0)]);
+    let sender = kernel.sender(by_copy);
+    vectored(&sender, filled(&pool())).unwrap_err();
+    assert_eq!((sender.stats().copied_calls, sender.stats().copied_bytes), (0, 0));
 }
 
 #[test]
@@ -297,6 +302,19 @@ fn the_rest_of_a_send_without_memory_goes_without_copy_again_later() {
 }
 
 #[test]
+fn a_buffer_copied_twice_was_copied() {
+    let kernel = stream([Fail(ENOBUFS), Part(100), Fail(EAGAIN)]);
+    let sender = kernel.sender(config());
+    let ticket = sender.try_send(&PAGE[..]).unwrap();
+    sender.step().unwrap();
+    assert!(kernel.seen().last().unwrap().zero_copy, "the rest goes without copy");
+    kernel.note_of(0, 0, true);
+    sender.step().unwrap();
+    let fate = sender.fate(ticket).unwrap();
+    assert!(matches!(fate, Some(Fate::Released { copied: Some(true), .. })), "{fate:?}");
+}
+
+#[test]
 fn a_release_that_the_option_memory_proves_is_counted() {
     let kernel = stream([]);
     let sender = kernel.sender(config());
@@ -308,6 +326,116 @@ fn a_release_that_the_option_memory_proves_is_counted() {
     sender.step().unwrap();
     let stats = sender.stats();
     assert_eq!((stats.released_calls, stats.in_flight_calls, stats.in_flight_bytes), (3, 0, 0));
+}
+
+#[test]
+fn a_reap_tells_of_the_releases_that_the_option_memory_proves() {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    for _ in 0..3 {
+        sender.try_send(&PAGE[..]).unwrap();
+        kernel.steal();
+    }
+    kernel.pass(Duration::from_secs(1));
+    assert_eq!(sender.reap().unwrap().calls, 3);
+}
+
+#[test]
+fn a_failed_call_is_not_counted_whatever_became_of_its_id() {
+    for (transport, answer, calls) in [
+        (Transport::Stream, Fail(EAGAIN), 0),
+        (Transport::Datagram, Fail(EAGAIN), 0),
+        (Transport::Datagram, Answer::FailWithNote(EAGAIN), 1),
+    ] {
+        let kernel = FakeKernel::new(transport, answer);
+        let sender = kernel.sender(config());
+        sender.try_send(&PAGE[..]).unwrap_err();
+        assert_eq!(sender.stats().zero_copy_calls, calls, "{answer:?}");
+    }
+    // A foreign notification comes for the id before the call fails.
+    let kernel = stream([Fail(EAGAIN)]);
+    let sender = kernel.sender(config());
+    let (visitor, socket) = (Arc::clone(&sender), kernel.clone());
+    kernel.with(|state| {
+        state.meanwhile = Some(Box::new(move || {
+            socket.note(0, 0);
+            visitor.step().unwrap();
+        }));
+    });
+    sender.try_send(&PAGE[..]).unwrap_err();
+    assert_eq!(sender.stats().zero_copy_calls, 0);
+}
+
+#[test]
+fn a_send_reads_the_clock_only_with_nothing_in_flight() {
+    let clocks = |kernel: &FakeKernel| kernel.with(|state| mem::take(&mut state.clocks));
+    // Every send of a sender that gives buffers back asks.
+    let kernel = stream([]);
+    let sender = kernel.sender(Config { on_release: OnRelease::Return, ..config() });
+    sender.try_send(&PAGE[..]).unwrap();
+    assert_eq!(clocks(&kernel), 1);
+    sender.try_send(&PAGE[..]).unwrap();
+    assert_eq!(clocks(&kernel), 0);
+    // On a copied route only the time of a probe counts.
+    let kernel = FakeKernel::new(Transport::Stream, Answer::Note(true));
+    let sender = kernel.sender(Config { observe_route: true, ..config() });
+    for _ in 0..3 {
+        sender.try_send(&PAGE[..]).unwrap();
+        sender.step().unwrap();
+    }
+    clocks(&kernel);
+    for send in [false, true].repeat(3) {
+        let bufs = &mut vec![Payload::from(&PAGE[..])];
+        let sent = if send {
+            sender.try_send(&PAGE[..]).map(drop).map_err(drop)
+        } else {
+            sender.try_send_vectored(bufs).map(drop).map_err(drop)
+        };
+        sent.unwrap();
+    }
+    assert_eq!(clocks(&kernel), 0);
+}
+
+#[test]
+fn the_ages_of_many_calls_take_little_memory_and_the_oldest_stay_exact() {
+    const CALLS: u32 = 1000;
+    let moment = Duration::from_millis(20);
+    let kernel = FakeKernel::new(Transport::Datagram, Answer::Take);
+    let sender = kernel.sender(config());
+    for _ in 0..CALLS {
+        sender.try_send(&PAGE[..]).unwrap();
+        sender.step().unwrap();
+        kernel.pass(moment);
+    }
+    for released in 0..CALLS {
+        let (age, true_age) = (sender.held_for().unwrap(), (CALLS - released) * moment);
+        assert!(age <= true_age && 3 * age >= true_age, "{age:?} for {true_age:?}");
+        assert!(age == true_age || released > 1);
+        kernel.release();
+        sender.step().unwrap();
+    }
+}
+
+#[test]
+fn a_limit_is_looked_after_only_where_the_kernel_can_tell() {
+    let max_hold = Some(Duration::from_millis(100));
+    for (transport, is_over, asked) in [
+        (Transport::Stream, false, 1),
+        (Transport::Stream, true, 0),
+        (Transport::Datagram, false, 0),
+    ] {
+        let kernel = FakeKernel::new(transport, Answer::Take);
+        let sender = kernel.sender(Config { max_hold, ..config() });
+        sender.try_send(&PAGE[..]).unwrap();
+        kernel.with(|state| state.is_over = is_over);
+        sender.reap().unwrap();
+        kernel.with(|state| state.unacked_asked = 0);
+        sender.step().unwrap();
+        assert_eq!(kernel.with(|state| state.unacked_asked), asked, "{transport:?} {is_over}");
+        if !is_over {
+            assert_eq!(sender.attend(), Some(Duration::from_millis(25)));
+        }
+    }
 }
 
 #[test]

@@ -168,6 +168,20 @@ fn a_look_during_a_call_under_a_limit_keeps_the_watch() {
 }
 
 #[test]
+fn a_look_during_the_very_first_call_under_a_limit_keeps_the_watch() {
+    let max_hold = Some(Duration::from_secs(1));
+    let kernel = stream([]);
+    let sender = kernel.sender(Config { max_hold, ..config() });
+    assert!(Arc::clone(&sender).watch());
+    let (reaper, watched) = (Arc::clone(&sender), Arc::new(AtomicBool::new(false)));
+    let kept = Arc::clone(&watched);
+    let look = move || kept.store(reaper.attend().is_some(), Ordering::Relaxed);
+    kernel.with(|state| state.meanwhile = Some(Box::new(look)));
+    sender.try_send(&PAGE[..100]).unwrap();
+    assert!(watched.load(Ordering::Relaxed));
+}
+
+#[test]
 fn a_refused_reading_is_told_though_the_run_goes_on() {
     let kernel = stream([Part(1000), Fail(EAGAIN)]);
     let sender = kernel.sender(config());

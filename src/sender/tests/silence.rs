@@ -353,6 +353,23 @@ fn a_failed_abort_wakes_the_task_that_waits_for_the_slot_in_vain() {
 }
 
 #[test]
+fn an_end_gives_notifications_ten_milliseconds_before_it_quarantines() {
+    let pool = pool();
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    sender.share();
+    sender.try_send(filled(&pool)).unwrap();
+    kernel.with(|state| state.refused_aborts = 1);
+    sender.abort();
+    let moment = Duration::from_nanos(1);
+    for (time, is_quarantined) in [(Duration::from_millis(10) - moment, false), (moment, true)] {
+        kernel.pass(time);
+        sender.step().unwrap();
+        assert_eq!(pool.stats().classes[0].quarantined, usize::from(is_quarantined));
+    }
+}
+
+#[test]
 fn a_thread_that_waits_for_a_call_is_told_of_the_end_of_the_next() {
     promptly(|| {
         let kernel = stream([]);

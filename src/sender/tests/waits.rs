@@ -229,6 +229,34 @@ fn a_change_between_the_look_and_the_sleep_ends_a_wait() {
     sender.drain(Some(deadline)).unwrap();
 }
 
+#[test]
+fn a_send_waits_for_the_call_of_a_visitor() {
+    promptly(|| {
+        let kernel = stream([Part(1000), Fail(EAGAIN)]);
+        let sender = kernel.sender(config());
+        sender.try_send(&PAGE[..]).unwrap();
+        let (owner, sent) = (Arc::clone(&sender), Arc::new(AtomicBool::new(false)));
+        let is_sent = Arc::clone(&sent);
+        let (begun, sending) = mpsc::channel();
+        kernel.with(|state| {
+            state.meanwhile = Some(Box::new(move || {
+                let sender = Arc::clone(&owner);
+                let send = move || {
+                    is_sent.store(sender.try_send(&PAGE[..]).is_ok(), Ordering::Relaxed);
+                };
+                let thread = thread::spawn(send);
+                while owner.enter().awaiting == 0 && !thread.is_finished() {
+                    thread::yield_now();
+                }
+                begun.send(thread).unwrap();
+            }));
+        });
+        sender.step().unwrap();
+        sending.recv().unwrap().join().unwrap();
+        assert!(sent.load(Ordering::Relaxed));
+    });
+}
+
 /// Closes the sender on another thread when woken, and waits for the first word of that thread.
 struct Closes(Arc<Core<FakeKernel>>, FakeKernel, AtomicBool);
 

@@ -9,6 +9,7 @@ use crate::{
     lease::Payload,
     sender::{
         config::Config,
+        driver::Core,
         fake::{Answer, FakeKernel, Seen},
         report::SenderStats,
         transport::Transport,
@@ -418,35 +419,45 @@ fn zero_copy_calls(kernel: &FakeKernel) -> Vec<usize> {
 
 #[test]
 fn a_sender_without_reaps_still_probes() {
-    let kernel = FakeKernel::new(Transport::Stream, Answer::Note(COPIED));
-    let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
-    for _ in 0..100 {
-        sender.try_send(&BYTES[..64 << 10]).unwrap();
+    type Send = fn(&Core<FakeKernel>);
+    let lone: Send = |sender| _ = sender.try_send(&BYTES[..64 << 10]).unwrap();
+    let vectored: Send = |sender| {
+        let mut bufs = vec![Payload::from(&BYTES[..64 << 10])];
+        sender.try_send_vectored(&mut bufs).unwrap();
+    };
+    for send in [lone, vectored] {
+        let kernel = FakeKernel::new(Transport::Stream, Answer::Note(COPIED));
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        for _ in 0..100 {
+            send(&sender);
+        }
+        assert_eq!(zero_copy_calls(&kernel), [0, 1, 2]);
+        kernel.pass(INTERVAL_TIME);
+        for _ in 0..((INTERVAL_BYTES / LOOKS) >> 16) + 2 {
+            send(&sender);
+        }
+        assert_eq!(zero_copy_calls(&kernel).len(), 1, "more than 4 MiB and 20 ms later");
+        assert_eq!(sender.stats().in_flight_calls, 0, "and its note was read");
     }
-    assert_eq!(zero_copy_calls(&kernel), [0, 1, 2]);
-    kernel.pass(INTERVAL_TIME);
-    for _ in 0..((INTERVAL_BYTES / LOOKS) >> 16) + 2 {
-        sender.try_send(&BYTES[..64 << 10]).unwrap();
-    }
-    assert_eq!(zero_copy_calls(&kernel).len(), 1, "more than 4 MiB and 20 ms later");
-    assert_eq!(sender.stats().in_flight_calls, 0, "and its note was read");
 }
 
 #[test]
 fn the_first_call_behind_the_interval_is_a_probe() {
-    let kernel = FakeKernel::new(Transport::Stream, Answer::Note(COPIED));
-    let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
-    for _ in 0..LEAVE_AFTER {
-        sender.try_send(&BYTES[..64 << 10]).unwrap();
+    for bytes in [64 << 10, 60_000] {
+        let kernel = FakeKernel::new(Transport::Stream, Answer::Note(COPIED));
+        let sender = kernel.sender(Config { observe_route: true, ..Config::default() });
+        for _ in 0..LEAVE_AFTER {
+            sender.try_send(&BYTES[..bytes]).unwrap();
+        }
+        sender.step().unwrap();
+        kernel.pass(INTERVAL_TIME);
+        zero_copy_calls(&kernel);
+        let copies = (INTERVAL_BYTES as usize).div_ceil(bytes);
+        for _ in 0..copies + 2 {
+            sender.try_send(&BYTES[..bytes]).unwrap();
+        }
+        assert_eq!(zero_copy_calls(&kernel), [copies]);
     }
-    sender.step().unwrap();
-    kernel.pass(INTERVAL_TIME);
-    zero_copy_calls(&kernel);
-    let copies = (INTERVAL_BYTES >> 16) as usize;
-    for _ in 0..copies + 2 {
-        sender.try_send(&BYTES[..64 << 10]).unwrap();
-    }
-    assert_eq!(zero_copy_calls(&kernel), [copies]);
 }
 
 #[test]
