@@ -295,3 +295,57 @@ impl Wake for Unpark {
         self.0.unpark();
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::pin::pin;
+
+    use super::*;
+    use crate::{
+        Pool,
+        lease::Memory,
+        raw::Reclaim,
+        sync::{AtomicUsize, Ordering, Weak},
+    };
+
+    /// A sender that the reaper watches from the given look on.
+    struct WatchedFrom(AtomicUsize);
+
+    impl Reclaim for WatchedFrom {
+        fn drive(&self) {}
+
+        fn watch(self: Arc<Self>) -> bool {
+            let left = self.0.load(Ordering::Relaxed);
+            self.0.store(left.saturating_sub(1), Ordering::Relaxed);
+            left == 0
+        }
+    }
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_task_polls_until_every_sender_is_watched() {
+        let pool = Pool::new(4096, 1).unwrap();
+        let held = pool.try_alloc(1).unwrap();
+        let senders = [2, 0].map(|looks| Arc::new(WatchedFrom(AtomicUsize::new(looks))));
+        for sender in &senders {
+            let sender: Arc<dyn Reclaim> = Arc::<WatchedFrom>::clone(sender);
+            let weak: Weak<dyn Reclaim> = Arc::downgrade(&sender);
+            held.pool().unwrap().register(weak);
+        }
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let mut alloc = pin!(pool.alloc_async(1));
+        for woken in [1, 2, 2] {
+            assert!(alloc.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            assert_eq!(count.0.load(Ordering::Relaxed), woken);
+        }
+    }
+}
