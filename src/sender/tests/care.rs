@@ -190,3 +190,14 @@ fn a_refused_reading_is_told_though_the_run_goes_on() {
     let error = sender.reap().unwrap_err();
     assert_eq!(error.raw_os_error(), Some(EPERM));
 }
+
+#[test]
+fn a_poisoned_sender_tells_every_fate_but_that_of_the_unsent_send() {
+    let kernel = stream([Answer::Take, Part(1000), Fail(EAGAIN), Fail(EAGAIN)]);
+    let sender = kernel.sender(config());
+    let [first, last] = [(); 2].map(|()| sender.try_send(&PAGE[..]).unwrap());
+    kernel.note(7, 7);
+    sender.step().unwrap();
+    assert_eq!(sender.fate(first), Ok(Some(Fate::Quarantined)));
+    assert_eq!(sender.fate(last), Ok(None));
+}
