@@ -15,9 +15,9 @@ use crate::{
     LEN,
     common::{
         STALLED, TIGHT, closed_window, corrupt, eventually, filled, pattern, pool, reader,
-        wait_until_all_free,
+        wait_until_all_free, zero_copy,
     },
-    one_thread, runtimes, soon, stream,
+    one_thread, runtimes, soon, stream, stream_of,
 };
 
 /// The most polls after which a future is dropped. No future of a stream has as many by itself.
@@ -141,17 +141,12 @@ fn a_dropped_read_or_write_loses_nothing() {
 fn a_payload_in_the_sink_outlives_a_dropped_flush() {
     for polls in 1..=MOST {
         one_thread().block_on(soon(async {
-            let (mut stream, far) = stream(TIGHT);
-            let mut filled = 0;
-            // Until the socket refuses, and the sink keeps a payload.
-            loop {
-                let ready = poll_fn(|cx| Sink::poll_ready(Pin::new(&mut stream), cx));
-                if dropped_after(1, ready).await.transpose().unwrap().is_none() {
-                    break;
-                }
-                let payload: Payload = pattern(LEN, filled).into();
-                Pin::new(&mut stream).start_send(payload).unwrap();
-                filled += 1;
+            let (mut stream, far) = stream_of(zero_copy().max_in_flight_sends(1), STALLED);
+            let filled = 2;
+            for seed in 0..filled {
+                soon(poll_fn(|cx| Sink::poll_ready(Pin::new(&mut stream), cx))).await.unwrap();
+                // The sink keeps the second, since the peer reads nothing yet.
+                Pin::new(&mut stream).start_send(pattern(LEN, seed).into()).unwrap();
             }
             let peer = reader(far, Duration::from_millis(1));
             let flush = poll_fn(|cx| Sink::<Payload>::poll_flush(Pin::new(&mut stream), cx));

@@ -119,7 +119,8 @@ fn halves_in_two_tasks_send_and_read_at_once() {
 #[test]
 fn a_sink_sends_payloads_in_order_with_other_sends() {
     one_thread().block_on(async {
-        let (mut stream, far) = stream(TIGHT);
+        // A second send is refused until the release of the first, and the sink keeps it.
+        let (mut stream, far) = stream_of(zero_copy().max_in_flight_sends(1), TIGHT);
         let peer = reader(far, Duration::from_millis(5));
         let mut seed = 0;
         while seed < COUNT {
