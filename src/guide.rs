@@ -11,6 +11,18 @@
 //! | [`tuning`] | chooses sizes and limits, and reads the counters |
 #![cfg_attr(feature = "rustls", doc = "| [`tls`] | encrypts into buffers of a pool |")]
 //!
+//! Pages, also in the folder `docs`:
+//!
+//! | page | for |
+//! |---|---|
+//! | [`questions`] | twenty questions, and the page with each answer |
+//! | [`choosing`] | plain sends, `sendfile`, the flag, `io_uring`, this library: when which |
+//! | [`porting`] | programs already sending without a copy |
+//! | [`troubleshooting`] | symptoms, causes, remedies |
+//! | [`syscalls`] | sandboxes: system calls, threads, fork |
+//! | [`kernel`] | the facts about Linux behind the code, each with its test |
+//! | [`non_goals`] | left out on purpose, with reasons |
+//!
 //! Words:
 //!
 //! - A **send** is *accepted* when the socket has taken all bytes, and *released* when the kernel
@@ -29,3 +41,21 @@ pub mod tasks;
 #[cfg_attr(docsrs, doc(cfg(feature = "rustls")))]
 pub mod tls;
 pub mod tuning;
+
+/// A page of the folder `docs`. Its links lead to pages here: the first definition of a link holds.
+macro_rules! page {
+    ($module:ident, $file:literal) => {
+        #[doc = include_str!("guide/links.md")]
+        #[doc = ""]
+        #[doc = include_str!(concat!("../docs/", $file))]
+        pub mod $module {}
+    };
+}
+
+page!(questions, "README.md");
+page!(choosing, "Choosing.md");
+page!(porting, "Porting.md");
+page!(troubleshooting, "Troubleshooting.md");
+page!(syscalls, "Syscalls.md");
+page!(kernel, "Kernel.md");
+page!(non_goals, "Non-goals.md");

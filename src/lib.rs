@@ -45,7 +45,7 @@
 //! | send a mapped file, or memory of a guest | [`MappedSlice`] |
 //! | send statics, `Arc<[u8]>`, `bytes::Bytes` | [`Payload`] |
 //! | know when a buffer was released | [`Sender::wait`], [`Sender::poll_fate`], [`Fate`] |
-//! | have released buffers back, contents unchanged | [`OnRelease::Return`](sender::OnRelease::Return) |
+//! | get released buffers back, with their contents | [`OnRelease::Return`](sender::OnRelease::Return) |
 //! | send and read notifications in two threads | [`Sender::split`] |
 //! | send from tasks of any runtime | [`Pool::alloc_async`], [`Sender::poll_ready`], the chapter [`guide::tasks`] |
 //! | send from an event loop | [`Sender::event_fd`], [`Pool::waiter`], the chapter [`guide::event_loop`] |
@@ -55,12 +55,16 @@
     doc = "| send over TLS | [`rustls::TlsStream`], the chapter [`guide::tls`] |"
 )]
 //! | end a stream | [`Sender::close`], [`Sender::abort`], or drop and [`reaper::wait_idle`] |
-//! | bound the time of a silent peer | [`max_hold`](sender::SenderBuilder::max_hold) |
+//! | limit how long a silent peer may hold buffers | [`max_hold`](sender::SenderBuilder::max_hold) |
 //! | know if zero copy works here | [`probe::Environment`], [`Sender::capabilities`] |
 //! | choose sizes and limits | the chapter [`guide::tuning`] |
 //! | count buffers, find lost buffers | [`Pool::stats`], [`Pool::audit`] |
+//! | choose between the ways to send | [`guide::choosing`] |
+//! | find the cause of a symptom | [`guide::troubleshooting`] |
+//! | come from another library, or from the raw flag | [`guide::porting`] |
 //!
-//! The [`guide`] has a program for each of the usual tasks.
+//! The [`guide`] has a program for each of the usual tasks, and [`guide::questions`] leads to the
+//! answers of twenty questions.
 //!
 //! # Guarantees
 //!
@@ -75,8 +79,9 @@
 //!    single thread suffice.
 //!
 //! *Released* says nothing about the peer: only that the kernel will not read the memory again. The
-//! sender must be the only user of `MSG_ZEROCOPY` on the socket; see [`Sender`]. The repository's
-//! `SAFETY.md` has the argument and the tests for each promise.
+//! sender must be the only user of `MSG_ZEROCOPY` on the socket; see [`Sender`].
+//! [SAFETY.md](https://docs.rs/crate/pinbuf/latest/source/SAFETY.md) has the argument and the tests
+//! for each promise.
 //!
 //! # Features
 //!
@@ -160,5 +165,4 @@ pub mod __internals;
 /// The programs of the pages, compiled.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
-#[doc = include_str!("../docs/Porting.md")]
 mod pages {}

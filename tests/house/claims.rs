@@ -98,7 +98,13 @@ fn links(page: &str) -> Vec<&str> {
             str::split(line, begin).skip(1).filter_map(move |rest| rest.split(end).next())
         })
     };
-    prose(page).flat_map(in_line).collect()
+    let defined = prose(page).filter_map(definition).map(|(_, target)| target);
+    prose(page).flat_map(in_line).chain(defined).collect()
+}
+
+/// The label and the target of a line that defines a link.
+fn definition(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix('[')?.split_once("]: ")
 }
 
 /// Fragments for the headings of a page, as GitHub makes them.
@@ -127,7 +133,7 @@ fn broken(page: &str, path: &Path) -> Vec<String> {
                 .is_ok_and(|target| fragments(&target).contains(fragment)),
         }
     };
-    let is_relative = |link: &&str| !link.contains("://");
+    let is_relative = |link: &&str| !link.contains(':');
     links(page).into_iter().filter(is_relative).filter(leads_nowhere).map(str::to_owned).collect()
 }
 
@@ -140,6 +146,24 @@ fn every_link_between_pages_leads_to_a_heading() {
         found.extend(broken(&page, &path).iter().map(|link| format!("{name}: {link}")));
     }
     assert_eq!(found, [""; 0]);
+}
+
+/// Without a definition of its own the documentation would link to a file that is not there.
+#[test]
+fn every_link_of_a_page_leads_to_a_page_of_the_documentation_too() {
+    let here = fs::read_to_string(root().join("src/guide/links.md")).unwrap();
+    let here: HashSet<&str> = prose(&here).filter_map(definition).map(|(label, _)| label).collect();
+    for path in files(&root().join("docs"))
+        .iter()
+        .filter(|path| path.extension().is_some_and(|e| e == "md"))
+    {
+        let page = fs::read_to_string(path).unwrap();
+        for link in links(&page).iter().filter(|link| !link.contains("://")) {
+            let label = prose(&page).filter_map(definition).find(|(_, target)| target == link);
+            let is_here = label.is_some_and(|(label, _)| here.contains(label));
+            assert!(link.starts_with('#') || is_here, "{}: {link}", path.display());
+        }
+    }
 }
 
 /// References of a source to a page, with a heading or without.
