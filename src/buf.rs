@@ -134,6 +134,7 @@ impl PinnedBuf {
     ///
     /// If the bytes do not fit. The buffer does not grow beyond its capacity.
     #[inline]
+    #[track_caller]
     pub fn extend_from_slice(&mut self, bytes: &[u8]) {
         let spare = self.spare_capacity_mut();
         assert!(
@@ -161,6 +162,7 @@ impl PinnedBuf {
     /// # Panics
     ///
     /// If `len` is larger than the capacity.
+    #[track_caller]
     pub fn resize(&mut self, len: usize, value: u8) {
         let capacity = self.capacity();
         assert!(len <= capacity, "a length of {len} is above the capacity of {capacity}");
@@ -221,7 +223,7 @@ impl PinnedBuf {
     /// ```
     /// let pool = pinbuf::Pool::new(4096, 1)?;
     /// let mut buf = pool.try_alloc(4096)?;
-    /// buf.fill_with(|room| {
+    /// buf.append_with(|room| {
     ///     room[..5].copy_from_slice(b"hello");
     ///     5
     /// });
@@ -232,7 +234,8 @@ impl PinnedBuf {
     /// # Panics
     ///
     /// If `fill` returns more than the length of the room.
-    pub fn fill_with(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
+    #[track_caller]
+    pub fn append_with(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> usize {
         let spare = self.spare_capacity_mut();
         let room = spare.len();
         let count = fill(spare);
@@ -242,9 +245,9 @@ impl PinnedBuf {
         count
     }
 
-    /// Reads once from `reader`, and appends at most `most` bytes. Returns the number: 0 at the end of
+    /// Reads once from `reader`, and appends at most `limit` bytes. Returns the number: 0 at the end of
     /// the stream, and if there is no room. Nothing is zeroed first: see
-    /// [`fill_with`](Self::fill_with), also for what the reader may see.
+    /// [`append_with`](Self::append_with), also for what the reader may see.
     ///
     /// ```
     /// # use std::io::Read;
@@ -260,11 +263,12 @@ impl PinnedBuf {
     ///
     /// The error of the reader, but for [`io::ErrorKind::Interrupted`], after which the read is tried
     /// again. The buffer is unchanged then.
-    pub fn read_from(&mut self, reader: &mut impl io::Read, most: usize) -> io::Result<usize> {
+    #[track_caller]
+    pub fn read_from(&mut self, reader: &mut impl io::Read, limit: usize) -> io::Result<usize> {
         loop {
             let mut error = None;
-            let count = self.fill_with(|room| {
-                let most = room.len().min(most);
+            let count = self.append_with(|room| {
+                let most = room.len().min(limit);
                 let count = reader.read(&mut room[..most]).unwrap_or_else(|failed| {
                     error = Some(failed);
                     0
@@ -489,7 +493,7 @@ mod tests {
             pool.try_alloc(1).unwrap().resize(4096, 7);
             let mut buf = pool.try_alloc(1).unwrap();
             buf.extend_from_slice(b"ab");
-            let count = buf.fill_with(|room| {
+            let count = buf.append_with(|room| {
                 assert_eq!((room.len(), room[0]), (4094, seen));
                 room[..2].copy_from_slice(b"cd");
                 2
@@ -528,7 +532,7 @@ mod tests {
     #[test]
     #[should_panic(expected = "more than the room of 64")]
     fn a_fill_beyond_the_room_is_refused() {
-        Pool::new(64, 1).unwrap().try_alloc(64).unwrap().fill_with(|room| room.len() + 1);
+        Pool::new(64, 1).unwrap().try_alloc(64).unwrap().append_with(|room| room.len() + 1);
     }
 
     #[test]

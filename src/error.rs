@@ -83,7 +83,7 @@ pub(crate) use sentences;
 /// let error = pinbuf::error::OsError::from_raw(104);
 /// assert_eq!(std::io::Error::from(error).raw_os_error(), Some(104));
 /// ```
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct OsError(i32);
 
 impl OsError {
@@ -114,6 +114,12 @@ impl From<&io::Error> for OsError {
     fn from(error: &io::Error) -> Self {
         const EIO: i32 = 5;
         Self(error.raw_os_error().unwrap_or(EIO))
+    }
+}
+
+impl fmt::Debug for OsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OsError({})", io::Error::from(*self))
     }
 }
 
@@ -322,8 +328,9 @@ sentences! {
     /// `Debug` shows the length of the buffer, and not the bytes.
     #[non_exhaustive]
     pub enum SendError<B> {
-        "the socket buffer or the window of sends in flight is full"
-        /// Wait for [`interest`](crate::Sender::interest) and send the buffer again.
+        "the socket buffer, the window of sends in flight or the pool's quota for a sender is full; wait for room, then send the buffer again"
+        /// Waits for room: [`event_fd`](crate::Sender::event_fd) and
+        /// [`poll_ready`](crate::Sender::poll_ready).
         WouldBlock(buf: B),
         "no byte of the buffer was accepted before the timeout"
         /// Send the buffer again, or give up the connection. From
@@ -336,7 +343,7 @@ sentences! {
             /// The ticket of the send.
             ticket: Ticket,
         },
-        "the connection failed before any byte of the buffer was accepted"
+        "the connection failed before any byte of the buffer was accepted: {error}"
         /// Open a new connection and send the buffer there.
         Connection {
             /// The first error of the connection.
@@ -465,18 +472,21 @@ impl<B: ErrorBuf> Error for SendError<B> {
 }
 
 impl<B> From<SendError<B>> for io::Error {
-    /// Keeps the error number, if any; drops the buffer.
+    /// Keeps the error number, if any; drops the buffer. The errors of one kind,
+    /// [`TimedOut`](SendError::TimedOut) and [`Unfinished`](SendError::Unfinished), have their
+    /// sentences, but only the match of the `SendError` tells a program whether to send again.
     fn from(error: SendError<B>) -> Self {
-        match error {
-            SendError::WouldBlock(_) => io::ErrorKind::WouldBlock.into(),
-            SendError::TimedOut(_) | SendError::Unfinished { .. } => io::ErrorKind::TimedOut.into(),
-            SendError::BadAddress(_) => io::Error::from_raw_os_error(EFAULT),
-            SendError::Forked(_) => io::ErrorKind::PermissionDenied.into(),
+        let kind = match error {
+            SendError::WouldBlock(_) => io::ErrorKind::WouldBlock,
+            SendError::TimedOut(_) | SendError::Unfinished { .. } => io::ErrorKind::TimedOut,
+            SendError::Forked(_) => io::ErrorKind::PermissionDenied,
+            SendError::BadAddress(_) => return io::Error::from_raw_os_error(EFAULT),
             SendError::Connection { error, .. }
             | SendError::Truncated { error, .. }
             | SendError::Dropped { error, .. }
-            | SendError::Os { error, .. } => error.into(),
-        }
+            | SendError::Os { error, .. } => return error.into(),
+        };
+        io::Error::new(kind, error.to_string())
     }
 }
 
@@ -492,14 +502,14 @@ sentences! {
     pub enum CopyReason {
         "the policy is `Never`"
         Policy,
-        "the kernel refused SO_ZEROCOPY on this socket ({error}); it needs Linux 4.14 or newer and a TCP or UDP socket"
+        "the kernel refused SO_ZEROCOPY on this socket ({error}); zero copy is supported from Linux 6.1 on, over TCP and UDP"
         Refused(error: OsError),
         "the error queue or the option memory of the socket cannot be read ({error}); allow recvmmsg and getsockopt in the filter for system calls"
         /// Without them (`recvmmsg(2)`, `SO_MEMINFO`) no release can be proven.
         Unprovable(error: OsError),
-        "completions of this kind of socket cannot be told apart exactly; use TCP or UDP"
+        "notifications of this kind of socket cannot be told apart exactly; use TCP or UDP"
         UnsupportedSocket,
-        "the kernel took the option and then ignored the flag"
+        "the kernel accepted SO_ZEROCOPY, but ignores MSG_ZEROCOPY"
         Ignored,
         "the kernel copies on this route anyway; the sender looks again from time to time"
         /// Loopback, a virtual Ethernet pair, a network card without scatter-gather, or a packet
@@ -545,15 +555,15 @@ sentences! {
     pub enum WaitError {
         "the wait timed out; sends in flight stay in flight"
         TimedOut,
-        "the error queue no longer tells the released sends, and those in flight are Quarantined"
+        "the error queue no longer shows which sends were released, and those in flight are Quarantined"
         /// A longer wait proves nothing. The cause is another user of `MSG_ZEROCOPY` on the socket, or
         /// a truncated message: see [`Poison`].
         Poisoned,
-        "the wait itself failed"
+        "the wait itself failed: {error}"
         Os(error: OsError),
         "the sender belongs to the parent of this forked process, and only the parent learns of releases"
         Forked,
-        "the ticket belongs to another sender, the only one with an answer"
+        "the ticket belongs to another sender; ask the sender that returned it"
         /// A sender made from the parts of another has new tickets.
         ForeignTicket,
         "no thread or descriptor is available to wake the task; raise RLIMIT_NPROC or RLIMIT_NOFILE, or wait with `wait`"
@@ -720,7 +730,10 @@ mod tests {
         let buf = || vec![7; 100_000];
         assert_eq!(shown(SendError::WouldBlock(buf())), "WouldBlock { len: 100000 }");
         let connection = SendError::Connection { error, buf: buf() };
-        assert_eq!(shown(connection), "Connection { error: OsError(32), len: 100000 }");
+        assert_eq!(
+            shown(connection),
+            "Connection { error: OsError(Broken pipe (os error 32)), len: 100000 }"
+        );
         let truncated = shown(SendError::Truncated { ticket, error });
         assert!(truncated.starts_with("Truncated { ticket: Ticket {"), "{truncated}");
         assert_eq!(format!("{:?}", SendError::WouldBlock(())), "WouldBlock");

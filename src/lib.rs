@@ -20,8 +20,7 @@
 //!     buf.resize(256 * 1024, round);
 //!     sender.send(buf)?; // from here on the kernel's, until the release
 //! }
-//! let report = sender.close(Some(Duration::from_secs(30)));
-//! assert!(report.drained, "{report:?}");
+//! sender.close(Some(Duration::from_secs(30))).into_result()?;
 //! # assert_eq!(peer.join().unwrap()?, 100 * 256 * 1024);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```

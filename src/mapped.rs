@@ -171,6 +171,7 @@ impl MappedSlice {
     ///
     /// If the range does not lie inside the slice.
     #[must_use]
+    #[track_caller]
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Self {
         let start = match range.start_bound() {
             Bound::Included(&start) => start,
@@ -197,6 +198,7 @@ impl MappedSlice {
     ///
     /// If `at` is larger than the length.
     #[must_use]
+    #[track_caller]
     pub fn split_at(&self, at: usize) -> (Self, Self) {
         (self.slice(..at), self.slice(at..))
     }

@@ -443,8 +443,8 @@ impl PoolBuilder {
     /// Takes all memory from this NUMA node, best the node of the network card. Default: the
     /// kernel's choice. Linux only.
     ///
-    /// A node without enough memory is an error, of hugetlb pages only the end of that rung; see
-    /// [`RegionReport::numa_node`].
+    /// If the node lacks memory, the build fails. If the node lacks hugetlb pages alone, the next kind
+    /// of pages is tried; see [`RegionReport::numa_node`].
     pub fn numa_node(mut self, node: usize) -> Self {
         self.options.supply.numa_node = Some(node);
         self

@@ -91,6 +91,7 @@ impl SharedBuf {
     ///
     /// If the range does not lie inside, and as [`clone`](Self::clone).
     #[must_use]
+    #[track_caller]
     pub fn slice(&self, range: impl RangeBounds<usize>) -> Self {
         let from = match range.start_bound() {
             Bound::Included(&from) => from,
@@ -185,6 +186,15 @@ impl AsRef<[u8]> for SharedBuf {
         self
     }
 }
+
+/// Equal contents, as with slices.
+impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for SharedBuf {
+    fn eq(&self, other: &T) -> bool {
+        **self == *other.as_ref()
+    }
+}
+
+impl Eq for SharedBuf {}
 
 impl From<PinnedBuf> for SharedBuf {
     fn from(buf: PinnedBuf) -> Self {

@@ -56,7 +56,7 @@
 //! # let peers: Vec<_> = far.into_iter().map(|mut far| {
 //! #     thread::spawn(move || std::io::copy(&mut far, &mut std::io::sink()).unwrap())
 //! # }).collect();
-//! // No connection takes more than 4 of the 16 buffers.
+//! // No connection has more than 4 of the 16 buffers in flight, and a fifth that was refused.
 //! let pool = Pool::builder().class(64 << 10, 16).sender_quota(4).build()?;
 //! let mut connections = Vec::new();
 //! for socket in sockets {

@@ -121,15 +121,15 @@
 //! }
 //!
 //! /// Polls one of the sender's methods in a task that watches the descriptor too.
-//! fn poll_in_loop<T>(
+//! fn poll_in_loop<T, E: Into<io::Error>>(
 //!     sender: &mut Sender,
 //!     fd: &mut impl Readiness,
 //!     cx: &mut Context<'_>,
-//!     mut poll: impl FnMut(&mut Sender, &mut Context<'_>) -> Poll<io::Result<T>>,
+//!     mut poll: impl FnMut(&mut Sender, &mut Context<'_>) -> Poll<Result<T, E>>,
 //! ) -> Poll<io::Result<T>> {
 //!     loop {
 //!         if let Poll::Ready(result) = poll(sender, cx) {
-//!             return Poll::Ready(result);
+//!             return Poll::Ready(result.map_err(Into::into));
 //!         }
 //!         ready!(fd.poll_readable(cx))?;
 //!     }
@@ -156,8 +156,7 @@
 //! # static DATA: [u8; 8 << 20] = [7; 8 << 20];
 //! # sender.try_send(&DATA[..])?;
 //! # assert!(matches!(poll_in_loop(&mut sender, &mut readable, &mut cx, Sender::poll_flush), Poll::Ready(Ok(()))));
-//! # let close = |sender: &mut Sender, cx: &mut Context<'_>| sender.poll_close(cx).map_err(io::Error::from);
-//! # let Poll::Ready(Ok(report)) = poll_in_loop(&mut sender, &mut readable, &mut cx, close) else { panic!() };
+//! # let Poll::Ready(Ok(report)) = poll_in_loop(&mut sender, &mut readable, &mut cx, Sender::poll_close) else { panic!() };
 //! # assert!(report.drained);
 //! # assert_eq!(peer.join().unwrap()?, 8 << 20);
 //! # Ok::<(), Box<dyn std::error::Error>>(())

@@ -64,7 +64,7 @@
 //! |---|---|
 //! | [`SenderStats::route`](crate::sender::SenderStats::route) | if the way to the peer copies |
 //! | [`no_bufs_memlock`](crate::sender::SenderStats::no_bufs_memlock), [`no_bufs_optmem`](crate::sender::SenderStats::no_bufs_optmem) | the limit of the kernel that was reached |
-//! | [`PoolStats`](crate::pool::PoolStats) | buffers free, owned, in flight, Quarantined |
+//! | [`PoolStats`](crate::pool::PoolStats) | buffers free, owned, in flight, quarantined |
 //! | [`reaper::stats`](crate::reaper::stats) | dropped senders on the way to their end |
 //!
 //! First of all [`Environment::probe`](crate::probe::Environment::probe) looks at the machine, and

@@ -101,8 +101,8 @@ impl HugePages {
                 NAME,
                 found,
                 format!(
-                    "`sysctl vm.nr_hugepages=N` sets N pages of {} aside: pools then need no luck \
-                     to get them; without, they take transparent ones",
+                    "`sysctl vm.nr_hugepages=N` sets N pages of {} aside: pools then get them \
+                     for certain; otherwise they use transparent huge pages",
                     size(usual)
                 ),
             ),

@@ -276,7 +276,7 @@ impl Session {
             return Ok(0);
         }
         let mut result = Ok((0, 0));
-        buf.fill_with(|room| {
+        buf.append_with(|room| {
             result = self.seal(plaintext, room);
             result.as_ref().map_or(0, |(_, written)| *written)
         });

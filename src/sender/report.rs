@@ -1,5 +1,7 @@
 //! The public data that a sender tells.
 
+use std::io;
+
 use crate::{
     error::{CopyReason, OsError},
     id::Ticket,
@@ -206,6 +208,26 @@ impl Fate {
 }
 
 impl CloseReport {
+    /// Turns an end out of order into an error, for `?`: the report's `error`, or
+    /// [`ConnectionAborted`](io::ErrorKind::ConnectionAborted).
+    ///
+    /// ```
+    /// # use std::{io, net::{TcpListener, TcpStream}, time::Duration};
+    /// # fn main() -> io::Result<()> {
+    /// # let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// # let sender = pinbuf::Sender::new(TcpStream::connect(listener.local_addr()?)?)?;
+    /// sender.close(Some(Duration::from_secs(30))).into_result()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn into_result(self) -> io::Result<()> {
+        match self.error {
+            _ if self.drained => Ok(()),
+            Some(error) => Err(error.into()),
+            None => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
     /// In a forked child nothing is ended.
     pub(super) fn of_forked() -> Self {
         Self {
