@@ -148,7 +148,10 @@ impl Owner {
         self.with_socket(|socket| {
             let stalls =
                 matches!(&socket.wire, Wire::Stream(stream) if stream.is_stalled_for_ever());
-            (!stalls || socket.max_hold.is_some()) && socket.notifications.filter_bytes == 0
+            // Before the end a failed abort is tried again, and at the end it leaves the sends
+            // Quarantined, until the peer reads.
+            let is_stuck = socket.max_hold.is_none() || (socket.ends && socket.abort_failed);
+            !(stalls && is_stuck) && socket.notifications.filter_bytes == 0
         })
     }
 

@@ -154,6 +154,8 @@ pub(crate) struct Socket {
     /// The limit of silence of the peer; `true` if the owner ends the sender itself.
     pub(crate) max_hold: Option<Duration>,
     pub(crate) ends: bool,
+    /// The last try to abort the connection failed.
+    pub(crate) abort_failed: bool,
     /// `true` during an owner's send, and during a call with waits.
     pub(crate) sends: bool,
     pub(crate) waits: bool,
@@ -189,6 +191,7 @@ impl Socket {
             is_woken: false,
             max_hold: None,
             ends: false,
+            abort_failed: false,
             sends: false,
             waits: false,
             was_full: false,
