@@ -32,6 +32,28 @@ const MAX_OWNERS: usize = 3;
 const SLOTS: usize = 6;
 const CAPACITY: usize = 16 << 10;
 
+/// The variant and the error number: not every revision shows an error in the same words.
+fn in_short(error: &SendError<()>) -> String {
+    let number = match error {
+        SendError::Connection { error, .. }
+        | SendError::Dropped { error, .. }
+        | SendError::Os { error, .. } => Some(error.raw()),
+        _ => None,
+    };
+    let shown = format!("{error:?}");
+    let name = shown.split(|letter: char| !letter.is_alphanumeric()).next();
+    format!("{} {number:?}", name.unwrap_or_default())
+}
+
+fn fate_in_short(fate: Option<Fate>) -> String {
+    match fate {
+        Some(Fate::Truncated { accepted, len, error }) => {
+            format!("Truncated {accepted} of {len} {}", error.raw())
+        }
+        fate => format!("{fate:?}"),
+    }
+}
+
 /// The error without the buffer.
 fn without_buf(error: SendError<Payload>) -> SendError<()> {
     match error {
@@ -271,9 +293,9 @@ impl History {
         let text = match &result {
             Ok(ticket) => format!("takes {len} as {}", ticket.sequence()),
             Err(SendError::Truncated { ticket, error }) => {
-                format!("takes a part of {len} as {}: {error:?}", ticket.sequence())
+                format!("takes a part of {len} as {}: {}", ticket.sequence(), error.raw())
             }
-            Err(error) => format!("refuses {len}: {error:?}"),
+            Err(error) => format!("refuses {len}: {}", in_short(error)),
         };
         _ = writeln!(world.lock().trace, "{number} {text}");
         match result {
@@ -349,7 +371,12 @@ impl History {
         let Owner { number, core, tickets, returned, .. } = &self.owners[at];
         for ticket in tickets {
             let fate = core.fate(*ticket).told();
-            _ = writeln!(self.ends, "{number} fate of {}: {fate:?}", ticket.sequence());
+            _ = writeln!(
+                self.ends,
+                "{number} fate of {}: {}",
+                ticket.sequence(),
+                fate_in_short(fate)
+            );
         }
         // A copied part is handed back at the call, all others at a read of the queue. So the order
         // depends on the reads.
