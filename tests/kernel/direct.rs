@@ -1,10 +1,12 @@
 //! Buffers in other interfaces of the kernel: `O_DIRECT`, and fixed buffers of `io_uring`.
 
 use std::{
+    env,
     fs::{self, File},
     io::{self, Write},
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::PathBuf,
+    process,
 };
 
 use io_uring::{IoUring, opcode, types::Fd};
@@ -14,9 +16,9 @@ use crate::common::{pattern, pool, skip};
 
 const LEN: usize = 64 << 10;
 
-/// A file of a test, in the folder of the build: a memory file system may refuse `O_DIRECT`.
+/// A file of a test.
 fn file(name: &str) -> PathBuf {
-    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let path = env::temp_dir().join(format!("{name}-{}", process::id()));
     File::create(&path).unwrap().write_all(&pattern(LEN, 1)).unwrap();
     path
 }
