@@ -234,7 +234,12 @@ impl Owner {
                 assert!(!blocking, "a blocking send would block");
                 let interest = self.call(|core| core.interest()).unwrap_or_default();
                 let waits = interest != Interest::default() || self.core.is_poisoned();
-                assert!(waits, "the send would block without a cause");
+                // Another thread may have read the last releases since.
+                let is_ready = || {
+                    let context = &mut Context::from_waker(Waker::noop());
+                    self.call(|core| core.poll_ready(context)).is_none_or(|poll| poll.is_ready())
+                };
+                assert!(waits || is_ready(), "the send would block without a cause");
             }
             SendError::TimedOut(()) => self.check_time_is_up(began, patience),
             SendError::Connection { error, .. } => {
