@@ -230,10 +230,15 @@ impl Place {
             reclaim.drive();
         }
         if let Some(buf) = self.claim(class, waker) {
+            // The last handle of a sender may end here, which drops payloads of the user. If one
+            // panics, the buffer must be in a variable: a value on its way out would be lost.
+            drop(reclaimers);
             return Poll::Ready(Ok(buf));
         }
         if class.is_wholly_quarantined() {
-            return Poll::Ready(self.leave(class).ok_or(AllocError::Exhausted));
+            let granted = self.leave(class);
+            drop(reclaimers);
+            return Poll::Ready(granted.ok_or(AllocError::Exhausted));
         }
         self.watched = true;
         for reclaim in reclaimers {
