@@ -1,7 +1,10 @@
 //! The shared handle of a slot.
 
 use std::{
+    borrow::Borrow,
+    cmp::Ordering,
     fmt,
+    hash::{Hash, Hasher},
     mem::ManuallyDrop,
     ops::{Bound, Deref, RangeBounds},
     ptr::NonNull,
@@ -22,6 +25,7 @@ use crate::{
 /// Holding a `SharedBuf` proves that no code writes the bytes. The kernel may still read: a clone
 /// may be in flight.
 ///
+/// Buffers compare and hash by contents, and a map with shared buffers as keys is searched with slices.
 /// With the feature `bytes` a conversion into `bytes::Bytes` copies nothing.
 ///
 /// # Performance
@@ -187,6 +191,13 @@ impl AsRef<[u8]> for SharedBuf {
     }
 }
 
+/// A map with shared buffers as keys is searched with a plain slice.
+impl Borrow<[u8]> for SharedBuf {
+    fn borrow(&self) -> &[u8] {
+        self
+    }
+}
+
 /// Equal contents, as with slices.
 impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for SharedBuf {
     fn eq(&self, other: &T) -> bool {
@@ -195,6 +206,26 @@ impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for SharedBuf {
 }
 
 impl Eq for SharedBuf {}
+
+/// The order of the contents, as with slices.
+impl Ord for SharedBuf {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (**self).cmp(other)
+    }
+}
+
+impl PartialOrd for SharedBuf {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// The hash of the contents, as with slices.
+impl Hash for SharedBuf {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (**self).hash(state);
+    }
+}
 
 impl From<PinnedBuf> for SharedBuf {
     fn from(buf: PinnedBuf) -> Self {

@@ -1,6 +1,7 @@
 //! Frozen buffers: one buffer, many handles, many sockets.
 
 use std::{
+    collections::{BTreeSet, HashMap},
     panic::{AssertUnwindSafe, catch_unwind},
     thread,
     time::Duration,
@@ -138,6 +139,23 @@ fn handles_on_many_threads_are_counted() {
     });
     drop(shared.try_into_pinned().unwrap());
     assert_all_free(&pool);
+}
+
+#[test]
+fn maps_find_a_shared_buffer_by_its_bytes() {
+    let pool = pool(4096, 3);
+    let frozen = |text: &str| {
+        let mut buf = pool.try_alloc(1).unwrap();
+        buf.extend_from_slice(text.as_bytes());
+        buf.freeze()
+    };
+    let (pear, fig, also_fig) = (frozen("pear"), frozen("fig"), frozen("figs").slice(..3));
+    let mut places = HashMap::from([(pear.clone(), 1), (fig.clone(), 2)]);
+    assert_eq!(places.insert(also_fig.clone(), 3), Some(2), "equal contents are one key");
+    assert_eq!(places[&b"fig"[..]], 3);
+    let sorted = BTreeSet::from([pear.clone(), fig.clone(), also_fig]);
+    assert!(sorted.iter().eq([&fig, &pear]));
+    assert_eq!(sorted.get(&b"pear"[..]), Some(&pear));
 }
 
 #[cfg(feature = "bytes")]
