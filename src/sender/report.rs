@@ -1,6 +1,6 @@
 //! The public data that a sender tells.
 
-use std::io;
+use std::{fmt, io};
 
 use crate::{
     error::{CopyReason, OsError},
@@ -57,7 +57,22 @@ pub struct Capabilities {
     pub reason: Option<CopyReason>,
 }
 
-/// Counters of one sender since its creation, and its state now.
+/// Counters of one sender since its creation, and its state now. `Display` gives the main ones in a line.
+///
+/// ```
+/// # use std::net::{TcpListener, TcpStream};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = TcpListener::bind("127.0.0.1:0")?;
+/// # let mut sender = pinbuf::Sender::new(TcpStream::connect(listener.local_addr()?)?)?;
+/// sender.send(&b"hello"[..])?;
+/// assert_eq!(
+///     sender.stats().to_string(),
+///     "zero copy: 0 calls, 0 bytes, 0 released, 0 deferred copies; \
+///      copied: 1 calls, 5 bytes; in flight: 0 calls, 0 bytes",
+/// );
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub struct SenderStats {
@@ -156,7 +171,7 @@ pub struct RouteStats {
     pub returns: u64,
 }
 
-/// The report of an end.
+/// The report of an end. `Display` gives the report in a line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "only the report tells of an end out of order"]
 #[non_exhaustive]
@@ -237,5 +252,51 @@ impl CloseReport {
             quarantined: 0,
             error: Some(OsError::from_raw(errno::EPERM)),
         }
+    }
+}
+
+impl fmt::Display for SenderStats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "zero copy: {} calls, {} bytes", self.zero_copy_calls, self.zero_copy_bytes)?;
+        write!(f, ", {} released, {} deferred copies", self.released_calls, self.deferred_copies)?;
+        write!(f, "; copied: {} calls, {} bytes", self.copied_calls, self.copied_bytes)?;
+        write!(f, "; in flight: {} calls, {} bytes", self.in_flight_calls, self.in_flight_bytes)
+    }
+}
+
+impl fmt::Display for CloseReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.drained, self.aborted) {
+            (true, _) => "ended in order, all released",
+            (false, true) => "aborted",
+            (false, false) => "ended out of order",
+        })?;
+        if let Some(error) = self.error {
+            write!(f, ": {error}")?;
+        }
+        if let Some(bytes @ 1..) = self.unacked_bytes {
+            write!(f, "; {bytes} bytes not acknowledged")?;
+        }
+        match self.quarantined {
+            0 => Ok(()),
+            payloads => write!(f, "; {payloads} payloads quarantined"),
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_close_report_is_one_line() {
+        let drained = CloseReport { drained: true, error: None, ..CloseReport::of_forked() };
+        assert_eq!(drained.to_string(), "ended in order, all released");
+        let aborted = CloseReport { aborted: true, unacked_bytes: Some(7), ..drained };
+        let aborted = CloseReport { drained: false, quarantined: 2, ..aborted };
+        let line = "aborted; 7 bytes not acknowledged; 2 payloads quarantined";
+        assert_eq!(aborted.to_string(), line);
+        let line = "ended out of order: Operation not permitted (os error 1)";
+        assert_eq!(CloseReport::of_forked().to_string(), line);
     }
 }
