@@ -15,6 +15,7 @@ use std::fmt;
 /// }
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Pages {
     /// Huge pages from the system's reserve (`MAP_HUGETLB`), of the given size in bytes. The
@@ -53,6 +54,7 @@ impl fmt::Display for Pages {
 /// # Ok::<(), pinbuf::BuildError>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Backing {
     /// The best available pages: hugetlb pages of the machine's usual huge page size, else

@@ -83,7 +83,10 @@ pub(crate) use sentences;
 /// let error = pinbuf::error::OsError::from_raw(104);
 /// assert_eq!(std::io::Error::from(error).raw_os_error(), Some(104));
 /// ```
+///
+/// With the feature `serde` the number alone is serialized.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct OsError(i32);
 
 impl OsError {
@@ -182,6 +185,7 @@ sentences! {
     /// # Ok::<(), pinbuf::BuildError>(())
     /// ```
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[cfg_attr(feature = "serde", derive(serde::Serialize))]
     #[non_exhaustive]
     pub enum Refusal {
         "the system refused: {error}"
@@ -498,6 +502,7 @@ sentences! {
     ///
     /// All reasons but `Route` are permanent.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[cfg_attr(feature = "serde", derive(serde::Serialize))]
     #[non_exhaustive]
     pub enum CopyReason {
         "the policy is `Never`"
@@ -527,6 +532,7 @@ sentences! {
     /// From then on the stream continues by copy and no notification releases a send. Sends in flight are
     /// Quarantined until the socket's option memory reads 0.
     #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[cfg_attr(feature = "serde", derive(serde::Serialize))]
     #[non_exhaustive]
     pub enum Poison {
         "a notification named the ids {lo} to {hi}, which are not in flight: another user sends with MSG_ZEROCOPY on this socket, or has read a notification"

@@ -49,6 +49,7 @@ pub struct Token(u64);
 
 /// Counts of the reaper's senders.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ReaperStats {
     /// Senders watched for a waiting thread.

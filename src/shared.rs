@@ -26,7 +26,7 @@ use crate::{
 /// may be in flight.
 ///
 /// Buffers compare and hash by contents, and a map with shared buffers as keys is searched with slices.
-/// With the feature `bytes` a conversion into `bytes::Bytes` copies nothing.
+/// With the feature `bytes` a conversion into `bytes::Bytes` copies nothing, and a `bytes::Buf` reads from the front.
 ///
 /// # Performance
 ///
@@ -239,6 +239,39 @@ impl From<PinnedBuf> for SharedBuf {
 impl From<SharedBuf> for bytes::Bytes {
     fn from(buf: SharedBuf) -> Self {
         Self::from_owner(buf)
+    }
+}
+
+/// Consumes the bytes from the front: the buffer becomes a slice of its rest. `copy_to_bytes` copies nothing.
+///
+/// # Panics
+///
+/// With a count of more bytes than remain.
+#[cfg(feature = "bytes")]
+#[cfg_attr(docsrs, doc(cfg(feature = "bytes")))]
+impl bytes::Buf for SharedBuf {
+    fn remaining(&self) -> usize {
+        self.len
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self
+    }
+
+    #[track_caller]
+    fn advance(&mut self, count: usize) {
+        assert!(count <= self.len, "advanced by {count} of {} bytes", self.len);
+        // SAFETY: `count` is at most `len`, so the pointer stays inside the slot's memory or one
+        // past it (invariant 2).
+        self.start = unsafe { self.start.add(count) };
+        self.len -= count;
+    }
+
+    #[track_caller]
+    fn copy_to_bytes(&mut self, len: usize) -> bytes::Bytes {
+        let front = self.slice(..len);
+        self.advance(len);
+        front.into()
     }
 }
 

@@ -15,6 +15,7 @@ use crate::raw::{RawPool, SizeClass, SlotState};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct PoolStats {
     /// One entry per size class, in ascending order of capacity.
@@ -26,6 +27,7 @@ pub struct PoolStats {
 
 /// The number of slots of one size class in each state.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct ClassStats {
     /// Capacity of each slot in bytes.
@@ -105,6 +107,7 @@ impl ClassStats {
 /// # Ok::<(), pinbuf::BuildError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Audit {
     /// The states of all slots.
@@ -115,6 +118,7 @@ pub struct Audit {
 
 /// A slot with contradictory records in the pool.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Mismatch {
     /// Capacity of its size class in bytes.
@@ -129,6 +133,7 @@ pub struct Mismatch {
 
 /// A contradiction in the records of a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum MismatchKind {
     /// A Free slot, but neither on the free list nor handed to a waiter: lost.

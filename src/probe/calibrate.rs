@@ -28,6 +28,7 @@ const LIMIT: Duration = Duration::from_millis(70);
 
 /// The result of [`calibrate_threshold`].
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Calibration {
     /// For data written long ago.
@@ -38,6 +39,7 @@ pub struct Calibration {
 
 /// The size from which on zero copy is cheaper.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Crossover {
     /// The smallest size tried from which on zero copy was cheaper; 64 KiB if no size was.
@@ -48,6 +50,7 @@ pub struct Crossover {
 
 /// Cost of a send of one size.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct SendCost {
     /// Length of the send.

@@ -4,6 +4,7 @@ use std::fmt;
 
 /// The outcome of one [`Check`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Status {
     /// As it should be.
@@ -41,6 +42,7 @@ impl fmt::Display for Status {
 /// }
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Check {
     /// The subject of the check: a fixed name for each check.

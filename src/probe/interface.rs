@@ -10,6 +10,7 @@ use crate::{
 
 /// The kind of an interface.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum InterfaceKind {
     /// Hardware with a driver, also the virtual hardware of a guest.
@@ -41,6 +42,7 @@ impl fmt::Display for InterfaceKind {
 
 /// A network interface of the caller's network namespace.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Interface {
     /// Index, unique in the network namespace.
@@ -154,6 +156,7 @@ impl fmt::Display for Interface {
 ///
 /// Taps of other network namespaces are invisible.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Tap {
     /// Index of the interface; `None` for all.

@@ -7,6 +7,7 @@ use crate::sys::limits;
 
 /// The namespaces and the container of the process; `None` if unknown.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Isolation {
     /// `true` if the process is in the initial user namespace. In any other, capabilities do not

@@ -15,6 +15,7 @@ use super::check::Check;
 /// assert_eq!(KernelVersion::parse("unknown"), None);
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct KernelVersion {
     /// The first number.

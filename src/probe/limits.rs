@@ -8,6 +8,7 @@ use crate::sys::{limits, memory};
 /// A zero-copy send is charged its length and two pages until its release. The senders of a process
 /// share half of the remaining bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Memlock {
     /// The soft limit in bytes; `None` for none.

@@ -67,6 +67,7 @@ use crate::{error::OsError, sys};
 /// assert!(worst.is_some());
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Environment {
     /// Version of the kernel; `None` off Linux and without `/proc`.

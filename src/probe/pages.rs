@@ -15,6 +15,7 @@ use crate::{
 ///
 /// The source of pools with [`Pages::HugeTlb`](crate::pool::Pages::HugeTlb).
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct HugePages {
     /// Size of one page in bytes.
@@ -35,6 +36,7 @@ pub struct HugePages {
 
 /// Huge pages of one size on one NUMA node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct NodeHugePages {
     /// Number of the node.
@@ -161,6 +163,7 @@ pub(super) fn try_huge_page() -> Result<(), OsError> {
 
 /// Transparent huge pages: the choice of pools without a reserve.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct TransparentHugePages {
     /// The mode (`always`, `madvise`, `never`), as the kernel writes it.
@@ -217,6 +220,7 @@ impl TransparentHugePages {
 
 /// The advice that the kernel takes for a range of memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct PageAdvice {
     /// `MADV_POPULATE_WRITE` (Linux 5.14): a lack of huge pages is an error instead of a signal.

@@ -21,6 +21,7 @@ use crate::{
 /// matter for the copy. Rules for a mark, a port or a user can choose another route for a given
 /// socket.
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Route {
     /// The peer.

@@ -18,6 +18,7 @@ use crate::{
 
 /// The outcome of a zero-copy send over a loopback connection of the library's own.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum Trial {
     /// The kernel took the memory and released it.

@@ -16,6 +16,7 @@ use crate::{
 /// # Ok::<(), pinbuf::BuildError>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct RegionReport {
     /// The kind of pages. All of the region is on them.

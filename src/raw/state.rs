@@ -6,6 +6,7 @@ use crate::sync::{AtomicU64, Ordering, Witness};
 
 /// The state of a slot of a pool.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub enum SlotState {
     /// In the pool, ready to be allocated.
     Free,

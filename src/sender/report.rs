@@ -14,6 +14,7 @@ use crate::{
 /// *Accepted* means that the kernel took the bytes into the socket; *released*, that the kernel
 /// will never read the memory again. Neither says that the peer received anything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[must_use = "a send may have been cut short, or its release may be unproven"]
 #[non_exhaustive]
 pub enum Fate {
@@ -43,6 +44,7 @@ pub enum Fate {
 
 /// The sender's ability to send without copy, and the reason against it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Capabilities {
     /// `true` if the kernel and the socket support sends without copy, `false` if something forbids
@@ -74,6 +76,7 @@ pub struct Capabilities {
 /// # }
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct SenderStats {
     /// Calls accepted by the kernel with `MSG_ZEROCOPY`.
@@ -118,6 +121,7 @@ pub struct SenderStats {
 
 /// The result of one [`reap`](crate::Sender::reap).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Reaped {
     /// Messages read from the error queue, foreign ones included.
@@ -142,6 +146,7 @@ pub struct Returned {
 
 /// The way of large sends on the present route.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub enum RouteMode {
     /// Without copy wherever the kernel accepts the flag: the policy is not `Auto`.
@@ -159,6 +164,7 @@ pub enum RouteMode {
 
 /// The findings of [`Policy::Auto`](crate::Policy::Auto) about the route, and its decisions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct RouteStats {
     /// The way of large sends now.
@@ -173,6 +179,7 @@ pub struct RouteStats {
 
 /// The report of an end. `Display` gives the report in a line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[must_use = "only the report tells of an end out of order"]
 #[non_exhaustive]
 pub struct CloseReport {

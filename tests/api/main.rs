@@ -14,6 +14,8 @@ mod magazine;
 mod mapped;
 mod options;
 mod pool;
+#[cfg(feature = "serde")]
+mod serialized;
 mod shared;
 mod split;
 mod tasks;

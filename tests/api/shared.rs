@@ -174,6 +174,30 @@ fn bytes_from_a_shared_buffer_need_no_copy() {
     assert_all_free(&pool);
 }
 
+#[cfg(feature = "bytes")]
+#[test]
+fn a_shared_buffer_read_from_the_front_is_a_slice_of_the_rest() {
+    use bytes::Buf;
+    let pool = pool(4096, 1);
+    let mut buf = pool.try_alloc(1).unwrap();
+    buf.extend_from_slice(b"\x00\x05hello, all");
+    let (start, mut shared) = (buf.as_ptr(), buf.freeze());
+    let clone = shared.clone();
+    let len = usize::from(shared.get_u16());
+    let word = shared.copy_to_bytes(len);
+    assert_eq!((&word[..], word.as_ptr()), (&b"hello"[..], start.wrapping_add(2)), "no copy");
+    assert_eq!((shared.remaining(), shared.chunk()), (5, &b", all"[..]));
+    assert_eq!(clone.len(), 12, "a clone has a front of its own");
+    shared.advance(5);
+    assert!(!shared.has_remaining());
+    let beyond = catch_unwind(AssertUnwindSafe(|| shared.advance(1)));
+    assert!(beyond.is_err(), "no byte is left");
+    drop((clone, shared));
+    assert_eq!(census(&pool), [0, 1, 0, 0]);
+    drop(word);
+    assert_all_free(&pool);
+}
+
 #[test]
 #[should_panic(expected = "5..4 is outside of 10 bytes")]
 fn a_range_does_not_end_before_its_start() {
