@@ -382,7 +382,7 @@ impl<S: Socket> Sender<S> {
     ///
     /// A failed connection is no error here, because its releases still come:
     /// [`connection_error`](Self::connection_error) tells. A `reap` that reads nothing asks the socket
-    /// for the state of the connection (`TCP_INFO`). Deregister the descriptor from the event loop once
+    /// for the state of the connection (`TCP_INFO`), unless [`event_fd`](Self::event_fd) tells. Deregister the descriptor from the event loop once
     /// the connection is over: `POLLHUP` stays for good and would end every wait at once. The end of
     /// the peer's stream alone is no end of the connection, and datagrams have none.
     ///
@@ -636,6 +636,11 @@ impl<S: Socket> Sender<S> {
     /// For a program that watches [`event_fd`](Self::event_fd), which tells of data too from the first call
     /// on. Read first, and poll when the read would block. Ready is a hint: the next read may block again. A
     /// notification or room in the socket makes no task ready. The task of the last poll is woken.
+    ///
+    /// The kernel reports a reset once: to a read, or to a send. After a send has reported the reset, reads
+    /// return the data that came before and then 0, as at the end of a whole stream. Ask
+    /// [`connection_error`](Self::connection_error) at a read of 0: `ECONNRESET` or `ETIMEDOUT` means that the
+    /// stream was cut. `EPIPE` and `ENOTCONN` are no such proof, because they follow a whole stream too.
     ///
     /// # Errors
     ///

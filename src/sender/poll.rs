@@ -138,7 +138,7 @@ impl<S: Socket> Core<SocketKernel<S>> {
         self.event_fd()?;
         self.ask_for_data()?;
         let data = |machine: &mut Machine| machine.take_data().then_some(Ok(()));
-        self.poll_until(cx, Awaited::Data, Goal::Visit, data).map_err(Into::into)
+        self.poll_until(cx, Awaited::Data, Goal::Tidy, data).map_err(Into::into)
     }
 
     /// Makes data news, and with the first call the present state.

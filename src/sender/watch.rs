@@ -43,7 +43,8 @@ impl<K: Kernel> Core<K> {
         if let Some(error) = read.refused {
             return Err(error.into());
         }
-        if read.messages == 0 {
+        // The news of a loop tells of the end.
+        if read.messages == 0 && !self.kernel.has_loop() {
             self.notice_end();
         }
         Ok(Reaped { messages: read.messages, calls: read.ids, unsent: !self.is_flushed() })
@@ -56,9 +57,7 @@ impl<K: Kernel> Core<K> {
         }
         // First: news that comes during the rest of the call has to end the next wait.
         let news = self.kernel.take_news()?;
-        if news.readable {
-            self.enter().data_came();
-        }
+        let goal = self.enter().heed(news, goal);
         let step = self.run(goal);
         if news.hangup {
             // Also if notifications came with the end: no more news would ask for another look.

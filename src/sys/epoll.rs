@@ -69,7 +69,11 @@ impl EventFd {
         let mut events = [NO_EVENT];
         let events = wait(&self.0, &mut events, Some(Duration::ZERO))?;
         let bits = events.first().map_or(0, |event| event.events as i32);
-        Ok(News { readable: bits & DATA != 0, hangup: bits & libc::EPOLLHUP != 0 })
+        Ok(News {
+            readable: bits & DATA != 0,
+            error: bits & libc::EPOLLERR != 0,
+            hangup: bits & libc::EPOLLHUP != 0,
+        })
     }
 
     /// Makes the present state of the socket news again, and from here on data to read, if `data`.

@@ -16,6 +16,8 @@ pub struct Ready {
 pub struct News {
     /// A read would not wait; only asked for on request.
     pub readable: bool,
+    /// As [`Ready::error`].
+    pub error: bool,
     /// As [`Ready::hangup`].
     pub hangup: bool,
 }

@@ -168,6 +168,40 @@ fn news_is_taken_once() {
     });
 }
 
+/// Data is news for the reader alone.
+#[test]
+fn data_costs_no_look_at_the_error_queue_or_the_connection() {
+    alone(|| {
+        one_thread().block_on(soon(async {
+            let (mut stream, mut far) = stream(Default::default());
+            let ticket = stream.send(pattern(LEN, 0)).await.unwrap();
+            far.read_exact(&mut vec![0; LEN]).unwrap();
+            assert!(stream.released(ticket).await.unwrap().is_released());
+            let (bytes, mut read) = tokio::sync::mpsc::unbounded_channel();
+            tokio::spawn(async move {
+                while let Ok(byte) = stream.read_u8().await {
+                    bytes.send(byte).unwrap();
+                }
+            });
+            let mut before = calls::of_this_thread();
+            for round in 0..=COUNT as u8 {
+                // The task waits by now.
+                far.write_all(&[round]).unwrap();
+                assert_eq!(read.recv().await, Some(round));
+                tokio::task::yield_now().await;
+                if round == 0 {
+                    before = calls::of_this_thread();
+                }
+            }
+            let calls = calls::of_this_thread() - before;
+            assert_eq!((calls.looks, calls.options), (0, 0), "{calls:?}");
+            // Three of the runtime, one of them for the pause of this test. The news for the driver, and again
+            // for the next wait of the task.
+            assert!(calls.waits <= 5 * COUNT, "{calls:?}");
+        }));
+    });
+}
+
 #[test]
 fn a_stream_leaves_no_task_and_no_descriptor() {
     alone(|| {

@@ -3,11 +3,12 @@
 use std::{mem, task::Waker};
 
 use super::{
+    Goal,
     call::{Refused, Stop},
     cold::Awaited,
     state::Machine,
 };
-use crate::error::WaitError;
+use crate::{error::WaitError, sys::socket::News};
 
 impl Machine {
     /// Returns `true` if the owner's next buffer may be let in, or is told of the end of the
@@ -75,10 +76,20 @@ impl Machine {
         self.cold_mut().asks_for_data = true;
     }
 
-    /// The socket can be read, according to its news.
-    pub(crate) fn data_came(&mut self) {
-        self.cold_mut().has_data = true;
-        self.in_flight.done.news = true;
+    /// Tells the machine the news of the socket, and returns the goal of the run behind the news. Data
+    /// alone concerns only the task that reads: a visit of an idle sender would read an empty error queue.
+    pub(crate) fn heed(&mut self, news: News, goal: Goal) -> Goal {
+        if news.readable {
+            self.cold_mut().has_data = true;
+            self.in_flight.done.news = true;
+        }
+        let is_idle = self.is_flushed() && !self.wants_room() && !self.is_ending();
+        let concerns_sender = news.error || news.hangup || !is_idle;
+        match goal {
+            Goal::Visit if news.readable && !concerns_sender => Goal::Tidy,
+            Goal::Tidy if concerns_sender => Goal::Visit,
+            goal => goal,
+        }
     }
 
     /// Returns `true` if data came since the last time.
