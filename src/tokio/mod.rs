@@ -36,6 +36,7 @@
 //! | method | ready when | if the future is dropped |
 //! |---|---|---|
 //! | [`send`](Stream::send) | every byte is accepted | no byte accepted: the buffer is recycled. Otherwise the rest stays queued, and the next send waits for the rest |
+//! | [`try_send`](Stream::try_send) | at once: as much is accepted as fits | |
 //! | [`send_vectored`](Stream::send_vectored) | the same for all buffers | no byte accepted: the buffers stay with the caller. Otherwise as for `send` |
 //! | [`released`](Stream::released) | the send has its fate | the send goes on |
 //! | [`flush`](Stream::flush) | nothing is unsent | the unsent part stays queued |

@@ -108,6 +108,15 @@ impl<S: Socket> Stream<S> {
         self.write.send(buf).await
     }
 
+    /// Sends a buffer as far as the socket takes it now; see [`WriteHalf::try_send`].
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteHalf::try_send`].
+    pub fn try_send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
+        self.write.try_send(buf)
+    }
+
     /// Sends several buffers as one send; see [`WriteHalf::send_vectored`].
     ///
     /// # Errors

@@ -107,6 +107,22 @@ impl<S: Socket> WriteHalf<S> {
         }
     }
 
+    /// Sends a buffer as far as the socket takes it now; never waits.
+    ///
+    /// The sender keeps the unsent part, and sends it before anything else. For tasks that poll by hand:
+    /// [`Sink::poll_ready`](futures_sink::Sink::poll_ready) waits until a refused buffer may be sent.
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::try_send`](crate::Sender::try_send): [`SendError::WouldBlock`] if nothing was accepted.
+    pub fn try_send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
+        match self.try_queued() {
+            Ok(()) if self.queued.is_none() => self.send.try_send(buf),
+            Ok(()) => Err(SendError::WouldBlock(buf)),
+            Err(error) => Err(into_send_error(&error, buf)),
+        }
+    }
+
     /// Sends several buffers as one send, in order, and returns when the socket has accepted all of them.
     ///
     /// Takes all of `bufs` once anything is accepted. See
@@ -279,14 +295,25 @@ impl<S: Socket> WriteHalf<S> {
 
     /// Waits until the payload that the sink has queued is with the sender.
     fn poll_queued(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(payload) = self.queued.take() {
-            match self.send.try_send(payload) {
-                Err(SendError::WouldBlock(refused)) => self.queued = Some(refused),
-                sent => return Poll::Ready(sent.map(drop).map_err(Into::into)),
+        loop {
+            self.try_queued()?;
+            if self.queued.is_none() {
+                return Poll::Ready(Ok(()));
             }
             ready!(self.or_driven(cx, |half, cx| half.send.poll_ready(cx)))?;
         }
-        Poll::Ready(Ok(()))
+    }
+
+    /// Gives the payload that the sink has queued to the sender, unless the socket refuses the payload.
+    fn try_queued(&mut self) -> io::Result<()> {
+        let Some(payload) = self.queued.take() else { return Ok(()) };
+        match self.send.try_send(payload) {
+            Err(SendError::WouldBlock(refused)) => {
+                self.queued = Some(refused);
+                Ok(())
+            }
+            sent => sent.map(drop).map_err(Into::into),
+        }
     }
 
     fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -355,11 +382,8 @@ impl<S: Socket> Sink<Payload> for WriteHalf<S> {
     fn start_send(self: Pin<&mut Self>, payload: Payload) -> io::Result<()> {
         let this = self.get_mut();
         assert!(this.queued.is_none(), "poll_ready was not called");
-        match this.send.try_send(payload) {
-            Err(SendError::WouldBlock(refused)) => this.queued = Some(refused),
-            sent => _ = sent?,
-        }
-        Ok(())
+        this.queued = Some(payload);
+        this.try_queued()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

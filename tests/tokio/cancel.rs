@@ -1,11 +1,6 @@
 //! Futures dropped at each of their polls: no byte is lost or sent twice, and no buffer is lost.
 
-use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
-    task::Poll,
-    time::Duration,
-};
+use std::{future::poll_fn, pin::Pin, time::Duration};
 
 use futures_sink::Sink;
 use pinbuf::{Payload, Pool, tokio::Stream};
@@ -17,27 +12,11 @@ use crate::{
         STALLED, TIGHT, closed_window, corrupt, eventually, filled, pattern, pool, reader,
         wait_until_all_free, zero_copy,
     },
-    one_thread, runtimes, soon, stream, stream_of,
+    dropped_after, one_thread, runtimes, soon, stream, stream_of,
 };
 
 /// The most polls after which a future is dropped. No future of a stream has as many by itself.
 const MOST: usize = 6;
-
-/// Polls a future so many times, and drops the future if it is still pending then.
-async fn dropped_after<F: Future>(polls: usize, future: F) -> Option<F::Output> {
-    let mut future = pin!(future);
-    let mut left = polls;
-    poll_fn(|cx| {
-        let poll = future.as_mut().poll(cx);
-        left -= 1;
-        match poll {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if left == 0 => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
-}
 
 /// The seeds of the buffers of a stream, each a whole one.
 fn seeds(arrived: &[u8]) -> Vec<usize> {

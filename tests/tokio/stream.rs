@@ -156,6 +156,34 @@ fn a_unix_stream_sends_by_copy() {
 }
 
 #[test]
+fn a_try_send_takes_what_fits_and_keeps_the_order() {
+    one_thread().block_on(async {
+        let (mut stream, far) = stream_of(zero_copy().max_in_flight_sends(1), STALLED);
+        let first = stream.try_send(pattern(LEN, 0)).unwrap();
+        Pin::new(&mut stream).start_send(pattern(LEN, 1).into()).unwrap();
+        let Err(SendError::WouldBlock(third)) = stream.try_send(pattern(LEN, 2)) else {
+            panic!("the sink has a payload")
+        };
+        let peer = reader(far, Duration::ZERO);
+        assert!(soon(stream.released(first)).await.unwrap().is_released());
+        soon(poll_fn(|cx| Sink::poll_ready(Pin::new(&mut stream), cx))).await.unwrap();
+        let mut refused = Some(third);
+        while let Some(buf) = refused.take() {
+            match stream.try_send(buf) {
+                Ok(third) => assert_eq!(third.sequence(), 2),
+                Err(SendError::WouldBlock(buf)) => {
+                    soon(poll_fn(|cx| Sink::poll_ready(Pin::new(&mut stream), cx))).await.unwrap();
+                    refused = Some(buf);
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(soon(stream.close(None)).await.drained);
+        assert_arrived(&peer.join().unwrap(), LEN, 3);
+    });
+}
+
+#[test]
 fn a_close_that_takes_too_long_aborts() {
     one_thread().block_on(async {
         let (mut stream, _far) = stream(STALLED);
