@@ -87,7 +87,7 @@
 //! | feature | default | gives |
 //! |---|---|---|
 //! | `bytes` | off | `bytes::Bytes` as a payload and out of a [`SharedBuf`], `bytes::BufMut` for [`PinnedBuf`], `bytes::Buf` for [`SharedBuf`] |
-//! | `rustls` | off | the module `rustls`: TLS streams, encrypted straight into buffers of a pool |
+//! | `rustls` | off | the module `rustls`: TLS streams, encrypted straight into buffers of a pool; with `tokio` too, for tasks |
 //! | `memmap2-0_9` | off | the types of memmap2 0.9 as a [`Mapping`] |
 //! | `serde` | off | `serde::Serialize` for all counters, states and reports |
 //! | `tokio` | off | the module `tokio`: streams in tokio's runtimes |

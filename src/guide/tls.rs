@@ -94,4 +94,8 @@
 //!
 //! # Without blocking
 //!
-//! [`Session`](crate::rustls::Session) is the TLS connection without the socket, for event loops and async runtimes.
+//! With the feature `tokio` too, the module `rustls::tokio` has the same stream for tasks: `send` waits for free
+//! buffers and for room in the socket, and the traits are `AsyncRead` and `AsyncWrite`. The page of the module has
+//! this chapter's program in tasks, and a table of the methods with the effect of a dropped future.
+//!
+//! [`Session`](crate::rustls::Session) is the TLS connection without the socket, for event loops and other runtimes.

@@ -9,7 +9,8 @@
 //! |---|---|
 //! | [`TlsStream`] | a blocking stream over TCP: `Read`, `Write`, sends with tickets, an end in order |
 //! | [`Session`] | the TLS connection without a socket: received bytes to plaintext, plaintext to filled buffers |
-//! | [`TlsError`] | the errors of both |
+//! | `tokio::TlsStream` | the same stream for tasks of tokio, with the feature `tokio` too |
+//! | [`TlsError`] | the errors of all |
 //!
 //! The user makes the [`ClientConfig`](::rustls::ClientConfig) or
 //! [`ServerConfig`](::rustls::ServerConfig), and so chooses the provider of the ciphers, the
@@ -34,7 +35,7 @@
 //! }
 //! ```
 //!
-//! The chapter [`guide::tls`](crate::guide::tls) has a whole program.
+//! The chapter [`guide::tls`](crate::guide::tls) has a whole program. The module `tokio` has another, in tasks.
 //!
 //! # Copies
 //!
@@ -74,7 +75,11 @@
 //! wiped by `rustls`.
 
 mod error;
+mod records;
 mod session;
 mod stream;
+#[cfg(feature = "tokio")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
+pub mod tokio;
 
 pub use self::{error::TlsError, session::Session, stream::TlsStream};

@@ -324,6 +324,17 @@ impl Session {
         self.process()
     }
 
+    /// Discards received plaintext. Returns `true` if the stream of the peer goes on.
+    pub(super) fn discard(&mut self) -> bool {
+        let mut discarded = [0; 4096];
+        loop {
+            match self.read(&mut discarded) {
+                Ok(Some(1..)) => {}
+                read => return matches!(read, Ok(None)),
+            }
+        }
+    }
+
     /// Processes all received bytes, before records are made.
     fn prepare(&mut self) -> Result<(), TlsError> {
         self.process()?;

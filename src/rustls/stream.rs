@@ -9,9 +9,12 @@ use std::{
 
 use ::rustls::{ClientConfig, ServerConfig, pki_types::ServerName};
 
-use super::{error::TlsError, session::Session};
+use super::{
+    error::TlsError,
+    records::{Capacity, Records},
+    session::Session,
+};
 use crate::{
-    buf::PinnedBuf,
     id::Ticket,
     pool::Pool,
     sender::{CloseReport, IntoPayload, Sender},
@@ -99,13 +102,9 @@ use crate::{
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct TlsStream {
-    session: Session,
+    records: Records,
     sender: Sender<TcpStream>,
     pool: Pool,
-    /// Capacity of the pool's largest class.
-    largest: usize,
-    /// Records that were not sent yet.
-    filling: Option<PinnedBuf>,
 }
 
 impl TlsStream {
@@ -139,17 +138,15 @@ impl TlsStream {
     }
 
     fn new(session: Session, sender: Sender<TcpStream>, pool: &Pool) -> Self {
-        let classes = pool.stats().classes;
-        let largest = classes.iter().map(|class| class.capacity).max().unwrap_or(0);
-        Self { session, sender, pool: pool.clone(), largest, filling: None }
+        Self { records: Records::new(session, pool), sender, pool: pool.clone() }
     }
 
     fn handshake(mut self) -> Result<Self, TlsError> {
         loop {
-            let processed = self.session.process();
-            let sent = self.send_outgoing(None);
+            let processed = self.records.session.process();
+            let sent = self.send_all(None);
             processed.and(sent)?;
-            if !self.session.is_handshaking() {
+            if !self.records.session.is_handshaking() {
                 return Ok(self);
             }
             self.receive()?;
@@ -158,7 +155,7 @@ impl TlsStream {
 
     /// The TLS connection: [`Session::connection`] has version, ALPN and the certificates of the peer.
     pub fn session(&self) -> &Session {
-        &self.session
+        &self.records.session
     }
 
     /// The sender: counters, fates, the socket.
@@ -182,11 +179,11 @@ impl TlsStream {
     /// [`TlsError::Io`], [`TlsError::Alloc`], [`TlsError::TooSmall`], and those of [`Session::encrypt`]. Some of
     /// `plaintext` may have been sent.
     pub fn send(&mut self, mut plaintext: &[u8]) -> Result<Vec<Ticket>, TlsError> {
-        self.send_written(None)?;
+        self.send_written()?;
         let mut tickets = Vec::new();
         while !plaintext.is_empty() {
             plaintext = &plaintext[self.fill(plaintext, Capacity::Sufficient)?..];
-            tickets.extend(self.send_written(None)?);
+            tickets.extend(self.send_written()?);
         }
         Ok(tickets)
     }
@@ -198,7 +195,7 @@ impl TlsStream {
     ///
     /// Those of [`Write::flush`], and those of [`Sender::drain`] as [`TlsError::Io`].
     pub fn drain(&mut self, timeout: Option<Duration>) -> Result<(), TlsError> {
-        self.send_written(None)?;
+        self.send_written()?;
         self.sender.drain(timeout).map_err(|error| TlsError::Io(error.into()))
     }
 
@@ -213,8 +210,8 @@ impl TlsStream {
     }
 
     fn finish_until(&mut self, deadline: Option<Instant>) -> Result<(), TlsError> {
-        let finished = self.session.finish();
-        let sent = self.send_outgoing(deadline);
+        let finished = self.records.session.finish();
+        let sent = self.send_all(deadline);
         finished.and(sent)
     }
 
@@ -224,8 +221,8 @@ impl TlsStream {
     ///
     /// Those of [`Session::refresh_keys`] and [`Write::flush`].
     pub fn refresh_keys(&mut self) -> Result<(), TlsError> {
-        let refreshed = self.session.refresh_keys();
-        let sent = self.send_outgoing(None);
+        let refreshed = self.records.session.refresh_keys();
+        let sent = self.send_all(None);
         refreshed.and(sent)
     }
 
@@ -255,21 +252,14 @@ impl TlsStream {
 
     /// Reads and discards the stream of the peer up to its end.
     fn await_end(&mut self, deadline: Option<Instant>) {
-        let mut discarded = [0; 4096];
-        loop {
-            match self.session.read(&mut discarded) {
-                Ok(Some(1..)) => {}
-                Ok(None) => {
-                    let left = left(deadline);
-                    let is_over = left.is_some_and(|left| left.is_zero());
-                    if is_over
-                        || self.sender.get_ref().set_read_timeout(left).is_err()
-                        || self.receive().is_err()
-                    {
-                        return;
-                    }
-                }
-                Ok(Some(0)) | Err(_) => return,
+        while self.records.session.discard() {
+            let left = left(deadline);
+            let is_over = left.is_some_and(|left| left.is_zero());
+            if is_over
+                || self.sender.get_ref().set_read_timeout(left).is_err()
+                || self.receive().is_err()
+            {
+                return;
             }
         }
     }
@@ -280,37 +270,24 @@ impl TlsStream {
         let filled = self.try_fill(plaintext, capacity);
         if filled.is_err() {
             // The alert. The first error counts.
-            let _ = self.send_outgoing(None);
+            let _ = self.send_all(None);
         }
         filled
     }
 
     fn try_fill(&mut self, plaintext: &[u8], capacity: Capacity) -> Result<usize, TlsError> {
-        let buf = match &mut self.filling {
-            Some(buf) => buf,
-            none => {
-                let capacity = match capacity {
-                    Capacity::Largest => self.largest,
-                    Capacity::Sufficient => {
-                        let most = plaintext.len().min(self.largest);
-                        self.session.encrypted_len(&plaintext[..most])?.min(self.largest)
-                    }
-                };
-                none.insert(self.pool.alloc(capacity)?)
-            }
-        };
-        match self.session.encrypt(plaintext, buf)? {
-            0 if buf.is_empty() => Err(TlsError::TooSmall { capacity: buf.capacity() }),
-            taken => Ok(taken),
+        if let Some(capacity) = self.records.wanted(plaintext, capacity)? {
+            self.records.put(self.pool.alloc(capacity)?);
         }
+        self.records.fill(plaintext)
     }
 
     /// Reads once from the socket.
     fn receive(&mut self) -> Result<(), TlsError> {
         loop {
-            match self.sender.get_ref().read(self.session.room()) {
+            match self.sender.get_ref().read(self.records.session.room()) {
                 Ok(count) => {
-                    self.session.received(count);
+                    self.records.session.received(count);
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -319,21 +296,17 @@ impl TlsStream {
         }
     }
 
-    /// Sends the outgoing bytes of the session, after the records that were encrypted before.
-    fn send_outgoing(&mut self, deadline: Option<Instant>) -> Result<(), TlsError> {
-        self.send_written(deadline)?;
-        match self.session.take_outgoing() {
-            bytes if bytes.is_empty() => Ok(()),
-            bytes => self.transmit(bytes, deadline).map(drop),
+    /// Sends all written records, and then the outgoing bytes of the session.
+    fn send_all(&mut self, deadline: Option<Instant>) -> Result<(), TlsError> {
+        while let Some(payload) = self.records.take_next() {
+            self.transmit(payload, deadline)?;
         }
+        Ok(())
     }
 
     /// Sends the buffer that is being filled.
-    fn send_written(&mut self, deadline: Option<Instant>) -> Result<Option<Ticket>, TlsError> {
-        match self.filling.take() {
-            Some(buf) if !buf.is_empty() => self.transmit(buf, deadline).map(Some),
-            _ => Ok(None),
-        }
+    fn send_written(&mut self) -> Result<Option<Ticket>, TlsError> {
+        self.records.take_written().map(|buf| self.transmit(buf, None)).transpose()
     }
 
     fn transmit<P: IntoPayload>(
@@ -349,14 +322,6 @@ impl TlsStream {
     }
 }
 
-/// The capacity of a new buffer.
-enum Capacity {
-    /// For all plaintext of the call, as far as the pool has such buffers.
-    Sufficient,
-    /// For later calls, too.
-    Largest,
-}
-
 /// The time up to a deadline.
 fn left(deadline: Option<Instant>) -> Option<Duration> {
     deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))
@@ -365,10 +330,10 @@ fn left(deadline: Option<Instant>) -> Option<Duration> {
 impl Read for TlsStream {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
         while !out.is_empty() {
-            let read = self.session.read(out);
+            let read = self.records.session.read(out);
             // A connection that takes no more bytes can still be read. The next send has the error.
             let _ = match &read {
-                Ok(None) | Err(_) => self.send_outgoing(None),
+                Ok(None) | Err(_) => self.send_all(None),
                 Ok(Some(_)) => Ok(()),
             };
             if let Some(count) = read? {
@@ -386,7 +351,7 @@ impl Write for TlsStream {
         while !plaintext.is_empty() {
             let taken = self.fill(plaintext, Capacity::Largest)?;
             if taken < plaintext.len() {
-                self.send_written(None)?;
+                self.send_written()?;
             }
             if taken > 0 {
                 return Ok(taken);
@@ -397,7 +362,7 @@ impl Write for TlsStream {
 
     /// Sends all written records. Returns when the socket has accepted every byte.
     fn flush(&mut self) -> io::Result<()> {
-        self.send_written(None)?;
+        self.send_written()?;
         Ok(())
     }
 }
@@ -405,7 +370,7 @@ impl Write for TlsStream {
 impl fmt::Debug for TlsStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsStream")
-            .field("session", &self.session)
+            .field("session", &self.records.session)
             .field("sender", &self.sender)
             .finish_non_exhaustive()
     }

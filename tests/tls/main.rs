@@ -9,3 +9,5 @@ mod keys;
 mod peer;
 mod reuse;
 mod roundtrip;
+#[cfg(feature = "tokio")]
+mod tokio;

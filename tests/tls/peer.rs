@@ -1,11 +1,11 @@
 //! A TLS stream of the library, and a peer of plain `rustls`.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::TcpStream,
     ops::DerefMut,
     sync::Arc,
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use pinbuf::{
@@ -70,6 +70,7 @@ impl Identity {
 /// The settings of both sides.
 pub(crate) struct SetUp {
     pub(crate) role: Role,
+    pub(crate) version: &'static SupportedProtocolVersion,
     pub(crate) policy: Policy,
     pub(crate) client: ClientConfig,
     pub(crate) server: ServerConfig,
@@ -88,6 +89,7 @@ impl SetUp {
         let server = Identity::new("localhost");
         Self {
             role,
+            version,
             policy: Policy::Auto,
             client: client_config(version, provider.clone(), server.roots(), None),
             server: server_config(version, provider, &server, None),
@@ -105,6 +107,7 @@ impl SetUp {
         let shown = shown.then_some(&client);
         Self {
             role,
+            version,
             policy: Policy::Auto,
             client: client_config(version, default_provider(), server.roots(), shown),
             server: server_config(version, default_provider(), &server, roots),
@@ -121,31 +124,40 @@ impl SetUp {
         &self,
         (near, far): (TcpStream, TcpStream),
         pool: &Pool,
-    ) -> (Result<TlsStream, TlsError>, std::io::Result<Box<dyn Peer>>) {
-        let (client, server) = (Arc::new(self.client.clone()), Arc::new(self.server.clone()));
+    ) -> (Result<TlsStream, TlsError>, io::Result<Box<dyn Peer>>) {
         let sender = Sender::builder().policy(self.policy).adopt(near).unwrap();
-        let peer = |peer: Box<dyn Peer>| {
-            thread::spawn(move || {
-                let mut peer = peer;
-                // The handshake, and the tickets of a server.
-                peer.flush()?;
-                Ok(peer)
-            })
-        };
-        let name = || ServerName::try_from("localhost").unwrap();
-        let (stream, peer) = match self.role {
-            Role::Client => {
-                let connection = ServerConnection::new(server).unwrap();
-                let peer = peer(Box::new(StreamOwned::new(connection, far)));
-                (TlsStream::connect(sender, pool, client, name()), peer)
-            }
-            Role::Server => {
-                let connection = ClientConnection::new(client, name()).unwrap();
-                let peer = peer(Box::new(StreamOwned::new(connection, far)));
-                (TlsStream::accept(sender, pool, server), peer)
-            }
+        let peer = self.start_peer(far);
+        let stream = match self.role {
+            Role::Client => TlsStream::connect(sender, pool, self.client(), server_name()),
+            Role::Server => TlsStream::accept(sender, pool, self.server()),
         };
         (stream, peer.join().unwrap())
+    }
+
+    /// The peer over `far`, which makes its handshake on a thread.
+    pub(crate) fn start_peer(&self, far: TcpStream) -> JoinHandle<io::Result<Box<dyn Peer>>> {
+        let mut peer: Box<dyn Peer> = match self.role {
+            Role::Client => {
+                Box::new(StreamOwned::new(ServerConnection::new(self.server()).unwrap(), far))
+            }
+            Role::Server => {
+                let connection = ClientConnection::new(self.client(), server_name()).unwrap();
+                Box::new(StreamOwned::new(connection, far))
+            }
+        };
+        thread::spawn(move || {
+            // The handshake, and the tickets of a server.
+            peer.flush()?;
+            Ok(peer)
+        })
+    }
+
+    pub(crate) fn client(&self) -> Arc<ClientConfig> {
+        Arc::new(self.client.clone())
+    }
+
+    pub(crate) fn server(&self) -> Arc<ServerConfig> {
+        Arc::new(self.server.clone())
     }
 
     pub(crate) fn over(
@@ -160,6 +172,10 @@ impl SetUp {
     pub(crate) fn connect(&self, pool: &Pool) -> (TlsStream, Box<dyn Peer>) {
         self.over(pair(), pool)
     }
+}
+
+pub(crate) fn server_name() -> ServerName<'static> {
+    ServerName::try_from("localhost").unwrap()
 }
 
 pub(crate) fn client_config(
