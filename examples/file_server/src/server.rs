@@ -1,0 +1,176 @@
+//! The listener, the limits and the end.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use pinbuf::{Pool, Sender, pool::Audit, reaper, sender::SenderBuilder, tokio::Stream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    connection::Connection,
+    pieces::{PIECE, Pieces},
+    root::Root,
+    settings::Settings,
+    transport::Transport,
+};
+
+/// The most buffers of one connection in flight.
+const MOST_IN_FLIGHT: usize = 4;
+
+/// The pause after a failed accept, for example for lack of descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A file server that listens.
+#[derive(Debug)]
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    /// A permit for each connection.
+    limit: Arc<Semaphore>,
+}
+
+/// The part that all connections use.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Settings,
+    pub(crate) root: Root,
+    pub(crate) pieces: Pieces,
+    pub(crate) phase: watch::Sender<Phase>,
+    pub(crate) requests: AtomicU64,
+}
+
+/// The life of a server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Phase {
+    Running,
+    /// Transfers finish, and connections end.
+    Ending,
+    /// The time for that is up.
+    Aborting,
+}
+
+impl Server {
+    /// Allocates all memory for bodies, and listens.
+    ///
+    /// # Errors
+    ///
+    /// The root is no folder, the memory is not to be had, or the address is in use.
+    pub async fn bind(settings: Settings) -> io::Result<Self> {
+        let root = Root::new(&settings.root)?;
+        let slots = (settings.memory as usize * (1 << 20) / PIECE).max(MOST_IN_FLIGHT);
+        let pool = Pool::builder().class(PIECE, slots).sender_quota(MOST_IN_FLIGHT);
+        let pool = pool.build().map_err(io::Error::other)?;
+        let pieces = Pieces::new(pool, slots * settings.cache as usize / 100);
+        let listener = TcpListener::bind(settings.listen).await?;
+        let address = listener.local_addr()?;
+        let limit = Arc::new(Semaphore::new(settings.max_connections as usize));
+        let (phase, requests) = (watch::Sender::new(Phase::Running), AtomicU64::new(0));
+        let shared = Arc::new(Shared { settings, root, pieces, phase, requests });
+        Ok(Self { listener, address, shared, limit })
+    }
+
+    /// The address that the server listens at.
+    pub fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+
+    /// Serves until `end` is ready. Then open transfers have some time to finish.
+    pub async fn run(self, end: impl Future<Output = ()>) -> Summary {
+        let Self { listener, shared, limit, .. } = self;
+        tokio::select! {
+            () = end => {}
+            () = accept(&listener, &shared, &limit) => {}
+        }
+        drop(listener);
+        shared.phase.send_replace(Phase::Ending);
+        let all = shared.settings.max_connections;
+        let is_in_order =
+            timeout(shared.settings.end_timeout(), limit.acquire_many(all)).await.is_ok();
+        if !is_in_order {
+            shared.phase.send_replace(Phase::Aborting);
+            let _ = limit.acquire_many(all).await;
+        }
+        let auditing = spawn_blocking(move || {
+            let is_idle = reaper::wait_idle(Some(shared.settings.stall_timeout()));
+            let requests = shared.requests.load(Ordering::Relaxed);
+            Summary { requests, is_in_order, audit: is_idle.then(|| shared.pieces.empty().audit()) }
+        });
+        auditing.await.expect("the audit does not panic")
+    }
+}
+
+/// Accepts connections up to the limit. Further clients wait in the listener's queue.
+async fn accept(listener: &TcpListener, shared: &Arc<Shared>, limit: &Arc<Semaphore>) {
+    while let Ok(permit) = Arc::clone(limit).acquire_owned().await {
+        match listener.accept().await {
+            Ok((socket, client)) => {
+                tokio::spawn(serve(socket, client, Arc::clone(shared), permit));
+            }
+            Err(_) => sleep(PAUSE).await,
+        }
+    }
+}
+
+async fn serve(
+    socket: TcpStream,
+    client: SocketAddr,
+    shared: Arc<Shared>,
+    _permit: OwnedSemaphorePermit,
+) {
+    // A client that is gone already is no error of the server.
+    if let Ok(stream) = adopt(&shared.settings, socket) {
+        Connection::new(Transport::Plain(stream), client, shared).serve().await;
+    }
+}
+
+fn adopt(settings: &Settings, socket: TcpStream) -> io::Result<Stream> {
+    socket.set_nodelay(true)?;
+    let patience = settings.stall_timeout();
+    let builder: SenderBuilder = Sender::builder().policy(settings.zerocopy.into());
+    Stream::adopt(builder.max_hold(patience).linger(patience), socket)
+}
+
+/// The work of a server, and the state of its memory at the end.
+#[derive(Debug)]
+pub struct Summary {
+    /// Requests answered, refusals included.
+    pub requests: u64,
+    /// `true` if every connection ended within its time.
+    pub is_in_order: bool,
+    /// `None`: some memory was still the kernel's.
+    pub audit: Option<Audit>,
+}
+
+impl Summary {
+    /// Returns `true` if all memory is back in the pool.
+    pub fn is_clean(&self) -> bool {
+        self.audit.as_ref().is_some_and(|audit| {
+            let stats = &audit.stats;
+            audit.is_clean() && stats.owned() + stats.in_flight() + stats.quarantined() == 0
+        })
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = if self.is_in_order { "in order" } else { "with transfers cut short" };
+        write!(f, "ended {end} after {} requests; buffers: ", self.requests)?;
+        match &self.audit {
+            Some(audit) => audit.fmt(f),
+            None => f.write_str("some are in flight"),
+        }
+    }
+}
