@@ -156,12 +156,11 @@ impl Kernel for SimKernel {
         self.with(|socket, environment| {
             socket.check_patience(environment.now);
             socket.check_abort(environment.now);
-            let Socket { wire, notifications, events, abort_failed, .. } = socket;
+            let Socket { wire, notifications, events, .. } = socket;
             let Wire::Stream(stream) = wire else {
                 return Err(io::ErrorKind::Unsupported.into());
             };
-            *abort_failed = environment.choices.permille(environment.weather.errors);
-            if *abort_failed {
+            if environment.choices.permille(environment.weather.errors) {
                 return Err(io::Error::from_raw_os_error(ENOMEM));
             }
             stream.abort(environment, notifications, events);

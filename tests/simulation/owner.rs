@@ -142,16 +142,15 @@ impl Owner {
         body(self.world.lock().socket(self.number).0)
     }
 
-    /// Returns `true` if every wait comes to an end. For this the peer or the limit of silence must
-    /// end silence, and no other user's option memory may hide releases without a notification.
+    /// Returns `true` if every wait comes to an end. For this the peer, the limit of silence or an
+    /// abort must end silence, and no other user's option memory may hide releases without a
+    /// notification.
     pub(crate) fn is_cooperative(&self) -> bool {
         self.with_socket(|socket| {
             let stalls =
                 matches!(&socket.wire, Wire::Stream(stream) if stream.is_stalled_for_ever());
-            // Before the end a failed abort is tried again, and at the end it leaves the sends
-            // Quarantined, until the peer reads.
-            let is_stuck = socket.max_hold.is_none() || (socket.ends && socket.abort_failed);
-            !(stalls && is_stuck) && socket.notifications.filter_bytes == 0
+            let is_endless = socket.max_hold.is_none() && !socket.ends;
+            !(stalls && is_endless) && socket.notifications.filter_bytes == 0
         })
     }
 
@@ -540,7 +539,7 @@ impl Owner {
 
     /// Breaks the connection, and asks further.
     pub(crate) fn abort(&mut self) {
-        self.aborted = true;
+        (self.aborted, self.linger) = (true, None);
         self.with_socket(|socket| (socket.core, socket.ends) = (Weak::new(), true));
         self.call(|core| core.abort());
     }

@@ -154,8 +154,6 @@ pub(crate) struct Socket {
     /// The limit of silence of the peer; `true` if the owner ends the sender itself.
     pub(crate) max_hold: Option<Duration>,
     pub(crate) ends: bool,
-    /// The last try to abort the connection failed.
-    pub(crate) abort_failed: bool,
     /// `true` during an owner's send, and during a call with waits.
     pub(crate) sends: bool,
     pub(crate) waits: bool,
@@ -191,7 +189,6 @@ impl Socket {
             is_woken: false,
             max_hold: None,
             ends: false,
-            abort_failed: false,
             sends: false,
             waits: false,
             was_full: false,
@@ -287,9 +284,11 @@ impl Socket {
     }
 
     /// Checks the cause of a reset of a dropped sender: the peer has acknowledged nothing for the
-    /// linger time, and lacks bytes.
-    pub(crate) fn check_patience(&self, now: u64) {
-        let (Some((linger, since)), Wire::Stream(stream)) = (self.dropped, &self.wire) else {
+    /// linger time, and lacks bytes. A reset refused by the kernel is tried again, even if the peer
+    /// makes progress.
+    pub(crate) fn check_patience(&mut self, now: u64) {
+        let (Some((linger, since)), Wire::Stream(stream)) = (self.dropped.take(), &self.wire)
+        else {
             return;
         };
         if stream.is_over() {

@@ -14,8 +14,8 @@ use crate::{error::OsError, sys::errno};
 /// packet in a queue below TCP keeps its ids for longer.
 const GRACE: Duration = Duration::from_millis(10);
 
-/// Time between looks at the option memory of an ended connection, and the most time between looks
-/// at an ending sender without news.
+/// Time between looks at the option memory of an ended connection, least time between attempts to
+/// abort one, and the most time between looks at an ending sender without news.
 const LOOK_EVERY_UNPROVEN: Duration = Duration::from_secs(1);
 
 impl Closing {
@@ -71,6 +71,7 @@ impl Machine {
             is_confirmed: false,
             aborted: given_up.is_some_and(|given_up| given_up.aborted),
             unacked: given_up.and_then(|given_up| given_up.unacked),
+            refused: None,
             error: None,
         }));
         true
@@ -99,7 +100,17 @@ impl Machine {
         let look_again = match closing.phase {
             Phase::Over => return None,
             // Every reading of the error queue asks the option memory too.
-            Phase::Unproven { quarantined: true, .. } => LOOK_EVERY_UNPROVEN,
+            Phase::Unproven { since, quarantined: true } => {
+                if closing.refused.is_some() && self.transport.has_end() {
+                    let Some(now) = self.known.time else { return Some(Question::Time) };
+                    if now.duration_since(since) >= LOOK_EVERY_UNPROVEN {
+                        closing.phase = Phase::Draining;
+                        self.abort = closing.refused;
+                        return self.aborting();
+                    }
+                }
+                LOOK_EVERY_UNPROVEN
+            }
             Phase::Unproven { since, quarantined: false } => {
                 let Some(now) = self.known.time else { return Some(Question::Time) };
                 if now.duration_since(since) < GRACE {
@@ -180,13 +191,11 @@ impl Machine {
         let why = self.abort.take().expect("asked for");
         let Known { time, unacked, .. } = self.known;
         if let Some(closing) = &mut self.closing {
-            closing.unacked = closing.without_end(unacked.flatten());
+            closing.unacked = closing.unacked.or(closing.without_end(unacked.flatten()));
             closing.aborted = succeeded;
             closing.orderly = false;
-            if !succeeded {
-                // The ids stay out, and the sends in flight become Quarantined.
-                closing.error.get_or_insert(why);
-            }
+            // The ids stay out then, and the sends in flight become Quarantined.
+            closing.refused = (!succeeded).then_some(why);
             let since = time.expect("asked before");
             closing.phase = Phase::Unproven { since, quarantined: false };
         } else {
@@ -234,7 +243,7 @@ impl Machine {
     pub(crate) fn report(&self, unacked: Option<usize>) -> CloseReport {
         let closing = self.closing.as_ref().expect("asked after the end has begun");
         let error = self.connection_error().filter(|error| error.raw() != errno::ECANCELED);
-        let error = error.or(closing.error);
+        let error = error.or(closing.error).or(closing.refused);
         let unacked_bytes =
             if closing.aborted { closing.unacked } else { closing.without_end(unacked) };
         CloseReport {

@@ -94,8 +94,9 @@ impl Grant {
 ///
 /// ```text
 ///   Flushing --all accepted, shutdown--> Draining --all released--> Over
-///       |                                   |                        ^
-///       `------no progress: abort-----------+--> Unproven -----------'
+///       |                                |      ^                    ^
+///       |                                |      | refused: try again |
+///       `------no progress: abort--------`--> Unproven --------------'
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Phase {
@@ -121,6 +122,8 @@ pub(super) struct Closing {
     /// A second shutdown has asked if the connection is over.
     pub(super) is_confirmed: bool,
     pub(super) aborted: bool,
+    /// The reason for an abort that the kernel has refused. A stream's is tried again.
+    pub(super) refused: Option<OsError>,
     /// Bytes unacknowledged before the abort.
     pub(super) unacked: Option<usize>,
     /// The reason of an end out of order, without an abort and without an error of the connection.

@@ -10,6 +10,7 @@ use crate::{
 const ECONNRESET: i32 = 104;
 const ENOTCONN: i32 = 107;
 const ETIMEDOUT: i32 = 110;
+const ECANCELED: i32 = 125;
 
 const LIMIT: Duration = Duration::from_secs(1);
 const BEYOND: Duration = Duration::from_millis(1100);
@@ -367,6 +368,69 @@ fn an_end_gives_notifications_ten_milliseconds_before_it_quarantines() {
         sender.step().unwrap();
         assert_eq!(pool.stats().classes[0].quarantined, usize::from(is_quarantined));
     }
+}
+
+/// Ends one half of a sender that has sent a buffer, `refused` attempts to abort being refused.
+fn half_aborted(refused: usize) -> (FakeKernel, Arc<Core<FakeKernel>>) {
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    sender.share();
+    sender.try_send(&PAGE[..]).unwrap();
+    kernel.with(|state| state.refused_aborts = refused);
+    sender.abort();
+    (kernel, sender)
+}
+
+#[test]
+fn the_reaper_tries_a_refused_abort_of_an_end_once_a_second() {
+    const REFUSED: usize = 3;
+    let (kernel, sender) = half_aborted(REFUSED);
+    let began = kernel.now();
+    let mut looks = 0;
+    while let Some(next) = sender.attend() {
+        // Other events make the reaper look as well.
+        sender.attend();
+        let left = kernel.with(|state| state.refused_aborts);
+        let seconds = (kernel.now() - began).as_secs() as usize;
+        assert!(REFUSED - left <= seconds + 1, "{left} refusals left after {seconds} s");
+        kernel.pass(next);
+        looks += 1;
+        assert!(looks < 20, "a look takes time");
+    }
+    assert!(sender.is_over());
+    kernel.pass(BEYOND);
+    sender.step().unwrap();
+    assert_eq!(kernel.with(|state| state.aborts), 1);
+    let report = sender.report();
+    assert!(report.aborted && report.error.is_none(), "{report:?}");
+}
+
+#[test]
+fn a_drain_behind_a_refused_abort_comes_to_an_end() {
+    promptly(|| {
+        let (kernel, sender) = half_aborted(3);
+        let waits = AtomicUsize::new(0);
+        kernel.with(|state| {
+            state.on_wait = Some(Arc::new(move |kernel, waited| {
+                assert!(waits.fetch_add(1, Ordering::Relaxed) < 20, "the end never comes");
+                kernel.pass(waited.timeout.expect("no wait is without a limit"));
+                Ready::default()
+            }));
+        });
+        sender.drain(None).unwrap();
+    });
+}
+
+#[test]
+fn a_refused_abort_is_not_tried_again_when_everything_is_released() {
+    let (kernel, sender) = half_aborted(1);
+    sender.attend();
+    kernel.release();
+    kernel.pass(BEYOND);
+    sender.attend();
+    assert!(sender.is_over());
+    assert_eq!(kernel.with(|state| state.aborts), 0);
+    assert_eq!(sender.report().error.map(|error| error.raw()), Some(ECANCELED));
 }
 
 #[test]
