@@ -148,3 +148,40 @@ fn a_small_send_takes_a_small_buffer() {
     assert_eq!(peer.fetch(5), b"small");
     drop(large);
 }
+
+#[test]
+fn a_full_buffer_is_sent_without_a_flush() {
+    everywhere(|set_up| {
+        let (mut stream, mut peer) = set_up.connect(&pool(16 << 10, 2));
+        let data = pattern(40_000, 0);
+        let taken = stream.write(&data).unwrap();
+        assert!((1..16 << 10).contains(&taken), "{taken}");
+        peer.socket().set_read_timeout(soon()).unwrap();
+        assert_same(&peer.fetch(taken), &data[..taken]);
+    });
+}
+
+#[test]
+fn written_records_are_sent_before_a_send_and_have_no_part_in_its_tickets() {
+    everywhere(|set_up| {
+        let (mut stream, mut peer) = set_up.connect(&pool(16 << 10, 4));
+        let alone = stream.send(b"x").unwrap();
+        stream.write_all(b"written").unwrap();
+        let behind = stream.send(b"x").unwrap();
+        assert_eq!((behind.len(), behind[0].len()), (1, alone[0].len()));
+        assert_eq!(peer.fetch(9), b"xwrittenx");
+    });
+}
+
+#[test]
+fn a_drain_sends_written_records() {
+    everywhere(|set_up| {
+        let pool = pool(16 << 10, 2);
+        let (mut stream, mut peer) = set_up.connect(&pool);
+        stream.write_all(b"written").unwrap();
+        stream.drain(soon()).unwrap();
+        assert_all_free(&pool);
+        peer.socket().set_read_timeout(soon()).unwrap();
+        assert_eq!(peer.fetch(7), b"written");
+    });
+}

@@ -250,3 +250,28 @@ fn a_full_buffer_is_sent_without_a_flush() {
         drop(stream);
     });
 }
+
+#[test]
+fn written_records_are_sent_before_a_send_and_have_no_part_in_its_tickets() {
+    in_all_runtimes(async |set_up| {
+        let (mut stream, mut peer) = set_up.connect_in_task(&pool(16 << 10, 4)).await;
+        let alone = stream.send(b"x").await.unwrap();
+        stream.write_all(b"written").await.unwrap();
+        let behind = stream.send(b"x").await.unwrap();
+        assert_eq!((behind.len(), behind[0].len()), (1, alone[0].len()));
+        assert_eq!(peer.fetch(9), b"xwrittenx");
+    });
+}
+
+#[test]
+fn a_drain_sends_written_records() {
+    in_all_runtimes(async |set_up| {
+        let pool = pool(16 << 10, 2);
+        let (mut stream, mut peer) = set_up.connect_in_task(&pool).await;
+        stream.write_all(b"written").await.unwrap();
+        stream.drain().await.unwrap();
+        assert_all_free(&pool);
+        peer.socket().set_read_timeout(PATIENCE).unwrap();
+        assert_eq!(peer.fetch(7), b"written");
+    });
+}
