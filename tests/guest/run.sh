@@ -50,7 +50,8 @@ done
 for file in /usr/lib/*/xtables/libxt_{standard,statistic,tcp}.so; do
   parts+=(--file "$file:${file#/}")
 done
-for module in vmxnet3 veth ifb:numifbs=0 sch_netem sch_tbf sch_htb ip_tables iptable_filter xt_statistic xt_tcpudp af_packet; do
+for module in vmxnet3 veth ifb:numifbs=0 sch_netem sch_tbf sch_htb ip_tables iptable_filter xt_statistic xt_tcpudp af_packet \
+  tls gcm ctr ghash-generic; do
   parts+=(--module $module)
 done
 for nic in 1 2; do

@@ -12,6 +12,7 @@ mod ending;
 mod filter;
 mod fork;
 mod hold;
+mod ktls;
 mod linger;
 mod negative_control;
 mod probe;
