@@ -12,27 +12,27 @@ use std::{
 
 use pinbuf::{Policy, Pool, Sender, rustls::TlsStream};
 use rustls::{
-    SupportedProtocolVersion,
+    ClientConfig, ServerConfig, SupportedProtocolVersion,
     crypto::ring::default_provider,
     version::{TLS12, TLS13},
 };
 
 use crate::{
     common::{assert_same, pattern, pool, skip, soon, test_of},
-    peer::{Identity, client_config, server_config},
+    peer::{Identity, client_config, server_config, server_name},
 };
 
-const BYTES: usize = 3_000_000;
+pub(crate) const BYTES: usize = 3_000_000;
 
 /// A certificate for `localhost`, in a folder of its own, for programs too.
-struct Place {
+pub(crate) struct Place {
     identity: Identity,
     folder: PathBuf,
 }
 
 impl Place {
     /// `None`, with a line about the skipped test, if a program is missing.
-    fn of(test: &str, programs: &[&str]) -> Option<Self> {
+    pub(crate) fn of(test: &str, programs: &[&str]) -> Option<Self> {
         for program in programs {
             if Command::new(program).arg("version").output().is_err() {
                 skip(test, &format!("no {program}"));
@@ -68,19 +68,35 @@ impl Place {
     }
 
     /// Starts a program with pipes.
-    fn start(&self, program: &str, words: &str) -> Running {
+    pub(crate) fn start(&self, program: &str, words: &str) -> Running {
         let mut command = self.command(program, words);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         Running(command.spawn().unwrap())
     }
 
-    /// Starts `openssl s_server`, and connects.
-    fn connect(
+    /// Starts `openssl s_client`.
+    pub(crate) fn start_client(&self, port: u16) -> Running {
+        let words = format!(
+            "s_client -quiet -connect 127.0.0.1:{port} -servername localhost \
+             -CAfile certificate.pem -verify_return_error"
+        );
+        self.start("openssl", &words)
+    }
+
+    /// Starts `curl`, for the file `data`.
+    pub(crate) fn start_curl(&self, port: u16) -> Running {
+        let words = format!(
+            "-sS --max-time 60 --cacert certificate.pem --resolve localhost:{port}:127.0.0.1 \
+             https://localhost:{port}/data"
+        );
+        self.start("curl", &words)
+    }
+
+    /// Starts `openssl s_server`, and makes a connection without TLS yet.
+    pub(crate) fn start_server(
         &self,
         words: &str,
-        version: &'static SupportedProtocolVersion,
-        pool: &Pool,
-    ) -> (Running, BufReader<impl Read + use<>>, TlsStream) {
+    ) -> (Running, BufReader<impl Read + use<>>, TcpStream) {
         let words = format!(
             "s_server -accept 127.0.0.1:0 -cert certificate.pem -key key.pem -naccept 1 {words}"
         );
@@ -93,10 +109,27 @@ impl Place {
                 break address.trim().parse::<u16>().unwrap();
             }
         };
-        let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        let config = client_config(version, default_provider(), self.identity.roots(), None);
-        let name = "localhost".try_into().unwrap();
-        let stream = TlsStream::connect(sender(socket), pool, Arc::new(config), name).unwrap();
+        (server, output, TcpStream::connect(("127.0.0.1", port)).unwrap())
+    }
+
+    pub(crate) fn client(&self, version: &'static SupportedProtocolVersion) -> Arc<ClientConfig> {
+        client_config(version, default_provider(), self.identity.roots(), None).into()
+    }
+
+    pub(crate) fn server(&self, version: &'static SupportedProtocolVersion) -> Arc<ServerConfig> {
+        server_config(version, default_provider(), &self.identity, None).into()
+    }
+
+    /// Starts `openssl s_server`, and connects.
+    fn connect(
+        &self,
+        words: &str,
+        version: &'static SupportedProtocolVersion,
+        pool: &Pool,
+    ) -> (Running, BufReader<impl Read + use<>>, TlsStream) {
+        let (server, output, socket) = self.start_server(words);
+        let config = self.client(version);
+        let stream = TlsStream::connect(sender(socket), pool, config, server_name()).unwrap();
         (server, output, stream)
     }
 
@@ -108,8 +141,7 @@ impl Place {
         pool: &Pool,
     ) -> TlsStream {
         let socket = listener.accept().unwrap().0;
-        let config = server_config(version, default_provider(), &self.identity, None);
-        TlsStream::accept(sender(socket), pool, Arc::new(config)).unwrap()
+        TlsStream::accept(sender(socket), pool, self.server(version)).unwrap()
     }
 }
 
@@ -120,7 +152,7 @@ impl Drop for Place {
 }
 
 /// A program that ends with its test.
-struct Running(Child);
+pub(crate) struct Running(pub(crate) Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -133,7 +165,8 @@ fn sender(socket: TcpStream) -> Sender<TcpStream> {
     Sender::builder().policy(Policy::Prefer).adopt(socket).unwrap()
 }
 
-fn rest(mut output: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
+/// Reads to the end, on a thread.
+pub(crate) fn rest(mut output: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>> {
     thread::spawn(move || {
         let mut bytes = Vec::new();
         output.read_to_end(&mut bytes).unwrap();
@@ -182,11 +215,7 @@ fn openssl_s_client_sends_and_receives_everything() {
         let pool = pool(64 << 10, 4);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let words = format!(
-            "s_client -quiet -connect 127.0.0.1:{port} -servername localhost \
-             -CAfile certificate.pem -verify_return_error"
-        );
-        let mut client = place.start("openssl", &words);
+        let mut client = place.start_client(port);
         let mut input = client.0.stdin.take().unwrap();
         let output = rest(client.0.stdout.take().unwrap());
         let upload = thread::spawn(move || {
@@ -241,11 +270,7 @@ fn curl_receives_a_file() {
         let pool = pool(256 << 10, 4);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let words = format!(
-            "-sS --max-time 60 --cacert certificate.pem --resolve localhost:{port}:127.0.0.1 \
-             https://localhost:{port}/data"
-        );
-        let mut client = place.start("curl", &words);
+        let mut client = place.start_curl(port);
         let output = rest(client.0.stdout.take().unwrap());
         let mut stream = place.accept(&listener, version, &pool);
         let mut request = Vec::new();

@@ -2,6 +2,7 @@
 
 mod cancel;
 mod ends;
+mod foreign;
 mod roundtrip;
 #[path = "../../common/tasks.rs"]
 mod tasks;
