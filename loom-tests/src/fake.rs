@@ -22,6 +22,8 @@ use crate::{AtomicU32, Condvar, Mutex, thread};
 
 /// `EAGAIN` of Linux.
 pub const EAGAIN: i32 = 11;
+/// `ECONNRESET` of Linux.
+pub const ECONNRESET: i32 = 104;
 /// `ENOBUFS` of Linux.
 pub const ENOBUFS: i32 = 105;
 
@@ -281,6 +283,11 @@ impl FakeKernel {
     /// Returns `true` if the reaper has no sender.
     pub fn is_unwatched(&self) -> bool {
         self.with(|state| state.reaper.is_none())
+    }
+
+    /// Returns `true` if calls have had all prepared answers.
+    pub fn has_told(&self) -> bool {
+        self.with(|state| state.answers.is_empty())
     }
 
     /// Bytes accepted so far.

@@ -12,7 +12,10 @@ use std::{
 
 use loom_tests::{
     Alive, block_on,
-    fake::{Answer, EAGAIN, ENOBUFS, FakeKernel, PAGE, assert_home, filled, overwrite, page_pool},
+    fake::{
+        Answer, EAGAIN, ECONNRESET, ENOBUFS, FakeKernel, PAGE, assert_home, filled, overwrite,
+        page_pool,
+    },
     model, thread,
 };
 use pinbuf::{
@@ -532,6 +535,24 @@ fn a_task_that_migrates_is_told_by_its_last_waker() {
             Poll::Pending => assert_eq!(told, [0, 1]),
             Poll::Ready(fate) => assert!(told[1] == 0 && fate.is_ok(), "{told:?}, {fate:?}"),
         }
+    });
+}
+
+/// The kernel tells of a reset once, and tells the send. A reader that finds the end of the stream then has
+/// to learn of the reset.
+#[test]
+fn a_reader_learns_of_a_reset_told_to_a_send() {
+    model(|| {
+        let kernel = FakeKernel::new([Answer::Fail(ECONNRESET)]);
+        let sender = kernel.sender();
+        let owner = {
+            let sender = Arc::clone(&sender);
+            thread::spawn(move || assert!(sender.try_send(&BYTES[..]).is_err()))
+        };
+        if kernel.has_told() {
+            assert!(sender.connection_error().is_some());
+        }
+        owner.join().unwrap();
     });
 }
 

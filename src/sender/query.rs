@@ -68,9 +68,10 @@ impl<K: Kernel> Core<K> {
         }
     }
 
-    /// The first error of a failed or ended connection.
+    /// The first error of a failed or ended connection. A call that is out may have learnt of the error:
+    /// the kernel tells it only once.
     pub fn connection_error(&self) -> Option<OsError> {
-        self.enter_own()?.connection_error()
+        self.await_call(self.enter_own()?).connection_error()
     }
 
     /// The error that cut a send short, if any.

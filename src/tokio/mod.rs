@@ -48,7 +48,8 @@
 //! | [`Sink<Payload>`](futures_sink::Sink) | as `send` | a payload let in stays queued |
 //! | [`Pool::alloc_async`](crate::Pool::alloc_async) | a buffer is free | the task leaves the queue |
 //!
-//! All methods keep one order on the stream. [`abort`](Stream::abort) ends the connection at once. Futures may
+//! A read of 0 bytes is the end of the peer's whole stream. After a reset every read fails, whichever call the
+//! kernel told of the reset. All methods keep one order on the stream. [`abort`](Stream::abort) ends the connection at once. Futures may
 //! move between threads. A stream belongs to the runtime in which it was made.
 //!
 //! # The tasks woken, and when

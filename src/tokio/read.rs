@@ -12,7 +12,7 @@ use ::tokio::{
 };
 
 use super::{connection::Connection, socket::ReadSocket};
-use crate::{sender::Socket, sync::Arc};
+use crate::{error::OsError, sender::Socket, sync::Arc};
 
 /// The half of a [`Stream`](super::Stream) that reads; from
 /// [`Stream::into_split`](super::Stream::into_split).
@@ -20,20 +20,38 @@ use crate::{sender::Socket, sync::Arc};
 /// The half moves to any task or thread. A read is cancel safe: a dropped read has read nothing. No
 /// notification wakes a task that reads.
 ///
+/// A read of 0 bytes is the end of the peer's whole stream. After a reset every read fails, also if a send was
+/// told of the reset first.
+///
 /// See the example of [`WriteHalf`](super::WriteHalf).
 #[derive(Debug)]
 pub struct ReadHalf<S: Socket> {
     connection: Arc<Connection<S>>,
+    /// The error of an earlier read.
+    failed: Option<OsError>,
 }
 
 impl<S: Socket> ReadHalf<S> {
     pub(super) fn new(connection: Arc<Connection<S>>) -> Self {
-        Self { connection }
+        Self { connection, failed: None }
     }
 
     /// The socket, for its options.
     pub fn get_ref(&self) -> &S {
         self.connection.reap().get_ref()
+    }
+
+    /// The error that has cut the peer's stream, if the kernel told a send or an earlier read.
+    ///
+    /// The kernel tells each error once, and from then on the stream seems to end in order. A broken pipe does
+    /// not count: the peer's stream was whole, or the error that broke the pipe was told too.
+    fn cut(&self) -> Option<io::Error> {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, TimedOut};
+        let told = self.connection.reap().connection_error().map(io::Error::from);
+        let cuts = |error: &io::Error| {
+            matches!(error.kind(), ConnectionAborted | ConnectionReset | TimedOut)
+        };
+        self.failed.map(io::Error::from).or(told.filter(cuts))
     }
 }
 
@@ -43,19 +61,25 @@ impl<S: ReadSocket> AsyncRead for ReadHalf<S> {
         cx: &mut Context<'_>,
         into: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
         let budget = ready!(coop::poll_proceed(cx));
         loop {
-            match self.get_ref().read_now(into.initialize_unfilled()) {
+            let read = match this.get_ref().read_now(into.initialize_unfilled()) {
+                Ok(0) if into.remaining() > 0 => this.cut().map_or(Ok(0), Err),
+                read => read,
+            };
+            match read {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 read => {
                     budget.made_progress();
+                    this.failed = read.as_ref().err().map(OsError::from);
                     into.advance(read?);
                     return Poll::Ready(Ok(()));
                 }
             }
-            match self.connection.reap().poll_readable(cx) {
-                Poll::Pending => return self.connection.pending(),
+            match this.connection.reap().poll_readable(cx) {
+                Poll::Pending => return this.connection.pending(),
                 ready => ready!(ready)?,
             }
         }

@@ -1,6 +1,12 @@
 //! A stream and its halves: everything arrives in order, and every buffer comes back.
 
-use std::{future::poll_fn, io::Write, pin::Pin, thread, time::Duration};
+use std::{
+    future::poll_fn,
+    io::{self, ErrorKind, Write},
+    pin::Pin,
+    thread,
+    time::Duration,
+};
 
 use futures_sink::Sink;
 use pinbuf::{
@@ -217,13 +223,71 @@ fn a_reset_ends_every_wait_with_its_error() {
         let (fate, read) = soon(waiting).await.unwrap();
         assert!(fate.is_released(), "accepted as a whole: {fate:?}");
         // The kernel tells the reset once, to the send or to the read.
-        let reset = [std::io::ErrorKind::ConnectionReset, std::io::ErrorKind::UnexpectedEof];
-        assert!(reset.contains(&read), "{read}");
+        assert_eq!(read, ErrorKind::ConnectionReset);
         let refused = soon(write.send(pattern(LEN, 2))).await.unwrap_err();
         assert!(matches!(&refused, SendError::Connection { .. }), "{refused}");
         assert_eq!(refused.into_buf().unwrap().len(), LEN);
         soon(write.drain()).await.unwrap();
     });
+}
+
+/// The kernel tells a reset once, and here the send hears of it.
+#[test]
+fn a_download_cut_by_a_reset_never_looks_whole() {
+    one_thread().block_on(soon(async {
+        let (mut stream, mut far) = stream(Default::default());
+        far.write_all(b"the first part").unwrap();
+        reset(far);
+        let error = loop {
+            match stream.send(pattern(LEN, 0)).await {
+                Ok(_) => tokio::task::yield_now().await,
+                Err(error) => break error,
+            }
+        };
+        let SendError::Connection { error, .. } = error else { panic!("{error}") };
+        assert_eq!(io::Error::from(error).kind(), ErrorKind::ConnectionReset);
+        let mut arrived = Vec::new();
+        let cut = stream.read_to_end(&mut arrived).await.unwrap_err();
+        assert_eq!((&*arrived, cut.kind()), (&b"the first part"[..], ErrorKind::ConnectionReset));
+        let (mut read, write) = stream.into_split();
+        let _ = write.close(None).await;
+        for _ in 0..2 {
+            assert_eq!(read.read(&mut [0]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
+        assert_eq!(read.read(&mut []).await.unwrap(), 0, "asks for nothing");
+    }));
+}
+
+#[test]
+fn a_reset_told_to_a_read_is_told_to_the_next() {
+    one_thread().block_on(soon(async {
+        let (mut stream, mut far) = stream(Default::default());
+        far.write_all(b"the first part").unwrap();
+        reset(far);
+        for _ in 0..3 {
+            let cut = stream.read_to_end(&mut Vec::new()).await.unwrap_err();
+            assert_eq!(cut.kind(), ErrorKind::ConnectionReset);
+        }
+    }));
+}
+
+/// The peer closes without reading everything: its stream is whole, and the send learns of the reset
+/// behind.
+#[test]
+fn a_whole_download_ends_in_order_despite_a_later_reset() {
+    one_thread().block_on(soon(async {
+        let (mut stream, mut far) = stream(Default::default());
+        far.write_all(b"everything").unwrap();
+        far.shutdown(std::net::Shutdown::Write).unwrap();
+        reset(far);
+        while stream.send(pattern(LEN, 0)).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+        let mut arrived = Vec::new();
+        stream.read_to_end(&mut arrived).await.unwrap();
+        assert_eq!(arrived, b"everything");
+        assert_eq!(stream.read(&mut [0]).await.unwrap(), 0);
+    }));
 }
 
 #[test]
@@ -263,7 +327,7 @@ fn a_wait_after_the_end_of_the_runtime_fails() {
         let ticket = stream.send(pattern(LEN, 0)).await.unwrap();
         assert_eq!(soon(stream.released(ticket)).await, Err(WaitError::NoThread));
         let error = soon(stream.read_u8()).await.unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::Other);
+        assert_eq!(error.kind(), ErrorKind::Other);
         far.write_all(b"x").unwrap();
         let _ = stream.abort();
     });
@@ -286,7 +350,7 @@ fn a_socket_is_non_blocking_in_a_stream() {
         far.set_nonblocking(true).unwrap();
         assert_ne!(flags(TcpStream::from_std(far).unwrap()) & libc::O_NONBLOCK, 0);
         let error = Stream::adopt(Sender::builder().max_in_flight_bytes(0), pair().0).unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
     });
 }
 
