@@ -63,3 +63,7 @@
 //! [`WouldBlock`](crate::SendError::WouldBlock), or waits, while the rest go on. To drop a laggard
 //! at once, [`abort`](crate::Sender::abort) the sender: the memory comes back, and the peer sees a
 //! reset.
+//!
+//! The repository's program `examples/broadcast` is such a server, over tokio: a client may be a number of
+//! frames behind, and loses frames or the connection then. So the memory of the pool is bounded whatever the
+//! clients do, and the stream never waits.

@@ -25,7 +25,7 @@ use crate::{error::OsError, sender::Socket, sync::Arc};
 ///
 /// See the example of [`WriteHalf`](super::WriteHalf).
 #[derive(Debug)]
-pub struct ReadHalf<S: Socket> {
+pub struct ReadHalf<S: Socket = std::net::TcpStream> {
     connection: Arc<Connection<S>>,
     /// The error of an earlier read.
     failed: Option<OsError>,

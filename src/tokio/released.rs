@@ -44,7 +44,7 @@ use crate::{
 /// # }
 /// ```
 #[must_use = "a future does nothing unless polled"]
-pub struct Released<S: Socket> {
+pub struct Released<S: Socket = std::net::TcpStream> {
     connection: Arc<Connection<S>>,
     ticket: Ticket,
 }

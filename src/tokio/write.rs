@@ -63,7 +63,7 @@ use crate::{
 /// # }
 /// ```
 #[derive(Debug)]
-pub struct WriteHalf<S: Socket> {
+pub struct WriteHalf<S: Socket = std::net::TcpStream> {
     // Dropped first, so that the end begins before the connection is given up.
     send: SendHalf<S>,
     /// Let in by the sink, and then refused by the socket. It goes before anything else.
