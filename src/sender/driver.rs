@@ -145,8 +145,7 @@ impl<K: Kernel> Core<K> {
     /// already: a thread has seen its end while this one saw that it was met.
     #[inline(always)]
     fn enter_after_call(&self) -> MutexGuard<'_, Machine> {
-        let mut machine = lock(&self.machine);
-        machine.tell();
+        let machine = lock(&self.machine);
         if machine.awaiting > 0 {
             self.call_over.notify_all();
         }

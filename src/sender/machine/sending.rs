@@ -175,13 +175,6 @@ impl Machine {
         }
     }
 
-    /// The caller of the call that is out will tell of its end.
-    pub(crate) fn tell(&mut self) {
-        if self.is_left() {
-            self.out = Out::Told;
-        }
-    }
-
     /// The call is not over. Its caller will tell of its end, and of the ends of the next calls: a
     /// thread that meets calls pays for a barrier.
     pub(crate) fn meet_call(&mut self) {
