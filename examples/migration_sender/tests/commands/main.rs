@@ -86,6 +86,8 @@ fn every_policy_and_many_channels_arrive() {
                 "--json",
                 "--dirty-rate=300M",
                 "--dirty-working-set=4M",
+                // Enough for the working set on any machine.
+                "--downtime-limit=10000",
                 "--zerocopy",
                 policy,
                 "--channels",
