@@ -22,11 +22,14 @@ use pinbuf::{
     sender::{CopyReason, Poison, Reaped},
 };
 
-use crate::common::{
-    self, STALLED, TIGHT, again, assert_all_free, assert_arrived, assert_same, block_on, census,
-    duplicate, eventually, filled,
-    filter::{Call, any, refuse},
-    must_succeed, pair_at, pattern, plays, pool, reader, skip, soon, test_of, unacked, within,
+use crate::{
+    calls,
+    common::{
+        self, STALLED, TIGHT, again, assert_all_free, assert_arrived, assert_same, block_on,
+        census, duplicate, eventually, filled,
+        filter::{Call, any, refuse},
+        must_succeed, pair_at, pattern, plays, pool, reader, skip, soon, test_of, unacked, within,
+    },
 };
 
 const LEN: usize = 64 << 10;
@@ -412,11 +415,15 @@ fn effect_of(calls: &[Call]) -> &'static str {
     let Ok(pool) = Pool::new(LEN, 64) else { return "no pool" };
     let Ok(mut sender) = common::zero_copy().adopt(near) else { return "no sender" };
     let mut stalled = common::zero_copy().adopt(stalled).unwrap();
-    // More than the socket takes, so that the call waits.
+    // More than the socket takes, so that a call waits, unless its time is up before: then the next one
+    // has more.
     let too_much: Arc<[u8]> = vec![7; 32 << 20].into();
-    match stalled.send_timeout(too_much, Duration::from_millis(1)) {
-        Err(SendError::Unfinished { .. } | SendError::TimedOut(_)) => {}
-        _ => return "sends fail",
+    let mut time = Duration::from_millis(1);
+    while calls::of_this_thread().waits == 0 {
+        match stalled.send_timeout(Arc::clone(&too_much), time) {
+            Err(SendError::Unfinished { .. } | SendError::TimedOut(_)) => time *= 2,
+            _ => return "sends fail",
+        }
     }
     for seed in 0..5 {
         let ticket = sender.send(filled(pool.alloc(LEN).unwrap(), LEN, seed)).unwrap();
