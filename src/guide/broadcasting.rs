@@ -67,3 +67,5 @@
 //! The repository's program `examples/broadcast` is such a server, over tokio: a client may be a number of
 //! frames behind, and loses frames or the connection then. So the memory of the pool is bounded whatever the
 //! clients do, and the stream never waits.
+//! The program `examples/replication` loses nothing: a replica that is behind is served from a log, and a quorum of
+//! acknowledgements lets the stream go on.
