@@ -564,3 +564,37 @@ impl fmt::Debug for TlsStream {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::sync::{AtomicUsize, Ordering};
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn both_sides_are_woken_and_the_end_of_one_wait_wakes_the_other() {
+        let counts = [(); 2].map(|()| Arc::new(Count::default()));
+        let woken = || counts.each_ref().map(|count| count.0.load(Ordering::Relaxed));
+        let wakers = counts.each_ref().map(|count| Waker::from(Arc::clone(count)));
+        let [writer, reader] = wakers.each_ref().map(Context::from_waker);
+        let mut waiting = Waiting::default();
+        waiting.enter(Side::Writer, &writer).wake();
+        assert_eq!(woken(), [1, 0]);
+        waiting.enter(Side::Reader, &reader).wake();
+        assert_eq!(woken(), [2, 1]);
+        waiting.wake(&reader);
+        assert_eq!(woken(), [3, 1]);
+        waiting.enter(Side::Reader, &reader).wake();
+        assert_eq!(woken(), [3, 2], "the writer waits no more");
+        waiting.wake(&writer);
+        assert_eq!(woken(), [3, 3]);
+    }
+}

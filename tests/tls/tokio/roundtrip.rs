@@ -10,7 +10,7 @@ use ::tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use pinbuf::{Fate, Policy, rustls::TlsError};
 use rustls::version::TLS13;
 
-use super::{PATIENCE, in_all_runtimes, join, one_thread, runtimes, soon};
+use super::{PATIENCE, dropped_after, in_all_runtimes, join, one_thread, runtimes, soon};
 use crate::{
     common::{
         STALLED, TIGHT, assert_all_free, assert_arrived, assert_same, pair_at, pattern, pool,
@@ -274,4 +274,40 @@ fn a_drain_sends_written_records() {
         peer.socket().set_read_timeout(PATIENCE).unwrap();
         assert_eq!(peer.fetch(7), b"written");
     });
+}
+
+/// The first buffer is accepted in parts, the second is refused, and the first goes to another user of the pool.
+#[test]
+fn a_write_that_waits_for_a_buffer_sends_a_refused_buffer() {
+    const SLOT: usize = 256 << 10;
+    for runtime in runtimes() {
+        let pool = pool(SLOT, 2);
+        runtime.block_on(soon(async {
+            let set_up = SetUp::new(Role::Client, &TLS13);
+            let (mut stream, mut peer) =
+                set_up.over_in_task(pair_at("127.0.0.1:0", TIGHT), &pool).await;
+            let data = pattern(4 * SLOT, 0);
+            let mut written = 0;
+            for _ in 0..2 {
+                written += stream.write(&data[written..]).await.unwrap();
+            }
+            assert_eq!(pool.stats().free(), 0, "the second buffer is refused");
+            let mut other = Box::pin(pool.alloc_async(SLOT));
+            assert!(dropped_after(1, other.as_mut()).await.is_none());
+            let peer = thread::spawn(move || {
+                let read = peer.fetch(3 * SLOT);
+                peer.close();
+                (read, peer)
+            });
+            while written < 3 * SLOT {
+                written += stream.write(&data[written..3 * SLOT]).await.unwrap();
+            }
+            stream.flush().await.unwrap();
+            let (read, _peer) = join(peer).await;
+            assert_same(&read, &data[..3 * SLOT]);
+            drop(other.await.unwrap());
+            assert!(stream.close(PATIENCE).await.drained);
+        }));
+        wait_until_all_free(&pool);
+    }
 }

@@ -15,7 +15,7 @@ use std::{
 use ::tokio::io::{AsyncReadExt, AsyncWriteExt, split};
 use rustls::version::TLS13;
 
-use super::{counted, join, runtimes, soon};
+use super::{PATIENCE, counted, dropped_after, join, runtimes, soon};
 use crate::{
     common::{STALLED, TIGHT, pair_at, pattern, pool},
     peer::{Role, SetUp},
@@ -68,6 +68,38 @@ fn neither_half_is_woken_while_the_peer_stalls() {
             // At first, for room while the write had to wait, and for the byte.
             assert!(polls <= 5, "{polls}");
             writing.abort();
+        }));
+    }
+}
+
+/// A write waits for room, a read of another task then has to send too, and is given up.
+#[test]
+fn a_dropped_read_takes_no_wake_up_of_a_write_along() {
+    for runtime in runtimes() {
+        runtime.block_on(soon(async {
+            let pool = pool(64 << 10, 4);
+            let set_up = SetUp::new(Role::Client, &TLS13);
+            let (stream, mut peer) =
+                set_up.over_in_task(pair_at("127.0.0.1:0", TIGHT), &pool).await;
+            let (mut read, mut write) = split(stream);
+            let polls = Arc::new(AtomicUsize::new(0));
+            let writing = ::tokio::spawn(telling(Arc::clone(&polls), async move {
+                write.write_all(&pattern(200_000, 0)).await.unwrap();
+                write.flush().await.unwrap();
+                write
+            }));
+            while polls.load(Ordering::Relaxed) == 0 {
+                ::tokio::task::yield_now().await;
+            }
+            assert!(dropped_after(1, read.read_u8()).await.is_none());
+            let peer = thread::spawn(move || {
+                peer.fetch(200_000);
+                peer
+            });
+            let stream = read.unsplit(writing.await.unwrap());
+            let mut peer = join(peer).await;
+            peer.close();
+            assert!(stream.close(PATIENCE).await.drained);
         }));
     }
 }
