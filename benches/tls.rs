@@ -33,6 +33,7 @@ const OWNED: &str = "rustls::StreamOwned";
 const LARGER: &str = "rustls::StreamOwned, larger buffer";
 const PREFER: &str = "pinbuf, Prefer";
 const AUTO: &str = "pinbuf, Auto";
+const TASKS: &str = "pinbuf in a task of tokio, Auto";
 const ALONE: &str = "encryption into buffers, unsent";
 
 const KIB: usize = 1 << 10;
@@ -67,7 +68,7 @@ fn enter<'a>(
     warm_up: Duration,
     furnished: &'a Result<(), String>,
 ) {
-    for name in [OWNED, LARGER, PREFER, AUTO, ALONE] {
+    for name in [OWNED, LARGER, PREFER, AUTO, TASKS, ALONE] {
         case.row(name, move || {
             if way == Way::FakePeer {
                 furnished.clone()?;
@@ -82,6 +83,10 @@ fn enter<'a>(
                 }
                 PREFER => Box::new(Pinbuf::new(near, Some(Policy::Prefer))),
                 AUTO => Box::new(Pinbuf::new(near, Some(Policy::Auto))),
+                #[cfg(feature = "tokio")]
+                TASKS => Box::new(tasks::Pinbuf::new(near)),
+                #[cfg(not(feature = "tokio"))]
+                TASKS => return Err("no feature `tokio`".to_owned()),
                 ALONE => Box::new(Pinbuf::new(near, None)),
                 other => unreachable!("{other}"),
             };
@@ -137,13 +142,11 @@ struct Pinbuf {
 impl Pinbuf {
     /// Without a policy the buffers are dropped.
     fn new(near: OwnedFd, policy: Option<Policy>) -> Self {
-        // A class for a record of 16 KiB.
-        let pool = Pool::builder().class(20 * KIB, 128).class(LARGEST, 16).build();
         let sender = Sender::builder().policy(policy.unwrap_or_default()).adopt(near);
         Self {
             session: session(),
             sender: sender.expect("the socket is connected"),
-            pool: pool.expect("there is memory"),
+            pool: pool(),
             is_sent: policy.is_some(),
         }
     }
@@ -169,6 +172,70 @@ impl Contestant for Pinbuf {
 
     fn fd(&self) -> BorrowedFd<'_> {
         self.sender.as_fd()
+    }
+}
+
+/// With a class for a record of 16 KiB.
+fn pool() -> Pool {
+    let pool = Pool::builder().class(20 * KIB, 128).class(LARGEST, 16).build();
+    pool.expect("there is memory")
+}
+
+/// The same in a task.
+#[cfg(feature = "tokio")]
+mod tasks {
+    use std::{
+        net::TcpStream,
+        os::fd::{AsFd, BorrowedFd, OwnedFd},
+    };
+
+    use pinbuf::{Pool, rustls::Session, tokio::Stream};
+    use tokio::runtime::{Builder, Runtime};
+
+    use super::{Contestant, LARGEST, pool, session};
+
+    /// A session and a stream, as in `rustls::tokio::TlsStream::send`.
+    pub(super) struct Pinbuf {
+        session: Session,
+        stream: Stream,
+        pool: Pool,
+        runtime: Runtime,
+    }
+
+    impl Pinbuf {
+        pub(super) fn new(near: OwnedFd) -> Self {
+            let runtime = Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.expect("there are descriptors");
+            let entered = runtime.enter();
+            let stream = Stream::new(TcpStream::from(near)).expect("the socket is connected");
+            drop(entered);
+            Self { session: session(), stream, pool: pool(), runtime }
+        }
+    }
+
+    impl Contestant for Pinbuf {
+        fn send(&mut self, mut plaintext: &[u8]) {
+            let Self { session, stream, pool, runtime } = self;
+            runtime.block_on(async {
+                while !plaintext.is_empty() {
+                    let most = plaintext.len().min(LARGEST);
+                    let len = session.encrypted_len(&plaintext[..most]).expect("established");
+                    let buf = pool.alloc_async(len.min(LARGEST)).await;
+                    let mut buf = buf.expect("slots are recycled");
+                    plaintext =
+                        &plaintext[session.encrypt(plaintext, &mut buf).expect("established")..];
+                    stream.send(buf).await.expect("the connection lasts");
+                }
+            });
+        }
+
+        fn drain(&mut self) {
+            self.runtime.block_on(self.stream.drain()).expect("the error queue can be read");
+        }
+
+        fn fd(&self) -> BorrowedFd<'_> {
+            self.stream.get_ref().as_fd()
+        }
     }
 }
 

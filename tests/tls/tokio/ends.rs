@@ -213,6 +213,26 @@ fn a_forged_record_is_refused_for_good_and_the_peer_is_told() {
 }
 
 #[test]
+fn a_forged_record_that_no_read_has_met_fails_a_send_and_the_peer_is_told() {
+    in_all_runtimes(async |set_up| {
+        let (mut stream, mut peer) = set_up.connect_in_task(&pool(64 << 10, 2)).await;
+        peer.write_all(b"good").unwrap();
+        let forged = [23, 3, 3, 0, 30].into_iter().chain([7; 30]).collect::<Vec<u8>>();
+        peer.socket().write_all(&forged).unwrap();
+        // So that the stream receives both at once.
+        while !stream.stream().get_ref().peek(&mut [0; 1000]).is_ok_and(|there| there > 60) {
+            ::tokio::task::yield_now().await;
+        }
+        stream.read_exact(&mut [0; 4]).await.unwrap();
+        let error = stream.send(b"more").await.unwrap_err();
+        assert!(matches!(error, TlsError::Tls(Error::DecryptError)), "{error}");
+        let told = peer.read(&mut [0; 10]).unwrap_err().into_inner().unwrap();
+        let alert = Error::AlertReceived(AlertDescription::BadRecordMac);
+        assert_eq!(told.downcast_ref::<Error>(), Some(&alert), "{told}");
+    });
+}
+
+#[test]
 fn a_refused_handshake_is_an_error_and_the_peer_is_told() {
     in_all_runtimes(async |set_up| {
         if set_up.role == Role::Server {

@@ -2,6 +2,10 @@
 
 use std::{
     io::{Read, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -309,5 +313,82 @@ fn a_write_that_waits_for_a_buffer_sends_a_refused_buffer() {
             assert!(stream.close(PATIENCE).await.drained);
         }));
         wait_until_all_free(&pool);
+    }
+}
+
+#[test]
+fn sends_and_flushes_wait_until_the_socket_has_accepted_every_byte() {
+    in_all_runtimes(async |set_up| {
+        let pool = pool(1 << 20, 2);
+        for flushes in [false, true] {
+            let (mut stream, _peer) =
+                set_up.over_in_task(pair_at("127.0.0.1:0", TIGHT), &pool).await;
+            let data = pattern(900_000, 0);
+            let accepted = if flushes {
+                stream.write_all(&data).await.unwrap();
+                dropped_after(1, stream.flush()).await.is_some()
+            } else {
+                dropped_after(1, stream.send(&data)).await.is_some()
+            };
+            assert!(!accepted, "one buffer, of which the socket takes a part");
+            assert!(stream.abort().aborted);
+        }
+    });
+}
+
+/// The first buffer is accepted in parts, and the second is refused. Nothing but the read can send it.
+#[test]
+fn a_read_sends_what_the_socket_refused_before() {
+    const SLOT: usize = 256 << 10;
+    in_all_runtimes(async |set_up| {
+        let pool = pool(SLOT, 2);
+        let (mut stream, mut peer) =
+            set_up.over_in_task(pair_at("127.0.0.1:0", TIGHT), &pool).await;
+        let data = pattern(2 * SLOT, 0);
+        let mut written = 0;
+        for _ in 0..2 {
+            written += stream.write(&data[written..]).await.unwrap();
+        }
+        let echo = thread::spawn(move || {
+            assert_same(&peer.fetch(written), &data[..written]);
+            peer.write_all(b"answer").unwrap();
+            peer
+        });
+        let mut answer = [0; 6];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"answer");
+        join(echo).await;
+    });
+}
+
+/// A task that never waits lets others run.
+#[test]
+fn a_busy_task_yields() {
+    for sends in [false, true] {
+        one_thread().block_on(soon(async {
+            let pool = pool(64 << 10, 4);
+            let mut set_up = SetUp::new(Role::Client, &TLS13);
+            set_up.policy = Policy::Never;
+            let (mut stream, mut peer) = set_up.connect_in_task(&pool).await;
+            let peer = thread::spawn(move || while peer.read(&mut [0; 1000]).is_ok() {});
+            let calls = Arc::new(AtomicUsize::new(0));
+            let counting = Arc::clone(&calls);
+            let busy = ::tokio::spawn(async move {
+                loop {
+                    counting.fetch_add(1, Ordering::Relaxed);
+                    if sends {
+                        stream.send(b"x").await.unwrap();
+                    } else {
+                        stream.write_all(b"x").await.unwrap();
+                    }
+                }
+            });
+            ::tokio::task::yield_now().await;
+            let calls = calls.load(Ordering::Relaxed);
+            // The budget of a task, and the call that exceeds it.
+            assert!(calls <= 129, "{calls}");
+            busy.abort();
+            join(peer).await;
+        }));
     }
 }
