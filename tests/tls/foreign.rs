@@ -283,8 +283,8 @@ fn curl_receives_a_file() {
         write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {BYTES}\r\nconnection: close\r\n\r\n")
             .unwrap();
         stream.send(&pattern(BYTES, 5)).unwrap();
-        let report = stream.close(soon());
-        assert!(report.drained, "{report:?}");
+        // With the whole body curl resets the connection, perhaps before `close_notify` comes.
+        let _ = stream.close(soon());
         assert_same(&output.join().unwrap(), &pattern(BYTES, 5));
         assert!(client.0.wait().unwrap().success());
     }

@@ -6,6 +6,7 @@ use std::{
     ops::DerefMut,
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use pinbuf::{
@@ -136,6 +137,8 @@ impl SetUp {
 
     /// The peer over `far`, which makes its handshake on a thread.
     pub(crate) fn start_peer(&self, far: TcpStream) -> JoinHandle<io::Result<Box<dyn Peer>>> {
+        // A limit that only a hang reaches.
+        far.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut peer: Box<dyn Peer> = match self.role {
             Role::Client => {
                 Box::new(StreamOwned::new(ServerConnection::new(self.server()).unwrap(), far))

@@ -150,8 +150,8 @@ fn curl_receives_a_file() {
             format!("HTTP/1.1 200 OK\r\ncontent-length: {BYTES}\r\nconnection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
         stream.send(&pattern(BYTES, 5)).await.unwrap();
-        let report = stream.close(PATIENCE).await;
-        assert!(report.drained, "{report:?}");
+        // With the whole body curl resets the connection, perhaps before `close_notify` comes.
+        let _ = stream.close(PATIENCE).await;
         assert_same(&join(output).await, &pattern(BYTES, 5));
         assert!(client.0.wait().unwrap().success());
     });

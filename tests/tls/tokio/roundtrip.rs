@@ -223,7 +223,6 @@ fn a_request_for_new_keys_is_answered_without_a_write() {
             let (mut stream, mut peer) = set_up.connect_in_task(&pool(64 << 10, 2)).await;
             peer.refresh_keys();
             peer.write_all(b"request").unwrap();
-            peer.socket().set_read_timeout(PATIENCE).unwrap();
             let answered = thread::spawn(move || {
                 assert_eq!(peer.socket().peek(&mut [0]).unwrap(), 1, "an answer");
                 peer.write_all(b"!").unwrap();
@@ -246,10 +245,7 @@ fn a_full_buffer_is_sent_without_a_flush() {
         let (mut stream, mut peer) = set_up.connect_in_task(&pool(16 << 10, 2)).await;
         let taken = stream.write(&pattern(40_000, 0)).await.unwrap();
         assert!((1..16 << 10).contains(&taken), "{taken}");
-        let arrived = thread::spawn(move || {
-            peer.socket().set_read_timeout(PATIENCE).unwrap();
-            peer.fetch(taken)
-        });
+        let arrived = thread::spawn(move || peer.fetch(taken));
         assert_same(&join(arrived).await, &pattern(40_000, 0)[..taken]);
         drop(stream);
     });
@@ -275,7 +271,6 @@ fn a_drain_sends_written_records() {
         stream.write_all(b"written").await.unwrap();
         stream.drain().await.unwrap();
         assert_all_free(&pool);
-        peer.socket().set_read_timeout(PATIENCE).unwrap();
         assert_eq!(peer.fetch(7), b"written");
     });
 }
