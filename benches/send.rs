@@ -25,20 +25,17 @@ mod uring;
 #[path = "send/way.rs"]
 mod way;
 
-use std::{
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{rc::Rc, time::Duration};
 
 use common::namespace;
 use contestant::{Contestant, Pinbuf};
 use fake_peer::DEVICE;
 use floor::Floor;
-use harness::{AtMost, Bench, Case, per_op, process_cpu, thread_cpu};
+use harness::{AtMost, Bench, Case};
 use memory::Memory;
 use pinbuf::Policy;
 use uring::Uring;
-use way::{FarEnd, Way};
+use way::{BATCH, FarEnd, Way};
 
 const PLAIN: &str = "plain send";
 const LOOP: &str = "floor: loop with MSG_ZEROCOPY";
@@ -168,15 +165,12 @@ impl SetUp<'_> {
     }
 }
 
-/// The number of bytes per measurement.
-const BATCH: usize = 4 << 20;
-
 fn enter<'a>(case: &mut Case<'a>, names: &[&'static str], set_up: SetUp<'a>) {
     for &name in names {
         case.row(name, move || {
             let (mut contestant, mut far) = set_up.contestant(name)?;
             let SetUp { way, len, warm_up, .. } = set_up;
-            let mut batch = move || {
+            let batch = move || {
                 for _ in 0..BATCH / len {
                     contestant.send(&mut far);
                     far.take(contestant.fd(), len);
@@ -184,13 +178,7 @@ fn enter<'a>(case: &mut Case<'a>, names: &[&'static str], set_up: SetUp<'a>) {
                 far.take_all(contestant.fd());
                 contestant.drain();
             };
-            let clock = if way == Way::Loopback { process_cpu } else { thread_cpu };
-            let started = Instant::now();
-            while started.elapsed() < warm_up {
-                batch();
-            }
-            // From nanoseconds per send to milliseconds per gigabyte.
-            Ok(move |slice| per_op(clock, slice, BATCH / len, &mut batch) * 1e3 / len as f64)
+            Ok(way.ms_per_gb(len, warm_up, batch))
         });
     }
 }

@@ -17,17 +17,17 @@ use std::{
     net::TcpStream,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use common::namespace;
-use harness::{Bench, Case, per_op, process_cpu, thread_cpu};
+use harness::{Bench, Case};
 use pinbuf::{Policy, Pool, Sender, rustls::Session};
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
     pki_types::{PrivatePkcs8KeyDer, ServerName},
 };
-use way::Way;
+use way::{BATCH, Way};
 
 const OWNED: &str = "rustls::StreamOwned";
 const LARGER: &str = "rustls::StreamOwned, larger buffer";
@@ -41,8 +41,6 @@ const KIB: usize = 1 << 10;
 const LARGEST: usize = 256 * KIB;
 /// Colder than the caches next to the CPU.
 const DATA: usize = 32 << 20;
-/// The number of bytes per measurement.
-const BATCH: usize = 4 << 20;
 
 fn main() {
     let furnished = namespace::enter().and_then(|()| fake_peer::furnish());
@@ -92,7 +90,7 @@ fn enter<'a>(
             };
             let data = vec![7; DATA];
             let mut pieces = (0..DATA / len).cycle();
-            let mut batch = move || {
+            let batch = move || {
                 for at in pieces.by_ref().take(BATCH / len) {
                     contestant.send(&data[at * len..][..len]);
                     far.take(contestant.fd(), len);
@@ -100,13 +98,7 @@ fn enter<'a>(
                 far.take_all(contestant.fd());
                 contestant.drain();
             };
-            let clock = if way == Way::Loopback { process_cpu } else { thread_cpu };
-            let started = Instant::now();
-            while started.elapsed() < warm_up {
-                batch();
-            }
-            // From nanoseconds per send to milliseconds per gigabyte.
-            Ok(move |slice| per_op(clock, slice, BATCH / len, &mut batch) * 1e3 / len as f64)
+            Ok(way.ms_per_gb(len, warm_up, batch))
         });
     }
 }

@@ -7,12 +7,17 @@ use std::{
     net::{Ipv4Addr, TcpListener, UdpSocket},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     thread,
+    time::{Duration, Instant},
 };
 
 use crate::{
     common::{set_option, socket, unacked},
     fake_peer::{FAR, FakePeer, name},
+    harness::{per_op, process_cpu, thread_cpu},
 };
+
+/// The number of bytes per measurement.
+pub(crate) const BATCH: usize = 4 << 20;
 
 /// The number of bytes between two acknowledgements of the fake peer.
 const ACK_EVERY: usize = 128 << 10;
@@ -71,6 +76,24 @@ impl Way {
             }
         };
         (near, FarEnd { peer, unacked: 0 })
+    }
+
+    /// Warms a contestant up, and returns its measurement: milliseconds of processor time per gigabyte. `batch`
+    /// sends [`BATCH`] bytes, `len` at a time.
+    pub(crate) fn ms_per_gb(
+        self,
+        len: usize,
+        warm_up: Duration,
+        mut batch: impl FnMut(),
+    ) -> impl FnMut(Duration) -> f64 {
+        let started = Instant::now();
+        while started.elapsed() < warm_up {
+            batch();
+        }
+        // The reader on loopback is a thread of this process.
+        let clock = if self == Self::Loopback { process_cpu } else { thread_cpu };
+        // From nanoseconds per send to milliseconds per gigabyte.
+        move |slice| per_op(clock, slice, BATCH / len, &mut batch) * 1e3 / len as f64
     }
 }
 

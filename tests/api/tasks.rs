@@ -157,6 +157,16 @@ fn stalled(sender: &mut Sender<TcpStream>) -> Ticket {
     last
 }
 
+/// Four tasks that wait: to send, for the flush, for the fate of `last`, and for the drain.
+fn waiting(sender: &mut Sender<TcpStream>, last: Ticket) -> [Task; 4] {
+    let [ready, flush, fate, drain] = [(); 4].map(|()| Task::default());
+    assert!(ready.poll(|cx| sender.poll_ready(cx)).is_pending());
+    assert!(flush.poll(|cx| sender.poll_flush(cx)).is_pending());
+    assert!(fate.poll(|cx| sender.poll_fate(cx, last)).is_pending());
+    assert!(drain.poll(|cx| sender.poll_drain(cx)).is_pending());
+    [ready, flush, fate, drain]
+}
+
 #[test]
 fn a_stalled_peer_wakes_no_task() {
     for in_loop in [false, true] {
@@ -166,11 +176,7 @@ fn a_stalled_peer_wakes_no_task() {
             sender.event_fd().unwrap();
         }
         let last = stalled(&mut sender);
-        let [ready, flush, fate, drain] = [(); 4].map(|()| Task::default());
-        assert!(ready.poll(|cx| sender.poll_ready(cx)).is_pending());
-        assert!(flush.poll(|cx| sender.poll_flush(cx)).is_pending());
-        assert!(fate.poll(|cx| sender.poll_fate(cx, last)).is_pending());
-        assert!(drain.poll(|cx| sender.poll_drain(cx)).is_pending());
+        let tasks = waiting(&mut sender, last);
         // The reaper looks once a second for a lost notification.
         for _ in 0..25 {
             thread::sleep(Duration::from_millis(100));
@@ -178,7 +184,7 @@ fn a_stalled_peer_wakes_no_task() {
                 sender.reap().unwrap();
             }
         }
-        assert_eq!([ready, flush, fate, drain].map(|task| task.woken()), [0; 4], "{in_loop}");
+        assert_eq!(tasks.map(|task| task.woken()), [0; 4], "{in_loop}");
         let _ = sender.abort();
     }
 }
@@ -320,11 +326,7 @@ fn a_reset_ends_every_wait() {
     let (near, far) = pair_at("127.0.0.1:0", TIGHT);
     let mut sender = zero_copy().adopt(near).unwrap();
     let last = stalled(&mut sender);
-    let [ready, flush, fate, drain] = [(); 4].map(|()| Task::default());
-    assert!(ready.poll(|cx| sender.poll_ready(cx)).is_pending());
-    assert!(flush.poll(|cx| sender.poll_flush(cx)).is_pending());
-    assert!(fate.poll(|cx| sender.poll_fate(cx, last)).is_pending());
-    assert!(drain.poll(|cx| sender.poll_drain(cx)).is_pending());
+    let [ready, flush, fate, drain] = waiting(&mut sender, last);
     reset(far);
     let tasks = [&ready, &flush, &fate, &drain];
     eventually("the tasks are woken", || tasks.iter().all(|task| task.woken() == 1));

@@ -57,14 +57,21 @@ fn send_all(sender: &mut Sender<TcpStream>) -> SenderStats {
     stats
 }
 
+/// Connects over every course of the road, to a peer that reads at once.
+fn on_every_course(road: &Road, test: impl Fn(&str, TcpStream, Peer)) -> Result<(), String> {
+    for course in COURSES {
+        road.shape(course)?;
+        let (near, far) = road.connect(MUCH);
+        test(course, near, Peer::of(far, Duration::ZERO, PATIENCE));
+    }
+    Ok(())
+}
+
 #[test]
 fn recycled_slots_arrive_intact_on_every_course() {
     in_a_namespace(|| {
         let road = Road::build()?;
-        for course in COURSES {
-            road.shape(course)?;
-            let (near, far) = road.connect(MUCH);
-            let peer = Peer::of(far, Duration::ZERO, PATIENCE);
+        on_every_course(&road, |course, near, peer| {
             let mut sender = sender(near);
             let stats = send_all(&mut sender);
             assert!(sender.close(soon()).drained);
@@ -78,19 +85,14 @@ fn recycled_slots_arrive_intact_on_every_course() {
             assert_eq!((stream.len(), messages), (LEN * MESSAGES, 0));
             assert_eq!(stats.copied_calls, 0);
             assert!(road.copies() || stats.deferred_copies == 0, "{stats:?}");
-        }
-        Ok(())
+        })
     });
 }
 
 #[test]
 fn without_the_library_reused_buffers_arrive_corrupt() {
     in_a_namespace(|| {
-        let road = Road::build()?;
-        for course in COURSES {
-            road.shape(course)?;
-            let (near, far) = road.connect(MUCH);
-            let peer = Peer::of(far, Duration::ZERO, PATIENCE);
+        on_every_course(&Road::build()?, |course, near, peer| {
             enable_zerocopy(&near);
             let message = Reused::new(LEN);
             (0..MESSAGES).for_each(|seed| message.send(near.as_fd(), seed));
@@ -107,8 +109,7 @@ fn without_the_library_reused_buffers_arrive_corrupt() {
                 "the corrupt stream is delivered as valid data"
             );
             assert!(messages > MESSAGES / 2, "only {messages}");
-        }
-        Ok(())
+        })
     });
 }
 
