@@ -2,8 +2,9 @@
 //!
 //! `cargo run --release --features tokio --example many_streams -- 10000`
 //!
-//! Each stream takes two descriptors, so the limit (`ulimit -n`) must be above 20,100. The peers are in a
-//! process of their own. They read nothing at first, so that all streams wait.
+//! Each stream takes two descriptors. Where the limit (`ulimit -n`) is below 20,100 the streams are divided among
+//! two processes or more, with a runtime of one thread each. The peers are in a process of their own. They read
+//! nothing at first, so that all streams wait at once.
 
 #![allow(clippy::print_stdout, reason = "a program, not the library")]
 
@@ -12,7 +13,7 @@ use std::{
     env, fs,
     io::{self, BufRead, BufReader, Read, Write},
     pin::Pin,
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     rc::Rc,
     task::{Context, Poll},
     time::Duration,
@@ -32,13 +33,98 @@ static BUFFER: [u8; 64 << 10] = [7; 64 << 10];
 const SENDS: usize = 10;
 
 fn main() -> io::Result<()> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let count = env::args().nth(1).map_or(Ok(10_000), |count| count.parse());
+    let mut args = env::args().skip(1);
+    let count = args.next().map_or(Ok(10_000), |count| count.parse());
     let count: usize = count.map_err(io::Error::other)?;
-    match env::args().nth(2) {
-        Some(_) => runtime.block_on(peers(count)),
-        None => LocalSet::new().block_on(&runtime, streams(count)),
+    let runtime = || Builder::new_current_thread().enable_all().build();
+    match (args.next().as_deref(), args.next()) {
+        (Some("peers"), _) => runtime()?.block_on(peers(count)),
+        (Some("streams"), Some(address)) => {
+            LocalSet::new().block_on(&runtime()?, streams(count, &address))
+        }
+        _ => run(count),
     }
+}
+
+/// Starts the processes, and has them measure at the same times.
+fn run(count: usize) -> io::Result<()> {
+    let processes = count.div_ceil((open_files()? - 100) / 2);
+    println!("{count} streams in {processes} processes");
+    let mut peers = Process::start(&[&count.to_string(), "peers"])?;
+    let address = peers.line()?;
+    let mut parts = Vec::new();
+    for part in 0..processes {
+        let count = count / processes + usize::from(part < count % processes);
+        parts.push(Process::start(&[&count.to_string(), "streams", &address])?);
+    }
+    let pause = |parts: &mut Vec<Process>| {
+        parts.iter_mut().try_for_each(Process::print_up_to_pause)?;
+        parts.iter_mut().try_for_each(Process::go_on)
+    };
+    // All streams wait. Each process measures five seconds of this.
+    pause(&mut parts)?;
+    // Then the data flows.
+    pause(&mut parts)?;
+    peers.go_on()?;
+    parts.iter_mut().try_for_each(Process::print_up_to_pause)?;
+    let expected = (count * SENDS * BUFFER.len()).to_string();
+    assert_eq!(peers.line()?, expected, "everything arrived");
+    Ok(())
+}
+
+/// The limit of descriptors of a process.
+fn open_files() -> io::Result<usize> {
+    let limits = fs::read_to_string("/proc/self/limits")?;
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let soft = limit.and_then(|limit| limit.split_whitespace().next()?.parse().ok());
+    soft.ok_or_else(|| io::Error::other("no limit of open files"))
+}
+
+/// A process of this program.
+struct Process {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+/// The line before a pause.
+const PAUSE: &str = "pause";
+
+impl Process {
+    fn start(args: &[&str]) -> io::Result<Self> {
+        let mut command = Command::new(env::current_exe()?);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        let lines = BufReader::new(child.stdout.take().expect("piped"));
+        Ok(Self { child, lines })
+    }
+
+    fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        self.lines.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// Prints the lines of the process up to its next pause, or to its end.
+    fn print_up_to_pause(&mut self) -> io::Result<()> {
+        loop {
+            match self.line()? {
+                line if line == PAUSE => return Ok(()),
+                line if !line.is_empty() => println!("process {}: {line}", self.child.id()),
+                _ if self.child.wait()?.success() => return Ok(()),
+                _ => return Err(io::ErrorKind::BrokenPipe.into()),
+            }
+        }
+    }
+
+    fn go_on(&mut self) -> io::Result<()> {
+        self.child.stdin.as_mut().expect("piped").write_all(b"!")
+    }
+}
+
+/// Waits until the first process says to go on.
+fn pause() -> io::Result<()> {
+    println!("{PAUSE}");
+    io::stdin().lock().read_exact(&mut [0])
 }
 
 /// Accepts, reads nothing until told, and then everything.
@@ -65,15 +151,11 @@ async fn peers(count: usize) -> io::Result<()> {
     Ok(())
 }
 
-async fn streams(count: usize) -> io::Result<()> {
-    let (mut peers, mut lines) = start_peers(count)?;
-    let mut address = String::new();
-    lines.read_line(&mut address)?;
-    let address = address.trim().to_owned();
+async fn streams(count: usize, address: &str) -> io::Result<()> {
     let before = Usage::now()?;
     let mut streams = Vec::with_capacity(count);
     for _ in 0..count {
-        let socket = TcpStream::connect(&address).await?;
+        let socket = TcpStream::connect(address).await?;
         streams.push(Stream::adopt(Sender::builder().policy(Policy::Prefer), socket)?);
     }
     let idle = Usage::now()?;
@@ -88,18 +170,19 @@ async fn streams(count: usize) -> io::Result<()> {
     loop {
         let before = (polls.get(), Usage::now()?.parks);
         sleep(Duration::from_secs(2)).await;
-        // The pause itself parks the thread once or twice.
-        if polls.get() == before.0 && (1..=2).contains(&(Usage::now()?.parks - before.1)) {
+        // The pause itself parks the thread, and so do the looks for overdue notifications.
+        if polls.get() == before.0 && (1..=8).contains(&(Usage::now()?.parks - before.1)) {
             break;
         }
     }
+    pause()?;
     polls.set(0);
     let stalled = Usage::now()?;
     println!("waiting: {} bytes each", (stalled.bytes - before.bytes) / count as u64);
     sleep(Duration::from_secs(5)).await;
     Usage::now()?.print_since(&stalled, "five seconds while all peers stall", polls.get());
 
-    peers.stdin.take().expect("piped").write_all(b"!")?;
+    pause()?;
     let flowing = Usage::now()?;
     for task in tasks {
         task.await??;
@@ -107,10 +190,6 @@ async fn streams(count: usize) -> io::Result<()> {
     Usage::now()?.print_since(&flowing, "all data to all peers", polls.get());
     let (per, sends) = (polls.get() as f64 / (count * SENDS) as f64, count * SENDS);
     println!("  {sends} sends, {per:.2} polls of a task for each");
-    let mut bytes = String::new();
-    lines.read_line(&mut bytes)?;
-    assert_eq!(bytes.trim(), (sends * BUFFER.len()).to_string(), "everything arrived");
-    peers.wait()?;
     Ok(())
 }
 
@@ -125,14 +204,6 @@ async fn exchange(stream: Stream) -> io::Result<()> {
         if report.drained { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
     };
     tokio::try_join!(reading, sending).map(|_| ())
-}
-
-fn start_peers(count: usize) -> io::Result<(Child, BufReader<std::process::ChildStdout>)> {
-    let mut command = Command::new(env::current_exe()?);
-    command.args([&count.to_string(), "peers"]).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = command.spawn()?;
-    let lines = BufReader::new(child.stdout.take().expect("piped"));
-    Ok((child, lines))
 }
 
 /// What this process has used.

@@ -30,6 +30,7 @@ pub use crate::{
         socket::{IoVec, News, Ready, SendFlags},
     },
     tracker::{ALONE, CompletionTracker, LeaseKey, UnknownIds},
+    turns::{Listed, Member, Turns},
 };
 
 /// Calls `on_record` for each record in the control data of one message of the error queue.

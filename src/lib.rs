@@ -142,6 +142,7 @@ mod sys;
 #[cfg_attr(docsrs, doc(cfg(feature = "tokio")))]
 pub mod tokio;
 mod tracker;
+mod turns;
 
 #[doc(inline)]
 pub use self::{

@@ -5,18 +5,23 @@ use std::{
     os::fd::{AsRawFd, RawFd},
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use ::tokio::{
     io::{Interest, unix::AsyncFd},
+    runtime::Handle,
     task::AbortHandle,
+    time,
 };
 
+use super::looks;
 use crate::{
     error::WaitError,
     panics::Panics,
     sender::{ReapHalf, Socket},
     sync::{Arc, OnceLock, Weak},
+    turns::{Listed, Member},
 };
 
 /// Owned by the halves of a stream and by futures that wait for a fate.
@@ -24,6 +29,8 @@ pub(super) struct Connection<S: Socket> {
     /// Registered for reading alone.
     events: AsyncFd<Events<S>>,
     driver: OnceLock<AbortHandle>,
+    runtime: Handle,
+    listed: Listed,
 }
 
 /// The half whose `event_fd` the runtime watches.
@@ -42,10 +49,16 @@ impl<S: Socket> AsRawFd for Events<S> {
 impl<S: Socket> Connection<S> {
     /// Registers the news of the sender with the current runtime, and spawns the driver there.
     pub(super) fn new(reap: ReapHalf<S>) -> io::Result<Arc<Self>> {
+        // Panics here without a timer, and not in a task later: the looks need the timer.
+        drop(time::sleep(Duration::ZERO));
         let fd = reap.event_fd()?.as_raw_fd();
-        let connection =
-            Arc::new(Self { events: register(Events { reap, fd })?, driver: OnceLock::new() });
-        let driver = ::tokio::spawn(Driver(Arc::downgrade(&connection)));
+        let connection = Arc::new(Self {
+            events: register(Events { reap, fd })?,
+            driver: OnceLock::new(),
+            runtime: Handle::current(),
+            listed: Listed::default(),
+        });
+        let driver = connection.runtime.spawn(Driver(Arc::downgrade(&connection)));
         connection.driver.get_or_init(|| driver.abort_handle());
         Ok(connection)
     }
@@ -55,11 +68,19 @@ impl<S: Socket> Connection<S> {
     }
 
     /// A pending wait of the sender, if there is a driver to wake the task.
-    pub(super) fn pending<T, E: From<WaitError>>(&self) -> Poll<Result<T, E>> {
+    pub(super) fn pending<T, E: From<WaitError>>(self: &Arc<Self>) -> Poll<Result<T, E>> {
         if self.driver.get().is_some_and(AbortHandle::is_finished) {
             return Poll::Ready(Err(WaitError::NoThread.into()));
         }
+        looks::have_looked_at(self, &self.runtime);
         Poll::Pending
+    }
+
+    /// Takes the news of the sender.
+    fn look(&self) {
+        // A failure shows in the calls of the tasks. A panic of user code comes after the look,
+        // and must not end the task that looks.
+        Panics::default().catch(|| _ = self.reap().reap());
     }
 
     /// Takes the news whenever there is any. Ready at the end of the runtime.
@@ -70,10 +91,23 @@ impl<S: Socket> Connection<S> {
             };
             // First: news that comes during the look has to wake the driver again.
             news.clear_ready();
-            // A failure shows in the calls of the tasks. A panic of user code comes after the look,
-            // and must not end the driver.
-            Panics::default().catch(|| _ = self.reap().reap());
+            self.look();
         }
+    }
+}
+
+/// Looks for overdue notifications.
+impl<S: Socket> Member for Connection<S> {
+    fn listed(&self) -> &Listed {
+        &self.listed
+    }
+
+    fn wants_turn(&self) -> bool {
+        self.reap().stats().in_flight_calls > 0
+    }
+
+    fn take_turn(&self) {
+        self.look();
     }
 }
 

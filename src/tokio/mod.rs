@@ -48,9 +48,11 @@
 //! | [`Sink<Payload>`](futures_sink::Sink) | as `send` | a payload let in stays queued |
 //! | [`Pool::alloc_async`](crate::Pool::alloc_async) | a buffer is free | the task leaves the queue |
 //!
-//! A read of 0 bytes is the end of the peer's whole stream. After a reset every read fails, whichever call the
-//! kernel told of the reset. All methods keep one order on the stream. [`abort`](Stream::abort) ends the connection at once. Futures may
+//! All methods keep one order on the stream. [`abort`](Stream::abort) ends the connection at once. Futures may
 //! move between threads. A stream belongs to the runtime in which it was made.
+//!
+//! A read of 0 bytes is the end of the peer's whole stream. After a reset every read fails, whichever call the
+//! kernel told of the reset.
 //!
 //! # The tasks woken, and when
 //!
@@ -67,8 +69,10 @@
 //! Of several tasks that wait for the same event, the one that polled last is woken: of two futures of one
 //! ticket's release, one.
 //!
-//! A notification taken by another user of the socket is no news. The next call of the stream that finds the
-//! window full, or a task that waits for a buffer of the pool, discovers the loss.
+//! A notification taken by another user of the socket is no news. So one task of the process looks at the
+//! streams with sends in flight, from the first wait of a task on. The task wakes once a second, looks at 64
+//! streams at most, and at the others in the seconds behind. A look wakes a waiting task only if a notification
+//! was lost. The looks end with the last release.
 //!
 //! # Least version
 //!
@@ -76,6 +80,7 @@
 //! `Unsupported`.
 
 mod connection;
+mod looks;
 mod read;
 mod released;
 mod socket;

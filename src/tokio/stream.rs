@@ -48,7 +48,7 @@ impl<S: ReadSocket> Stream<S> {
     ///
     /// # Panics
     ///
-    /// Outside a runtime with I/O.
+    /// Outside a runtime with I/O and a timer.
     pub fn new(socket: impl IntoSocket<Socket = S>) -> io::Result<Self> {
         Self::adopt(Sender::builder(), socket)
     }
@@ -61,7 +61,7 @@ impl<S: ReadSocket> Stream<S> {
     ///
     /// # Panics
     ///
-    /// Outside a runtime with I/O.
+    /// Outside a runtime with I/O and a timer.
     ///
     /// # Examples
     ///

@@ -14,7 +14,7 @@ const ROWS: [&[&str]; 13] = [
     &["error", "panics"],
     &["sys"],
     &["lock"],
-    &["raw", "tracker"],
+    &["raw", "tracker", "turns"],
     &["buf", "mapped"],
     &["shared"],
     &["lease", "reaper"],
@@ -70,7 +70,7 @@ const SOCKET_CODE: [&str; 4] = ["socket", "errqueue", "epoll", "fallback"];
 const ONLY: [(&str, &[&str]); 3] = [
     ("tracker", &["id", "error"]),
     ("rustls", &["buf", "error", "id", "lease", "pool", "sender", "sync", "tokio"]),
-    ("tokio", &["error", "id", "lease", "panics", "sender", "sync"]),
+    ("tokio", &["error", "id", "lease", "panics", "sender", "sync", "turns"]),
 ];
 
 /// Circles of imports, direct or through further files: files, or folders with a slash at the end. The list may only shrink.

@@ -123,12 +123,18 @@ fn nothing_is_woken_while_all_peers_stall() {
                 runtime
             });
             eventually("all wait", || waiting.load(Ordering::Relaxed) == STREAMS);
-            // At first there are notifications, and some room. A timer of one second would leave no pause.
+            // At first there are notifications, and some room. Then the looks for overdue notifications are
+            // left: the wait of the timer, and for each stream the news, a try of the unsent part, and the queue before
+            // and after.
             let mut calls = calls::of_all();
-            eventually("no thread makes a call for two seconds", || {
+            eventually("only looks are left, at most one a second and stream", || {
                 thread::sleep(Duration::from_millis(2500));
                 let before = std::mem::replace(&mut calls, calls::of_all());
-                before == calls
+                let new = calls - before;
+                new.questions == 0
+                    && new.sends <= 3 * STREAMS
+                    && new.looks <= 6 * STREAMS
+                    && new.waits <= 3 * (STREAMS + 5)
             });
             drop(peers);
             over.send(()).unwrap();
@@ -216,7 +222,7 @@ fn a_stream_leaves_no_task_and_no_descriptor() {
                 assert!(soon(stream.released(ticket)).await.unwrap().is_released());
                 // The driver waits, and only the end of the stream can end it.
                 tokio::time::sleep(Duration::from_millis(20)).await;
-                assert_eq!(tasks.num_alive_tasks(), 1, "the driver");
+                assert!((1..=2).contains(&tasks.num_alive_tasks()), "the driver, and the looks");
                 drop(stream);
                 tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap();
                 soon(async {
