@@ -303,12 +303,16 @@ impl Wake for Unpark {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::pin::pin;
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        pin::pin,
+    };
 
     use super::*;
     use crate::{
         Pool,
         lease::Memory,
+        lock::{Mutex, lock},
         raw::Reclaim,
         sync::{AtomicUsize, Ordering, Weak},
     };
@@ -352,5 +356,41 @@ mod tests {
             assert!(alloc.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
             assert_eq!(count.0.load(Ordering::Relaxed), woken);
         }
+    }
+
+    /// An ending sender with a buffer and the last handle of itself, and a payload whose drop panics.
+    #[derive(Default)]
+    struct Ending(Mutex<Option<(PinnedBuf, Arc<Self>)>>);
+
+    impl Reclaim for Ending {
+        fn drive(&self) {
+            drop(lock(&self.0).take());
+        }
+
+        fn watch(self: Arc<Self>) -> bool {
+            true
+        }
+    }
+
+    impl Drop for Ending {
+        fn drop(&mut self) {
+            panic!("a payload panics");
+        }
+    }
+
+    #[test]
+    fn a_panic_in_the_drop_of_a_driven_sender_loses_no_buffer() {
+        let pool = Pool::new(4096, 1).unwrap();
+        let held = pool.try_alloc(1).unwrap();
+        let sender = Arc::new(Ending::default());
+        let weak: Weak<Ending> = Arc::downgrade(&sender);
+        held.pool().unwrap().register(weak);
+        *lock(&sender.0) = Some((held, Arc::clone(&sender)));
+        drop(sender);
+        let mut alloc = pin!(pool.alloc_async(1));
+        let mut cx = Context::from_waker(Waker::noop());
+        let polled = catch_unwind(AssertUnwindSafe(|| alloc.as_mut().poll(&mut cx)));
+        assert!(polled.is_err(), "the sender ends after the allocation has its buffer");
+        assert_eq!(pool.stats().free(), 1);
     }
 }
