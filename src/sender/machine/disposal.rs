@@ -64,7 +64,19 @@ impl Disposal {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::sync::Arc;
+    use crate::{Pool, sync::Arc};
+
+    #[test]
+    fn the_buffers_of_a_disposal_are_recycled_together() {
+        let pool = Pool::new(4096, 2).unwrap();
+        let mut disposal = Disposal::default();
+        for buf in [(); 2].map(|()| pool.try_alloc(1).unwrap()) {
+            disposal.push(buf.into());
+        }
+        assert_eq!(pool.stats().free(), 0, "the lock may be held");
+        disposal.drop_all(&mut Panics::default());
+        assert_eq!(pool.stats().free(), 2);
+    }
 
     #[test]
     fn room_that_comes_back_replaces_no_payload_of_meanwhile() {

@@ -394,6 +394,67 @@ fn a_send_reads_the_clock_only_with_nothing_in_flight() {
         sent.unwrap();
     }
     assert_eq!(clocks(&kernel), 0);
+    // While a probe is out, only readings of the error queue look at the time: each after twice as
+    // many calls as the one before.
+    let kernel = stream([Answer::Note(true); 3]);
+    let sender = kernel.sender(Config { observe_route: true, ..config() });
+    (0..3).for_each(|_| _ = sender.try_send(&PAGE[..]).unwrap());
+    sender.step().unwrap();
+    kernel.pass(Duration::from_secs(3600));
+    while sender.stats().in_flight_calls == 0 {
+        let mut bufs = [(); 16].map(|()| Payload::from(&PAGE[..])).into();
+        sender.try_send_vectored(&mut bufs).unwrap();
+    }
+    clocks(&kernel);
+    (0..32).for_each(|_| _ = sender.try_send(&PAGE[..]).unwrap());
+    assert!(clocks(&kernel) <= 6);
+}
+
+#[test]
+fn counters_and_limits_are_told() {
+    let kernel = stream([]);
+    let max_in_flight_bytes = 5 * PAGE.len();
+    let sender = kernel.sender(Config { max_in_flight_bytes, ..config() });
+    assert!(!sender.interest().released, "there is nothing to release");
+    (0..3).for_each(|_| _ = sender.try_send(&PAGE[..]).unwrap());
+    assert!(sender.interest().released);
+    assert_eq!(sender.stats().leases, 3);
+    for notifications in [1, 2] {
+        kernel.release();
+        assert_eq!(sender.reap().unwrap().calls, 1);
+        let stats = sender.stats();
+        assert_eq!(stats.notifications, notifications);
+        assert_eq!(stats.window_bytes, max_in_flight_bytes);
+    }
+    kernel.note(7, 7);
+    sender.step().unwrap();
+    assert!(sender.is_poisoned() && !sender.is_drained());
+    assert!(!sender.interest().released, "no notification is trusted");
+}
+
+#[test]
+fn the_bytes_that_a_write_did_not_take_are_not_counted() {
+    let sender = stream([Part(1000)]).sender(config());
+    assert_eq!(sender.try_write(&PAGE).unwrap(), 1000);
+    assert_eq!(sender.stats().copied_bytes, 1000);
+    assert_eq!(sender.try_write(&PAGE).unwrap(), PAGE.len());
+    assert_eq!(sender.stats().copied_bytes, 1000 + PAGE.len() as u64);
+}
+
+#[test]
+fn a_first_call_released_before_its_end_proves_the_flag() {
+    // The option memory reads 0, as if the flag had been ignored.
+    let kernel = stream([Answer::Ignore]);
+    let sender = kernel.sender(config());
+    let (visitor, notified) = (Arc::clone(&sender), kernel.clone());
+    kernel.with(|state| {
+        state.meanwhile = Some(Box::new(move || {
+            notified.note(0, 0);
+            visitor.step().unwrap();
+        }));
+    });
+    sender.try_send(&PAGE[..]).unwrap();
+    assert!(sender.capabilities().supported);
 }
 
 #[test]

@@ -434,6 +434,22 @@ fn a_refused_abort_is_not_tried_again_when_everything_is_released() {
 }
 
 #[test]
+fn an_end_without_proof_frees_its_slot_on_new_pages() {
+    let builder = Pool::builder().class(4096, 8).backing(Backing::Require(Pages::Base));
+    let pool = builder.build().unwrap();
+    let kernel = stream([]);
+    let sender = kernel.sender(config());
+    sender.share();
+    sender.try_send(filled(&pool)).unwrap();
+    kernel.with(|state| state.refused_aborts = 1);
+    sender.abort();
+    kernel.pass(LIMIT / 10);
+    sender.step().unwrap();
+    assert_eq!((pool.stats().free(), pool.stats().replaced_bytes), (8, 4096));
+    assert_eq!(sender.stats().leases, 1, "the kernel has the former page");
+}
+
+#[test]
 fn a_thread_that_waits_for_a_call_is_told_of_the_end_of_the_next() {
     promptly(|| {
         let kernel = stream([]);

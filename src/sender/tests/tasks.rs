@@ -118,6 +118,32 @@ fn a_release_lets_a_buffer_in_that_the_window_refused() {
 }
 
 #[test]
+fn a_poisoned_sender_admits_the_buffer_that_its_window_refused() {
+    let kernel = stream([]);
+    let sender = kernel.sender(Config { max_in_flight_sends: 1, ..config() });
+    let task = Task::default();
+    sender.try_send(&PAGE[..]).unwrap();
+    sender.try_send(&PAGE[..]).unwrap_err();
+    assert!(task.poll(|cx| sender.poll_ready(cx)).is_pending());
+    kernel.note(7, 7);
+    sender.attend();
+    assert!(sender.is_poisoned());
+    assert!(ready(task.poll(|cx| sender.poll_ready(cx))).is_ok(), "it goes by copy");
+}
+
+#[test]
+fn a_buffer_refused_behind_an_unsent_part_waits_for_no_room_of_its_own() {
+    let kernel = stream([Part(1000), Fail(EAGAIN), Fail(EAGAIN)]);
+    let sender = kernel.sender(config());
+    sender.try_send(&PAGE[..]).unwrap();
+    sender.try_send(&PAGE[..]).unwrap_err();
+    assert!(sender.interest().writable);
+    sender.abort();
+    sender.step().unwrap();
+    assert!(!sender.interest().writable, "the part is given up");
+}
+
+#[test]
 fn a_buffer_behind_an_unsent_part_waits_for_the_part() {
     let kernel = stream([Part(1000)]);
     kernel.will([Fail(EAGAIN); 4]);

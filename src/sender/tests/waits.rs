@@ -3,6 +3,7 @@
 use super::{super::fake::Waited, *};
 use crate::{
     error::WaitError,
+    lock::{Mutex, lock},
     sender::{config::OnRelease, kernel::Kernel, machine::OVERDUE},
     sys::socket::Ready,
 };
@@ -227,6 +228,55 @@ fn a_change_between_the_look_and_the_sleep_ends_a_wait() {
     kernel.with(|state| state.at_clock = Some((4, Box::new(visit))));
     kernel.with(|state| state.on_wait = Some(Arc::new(|_, _| panic!("the change is there"))));
     sender.drain(Some(deadline)).unwrap();
+}
+
+/// Acts when woken.
+struct OnWake(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+impl Wake for OnWake {
+    fn wake(self: Arc<Self>) {
+        let act = lock(&self.0).take().expect("woken once");
+        act();
+    }
+}
+
+#[test]
+fn the_end_of_a_call_that_began_during_a_look_ends_a_drain() {
+    promptly(|| {
+        let kernel = by_edges(stream([]));
+        let sender = kernel.sender(config());
+        let ticket = sender.try_send(&PAGE[..]).unwrap();
+        let (started, is_out) = mpsc::channel();
+        let (end, may_end) = mpsc::channel();
+        let (handle, thread) = mpsc::channel();
+        let (socket, other) = (kernel.clone(), Arc::clone(&sender));
+        let send = move || {
+            let call = move || {
+                started.send(()).unwrap();
+                may_end.recv().unwrap();
+            };
+            socket.with(|state| state.meanwhile = Some(Box::new(call)));
+            handle.send(thread::spawn(move || _ = other.try_send(&PAGE[..100]).unwrap())).unwrap();
+            is_out.recv().unwrap();
+        };
+        let waker = Waker::from(Arc::new(OnWake(Mutex::new(Some(Box::new(send))))));
+        assert!(sender.poll_fate(&mut Context::from_waker(&waker), ticket).is_pending());
+        let thread = Mutex::new(thread);
+        script!(
+            &kernel,
+            |kernel, _| {
+                kernel.release();
+                Ready::default()
+            },
+            move |kernel, _| {
+                end.send(()).unwrap();
+                lock(&thread).recv().unwrap().join().unwrap();
+                assert_eq!(kernel.with(|state| state.wakes), 1);
+                Ready::default()
+            },
+        );
+        sender.drain(None).unwrap();
+    });
 }
 
 #[test]

@@ -422,7 +422,7 @@ fn a_sender_without_reaps_still_probes() {
     type Send = fn(&Core<FakeKernel>);
     let lone: Send = |sender| _ = sender.try_send(&BYTES[..64 << 10]).unwrap();
     let vectored: Send = |sender| {
-        let mut bufs = vec![Payload::from(&BYTES[..64 << 10])];
+        let mut bufs = [(); 2].map(|()| Payload::from(&BYTES[..32 << 10])).into();
         sender.try_send_vectored(&mut bufs).unwrap();
     };
     for send in [lone, vectored] {
