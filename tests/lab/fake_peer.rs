@@ -72,6 +72,8 @@ pub(crate) struct FakePeer {
     raw: OwnedFd,
     port: u16,
     acked: u64,
+    /// Bytes of its own.
+    said: u32,
 }
 
 impl FakePeer {
@@ -105,7 +107,7 @@ impl FakePeer {
         let mut near = TcpStream::from(near);
         let port = near.local_addr().unwrap().port();
         let raw = socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW);
-        let mut peer = Self { raw, port, acked: 0 };
+        let mut peer = Self { raw, port, acked: 0, said: 0 };
         // A byte before the stream, for a measured round trip: otherwise the first retransmission
         // would come after a second.
         near.write_all(&[0]).unwrap();
@@ -133,41 +135,53 @@ impl FakePeer {
         self.answer(FLAG_ACK, 0);
     }
 
+    /// Sends bytes of its own: less than a segment.
+    pub(crate) fn say(&mut self, bytes: &[u8]) {
+        self.send(FLAG_ACK, WINDOW, bytes);
+        self.said += bytes.len() as u32;
+    }
+
     /// Ends the connection.
     pub(crate) fn reset(&self) {
         self.answer(FLAG_RST | FLAG_ACK, 0);
     }
 
     fn answer(&self, flags: u8, window: u32) {
-        let mut segment = [0; 20];
+        self.send(flags, window, &[]);
+    }
+
+    fn send(&self, flags: u8, window: u32, bytes: &[u8]) {
+        let mut segment = vec![0; 20];
         segment[0..2].copy_from_slice(&FAR_PORT.to_be_bytes());
         segment[2..4].copy_from_slice(&self.port.to_be_bytes());
-        segment[4..8].copy_from_slice(&FAR_START.to_be_bytes());
+        segment[4..8].copy_from_slice(&(FAR_START + self.said).to_be_bytes());
         let acked = NEAR_START.wrapping_add(1).wrapping_add(self.acked as u32);
         segment[8..12].copy_from_slice(&acked.to_be_bytes());
         // Five words of header.
         segment[12] = 5 << 4;
         segment[13] = flags;
         segment[14..16].copy_from_slice(&((window >> SHIFT) as u16).to_be_bytes());
-        let pseudo = [FAR.octets(), NEAR.octets(), [0, libc::IPPROTO_TCP as u8, 0, 20]].concat();
-        let sum = checksum(&[&pseudo[..], &segment].concat());
+        segment.extend_from_slice(bytes);
+        let [high, low] = (segment.len() as u16).to_be_bytes();
+        let pseudo = [FAR.octets(), NEAR.octets(), [0, libc::IPPROTO_TCP as u8, high, low]];
+        let sum = checksum(&[&pseudo.concat(), &segment[..]].concat());
         segment[16..18].copy_from_slice(&sum.to_be_bytes());
-        // Version and length, lifetime, protocol; the kernel adds identification and checksum.
-        let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, libc::IPPROTO_TCP as u8, 0, 0];
+        // Version, lifetime, protocol; the kernel adds lengths, identification and checksum.
+        let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, libc::IPPROTO_TCP as u8, 0, 0];
         packet.extend(FAR.octets().into_iter().chain(NEAR.octets()).chain(segment));
         let (fd, to) = (self.raw.as_raw_fd(), address((NEAR, 0)));
         let len = size_of_val(&to) as libc::socklen_t;
         let (start, to) = (packet.as_ptr().cast(), (&raw const to).cast());
         // SAFETY: sendto(2) reads the packet and the address, alive during the call.
         let sent = unsafe { libc::sendto(fd, start, packet.len(), 0, to, len) };
-        assert_eq!(sent, 40, "{}", io::Error::last_os_error());
+        assert_eq!(sent, packet.len() as isize, "{}", io::Error::last_os_error());
     }
 }
 
 /// RFC 1071.
 fn checksum(bytes: &[u8]) -> u16 {
-    let words = bytes.chunks_exact(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]])));
-    let sum: u32 = words.sum();
+    let word = |bytes: &[u8]| u32::from(bytes[0]) << 8 | bytes.get(1).map_or(0, |&low| low.into());
+    let sum: u32 = bytes.chunks(2).map(word).sum();
     let sum = (sum & 0xFFFF) + (sum >> 16);
     !((sum + (sum >> 16)) as u16)
 }

@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     io::Write,
+    mem,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::SystemTime,
@@ -56,53 +57,46 @@ impl Connection {
 
     /// Answers requests in turn. An error leaves an answer incomplete.
     async fn answer_all(&mut self) -> io::Result<()> {
-        loop {
-            match self.next_request().await {
-                Ok(None) => return Ok(()),
-                Ok(Some(request)) => {
-                    let keep_alive = request.keep_alive && *self.phase.borrow() == Phase::Running;
-                    let shared = Arc::clone(&self.shared);
-                    let answering =
-                        spawn_blocking(move || (Answer::to(&request, &shared.root), request));
-                    let (answer, request) = answering.await?;
-                    self.answer(answer, &request.line, request.wants_body, keep_alive).await?;
-                    if !keep_alive {
-                        return Ok(());
-                    }
-                }
-                Err(status) => return self.answer(Answer::of(status), "-", true, false).await,
+        while let Some(request) = self.next_request().await {
+            let keep_alive = request.keep_alive && *self.phase.borrow() == Phase::Running;
+            self.answer(request, keep_alive).await?;
+            if !keep_alive {
+                break;
             }
         }
+        Ok(())
     }
 
     /// Reads the head of the next request. `None`: the client, its time or the server has come to an end.
-    async fn next_request(&mut self) -> Result<Option<Request>, Status> {
+    async fn next_request(&mut self) -> Option<Request> {
         let shared = Arc::clone(&self.shared);
         if self.received.is_empty() {
             let mut phase = self.phase.clone();
             tokio::select! {
                 is_more = timeout(shared.settings.idle_timeout(), self.read_more()) => {
-                    if !is_more.unwrap_or(false) {
-                        return Ok(None);
-                    }
+                    is_more.is_ok_and(|is_more| is_more).then_some(())?;
                 }
-                _ = phase.wait_for(|phase| *phase != Phase::Running) => return Ok(None),
+                _ = phase.wait_for(|phase| *phase != Phase::Running) => return None,
             }
         }
-        let reading = async {
-            loop {
-                if let Some((request, len)) = Request::parse(&self.received)? {
-                    self.received.drain(..len);
-                    return Ok(Some(request));
-                }
-                if !self.read_more().await {
-                    return Ok(None);
-                }
-            }
-        };
         // For the head as a whole: a client that sends a byte now and then gains no time.
-        let read = timeout(shared.settings.head_timeout(), reading).await;
-        read.unwrap_or(Err(Status::REQUEST_TIMEOUT))
+        let read = timeout(shared.settings.head_timeout(), self.read_head()).await;
+        match read.unwrap_or(Err(Status::REQUEST_TIMEOUT)) {
+            Ok(request) => request,
+            Err(status) => Some(Request::refused(status)),
+        }
+    }
+
+    async fn read_head(&mut self) -> Result<Option<Request>, Status> {
+        loop {
+            if let Some((request, len)) = Request::parse(&self.received)? {
+                self.received.drain(..len);
+                return Ok(Some(request));
+            }
+            if !self.read_more().await {
+                return Ok(None);
+            }
+        }
     }
 
     /// Returns `false` at the end of the stream.
@@ -113,52 +107,55 @@ impl Connection {
         transport.read_buf(&mut self.received).await.is_ok_and(|read| read > 0)
     }
 
-    async fn answer(
-        &mut self,
-        answer: Answer,
-        line: &str,
-        wants_body: bool,
-        keep_alive: bool,
-    ) -> io::Result<()> {
-        let mut sent = 0;
-        let result = self.send(&answer, wants_body, keep_alive, &mut sent).await;
+    async fn answer(&mut self, request: Request, keep_alive: bool) -> io::Result<()> {
+        let shared = Arc::clone(&self.shared);
+        // One visit of a thread that may block: for a small file the only one.
+        let preparing = spawn_blocking(move || {
+            let answer = Answer::to(&request, &shared.root);
+            let pieces = match &answer.body {
+                _ if !request.wants_body => Ok(Vec::new()),
+                Body::Text(text) => Ok(vec![Piece::Owned(text.clone().into_bytes())]),
+                Body::File(file, range) => shared.pieces.read_now(file, range.clone(), None),
+            };
+            (request, answer, pieces)
+        });
+        let (request, answer, pieces) = preparing.await?;
+        let mut left = if request.wants_body { answer.body.len() } else { 0 };
+        let all = left;
+        let result = match pieces {
+            Ok(pieces) => self.send(&answer, keep_alive, pieces, &mut left).await,
+            Err(error) => Err(error),
+        };
         self.shared.requests.fetch_add(1, Ordering::Relaxed);
         if !self.shared.settings.quiet {
             let failure = result.as_ref().err();
+            let (line, sent) = (&request.line, all - left);
             Entry { client: self.client, line, status: answer.status, sent, failure }.write();
         }
         result
     }
 
+    /// Sends the head, the first pieces, and what is `left` behind these.
     async fn send(
         &mut self,
         answer: &Answer,
-        wants_body: bool,
         keep_alive: bool,
-        sent: &mut u64,
+        mut pieces: Vec<Piece>,
+        left: &mut u64,
     ) -> io::Result<()> {
-        let mut pieces = vec![Piece::Owned(answer.head(keep_alive))];
-        match &answer.body {
-            Body::Text(text) if wants_body => {
-                pieces.push(Piece::Owned(text.clone().into_bytes()));
-                *sent = answer.body.len();
-            }
-            Body::File(file, range) if wants_body => {
-                let mut left = range.clone();
-                while !left.is_empty() {
-                    let piece = self.shared.pieces.read(file, left.clone()).await?;
-                    let len = piece.len() as u64;
-                    pieces.push(piece);
-                    self.transport.send(std::mem::take(&mut pieces)).await?;
-                    left.start += len;
-                    *sent += len;
+        let mut next = vec![Piece::Owned(answer.head(keep_alive))];
+        loop {
+            let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+            next.append(&mut pieces);
+            self.transport.send(mem::take(&mut next)).await?;
+            *left -= len as u64;
+            match &answer.body {
+                Body::File(file, range) if *left > 0 => {
+                    let rest = range.end - *left..range.end;
+                    pieces = self.shared.pieces.read(file, rest).await?;
                 }
+                _ => return Ok(()),
             }
-            _ => {}
-        }
-        match pieces[..] {
-            [] => Ok(()),
-            _ => self.transport.send(pieces).await,
         }
     }
 }

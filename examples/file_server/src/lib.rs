@@ -29,7 +29,7 @@
 //! | limit | against |
 //! |---|---|
 //! | one pool, allocated at the start | bodies that fill the memory |
-//! | 4 buffers in flight for each connection | a slow client with all buffers |
+//! | 8 buffers in flight for each connection | a slow client with all buffers |
 //! | pieces of 12 KiB by copy while no buffer is free | many slow clients with all buffers |
 //! | connections at a time; further clients wait in the listener's queue | floods |
 //! | 16 KiB and 100 fields for a head, and a time for the whole head | endless and slow heads |

@@ -2,10 +2,10 @@
 
 use std::{
     collections::HashMap,
-    io,
+    io, iter,
     ops::{Deref, Range},
     os::unix::fs::FileExt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -17,8 +17,11 @@ use crate::{
     root::{OpenFile, Version},
 };
 
-/// The capacity of a buffer, and the most bytes of a send.
+/// The capacity of a buffer.
 pub(crate) const PIECE: usize = 256 << 10;
+
+/// The most pieces of a send. They share a visit of the thread that reads, and a system call.
+pub(crate) const MOST_PIECES: usize = 4;
 
 /// The wait for a buffer of the pool.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -59,29 +62,80 @@ impl Pieces {
         Self { pool, cache: Mutex::new(Cache { limit: cached, ..Cache::default() }) }
     }
 
-    /// The first bytes of the range, as many as are at hand.
+    /// The first pieces of the range.
     ///
     /// While slow clients hold all buffers, pieces are small and on the heap: such clients slow the rest
     /// down, and stop nothing.
-    pub(crate) async fn read(&self, file: &Arc<OpenFile>, range: Range<u64>) -> io::Result<Piece> {
-        let start = range.start - range.start % PIECE as u64;
-        let end = range.end.min(start + PIECE as u64);
-        let within = (range.start - start) as usize..(end - start) as usize;
-        let key = (file.version, start);
-        if let Some(buf) = self.cache().get(key) {
-            return Ok(Piece::Shared(buf.slice(within)));
+    pub(crate) async fn read(
+        self: &Arc<Self>,
+        file: &Arc<OpenFile>,
+        range: Range<u64>,
+    ) -> io::Result<Vec<Piece>> {
+        let cached: Vec<_> = cut(&range).map_while(|part| self.cached(file, part)).collect();
+        if !cached.is_empty() {
+            return Ok(cached);
         }
-        let Ok(Ok(buf)) = timeout(PATIENCE, self.pool.alloc_async(PIECE)).await else {
-            let end = end.min(range.start + SMALL_PIECE);
-            return Ok(Piece::Owned(read_owned(file, range.start..end).await?));
+        let buf = timeout(PATIENCE, self.pool.alloc_async(PIECE)).await.ok().transpose();
+        let buf = buf.map_err(io::Error::other)?;
+        let (this, file) = (Arc::clone(self), Arc::clone(file));
+        let reading = spawn_blocking(move || match buf {
+            Some(buf) => this.read_now(&file, range, Some(buf)),
+            None => {
+                let end = range.end.min(range.start + SMALL_PIECE);
+                let mut bytes = vec![0; (end - range.start) as usize];
+                file.file.read_exact_at(&mut bytes, range.start)?;
+                Ok(vec![Piece::Owned(bytes)])
+            }
+        });
+        reading.await?
+    }
+
+    /// The first pieces of the range, as many as there are buffers for now. `buf` is the first. Blocks.
+    pub(crate) fn read_now(
+        &self,
+        file: &OpenFile,
+        range: Range<u64>,
+        mut buf: Option<PinnedBuf>,
+    ) -> io::Result<Vec<Piece>> {
+        let mut pieces = Vec::new();
+        for part in cut(&range) {
+            if let Some(piece) = self.cached(file, part.clone()) {
+                pieces.push(piece);
+            } else if let Some(buf) = buf.take().or_else(|| self.pool.try_alloc(PIECE).ok()) {
+                pieces.push(self.fill(file, part, buf)?);
+            } else {
+                break;
+            }
+        }
+        Ok(pieces)
+    }
+
+    fn cached(&self, file: &OpenFile, part: Range<u64>) -> Option<Piece> {
+        let (start, within) = place(&part);
+        let buf = self.cache().get((file.version, start))?;
+        Some(Piece::Shared(buf.slice(within)))
+    }
+
+    /// Reads a part into the buffer; the whole piece around it if the cache takes the file.
+    fn fill(&self, file: &OpenFile, part: Range<u64>, mut buf: PinnedBuf) -> io::Result<Piece> {
+        let admitted = self.cache().admits(&file.version);
+        let (start, within) = place(&part);
+        let range = match admitted {
+            true => start..file.version.len.min(start + PIECE as u64),
+            false => part,
         };
-        if !self.cache().admits(&file.version) {
-            return Ok(Piece::Shared(fill(file, buf, range.start..end).await?));
+        let mut result = Ok(());
+        buf.append_with(|room| {
+            let room = &mut room[..(range.end - range.start) as usize];
+            result = file.file.read_exact_at(room, range.start);
+            if result.is_ok() { room.len() } else { 0 }
+        });
+        result?;
+        let buf = buf.freeze();
+        if !admitted {
+            return Ok(Piece::Shared(buf));
         }
-        // Whole, for ranges to come.
-        let whole = start..file.version.len.min(start + PIECE as u64);
-        let buf = fill(file, buf, whole).await?;
-        self.cache().insert(key, buf.clone());
+        self.cache().insert((file.version, start), buf.clone());
         Ok(Piece::Shared(buf.slice(within)))
     }
 
@@ -91,34 +145,27 @@ impl Pieces {
         &self.pool
     }
 
-    fn cache(&self) -> std::sync::MutexGuard<'_, Cache> {
+    fn cache(&self) -> MutexGuard<'_, Cache> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reads the range into the buffer.
-async fn fill(file: &Arc<OpenFile>, buf: PinnedBuf, range: Range<u64>) -> io::Result<SharedBuf> {
-    let file = Arc::clone(file);
-    let reading = spawn_blocking(move || {
-        let (mut buf, mut result) = (buf, Ok(()));
-        buf.append_with(|room| {
-            let room = &mut room[..(range.end - range.start) as usize];
-            result = file.file.read_exact_at(room, range.start);
-            if result.is_ok() { room.len() } else { 0 }
-        });
-        result.map(|()| buf.freeze())
+/// Cuts off the first parts of the range, each within one piece of the file.
+fn cut(range: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+    let mut left = range.clone();
+    let parts = iter::from_fn(move || {
+        let end = left.end.min((left.start / PIECE as u64 + 1) * PIECE as u64);
+        let part = left.start..end;
+        left.start = end;
+        (!part.is_empty()).then_some(part)
     });
-    reading.await?
+    parts.take(MOST_PIECES)
 }
 
-async fn read_owned(file: &Arc<OpenFile>, range: Range<u64>) -> io::Result<Vec<u8>> {
-    let file = Arc::clone(file);
-    let reading = spawn_blocking(move || {
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        file.file.read_exact_at(&mut bytes, range.start)?;
-        Ok(bytes)
-    });
-    reading.await?
+/// The start of the piece around a part, and the part's place within.
+fn place(part: &Range<u64>) -> (u64, Range<usize>) {
+    let start = part.start - part.start % PIECE as u64;
+    (start, (part.start - start) as usize..(part.end - start) as usize)
 }
 
 /// Pieces by version and offset. A changed file has another version, so an old piece is never found again,

@@ -40,6 +40,17 @@ pub(crate) struct Target {
 }
 
 impl Request {
+    /// Stands for bytes that are no request.
+    pub(crate) fn refused(status: Status) -> Self {
+        Self {
+            line: "-".to_owned(),
+            wants_body: true,
+            target: Err(status),
+            conditions: Conditions::default(),
+            keep_alive: false,
+        }
+    }
+
     /// Parses the first head in `bytes`, and returns its length. `None`: a part is missing.
     ///
     /// An error is one of framing: no further request of the connection can be trusted.

@@ -13,21 +13,21 @@ use std::{
 use pinbuf::{Pool, Sender, pool::Audit, reaper, sender::SenderBuilder, tokio::Stream};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Semaphore, watch},
     task::spawn_blocking,
     time::{sleep, timeout},
 };
 
 use crate::{
     connection::Connection,
-    pieces::{PIECE, Pieces},
+    pieces::{MOST_PIECES, PIECE, Pieces},
     root::Root,
     settings::Settings,
     transport::Transport,
 };
 
 /// The most buffers of one connection in flight.
-const MOST_IN_FLIGHT: usize = 4;
+const MOST_IN_FLIGHT: usize = 2 * MOST_PIECES;
 
 /// The pause after a failed accept, for example for lack of descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -47,7 +47,7 @@ pub struct Server {
 pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) root: Root,
-    pub(crate) pieces: Pieces,
+    pub(crate) pieces: Arc<Pieces>,
     pub(crate) phase: watch::Sender<Phase>,
     pub(crate) requests: AtomicU64,
 }
@@ -70,10 +70,10 @@ impl Server {
     /// The root is no folder, the memory is not to be had, or the address is in use.
     pub async fn bind(settings: Settings) -> io::Result<Self> {
         let root = Root::new(&settings.root)?;
-        let slots = (settings.memory as usize * (1 << 20) / PIECE).max(MOST_IN_FLIGHT);
+        let slots = settings.memory as usize * (1 << 20) / PIECE;
         let pool = Pool::builder().class(PIECE, slots).sender_quota(MOST_IN_FLIGHT);
         let pool = pool.build().map_err(io::Error::other)?;
-        let pieces = Pieces::new(pool, slots * settings.cache as usize / 100);
+        let pieces = Arc::new(Pieces::new(pool, slots * settings.cache as usize / 100));
         let listener = TcpListener::bind(settings.listen).await?;
         let address = listener.local_addr()?;
         let limit = Arc::new(Semaphore::new(settings.max_connections as usize));
@@ -85,6 +85,15 @@ impl Server {
     /// The address that the server listens at.
     pub fn url(&self) -> String {
         format!("http://{}/", self.address)
+    }
+
+    /// Serves a connection that was accepted elsewhere. The limit of connections does not count it.
+    pub fn serve(
+        &self,
+        socket: TcpStream,
+        client: SocketAddr,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        serve(socket, client, Arc::clone(&self.shared))
     }
 
     /// Serves until `end` is ready. Then open transfers have some time to finish.
@@ -117,19 +126,18 @@ async fn accept(listener: &TcpListener, shared: &Arc<Shared>, limit: &Arc<Semaph
     while let Ok(permit) = Arc::clone(limit).acquire_owned().await {
         match listener.accept().await {
             Ok((socket, client)) => {
-                tokio::spawn(serve(socket, client, Arc::clone(shared), permit));
+                let serving = serve(socket, client, Arc::clone(shared));
+                tokio::spawn(async move {
+                    serving.await;
+                    drop(permit);
+                });
             }
             Err(_) => sleep(PAUSE).await,
         }
     }
 }
 
-async fn serve(
-    socket: TcpStream,
-    client: SocketAddr,
-    shared: Arc<Shared>,
-    _permit: OwnedSemaphorePermit,
-) {
+async fn serve(socket: TcpStream, client: SocketAddr, shared: Arc<Shared>) {
     // A client that is gone already is no error of the server.
     if let Ok(stream) = adopt(&shared.settings, socket) {
         Connection::new(Transport::Plain(stream), client, shared).serve().await;
