@@ -16,7 +16,7 @@ use crate::{
     answer::{Answer, Body},
     pieces::Piece,
     request::{MOST_HEAD_BYTES, Request},
-    server::{Phase, Shared},
+    shared::{Phase, Shared},
     status::Status,
     transport::Transport,
 };

@@ -15,6 +15,16 @@
 //! A send takes the buffer, and the pool gets the buffer back after the release. So a changed file, a slow client or
 //! a reset connection never changes bytes on their way.
 //!
+//! # TLS
+//!
+//! ```console
+//! $ cargo run --release -p file_server -- FOLDER --tls-cert chain.pem --tls-key key.pem
+//! ```
+//!
+//! The same code, over `pinbuf::rustls::tokio::TlsStream`. Plaintext comes from the same buffers and the same cache, and
+//! records are encrypted into buffers of a second pool of the same size, plus 16 KiB for each connection. `sendfile` cannot
+//! do this without kernel TLS.
+//!
 //! # When `sendfile` is the better choice
 //!
 //! For a file on disk, sent unchanged and without TLS: usually. `sendfile` needs no buffers, and saves the `pread`,
@@ -31,6 +41,7 @@
 //! | one pool, allocated at the start | bodies that fill the memory |
 //! | 8 buffers in flight for each connection | a slow client with all buffers |
 //! | pieces of 12 KiB by copy while no buffer is free | many slow clients with all buffers |
+//! | a time for a TLS handshake, that of a head | clients that stop halfway |
 //! | connections at a time; further clients wait in the listener's queue | floods |
 //! | 16 KiB and 100 fields for a head, and a time for the whole head | endless and slow heads |
 //! | a time without a request | idle connections |
@@ -65,7 +76,9 @@ mod request;
 mod root;
 mod server;
 mod settings;
+mod shared;
 mod status;
+mod tls;
 mod transport;
 
 pub use self::{

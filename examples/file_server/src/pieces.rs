@@ -24,10 +24,10 @@ pub(crate) const PIECE: usize = 256 << 10;
 pub(crate) const MOST_PIECES: usize = 4;
 
 /// The wait for a buffer of the pool.
-const PATIENCE: Duration = Duration::from_millis(100);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The length of a piece without a buffer: below the threshold from which sends go without a copy.
-const SMALL_PIECE: u64 = 12 << 10;
+pub(crate) const SMALL_PIECE: usize = 12 << 10;
 
 /// Bytes to send.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Pieces {
         let reading = spawn_blocking(move || match buf {
             Some(buf) => this.read_now(&file, range, Some(buf)),
             None => {
-                let end = range.end.min(range.start + SMALL_PIECE);
+                let end = range.end.min(range.start + SMALL_PIECE as u64);
                 let mut bytes = vec![0; (end - range.start) as usize];
                 file.file.read_exact_at(&mut bytes, range.start)?;
                 Ok(vec![Piece::Owned(bytes)])

@@ -1,7 +1,7 @@
 //! The listener, the limits and the end.
 
 use std::{
-    fmt, io,
+    fmt, io, iter,
     net::SocketAddr,
     sync::{
         Arc,
@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use pinbuf::{Pool, Sender, pool::Audit, reaper, sender::SenderBuilder, tokio::Stream};
+use pinbuf::{Pool, Sender, pool::Audit, reaper, tokio::Stream};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Semaphore, watch},
@@ -23,6 +23,8 @@ use crate::{
     pieces::{MOST_PIECES, PIECE, Pieces},
     root::Root,
     settings::Settings,
+    shared::{Phase, Shared},
+    tls::Tls,
     transport::Transport,
 };
 
@@ -42,26 +44,6 @@ pub struct Server {
     limit: Arc<Semaphore>,
 }
 
-/// The part that all connections use.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    pub(crate) settings: Settings,
-    pub(crate) root: Root,
-    pub(crate) pieces: Arc<Pieces>,
-    pub(crate) phase: watch::Sender<Phase>,
-    pub(crate) requests: AtomicU64,
-}
-
-/// The life of a server.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Phase {
-    Running,
-    /// Transfers finish, and connections end.
-    Ending,
-    /// The time for that is up.
-    Aborting,
-}
-
 impl Server {
     /// Allocates all memory for bodies, and listens.
     ///
@@ -70,7 +52,8 @@ impl Server {
     /// The root is no folder, the memory is not to be had, or the address is in use.
     pub async fn bind(settings: Settings) -> io::Result<Self> {
         let root = Root::new(&settings.root)?;
-        let slots = settings.memory as usize * (1 << 20) / PIECE;
+        let tls = Tls::new(&settings)?;
+        let slots = settings.slots();
         let pool = Pool::builder().class(PIECE, slots).sender_quota(MOST_IN_FLIGHT);
         let pool = pool.build().map_err(io::Error::other)?;
         let pieces = Arc::new(Pieces::new(pool, slots * settings.cache as usize / 100));
@@ -78,13 +61,14 @@ impl Server {
         let address = listener.local_addr()?;
         let limit = Arc::new(Semaphore::new(settings.max_connections as usize));
         let (phase, requests) = (watch::Sender::new(Phase::Running), AtomicU64::new(0));
-        let shared = Arc::new(Shared { settings, root, pieces, phase, requests });
+        let shared = Arc::new(Shared { settings, root, pieces, tls, phase, requests });
         Ok(Self { listener, address, shared, limit })
     }
 
     /// The address that the server listens at.
     pub fn url(&self) -> String {
-        format!("http://{}/", self.address)
+        let scheme = if self.shared.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}/", self.address)
     }
 
     /// Serves a connection that was accepted elsewhere. The limit of connections does not count it.
@@ -115,7 +99,9 @@ impl Server {
         let auditing = spawn_blocking(move || {
             let is_idle = reaper::wait_idle(Some(shared.settings.stall_timeout()));
             let requests = shared.requests.load(Ordering::Relaxed);
-            Summary { requests, is_in_order, audit: is_idle.then(|| shared.pieces.empty().audit()) }
+            let pools = iter::once(shared.pieces.empty()).chain(shared.tls.as_ref().map(Tls::pool));
+            let audits = pools.map(Pool::audit).collect();
+            Summary { requests, is_in_order, audits: if is_idle { audits } else { Vec::new() } }
         });
         auditing.await.expect("the audit does not panic")
     }
@@ -139,16 +125,21 @@ async fn accept(listener: &TcpListener, shared: &Arc<Shared>, limit: &Arc<Semaph
 
 async fn serve(socket: TcpStream, client: SocketAddr, shared: Arc<Shared>) {
     // A client that is gone already is no error of the server.
-    if let Ok(stream) = adopt(&shared.settings, socket) {
-        Connection::new(Transport::Plain(stream), client, shared).serve().await;
+    if let Ok(transport) = adopt(&shared, socket).await {
+        Connection::new(transport, client, shared).serve().await;
     }
 }
 
-fn adopt(settings: &Settings, socket: TcpStream) -> io::Result<Stream> {
+async fn adopt(shared: &Shared, socket: TcpStream) -> io::Result<Transport> {
+    let Shared { settings, tls, .. } = shared;
     socket.set_nodelay(true)?;
     let patience = settings.stall_timeout();
-    let builder: SenderBuilder = Sender::builder().policy(settings.zerocopy.into());
-    Stream::adopt(builder.max_hold(patience).linger(patience), socket)
+    let builder = Sender::builder().policy(settings.zerocopy.into());
+    let stream = Stream::adopt(builder.max_hold(patience).linger(patience), socket)?;
+    Ok(match tls {
+        None => Transport::Plain(stream),
+        Some(tls) => Transport::Tls(tls.accept(stream, settings.head_timeout()).await?.into()),
+    })
 }
 
 /// The work of a server, and the state of its memory at the end.
@@ -158,27 +149,28 @@ pub struct Summary {
     pub requests: u64,
     /// `true` if every connection ended within its time.
     pub is_in_order: bool,
-    /// `None`: some memory was still the kernel's.
-    pub audit: Option<Audit>,
+    /// Of the pool, and of that for records. None: some memory was still the kernel's.
+    pub audits: Vec<Audit>,
 }
 
 impl Summary {
     /// Returns `true` if all memory is back in the pool.
     pub fn is_clean(&self) -> bool {
-        self.audit.as_ref().is_some_and(|audit| {
+        let is_free = |audit: &Audit| {
             let stats = &audit.stats;
             audit.is_clean() && stats.owned() + stats.in_flight() + stats.quarantined() == 0
-        })
+        };
+        !self.audits.is_empty() && self.audits.iter().all(is_free)
     }
 }
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let end = if self.is_in_order { "in order" } else { "with transfers cut short" };
-        write!(f, "ended {end} after {} requests; buffers: ", self.requests)?;
-        match &self.audit {
-            Some(audit) => audit.fmt(f),
-            None => f.write_str("some are in flight"),
+        write!(f, "ended {end} after {} requests", self.requests)?;
+        if self.audits.is_empty() {
+            f.write_str("; some buffers are in flight")?;
         }
+        self.audits.iter().try_for_each(|audit| write!(f, "; buffers: {audit}"))
     }
 }

@@ -5,6 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Parser, ValueEnum};
 use pinbuf::Policy;
 
+use crate::pieces::PIECE;
+
 /// Serves the files of a folder over HTTP/1.1, without copying them into the kernel.
 ///
 /// A line per request goes to stdout. SIGTERM and SIGINT end the server in order: open transfers finish.
@@ -41,6 +43,12 @@ pub struct Settings {
     /// Seconds for open transfers after a signal.
     #[arg(long, value_name = "SECONDS", default_value = "30")]
     pub end_timeout: u64,
+    /// Serve over TLS, with the certificate chain of this PEM file.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of the certificate, in PEM.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
     /// No line per request.
     #[arg(long, short)]
     pub quiet: bool,
@@ -69,6 +77,11 @@ impl From<ZeroCopy> for Policy {
 }
 
 impl Settings {
+    /// The number of buffers.
+    pub(crate) fn slots(&self) -> usize {
+        self.memory as usize * (1 << 20) / PIECE
+    }
+
     pub(crate) fn head_timeout(&self) -> Duration {
         Duration::from_secs(self.head_timeout)
     }

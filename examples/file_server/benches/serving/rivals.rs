@@ -9,21 +9,22 @@ use std::{
     thread,
 };
 
-use tokio::runtime::Runtime;
-
-/// Sends a file to a socket.
-type Send = fn(&File, &mut TcpStream, usize) -> io::Result<()>;
-
-/// Answers each request on a thread of its own.
-pub(crate) fn start(near: TcpStream, root: &Path, send: Send) -> Option<Runtime> {
+/// Answers each request on a thread of its own, by a function that sends a head and a file of a length.
+pub(crate) fn start<S: Read + Write + Send + 'static>(
+    near: S,
+    root: &Path,
+    send: fn(&mut S, &[u8], &File, usize) -> io::Result<()>,
+) {
     let root = root.to_owned();
-    near.set_nodelay(true).expect("a stream");
     thread::spawn(move || answer_all(near, &root, send));
-    None
 }
 
 /// Ends with the connection.
-fn answer_all(mut near: TcpStream, root: &Path, send: Send) -> io::Result<()> {
+fn answer_all<S: Read>(
+    mut near: S,
+    root: &Path,
+    send: fn(&mut S, &[u8], &File, usize) -> io::Result<()>,
+) -> io::Result<()> {
     let mut head = [0; 4096];
     loop {
         let len = near.read(&mut head)?;
@@ -32,23 +33,23 @@ fn answer_all(mut near: TcpStream, root: &Path, send: Send) -> io::Result<()> {
         let file = File::open(root.join(&path[1..]))?;
         let len = file.metadata()?.len() as usize;
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {len}\r\n\r\n");
-        write_more(&near, head.as_bytes())?;
-        send(&file, &mut near, len)?;
+        send(&mut near, head.as_bytes(), &file, len)?;
     }
 }
 
-/// Writes bytes that share their packet with the next ones.
-fn write_more(near: &TcpStream, bytes: &[u8]) -> io::Result<()> {
-    // SAFETY: send(2) reads the bytes, alive during the call.
-    let sent =
-        unsafe { libc::send(near.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), libc::MSG_MORE) };
-    if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-pub(crate) fn sendfile(file: &File, near: &mut TcpStream, len: usize) -> io::Result<()> {
-    let mut left = len;
+pub(crate) fn sendfile(
+    near: &mut TcpStream,
+    head: &[u8],
+    file: &File,
+    mut left: usize,
+) -> io::Result<()> {
+    let (to, from) = (near.as_raw_fd(), file.as_raw_fd());
+    // SAFETY: send(2) reads the bytes, alive during the call. They share their packet with the file.
+    let sent = unsafe { libc::send(to, head.as_ptr().cast(), head.len(), libc::MSG_MORE) };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
     while left > 0 {
-        let (to, from) = (near.as_raw_fd(), file.as_raw_fd());
         // SAFETY: sendfile(2) moves the file's own position; no pointer is read.
         match unsafe { libc::sendfile(to, from, std::ptr::null_mut(), left) } {
             ..0 => return Err(io::Error::last_os_error()),
@@ -59,13 +60,19 @@ pub(crate) fn sendfile(file: &File, near: &mut TcpStream, len: usize) -> io::Res
     Ok(())
 }
 
-pub(crate) fn read_and_write(file: &File, near: &mut TcpStream, len: usize) -> io::Result<()> {
-    let (mut left, mut file) = (len, file);
+pub(crate) fn read_and_write<S: Write>(
+    near: &mut S,
+    head: &[u8],
+    mut file: &File,
+    mut left: usize,
+) -> io::Result<()> {
     let mut room = vec![0; 256 << 10];
+    room[..head.len()].copy_from_slice(head);
+    let mut filled = head.len();
     while left > 0 {
-        let read = file.read(&mut room)?;
-        near.write_all(&room[..read])?;
-        left -= read;
+        let read = file.read(&mut room[filled..])?;
+        near.write_all(&room[..filled + read])?;
+        (left, filled) = (left - read, 0);
     }
-    Ok(())
+    near.flush()
 }

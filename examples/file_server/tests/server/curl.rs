@@ -13,7 +13,7 @@ use crate::{
 const BYTES: usize = 5_000_000;
 
 /// Runs curl to its end, and returns its output.
-fn curl(words: &str, server: &Server) -> Vec<u8> {
+pub(crate) fn curl(words: &str, server: &Server) -> Vec<u8> {
     let words = words.replace("URL/", &server.url);
     let output = Command::new("curl")
         .args(["-sS", "--fail", "--max-time", "60"])
@@ -25,7 +25,7 @@ fn curl(words: &str, server: &Server) -> Vec<u8> {
 }
 
 /// Returns `true` if the programs are missing, with a line about the skipped test.
-fn lack(test: &str, programs: &[&str]) -> bool {
+pub(crate) fn lack(test: &str, programs: &[&str]) -> bool {
     let missing = programs.iter().find(|program| {
         let mut command = Command::new(program);
         command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_err()
@@ -37,7 +37,7 @@ fn lack(test: &str, programs: &[&str]) -> bool {
 }
 
 /// The output of sha256sum over bytes of a file.
-fn sha256(path: &std::path::Path) -> Vec<u8> {
+pub(crate) fn sha256(path: &std::path::Path) -> Vec<u8> {
     let file = fs::File::open(path).unwrap();
     let output = Command::new("sha256sum").stdin(file).output().unwrap();
     assert!(output.status.success());

@@ -66,7 +66,7 @@ fn a_client_that_stalls_is_reset() {
 fn stalled_clients_with_all_buffers_stop_nothing() {
     let site = Site::with_data(BYTES);
     site.write("other", &pattern(100_000, 2));
-    let server = site.serve("--memory 1 --cache 0 --zerocopy prefer");
+    let server = site.serve("--memory 1 --cache 0 --zerocopy prefer --stall-timeout 600");
     let stalled = Vec::from_iter((0..4).map(|_| {
         let mut client = server.connect();
         client.ask("GET", "/data", &[]);

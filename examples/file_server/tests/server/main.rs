@@ -12,3 +12,4 @@ mod hostile;
 mod load;
 mod requests;
 mod site;
+mod tls;

@@ -173,8 +173,11 @@ impl Ended {
     /// Asserts that all buffers are free, and returns the log.
     #[track_caller]
     pub(crate) fn all_free(self) -> String {
+        // Of each pool.
         let free = "free, 0 owned, 0 in flight, 0 quarantined; 0 mismatches";
-        assert!(self.notes.contains(free), "{}\n{}", self.notes, self.log);
+        let (pools, clean) = (self.notes.matches("buffers:"), self.notes.matches(free));
+        let (pools, clean) = (pools.count(), clean.count());
+        assert!(pools > 0 && pools == clean, "{}\n{}", self.notes, self.log);
         assert_eq!(self.code, Some(0), "{}", self.notes);
         self.log
     }
