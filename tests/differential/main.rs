@@ -17,9 +17,6 @@
 //! of the sender: a sender looks for the end of an idle connection (hidden by the interface), and a
 //! close tells more of a lost end (only the abort is traced).
 //!
-//! One difference shows in 20 of the first 2000 histories: a refused attempt that also drops released
-//! payloads is made once more before the wait. An earlier sender woke itself there, which is hidden.
-//!
 //! A sender may read the queue, end, or look again at a different moment than the earlier sender. A
 //! shift of other events would be no difference of the senders, so the network prevents such
 //! shifts:

@@ -269,6 +269,11 @@ impl Machine {
         let done = &mut self.in_flight.done;
         done.disposal.put_back(disposal);
         done.dropping -= 1;
+        // A drop lets no buffer in, so a refusal up to now has seen the drop too.
+        let cold = done.cold.get_mut();
+        if let Some(cold) = cold.filter(|cold| cold.changes_at_refusal == cold.changes) {
+            cold.changes_at_refusal += 1;
+        }
         done.changed();
         done.wake_threads();
     }

@@ -4,7 +4,7 @@ use super::{super::fake::Waited, *};
 use crate::{
     error::WaitError,
     lock::{Mutex, lock},
-    sender::{config::OnRelease, kernel::Kernel, machine::OVERDUE},
+    sender::{budget::MemlockBudget, config::OnRelease, kernel::Kernel, machine::OVERDUE},
     sys::socket::Ready,
 };
 
@@ -228,6 +228,30 @@ fn a_change_between_the_look_and_the_sleep_ends_a_wait() {
     kernel.with(|state| state.at_clock = Some((4, Box::new(visit))));
     kernel.with(|state| state.on_wait = Some(Arc::new(|_, _| panic!("the change is there"))));
     sender.drain(Some(deadline)).unwrap();
+}
+
+#[test]
+fn the_drops_of_a_refused_attempt_are_no_reason_for_one_more() {
+    let pool =
+        Pool::builder().class(4096, 8).backing(Backing::Require(Pages::Base)).build().unwrap();
+    let kernel = by_edges(FakeKernel::new(Transport::Stream, Fail(EAGAIN)));
+    kernel.will([Answer::Take]);
+    // The error queue is read before each send behind one in flight.
+    let sender = kernel.sender_of(Arc::new(MemlockBudget::new(None)), 2 * 832, config());
+    sender.try_send(filled(&pool)).unwrap();
+    let room = |kernel: &FakeKernel, _: Waited| {
+        kernel.seen();
+        kernel.will([Answer::Take]);
+        Ready { writable: true, ..Ready::default() }
+    };
+    script!(&kernel, room, move |kernel, waited| {
+        assert_eq!(kernel.seen().len(), 1, "no second attempt before the wait");
+        room(kernel, waited)
+    });
+    sender.send(filled(&pool)).unwrap();
+    kernel.seen();
+    (0..2).for_each(|_| kernel.release());
+    sender.send(filled(&pool)).unwrap();
 }
 
 /// Acts when woken.
