@@ -12,8 +12,8 @@ use std::{
 
 use pinbuf::{
     __internals::{
-        Batch, Config, Core, Edges, Interest, IoVec, Kernel, MemlockBudget, NotificationId, Ready,
-        Reclaim, Record, SendFlags, Token, Transport,
+        Batch, Config, Core, Edges, Interest, IoVec, Kernel, MemlockBudget, News, NotificationId,
+        Ready, Reclaim, Record, SendFlags, Token, Transport,
     },
     PinnedBuf, Pool, Ticket,
 };
@@ -83,6 +83,9 @@ struct State {
     reaper: Option<Held>,
     /// Threads that sleep until a change.
     waiting: Vec<Arc<dyn Edges>>,
+    /// A loop of the program watches the socket, and has news to take.
+    has_loop: bool,
+    news: bool,
 }
 
 /// The reaper's relation to the sender.
@@ -137,6 +140,12 @@ impl FakeKernel {
     /// The same socket with a queue below for its packets, out of an abort's reach.
     pub fn queued_below(self) -> Self {
         self.with(|state| state.queued_below = true);
+        self
+    }
+
+    /// The same socket, watched by a loop of the program.
+    pub fn looped(self) -> Self {
+        self.with(|state| state.has_loop = true);
         self
     }
 
@@ -204,6 +213,7 @@ impl FakeKernel {
             let taken = next(&mut state.taken)?;
             taken.read();
             self.post(state, taken.id, false);
+            state.news = true;
             Some(state.waiting.clone())
         });
         waiting.inspect(|waiting| waiting.iter().for_each(wake)).is_some()
@@ -271,6 +281,20 @@ impl FakeKernel {
                     sender.attend();
                     state = self.0.state.lock().unwrap();
                 }
+            }
+        }
+    }
+
+    /// Acts as the loop of a program: drives the sender at news, until all bytes are released.
+    pub fn run_loop(&self, sender: &Core<Self>) {
+        let mut state = self.0.state.lock().unwrap();
+        while state.news || !state.taken.is_empty() {
+            if state.news {
+                drop(state);
+                sender.reap().unwrap();
+                state = self.0.state.lock().unwrap();
+            } else {
+                state = self.0.changed.wait(state).unwrap();
             }
         }
     }
@@ -424,6 +448,15 @@ impl Kernel for FakeKernel {
     fn unwatch(&self, _: Token) {
         let held = self.with(|state| state.reaper.take());
         drop(held.expect("the reaper has the sender"));
+    }
+
+    fn has_loop(&self) -> bool {
+        self.with(|state| state.has_loop)
+    }
+
+    fn take_news(&self) -> io::Result<News> {
+        let has_news = self.with(|state| std::mem::take(&mut state.news));
+        Ok(News { error: has_news, ..News::default() })
     }
 }
 

@@ -502,6 +502,41 @@ fn a_fate_found_by_another_thread_is_told() {
     });
 }
 
+/// The task comes to wait while the loop goes to sleep, and either may take the news.
+#[test]
+fn a_fate_is_told_by_a_loop() {
+    model(|| {
+        let kernel = FakeKernel::default().looped();
+        let (_pool, sender, ticket) = kernel.with_one_in_flight();
+        let driver = {
+            let sender = Arc::clone(&sender);
+            kernel.delivering(move |kernel| kernel.run_loop(&sender))
+        };
+        let fate = block_on(poll_fn(|cx| sender.poll_fate(cx, ticket))).unwrap();
+        assert!(matches!(fate, Fate::Released { accepted: PAGE, .. }));
+        driver.join().unwrap();
+    });
+}
+
+/// A future is dropped between its polls, and another task comes to wait for the same send.
+#[test]
+fn a_fate_is_told_to_the_task_behind_a_dropped_future() {
+    model(|| {
+        let kernel = FakeKernel::default().looped();
+        let (_pool, sender, ticket) = kernel.with_one_in_flight();
+        let dropped = Arc::new(Told::default());
+        let waker = Waker::from(Arc::clone(&dropped));
+        let driver = {
+            let sender = Arc::clone(&sender);
+            kernel.delivering(move |kernel| kernel.run_loop(&sender))
+        };
+        let _ = sender.poll_fate(&mut Context::from_waker(&waker), ticket);
+        assert!(block_on(poll_fn(|cx| sender.poll_fate(cx, ticket))).is_ok());
+        driver.join().unwrap();
+        assert!(dropped.0.load(Ordering::Relaxed) <= 1);
+    });
+}
+
 /// Counts its wake-ups, past loom: the model looks after the join of all threads.
 #[derive(Default)]
 struct Told(AtomicUsize);
