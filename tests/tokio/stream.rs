@@ -141,6 +141,61 @@ fn a_sink_sends_payloads_in_order_with_other_sends() {
     });
 }
 
+/// What comes behind a payload that the sink has kept.
+#[derive(Clone, Copy, PartialEq, Debug)]
+enum Behind {
+    Send,
+    SendVectored,
+    Write,
+    Flush,
+    Drain,
+    Shutdown,
+}
+
+/// The socket has room by the time of the next call, so nothing but the order of the stream holds the call up.
+#[test]
+fn a_payload_kept_by_the_sink_goes_before_the_next_call() {
+    use Behind::*;
+    for behind in [Send, SendVectored, Write, Flush, Drain, Shutdown] {
+        one_thread().block_on(soon(async {
+            let (mut stream, far) = stream_of(zero_copy().max_in_flight_sends(1), STALLED);
+            for seed in 0..2 {
+                poll_fn(|cx| Sink::poll_ready(Pin::new(&mut stream), cx)).await.unwrap();
+                Pin::new(&mut stream).start_send(pattern(LEN, seed).into()).unwrap();
+            }
+            let accepted = |stream: &Stream| {
+                let stats = stream.stats();
+                (stats.zero_copy_bytes + stats.copied_bytes) as usize
+            };
+            assert!(accepted(&stream) <= LEN, "the second is kept");
+            let peer = reader(far, Duration::ZERO);
+            while accepted(&stream) < LEN || stream.stats().in_flight_calls > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let mut expected = 2;
+            match behind {
+                Send => drop(stream.send(pattern(LEN, 2)).await.unwrap()),
+                SendVectored => {
+                    let mut bufs = vec![pattern(LEN, 2).into()];
+                    stream.send_vectored(&mut bufs).await.unwrap();
+                }
+                Write => stream.write_all(&pattern(LEN, 2)).await.unwrap(),
+                Flush => stream.flush().await.unwrap(),
+                Drain => stream.drain().await.unwrap(),
+                Shutdown => stream.shutdown().await.unwrap(),
+            }
+            expected += usize::from(matches!(behind, Send | SendVectored | Write));
+            assert_eq!(accepted(&stream), expected * LEN, "{behind:?}");
+            if behind == Drain {
+                assert_eq!(stream.stats().in_flight_calls, 0);
+            }
+            assert!(stream.close(None).await.drained);
+            let arrived = tokio::task::spawn_blocking(|| peer.join().unwrap()).await.unwrap();
+            assert_arrived(&arrived, LEN, expected);
+        }));
+    }
+}
+
 #[test]
 fn a_unix_stream_sends_by_copy() {
     one_thread().block_on(async {
