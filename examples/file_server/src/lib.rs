@@ -50,7 +50,8 @@
 //! | 2000 names in a listing | huge folders |
 //!
 //! A client that reads a little now and then keeps its connection. Such clients can use up the connections, as with
-//! most servers. A proxy in front can demand a least rate.
+//! most servers. A proxy in front can demand a least rate. The log is written by the threads that serve: a reader of the
+//! log that stops reading stops the server, and `--quiet` writes none.
 //!
 //! # Files
 //!
