@@ -47,7 +47,8 @@ impl Log {
 
     /// Adds the next block. Called by one thread.
     pub(crate) fn append(&self, block: Block) -> io::Result<()> {
-        (&*self.file).write_all(block.record())?;
+        let failed = |error: io::Error| io::Error::new(error.kind(), format!("the log: {error}"));
+        (&*self.file).write_all(block.record()).map_err(failed)?;
         let mut recent = self.recent.lock().expect("no holder panics");
         if recent.len() == self.window {
             recent.pop_front();

@@ -51,7 +51,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { input, accepted, bytes, committed, replicas, audit } = self;
         if let Err(error) = input {
-            writeln!(f, "input: {error}")?;
+            writeln!(f, "the stream broke off: {error}")?;
         }
         writeln!(f, "accepted: {accepted} blocks, {bytes} bytes")?;
         writeln!(f, "committed: {committed} blocks")?;

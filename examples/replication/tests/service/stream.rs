@@ -1,6 +1,7 @@
 //! The primary in this process.
 
 use std::{
+    fs,
     io::{Read, Write, pipe},
     path::Path,
 };
@@ -158,17 +159,22 @@ async fn the_tail_port_sends_committed_blocks_only() {
 async fn a_replica_far_behind_is_served_from_the_log() {
     let place = Place::of("behind");
     let (input, feed) = pipe().unwrap();
-    let words = "--replicas 2 --quorum 1 --window 2 --block-bytes 5000";
+    let words = "--replicas 3 --quorum 1 --window 2 --block-bytes 5000";
     let service = Service::start(&place, words, input).await;
     let near = service.replica(0, Path::new(&place.path("near")));
     let feed = write_all(feed, generated(503_000));
     eventually("the first replica has 100 blocks", || place.len("near") == 500_000).await;
-    // Junk behind the last whole block: the replica was killed in the middle of a write.
-    std::fs::write(place.path("far"), [&generated(15_000)[..], b"junk"].concat()).unwrap();
-    let far = service.replica(1, Path::new(&place.path("far")));
-    eventually("the second replica has 100 blocks", || place.len("far") == 500_000).await;
+    // Junk behind the last whole block: the replicas were killed in the middle of a write.
+    let killed = [(1, "far", 15_000), (2, "done", 500_000)].map(|(id, file, len)| {
+        fs::write(place.path(file), [&generated(len)[..], &[7; 4000]].concat()).unwrap();
+        service.replica(id, Path::new(&place.path(file)))
+    });
+    for file in ["far", "done"] {
+        eventually("the replica has 100 blocks", || place.len(file) == 500_000).await;
+    }
     drop(feed.join().unwrap());
-    for (replica, file) in [(near, "near"), (far, "far")] {
+    let [far, done] = killed;
+    for (replica, file) in [(near, "near"), (far, "far"), (done, "done")] {
         assert_eq!(within(replica).await.unwrap().unwrap(), 101);
         assert_same(&place.read(file), &generated(503_000));
     }
