@@ -36,7 +36,7 @@ check_out() {
   # An earlier revision has not every example and test of today.
   awk 'BEGIN { RS = ""; ORS = "\n\n" } !/^\[\[(example|test)\]\]/' Cargo.toml >"$earlier/Cargo.toml"
   # Rows and histories are of the root package; an earlier revision has not every other member.
-  sed -i 's/^members = .*/members = []/' "$earlier/Cargo.toml"
+  sed -i -z 's/\nmembers = \[[^]]*\]/\nmembers = []/' "$earlier/Cargo.toml"
   cp Cargo.lock "$earlier/"
   without_newer '/fn is_over/,/^    }$/d' "$earlier/benches/scale/sink.rs"
   without_newer '/newer:/,/newer end/d' "$earlier/tests/differential/kernel.rs"
