@@ -33,7 +33,9 @@ use common::{
 use harness::{AtMost, Bench, thread_cpu};
 use migration_sender::{
     bitmap::{DirtyBitmap, DirtyChunk},
-    cli, destination, guest, memory,
+    cli, destination,
+    hypervisor::guest,
+    memory,
     report::{DowntimeSplit, Progress, Report},
     signals::Stop,
     source,

@@ -3,26 +3,20 @@
 //! `cargo run --release -p migration_sender` plays both ends over loopback; `--help` has the
 //! rest. What the parts are:
 //!
-//! | file             | what it holds                                                      |
-//! |------------------|--------------------------------------------------------------------|
-//! | `cli.rs`         | the command line                                                   |
-//! | | `protocol.rs`    | the wire format, and why no page ever goes backwards               |
-//! | `memory.rs`      | the guest memory of both ends (unsafe code)                        |
-//! | `bitmap.rs`      | the dirty bitmap                                                   |
-//! | `dirtier.rs`     | the thread that plays the guest                                    |
-//! | `guest.rs`       | the guest that the arguments ask for                               |
-//! | `source.rs`      | rounds, convergence, verification                                  |
-//! | `bandwidth.rs`   | the estimate that convergence rests on                             |
-//! | `connect.rs`     | the source's side of opening the channels                          |
-//! | `pump.rs`        | the source's thread per channel                                    |
-//! | `channel.rs`     | the source's connection: the only user of pinbuf's senders and pool |
-//! | `accept.rs`      | the destination's side of opening and closing the channels         |
-//! | `destination.rs` | applying rounds, verification                                      |
-//! | `output.rs`      | `--memory-out`, whole or not at all                                |
-//! | `report.rs`      | progress, table, JSON                                              |
-//! | `signals.rs`     | SIGINT, SIGTERM, and SIGBUS of a truncated image (unsafe code)     |
-//! | `clock.rs`       | CPU time (unsafe code)                                             |
-//! | `failure.rs`     | exit codes                                                         |
+//! | module        | contents                                                            |
+//! |---------------|---------------------------------------------------------------------|
+//! | `cli`         | the command line                                                    |
+//! | `protocol`    | the wire format, and the order of a page's copies                   |
+//! | `source`      | rounds, convergence, the threads of the channels                    |
+//! | `destination` | applying rounds, verification, `--memory-out`                       |
+//! | `hypervisor`  | the machine at either end: a make-believe guest or a QEMU           |
+//! | `track`       | finding the pages that a guest has written                          |
+//! | `memory`      | the guest memory of both ends (unsafe code)                         |
+//! | `bitmap`      | the dirty bitmap                                                    |
+//! | `report`      | progress, table, JSON                                               |
+//! | `signals`     | SIGINT, SIGTERM, and SIGBUS of a truncated image (unsafe code)      |
+//! | `clock`       | CPU time (unsafe code)                                              |
+//! | `failure`     | exit codes                                                          |
 
 #![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]
 #![allow(
@@ -32,24 +26,18 @@
     reason = "a library for this program, its tests and its benches alone"
 )]
 
-pub mod accept;
-pub mod bandwidth;
 pub mod bitmap;
-pub mod channel;
 pub mod cli;
 pub mod clock;
-pub mod connect;
 pub mod destination;
-pub mod dirtier;
 pub mod failure;
-pub mod guest;
+pub mod hypervisor;
 pub mod memory;
-pub mod output;
 pub mod protocol;
-pub mod pump;
 pub mod report;
 pub mod signals;
 pub mod source;
+pub mod track;
 
 use std::{
     net::{SocketAddr, TcpListener, ToSocketAddrs},
@@ -61,8 +49,9 @@ use clap::Parser;
 
 use crate::{
     cli::{BothArgs, Cli, Command, CommonArgs, ReceiveArgs, SendArgs},
+    destination::output::OutputFile,
     failure::{Code, Failure},
-    output::OutputFile,
+    hypervisor::guest,
     report::{Progress, Report},
     signals::Stop,
 };

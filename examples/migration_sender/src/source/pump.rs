@@ -17,11 +17,11 @@ use std::{
 
 use crate::{
     bitmap::{DirtyBitmap, page_run},
-    channel::{Channel, SendFailure},
     failure::{Code, Failure},
     memory::GuestMemory,
     protocol::{CHUNK, Header, Layout, MAX_PACKET, MAX_RUNS, PAGE, Run, goodbye, read_message},
     report::ZeroCopyReport,
+    source::channel::{Channel, SendFailure},
 };
 
 /// The period of signs of life on an idle channel.

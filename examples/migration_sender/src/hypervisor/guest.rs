@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use crate::{
     cli::SourceArgs,
-    dirtier::DirtierConfig,
     failure::{Code, Failure},
+    hypervisor::dirtier::DirtierConfig,
     memory::{GuestMemory, mix},
     report::mib,
 };

@@ -13,8 +13,8 @@ use crate::{
     destination::Config,
     failure::{Code, Failure},
     protocol::{Header, Layout, MAX_CHANNELS, ProtocolError, goodbye, read_message},
-    pump::KEEP_ALIVE,
     report::mib,
+    source::pump::KEEP_ALIVE,
 };
 
 /// The channels of one migration, in order.

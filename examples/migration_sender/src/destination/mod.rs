@@ -4,6 +4,9 @@
 //! collects the end marks, tells the source of each applied round, and after the last round owns
 //! the whole memory again. Every byte from the wire is checked before use.
 
+pub mod accept;
+pub mod output;
+
 use std::{
     io::{self, Write},
     net::{Shutdown, TcpListener, TcpStream},
@@ -18,14 +21,14 @@ use std::{
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
-    accept::{Channels, lost, protocol, refuse},
+    destination::accept::{Channels, lost, protocol, refuse},
+    destination::output::OutputFile,
     failure::{Code, Failure},
     memory::{GuestMemory, View},
-    output::OutputFile,
     protocol::{Header, ProtocolError, Run, decode_runs, read_exact},
-    pump::KEEP_ALIVE,
     report::{Progress, Report, Status, Verify, mib},
     signals::{self, Stop},
+    source::pump::KEEP_ALIVE,
 };
 
 /// The coordinator's period of looks at clocks and flags.

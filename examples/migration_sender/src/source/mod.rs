@@ -11,6 +11,11 @@
 //! The decision to stop the guest depends on the bandwidth measured up to the destination's
 //! `RoundApplied`.
 
+pub mod bandwidth;
+pub mod channel;
+pub mod connect;
+pub mod pump;
+
 use std::{
     convert::Infallible,
     io,
@@ -27,19 +32,18 @@ use std::{
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
-    bandwidth::Bandwidth,
     bitmap::DirtyBitmap,
-    channel::{Buffers, Channel, Settings},
     cli::{CommonArgs, SourceArgs},
-    connect::{congestion_control, connect, hang_up, their_failure, welcome},
-    dirtier::Dirtier,
     failure::{Code, Failure},
-    guest,
+    hypervisor::{dirtier::Dirtier, guest},
     memory::{GuestMemory, mix},
     protocol::{Header, Layout, PAGE},
-    pump::{Command, Event, Pump, Share, Shared, VERIFYING, listen},
     report::{DowntimeSplit, Progress, Report, Status, Verify, ZeroCopyReport, mib, rate},
     signals::{self, Stop},
+    source::bandwidth::Bandwidth,
+    source::channel::{Buffers, Channel, Settings},
+    source::connect::{congestion_control, connect, hang_up, their_failure, welcome},
+    source::pump::{Command, Event, Pump, Share, Shared, VERIFYING, listen},
 };
 
 /// The coordinator's period of looks at clocks and flags.

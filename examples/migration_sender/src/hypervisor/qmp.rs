@@ -1,0 +1,1 @@
+//! QEMU's monitor: a client of QMP over a unix socket.

@@ -1,0 +1,4 @@
+//! Trackers of the pages that a guest has written.
+
+pub mod soft_dirty;
+pub mod uffd;

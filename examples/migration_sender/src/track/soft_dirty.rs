@@ -1,0 +1,1 @@
+//! The soft-dirty bits of the hypervisor's page tables.

@@ -1,0 +1,1 @@
+//! `PAGEMAP_SCAN` with a userfaultfd that lives in the hypervisor.
