@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tests/guest/run.sh [KERNEL...]: runs the tests over real sockets inside guests with other kernels (default:
+# tests/guest/run.sh [--short] [KERNEL...]: runs the tests over real sockets inside guests with other kernels (default:
 # Debian's 6.1 and 6.12), and prints a table file x kernel, with all skips by name.
 #
 #     wire     flagship between two vmxnet3 devices on one QEMU hub, without copies
@@ -10,6 +10,7 @@
 #     late     over the loopback device, with delay
 #     nobody   as late, as an ordinary user
 #
+# With --short only five files, each by one way: a build for debugging, and a minute or two instead of seven.
 # WAYS names some of the ways, TESTS some of the files of tests (a pattern of grep -E for names like
 # kernel::udp). The output is kept in
 # target/guest. Ends with 1 after a failure. WAYS=bench runs benches/migration.rs instead, as wire: a nanosecond
@@ -27,6 +28,16 @@ set -u -o pipefail
 cd "$(dirname "$0")/../.." || exit 1
 PATH=$PATH:/usr/sbin:/sbin
 cannot() { echo "SKIPPED tests/guest: $*" >&2; }
+# Emulated instructions are dear, but so is a build: the short form takes that of `cargo test --workspace`.
+build=(--test api --test kernel --test memlock --test lab)
+if [ "${1-}" = --short ]; then
+  shift
+  build+=(--workspace)
+  WAYS=${WAYS-wire lo}
+  TESTS=${TESTS-lab::flagship|kernel::(udp|ending)|memlock::(tcp|limits)}
+else
+  export CARGO_PROFILE_DEV_OPT_LEVEL=1
+fi
 [ $# -gt 0 ] || set -- 6.1. 6.12
 kernels=()
 for kernel; do
@@ -79,10 +90,8 @@ if [ "${WAYS-}" = bench ]; then
   exit
 fi
 
-# Emulated instructions are dear.
-export CARGO_PROFILE_DEV_OPT_LEVEL=1
 # Tests of the source or of a simulated kernel are independent of the guest's kernel.
-programs=$(cargo test --no-run --message-format=json --test api --test kernel --test memlock --test lab |
+programs=$(cargo test "${build[@]}" --no-run --message-format=json |
   sed -n 's/.*"kind":\["test"\].*"name":"\([a-z_]*\)".*"executable":"\([^"]*\)".*/\1 \2/p') || exit 1
 all=
 while read -r program binary; do
