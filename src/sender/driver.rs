@@ -6,9 +6,7 @@ use super::{
     budget::MemlockBudget,
     config::Config,
     kernel::{Interest, Kernel},
-    machine::{
-        Act, Disposal, Goal, Item, LoneCall, Machine, Next, Offered, Question, Read, Stop, Way,
-    },
+    machine::{Act, Disposal, Goal, Item, LoneCall, Machine, Offered, Question, Read, Stop, Way},
     transport::MIN_ZERO_COPY_ELEMENT,
 };
 use crate::{
@@ -222,8 +220,8 @@ impl<K: Kernel> Core<K> {
     fn answer(&self, machine: &mut Machine, goal: Goal) -> Act {
         loop {
             let question = match machine.next(goal) {
-                Next::Act(act) => return act,
-                Next::Ask(question) => question,
+                Ok(act) => return act,
+                Err(question) => question,
             };
             match question {
                 Question::Queue | Question::QueueToEnd => {

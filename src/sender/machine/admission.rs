@@ -3,8 +3,7 @@
 use std::mem;
 
 use super::{
-    Act::Done,
-    Item, Next,
+    Item,
     call::Refused,
     in_flight::InFlight,
     outbox::Way,
@@ -48,33 +47,25 @@ impl Machine {
         self.in_flight.done.end_charge(1, len.min(self.limits.bytes));
     }
 
-    /// Decides about a lone buffer that has to ask.
-    pub(super) fn admit(&mut self, item: Item) -> Next {
+    /// Returns the way of a lone buffer that has to ask, or `None` if the buffer has to wait.
+    pub(super) fn admit(&mut self, item: Item) -> Result<Option<Way>, Question> {
         if self.error.is_some() || self.sending.is_some() {
-            return Next::Act(Done(None));
+            return Ok(None);
         }
         // A refusal from here on is no matter of room in the socket.
         self.refused = Refused::No;
         if !self.quotas_allow([(item.pool, item.quota)].into_iter()) {
-            if !self.known.has_read {
-                return Next::Ask(self.read_first());
-            }
-            return Next::Act(Done(None));
+            return if self.known.has_read { Ok(None) } else { Err(self.read_first()) };
+        }
+        if !self.goes_without_copy(1, item.len) {
+            return Ok(Some(Way::Copy));
         }
         let bytes = item.len.min(self.limits.bytes);
-        let way = if !self.goes_without_copy(1, item.len) {
-            Way::Copy
-        } else {
-            match self.admission(bytes) {
-                Ok(Some(way)) => {
-                    self.grant = self.grant(item, bytes, way);
-                    way
-                }
-                Ok(None) => return Next::Act(Done(None)),
-                Err(question) => return Next::Ask(question),
-            }
-        };
-        Next::Act(Done(Some(way)))
+        let way = self.admission(bytes)?;
+        if let Some(way) = way {
+            self.grant = self.grant(item, bytes, way);
+        }
+        Ok(way)
     }
 
     /// Returns the way of a call of `bytes`; without copy the call is charged for. `None`: the call
@@ -96,10 +87,8 @@ impl Machine {
                 return Ok(Some(Way::Copy));
             }
             // The first call in flight is marked with the time.
-            if (is_first && !route.is_exclusive() || route.asks_time(outstanding))
-                && self.known.time.is_none()
-            {
-                return Err(Question::Time);
+            if is_first && !route.is_exclusive() || route.asks_time(outstanding) {
+                self.known.time()?;
             }
             let time = self.known.time;
             if !route.admits(outstanding, || time.expect("asked before")) {
@@ -119,14 +108,10 @@ impl Machine {
             if !self.known.has_read {
                 return Err(self.read_first());
             }
-            match self.known.optmem {
-                None => return Err(Question::Optmem),
-                Some(optmem) => {
-                    self.prove(optmem);
-                    if self.in_flight.tracker.outstanding() == outstanding {
-                        return Ok(None);
-                    }
-                }
+            let optmem = self.known.optmem()?;
+            self.prove(optmem);
+            if self.in_flight.tracker.outstanding() == outstanding {
+                return Ok(None);
             }
         }
     }

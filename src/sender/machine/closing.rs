@@ -28,22 +28,19 @@ impl Closing {
     /// orderly end with unacknowledged bytes asks whether the connection is over. A connection that
     /// ended in order meanwhile cannot be shut down either. The unacknowledged bytes of a failed
     /// connection stay unacknowledged.
-    fn finish(&mut self, known: Known) -> Option<Question> {
+    fn finish(&mut self, known: Known) -> Result<(), Question> {
         if self.orderly && !self.is_confirmed {
-            let Some(unacked) = known.unacked else { return Some(Question::Unacked) };
+            let unacked = known.unacked()?;
             self.is_confirmed = true;
             if unacked.is_some_and(|bytes| bytes > 0) {
-                return Some(Question::Shutdown);
+                return Err(Question::Shutdown);
             }
         }
-        if self.is_confirmed && !self.orderly {
-            let Some(unacked) = known.unacked else { return Some(Question::Unacked) };
-            if unacked == Some(0) {
-                (self.orderly, self.error) = (true, None);
-            }
+        if self.is_confirmed && !self.orderly && known.unacked()? == Some(0) {
+            (self.orderly, self.error) = (true, None);
         }
         self.phase = Phase::Over;
-        None
+        Ok(())
     }
 
     /// Unacknowledged bytes, less the end of the stream, which counts as one.
@@ -79,44 +76,43 @@ impl Machine {
 
     /// Brings the end nearer, if it has begun; after the error queue is read and what could be sent
     /// is sent.
-    pub(super) fn close(&mut self) -> Option<Question> {
+    pub(super) fn close(&mut self) -> Result<(), Question> {
         let (is_flushed, is_drained) = (self.is_flushed(), self.is_drained());
         let has_failed = self.connection_error().is_some();
-        let closing = self.closing.as_mut()?;
+        let Some(closing) = &mut self.closing else { return Ok(()) };
         if closing.phase == Phase::Flushing && is_flushed {
             if !has_failed {
-                return Some(Question::Shutdown);
+                return Err(Question::Shutdown);
             }
             closing.phase = Phase::Draining;
         }
         if closing.phase != Phase::Flushing && is_drained {
             let was_over = closing.phase == Phase::Over;
-            let question = closing.finish(self.known);
-            if !was_over && closing.phase == Phase::Over {
+            closing.finish(self.known)?;
+            if !was_over {
                 self.in_flight.done.changed();
             }
-            return question;
+            return Ok(());
         }
         let look_again = match closing.phase {
-            Phase::Over => return None,
+            Phase::Over => return Ok(()),
             // Every reading of the error queue asks the option memory too.
             Phase::Unproven { since, quarantined: true } => {
-                if closing.refused.is_some() && self.transport.has_end() {
-                    let Some(now) = self.known.time else { return Some(Question::Time) };
-                    if now.duration_since(since) >= LOOK_EVERY_UNPROVEN {
-                        closing.phase = Phase::Draining;
-                        self.abort = closing.refused;
-                        return self.aborting();
-                    }
+                if closing.refused.is_some()
+                    && self.transport.has_end()
+                    && self.known.time()?.duration_since(since) >= LOOK_EVERY_UNPROVEN
+                {
+                    closing.phase = Phase::Draining;
+                    self.abort = closing.refused;
+                    return self.aborting();
                 }
                 LOOK_EVERY_UNPROVEN
             }
             Phase::Unproven { since, quarantined: false } => {
-                let Some(now) = self.known.time else { return Some(Question::Time) };
-                if now.duration_since(since) < GRACE {
+                if self.known.time()?.duration_since(since) < GRACE {
                     GRACE
                 } else {
-                    let Some(optmem) = self.known.optmem else { return Some(Question::Optmem) };
+                    let optmem = self.known.optmem()?;
                     if optmem == Some(0) {
                         self.prove(optmem);
                         return self.close();
@@ -124,35 +120,35 @@ impl Machine {
                     closing.phase = Phase::Unproven { since, quarantined: true };
                     debug_assert!(is_flushed, "an abort gives the unsent part up");
                     self.in_flight.quarantine();
-                    return Some(Question::ReplacePages);
+                    return Err(Question::ReplacePages);
                 }
             }
             Phase::Flushing | Phase::Draining if closing.lingers => return self.linger(),
             Phase::Flushing | Phase::Draining => look_after(self.config.linger),
         };
         self.known.look_again = Some(look_again);
-        None
+        Ok(())
     }
 
     /// Looks whether the peer has acknowledged anything, and aborts an end without progress.
-    fn linger(&mut self) -> Option<Question> {
-        let Some(now) = self.known.time else { return Some(Question::Time) };
-        let Some(unacked) = self.known.unacked else { return Some(Question::Unacked) };
+    fn linger(&mut self) -> Result<(), Question> {
+        let now = self.known.time()?;
+        let unacked = self.known.unacked()?;
         let is_flushed = self.is_flushed();
-        let closing = self.closing.as_mut()?;
+        let Some(closing) = &mut self.closing else { return Ok(()) };
         let unacked = closing.without_end(unacked);
         if closing.acknowledged.look(self.in_flight.done.counts.accepted_bytes(), unacked) {
             closing.progress = now;
         }
         if now.duration_since(closing.progress) < self.config.linger {
             self.known.look_again = Some(look_after(self.config.linger));
-            return None;
+            return Ok(());
         }
         if unacked == Some(0) && is_flushed {
             // The peer has everything; a reset would only spoil the end.
             closing.phase = Phase::Unproven { since: now, quarantined: false };
             self.known.look_again = Some(GRACE);
-            return None;
+            return Ok(());
         }
         // If a call is out, its thread does the abort.
         self.abort = Some(OsError::from_raw(errno::ETIMEDOUT));
@@ -166,24 +162,19 @@ impl Machine {
 
     /// Breaks the connection if that was asked for: what is not accepted is given up, and the kernel
     /// releases every id except those of packets in a queue below.
-    pub(super) fn aborting(&mut self) -> Option<Question> {
-        self.abort?;
-        if self.is_calling() {
-            return None;
+    pub(super) fn aborting(&mut self) -> Result<(), Question> {
+        if self.abort.is_none() || self.is_calling() {
+            return Ok(());
         }
         // Before the end begins only a silent peer is a reason.
         if self.closing.as_ref().is_some_and(|closing| !closing.is_under_way()) {
             self.abort = None;
-            return None;
+            return Ok(());
         }
-        if self.known.time.is_none() {
-            return Some(Question::Time);
-        }
-        if self.known.unacked.is_none() {
-            return Some(Question::Unacked);
-        }
+        self.known.time()?;
+        self.known.unacked()?;
         self.cut_short(OsError::from_raw(errno::ECANCELED));
-        Some(Question::Abort)
+        Err(Question::Abort)
     }
 
     /// The connection is broken, or that failed.

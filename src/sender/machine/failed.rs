@@ -16,15 +16,14 @@ use crate::{
 
 /// A call that failed.
 impl Machine {
-    /// Does for a call that failed what can be done for it, in one hold of the lock. Returns what
-    /// has to be asked first, or `None` when it is settled.
-    pub(super) fn recover(&mut self, mut failed: Failed) -> Option<Question> {
+    /// Does for a call that failed what can be done for it, in one hold of the lock.
+    pub(super) fn recover(&mut self, mut failed: Failed) -> Result<(), Question> {
         if let Some(id) = failed.id {
             if self.transport.failures_take_ids() && !self.known.is_at_end {
                 // The id must not be taken back while its notification is on the queue, or the
                 // next call would be released by it.
                 self.failed = Some(failed);
-                return Some(Question::QueueToEnd);
+                return Err(Question::QueueToEnd);
             }
             failed.id = None;
             failed.took_id = self.take_back(id, failed.cut);
@@ -32,7 +31,7 @@ impl Machine {
         let errno = failed.error.raw();
         if !failed.was_zero_copy || failed.took_id {
             self.stop(failed.error);
-            return None;
+            return Ok(());
         }
         match errno {
             errno::ENOBUFS => return self.recover_no_bufs(failed),
@@ -45,16 +44,16 @@ impl Machine {
             }
             _ => self.stop(failed.error),
         }
-        None
+        Ok(())
     }
 
     /// The kernel refuses memory: reads the error queue and tries once more if that released
     /// anything, else sends by copy and shrinks the window.
-    fn recover_no_bufs(&mut self, mut failed: Failed) -> Option<Question> {
+    fn recover_no_bufs(&mut self, mut failed: Failed) -> Result<(), Question> {
         if !failed.is_counted {
             let Some(optmem) = self.known.optmem else {
                 self.failed = Some(failed);
-                return Some(Question::Optmem);
+                return Err(Question::Optmem);
             };
             failed.is_counted = true;
             let used = optmem.unwrap_or(0);
@@ -68,7 +67,7 @@ impl Machine {
         if !failed.has_read {
             failed.has_read = true;
             self.failed = Some(failed);
-            return Some(self.read_first());
+            return Err(self.read_first());
         }
         if self.known.freed > 0 && self.retry == Retry::No {
             self.retry = Retry::Once;
@@ -77,7 +76,7 @@ impl Machine {
             self.window.shrink(self.in_flight.tracker.outstanding(), in_flight_bytes);
             self.retry = Retry::ByCopy;
         }
-        None
+        Ok(())
     }
 
     /// Takes the id of a failed call back. Returns `true` if the kernel used it.

@@ -26,25 +26,24 @@ pub(crate) struct Held {
 /// The limit of the peer's silence, and the end of a connection that no call has reported.
 impl Machine {
     /// Breaks the connection if something is held and the peer has acknowledged nothing for longer
-    /// than the limit. Returns what has to be asked first.
+    /// than the limit.
     ///
     /// The look comes after the error queue is read and the unsent part offered again. The opposite
     /// order would break a healthy connection after the process was stopped for that long.
-    pub(super) fn holding(&mut self) -> Option<Question> {
-        let limit = self.config.max_hold?;
+    pub(super) fn holding(&mut self) -> Result<(), Question> {
+        let Some(limit) = self.config.max_hold else { return Ok(()) };
         if self.is_calling() || self.known.has_looked_at_hold {
-            return None;
+            return Ok(());
         }
-        let Some(now) = self.known.time else { return Some(Question::Time) };
-        let acknowledges = self.transport.has_end();
-        if acknowledges && !self.is_dead() && self.known.unacked.is_none() {
-            return Some(Question::Unacked);
+        let now = self.known.time()?;
+        if self.transport.has_end() && !self.is_dead() {
+            self.known.unacked()?;
         }
         if let Some(Held { age, silence }) = self.held(now, self.known.unacked.flatten()) {
             let is_half_aborted = self.given_up().is_some_and(|given_up| !given_up.aborted);
             if silence > Some(limit) || is_half_aborted {
                 if self.may_notice_end() && self.known.is_over.is_none() {
-                    return Some(Question::IsOver);
+                    return Err(Question::IsOver);
                 }
                 if self.known.is_over != Some(true) {
                     self.known.has_looked_at_hold = true;
@@ -54,12 +53,12 @@ impl Machine {
             if age > limit {
                 // No notification comes for an id if another user of the socket has read its
                 // notification.
-                let Some(optmem) = self.known.optmem else { return Some(Question::Optmem) };
+                let optmem = self.known.optmem()?;
                 self.prove(optmem);
             }
         }
         self.known.has_looked_at_hold = true;
-        None
+        Ok(())
     }
 
     /// Looks at what the sender holds, if anything. For datagrams, the age of the oldest call in
@@ -113,7 +112,7 @@ impl Machine {
 
     /// The peer has been silent for too long.
     #[cold]
-    fn give_up(&mut self) -> Option<Question> {
+    fn give_up(&mut self) -> Result<(), Question> {
         let is_under_way = match (&self.closing, self.given_up()) {
             (Some(closing), _) => closing.is_under_way(),
             // A failed abort is tried again.
@@ -121,7 +120,7 @@ impl Machine {
             (None, None) => !self.is_dead(),
         };
         if !is_under_way {
-            return None;
+            return Ok(());
         }
         let timed_out = OsError::from_raw(errno::ETIMEDOUT);
         self.cut_short(timed_out);

@@ -1,9 +1,9 @@
 //! A sender as a pure state machine: no lock, no system call, no clock of its own.
 //!
-//! The driver tells the machine what happened and asks for the [`Next`] thing to do. Answers are of
-//! two kinds. A [`Question`] is answered under the lock; an [`Act`] is carried out without it. The
-//! answers to questions are facts, which are forgotten when the lock is released, and the machine
-//! decides anew from the top with one fact more. So it has no states such as "about to read".
+//! The driver tells the machine what happened and asks for the next thing to do. An [`Act`] is
+//! carried out without the lock. A [`Question`] is an act that cannot be chosen yet: the driver answers
+//! under the lock, and asks again. The answers are facts, which are forgotten when the lock is released.
+//! The machine decides anew from the top with one fact more. So it has no states such as "about to read".
 //!
 //! | file | what |
 //! |---|---|
@@ -101,12 +101,6 @@ impl Item {
     }
 }
 
-/// The next thing to do.
-pub(super) enum Next {
-    Ask(Question),
-    Act(Act),
-}
-
 /// An act without the lock.
 pub(super) enum Act {
     Send(RunCall),
@@ -120,9 +114,6 @@ pub(super) enum Act {
     /// call is charged for.
     Done(Option<Way>),
 }
-
-use Act::{AwaitCall, Dispose, Done, Watch};
-use Next::{Act as Do, Ask};
 
 impl Machine {
     /// A thread has taken the lock: what was learned before says nothing any more.
@@ -143,63 +134,50 @@ impl Machine {
         }
     }
 
-    /// The next thing to do for a goal.
-    pub(super) fn next(&mut self, goal: Goal) -> Next {
-        if let Some(failed) = self.failed.take()
-            && let Some(question) = self.recover(failed)
-        {
-            return Ask(question);
+    /// The next act for a goal.
+    pub(super) fn next(&mut self, goal: Goal) -> Result<Act, Question> {
+        if let Some(failed) = self.failed.take() {
+            self.recover(failed)?;
         }
         if self.verifies && !self.is_calling() {
-            match self.known.optmem {
-                None if self.in_flight.tracker.outstanding() > 0 => return Ask(Question::Optmem),
-                optmem => self.verify(optmem.flatten()),
-            }
+            self.verify()?;
         }
         let reads = matches!(goal, Goal::Read | Goal::Visit | Goal::Flush);
-        if (reads || self.known.wants_read)
-            && let Some(question) = self.reading()
-        {
-            return Ask(question);
+        if reads || self.known.wants_read {
+            self.reading()?;
         }
         self.heed_releases();
         if goal == Goal::Read {
-            return Do(Done(None));
+            return Ok(Act::Done(None));
         }
-        if let Some(question) = self.aborting() {
-            return Ask(question);
-        }
+        self.aborting()?;
         if goal != Goal::Tidy
-            && let Some(next) = self.send_unsent()
+            && let Some(call) = self.send_unsent()?
         {
-            return next;
+            return Ok(Act::Send(call));
         }
         match goal {
-            Goal::Settle => return Do(Done(None)),
+            Goal::Settle => return Ok(Act::Done(None)),
             Goal::Flush | Goal::Push | Goal::Admit(_) if self.is_calling() => {
-                return Do(AwaitCall);
+                return Ok(Act::AwaitCall);
             }
-            Goal::Admit(item) => return self.admit(item),
+            Goal::Admit(item) => return Ok(Act::Done(self.admit(item)?)),
             Goal::Visit | Goal::Flush | Goal::Push => {
                 if self.asks_for_room() {
-                    return Ask(Question::Room);
+                    return Err(Question::Room);
                 }
-                if let Some(question) = self.holding() {
-                    return Ask(question);
-                }
-                if let Some(question) = self.close() {
-                    return Ask(question);
-                }
+                self.holding()?;
+                self.close()?;
             }
             Goal::Tidy | Goal::Read => {}
         }
         if let Some((disposal, woken)) = self.take_disposal() {
-            return Do(Dispose(disposal, woken));
+            return Ok(Act::Dispose(disposal, woken));
         }
         if mem::take(&mut self.wants_watch) && !self.watched {
-            return Do(Watch);
+            return Ok(Act::Watch);
         }
-        Do(Done(None))
+        Ok(Act::Done(None))
     }
 
     /// The reads since the last question.

@@ -4,6 +4,9 @@ use std::time::{Duration, Instant};
 
 /// A question about the socket, or a request. The driver answers under the lock, so no other thread
 /// comes between a question and its answer.
+///
+/// A function of the machine returns a question as an error: the function can go on only with the
+/// answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Question {
     /// Read the error queue until it is empty, or for a good while.
@@ -57,4 +60,19 @@ pub(crate) struct Known {
     pub(super) has_looked_at_hold: bool,
     /// When to look again though nothing happens.
     pub(crate) look_again: Option<Duration>,
+}
+
+impl Known {
+    #[inline]
+    pub(super) fn time(&self) -> Result<Instant, Question> {
+        self.time.ok_or(Question::Time)
+    }
+
+    pub(super) fn optmem(&self) -> Result<Option<u32>, Question> {
+        self.optmem.ok_or(Question::Optmem)
+    }
+
+    pub(super) fn unacked(&self) -> Result<Option<usize>, Question> {
+        self.unacked.ok_or(Question::Unacked)
+    }
 }

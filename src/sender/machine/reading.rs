@@ -14,27 +14,21 @@ use crate::{
 impl Machine {
     /// The next question of a reading: the queue, then, after a long time without releases, the
     /// option memory.
-    pub(super) fn reading(&mut self) -> Option<Question> {
+    pub(super) fn reading(&mut self) -> Result<(), Question> {
         if !self.known.has_read {
-            return Some(Question::Queue);
+            return Err(Question::Queue);
         }
         if self.in_flight.tracker.outstanding() == 0 || self.known.read_failed {
-            return None;
+            return Ok(());
         }
-        let Some(now) = self.known.time else { return Some(Question::Time) };
-        let age = self.in_flight.oldest(now);
+        let age = self.in_flight.oldest(self.known.time()?);
         let is_overdue = self.known.freed == 0 && age >= Some(OVERDUE);
         let asks = is_overdue || self.known.wants_proof || self.in_flight.poisoned().is_some();
-        if !asks || self.is_calling() {
-            return None;
+        if asks && !self.is_calling() {
+            let optmem = self.known.optmem()?;
+            self.prove(optmem);
         }
-        match self.known.optmem {
-            None => Some(Question::Optmem),
-            Some(optmem) => {
-                self.prove(optmem);
-                None
-            }
-        }
+        Ok(())
     }
 
     /// Handles one record of the error queue.
@@ -113,12 +107,14 @@ impl Machine {
 
     /// After the first zero-copy call: option memory reading 0 with the id outstanding means that
     /// the kernel took the option and ignored the flag, so nothing is in flight.
-    pub(super) fn verify(&mut self, optmem: Option<u32>) {
-        self.verifies = false;
-        if optmem == Some(0) {
+    pub(super) fn verify(&mut self) -> Result<(), Question> {
+        let is_out = self.in_flight.tracker.outstanding() > 0;
+        if is_out && self.known.optmem()? == Some(0) {
             self.in_flight.release_all();
             self.in_flight.copy_reason = Some(CopyReason::Ignored);
             self.grant.revoke();
         }
+        self.verifies = false;
+        Ok(())
     }
 }

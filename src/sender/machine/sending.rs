@@ -3,11 +3,10 @@
 use std::{mem, time::Instant};
 
 use super::{
-    Act::Send,
-    Next,
     call::{Failed, LoneCall, Offered, Out, Refused, Retry, RunCall, Stop},
     in_flight::InFlight,
     outbox::{Cut, Outbox, Way},
+    question::Question,
     state::{Machine, Sending},
 };
 use crate::{
@@ -240,8 +239,8 @@ impl Machine {
         self.outbox.get_or_insert_default()
     }
 
-    /// The next call for what is unsent, or what has to be asked before it.
-    pub(super) fn send_unsent(&mut self) -> Option<Next> {
+    /// The next call for what is unsent.
+    pub(super) fn send_unsent(&mut self) -> Result<Option<RunCall>, Question> {
         while self.sending.is_some() && !self.is_calling() && self.blocked.is_none() {
             let limits = self.limits;
             let cut = self.outbox().cut(limits).expect("something is unsent");
@@ -250,18 +249,15 @@ impl Machine {
                 continue;
             }
             let way = match cut.way {
-                Way::ZeroCopy if self.retry != Retry::ByCopy => match self.admission(cut.bytes) {
-                    Ok(way) => way,
-                    Err(question) => return Some(Next::Ask(question)),
-                },
+                Way::ZeroCopy if self.retry != Retry::ByCopy => self.admission(cut.bytes)?,
                 _ => Some(Way::Copy),
             };
             match way {
-                Some(way) => return Some(Next::Act(Send(self.begin_elements(cut, way)))),
+                Some(way) => return Ok(Some(self.begin_elements(cut, way))),
                 None => self.blocked = Some(Stop::Window),
             }
         }
-        None
+        Ok(None)
     }
 
     /// A call for elements of the outbox is about to be made.
