@@ -16,6 +16,7 @@
 //! | `report`      | progress, table, JSON                                               |
 //! | `signals`     | SIGINT, SIGTERM, and SIGBUS of a truncated image (unsafe code)      |
 //! | `clock`       | CPU time (unsafe code)                                              |
+//! | `sys`         | system calls on a hypervisor's process and memory (unsafe code)     |
 //! | `failure`     | exit codes                                                          |
 
 #![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]
@@ -37,6 +38,7 @@ pub mod protocol;
 pub mod report;
 pub mod signals;
 pub mod source;
+pub mod sys;
 pub mod track;
 
 use std::{

@@ -1,0 +1,78 @@
+//! System calls without a wrapper in the standard library, for the hypervisor's process and memory.
+
+use std::{
+    io, mem,
+    os::{
+        fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+};
+
+/// Sends the start of `bytes` with a descriptor. Returns the number of bytes sent: at least one.
+pub fn send_with_fd(socket: &UnixStream, bytes: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut part = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // In words, for the alignment of `cmsghdr`: header and descriptor take 24 bytes.
+    let mut control = [0_u64; 4];
+    // SAFETY: CMSG_SPACE only calculates.
+    let space = unsafe { libc::CMSG_SPACE(4) };
+    // SAFETY: CMSG_LEN only calculates.
+    let len = unsafe { libc::CMSG_LEN(4) };
+    // SAFETY: an all-zero `msghdr` is valid: no address, no parts, no control data.
+    let mut message: libc::msghdr = unsafe { mem::zeroed() };
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = space as _;
+    let header = control.as_mut_ptr().cast::<libc::cmsghdr>();
+    let description = libc::cmsghdr {
+        cmsg_len: len as _,
+        cmsg_level: libc::SOL_SOCKET,
+        cmsg_type: libc::SCM_RIGHTS,
+    };
+    // SAFETY: `control` is aligned for and larger than a `cmsghdr`.
+    unsafe { header.write(description) };
+    // SAFETY: `control` has room for CMSG_SPACE(4) bytes, so the data begins inside of it.
+    let data = unsafe { libc::CMSG_DATA(header) };
+    // SAFETY: CMSG_LEN(4) bytes are inside of `control`, so four bytes of data are.
+    unsafe { data.cast::<i32>().write_unaligned(fd.as_raw_fd()) };
+    // SAFETY: sendmsg(2) reads the message, its part and its control data, all alive during the
+    // call. MSG_NOSIGNAL: a closed peer is an error.
+    let sent = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// The process that made the listener of a connected unix socket; 0 from another pid namespace.
+pub fn peer_pid(socket: &UnixStream) -> io::Result<i32> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    let (level, option) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+    let place = (&raw mut peer).cast();
+    // SAFETY: getsockopt(2) writes at most `len` bytes to `peer`, plain numbers.
+    check(unsafe { libc::getsockopt(socket.as_raw_fd(), level, option, place, &raw mut len) })?;
+    Ok(peer.pid)
+}
+
+/// A descriptor of a process, which never becomes another process's.
+pub fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_open(2) takes two numbers.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+}
+
+/// Returns `true` if the process has not ended.
+pub fn is_alive(pidfd: BorrowedFd<'_>) -> bool {
+    let mut entry = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+    // SAFETY: poll(2) reads and writes one entry, alive during the call.
+    unsafe { libc::poll(&raw mut entry, 1, 0) == 0 }
+}
+
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    match i32::try_from(fd) {
+        // SAFETY: the kernel has just made this descriptor, and this is its only owner.
+        Ok(fd @ 0..) => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
