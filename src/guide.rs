@@ -9,6 +9,7 @@
 //! | [`broadcasting`] | sends a buffer to many peers, and drops slow peers |
 //! | [`foreign_memory`] | sends mapped files and further memory in place |
 //! | [`tuning`] | chooses sizes and limits, and reads the counters |
+//! | [`telemetry`] | watches senders in production: counters and events |
 #![cfg_attr(feature = "rustls", doc = "| [`tls`] | encrypts into buffers of a pool |")]
 //!
 //! Pages, also in the folder `docs`:
@@ -37,6 +38,7 @@ pub mod closing;
 pub mod event_loop;
 pub mod foreign_memory;
 pub mod tasks;
+pub mod telemetry;
 #[cfg(feature = "rustls")]
 #[cfg_attr(docsrs, doc(cfg(feature = "rustls")))]
 pub mod tls;

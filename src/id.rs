@@ -51,6 +51,11 @@ impl SenderId {
     pub(crate) fn new(unique: u64) -> Self {
         Self(unique & FIELD)
     }
+
+    #[cfg(feature = "tracing")]
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
 }
 
 /// Names one accepted send of one [`Sender`](crate::Sender), copied or not.

@@ -373,6 +373,11 @@ impl Lease {
         self.slot().is_some_and(SlotRef::is_awaited)
     }
 
+    /// Returns `true` if the release cannot be proven.
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.quarantined
+    }
+
     /// The bytes can no longer be proven released by a notification. Returns the wakers of waiters without
     /// hope, to be woken with no lock held.
     #[must_use]

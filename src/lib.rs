@@ -57,6 +57,7 @@
 //! | limit how long a silent peer may hold buffers | [`max_hold`](sender::SenderBuilder::max_hold) |
 //! | know if zero copy works here | [`probe::Environment`], [`Sender::capabilities`] |
 //! | choose sizes and limits | the chapter [`guide::tuning`] |
+//! | watch senders in production | the chapter [`guide::telemetry`] |
 //! | count buffers, find lost buffers | [`Pool::stats`], [`Pool::audit`] |
 //! | choose between the ways to send | [`guide::choosing`] |
 //! | find the cause of a symptom | [`guide::troubleshooting`] |
@@ -91,6 +92,7 @@
 //! | `memmap2-0_9` | off | the types of memmap2 0.9 as a [`Mapping`] |
 //! | `serde` | off | `serde::Serialize` for all counters, states and reports |
 //! | `tokio` | off | the module `tokio`: streams in tokio's runtimes |
+//! | `tracing` | off | events of senders for `tracing`, listed in [`guide::telemetry`] |
 //!
 //! # Platforms
 //!

@@ -7,6 +7,7 @@ use super::{
     config::Config,
     kernel::{Interest, Kernel},
     machine::{Act, Disposal, Goal, Item, LoneCall, Machine, Offered, Question, Read, Stop, Way},
+    telemetry::{Cause, Scope},
     transport::MIN_ZERO_COPY_ELEMENT,
 };
 use crate::{
@@ -47,6 +48,7 @@ pub struct Core<K: Kernel> {
     /// The reaper's attention.
     pub(super) watch: Mutex<Watch>,
     pub(super) this: Weak<Self>,
+    scope: Scope,
 }
 
 /// The care of the reaper.
@@ -103,6 +105,7 @@ impl<K: Kernel> Core<K> {
             limits_silence: config.max_hold.is_some() && transport.has_end(),
             watch: Mutex::new(Watch::Off),
             this: Weak::clone(this),
+            scope: Scope::current(),
         })
     }
 
@@ -263,7 +266,8 @@ impl<K: Kernel> Core<K> {
     }
 
     /// Drops what was released, wakes the tasks that waited for it, and ends the waits of threads,
-    /// in this order: a task that is told of a release finds the slot free.
+    /// in this order: a task that is told of a release finds the slot free. Subscribers are told of
+    /// events last, since they may take their time.
     fn dispose(
         &self,
         mut disposal: Disposal,
@@ -273,11 +277,13 @@ impl<K: Kernel> Core<K> {
         disposal.drop_all(panics);
         let mut machine = self.enter();
         machine.disposed(disposal);
-        if woken.is_empty() {
+        let untold = machine.take_untold();
+        if woken.is_empty() && untold.is_empty() {
             return machine;
         }
         drop(machine);
         panics.catch_each(woken.into_iter(), Waker::wake);
+        panics.catch_each(untold.into_iter(), |event| self.scope.tell(self.id, event));
         self.enter()
     }
 
@@ -504,6 +510,7 @@ impl<K: Kernel> Core<K> {
         } else if machine.is_unsent() {
             stop.or(Some(Stop::Blocked))
         } else if !machine.quotas_allow(quotas) {
+            machine.in_flight.done.held_back(Cause::Quota);
             Some(Stop::Window)
         } else {
             None
@@ -584,6 +591,7 @@ mod tests {
         ];
         let machine = offset_of!(Sender, machine);
         assert!(hot.iter().all(|start| *start < machine) && machine <= 48, "{hot:?} {machine}");
-        assert!(size_of::<Sender>() <= 1112, "{}", size_of::<Sender>());
+        let scope = size_of::<Scope>();
+        assert!(size_of::<Sender>() <= 1112 + scope, "{} with {scope}", size_of::<Sender>());
     }
 }

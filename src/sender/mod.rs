@@ -38,6 +38,7 @@
 // | file | content |
 // |---|---|
 // | `config`, `report` | settings and reports: plain data |
+// | `telemetry` | events for the feature `tracing` |
 // | `handle` | `Sender` |
 // | `builder` | settings, and the checks before a socket is taken over |
 // | `split` | the halves for two threads |
@@ -68,6 +69,7 @@ mod poll;
 mod query;
 mod report;
 mod split;
+mod telemetry;
 #[cfg(all(test, not(loom)))]
 mod tests;
 pub(crate) mod transport;

@@ -26,7 +26,10 @@ impl<K: Kernel> Core<K> {
     /// sends go by copy.
     pub(super) fn try_reading(&self) -> Option<CopyReason> {
         // A passing error will show again when it matters.
-        self.advance(self.enter(), Goal::Read).0.in_flight.copy_reason
+        let machine = self.advance(self.enter(), Goal::Read).0;
+        let reason = machine.in_flight.copy_reason;
+        self.tidy(machine);
+        reason
     }
 
     /// The events that the owner should wait for.

@@ -30,6 +30,8 @@ mod accounts;
 mod care;
 mod silence;
 mod tasks;
+#[cfg(feature = "tracing")]
+mod telemetry;
 mod waits;
 
 /// Of Linux.

@@ -75,6 +75,7 @@ impl<K: Kernel> Core<K> {
         let mut machine = self.enter();
         if machine.may_notice_end() {
             machine.connection_is(self.kernel.is_over().unwrap_or(false));
+            self.tidy(machine);
         }
     }
 

@@ -19,6 +19,8 @@ mod serialized;
 mod shared;
 mod split;
 mod tasks;
+#[cfg(feature = "tracing")]
+mod telemetry;
 mod tickets;
 mod waiting;
 mod walk;

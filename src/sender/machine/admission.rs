@@ -3,6 +3,7 @@
 use std::mem;
 
 use super::{
+    super::telemetry::Cause,
     Item,
     call::Refused,
     in_flight::InFlight,
@@ -55,7 +56,11 @@ impl Machine {
         // A refusal from here on is no matter of room in the socket.
         self.refused = Refused::No;
         if !self.quotas_allow([(item.pool, item.quota)].into_iter()) {
-            return if self.known.has_read { Ok(None) } else { Err(self.read_first()) };
+            if !self.known.has_read {
+                return Err(self.read_first());
+            }
+            self.in_flight.done.held_back(Cause::Quota);
+            return Ok(None);
         }
         if !self.goes_without_copy(1, item.len) {
             return Ok(Some(Way::Copy));
@@ -95,12 +100,15 @@ impl Machine {
                 return Ok(Some(Way::Copy));
             }
             let held = self.in_flight.done.counts.in_flight_bytes;
-            if self.window.fits(bytes, outstanding, held) && self.charge(bytes) {
+            let fits = self.window.fits(bytes, outstanding, held);
+            if fits && self.charge(bytes) {
                 return Ok(Some(Way::ZeroCopy));
             }
+            let cause = if fits { Cause::Budget } else { Cause::Window };
             if is_first {
                 // The rest of the budget belongs to other senders, so no release of this sender
                 // would help.
+                self.in_flight.done.held_back(cause);
                 return Ok(Some(Way::Copy));
             }
             // A full window is looked at again after the error queue is read, and once more after
@@ -111,6 +119,7 @@ impl Machine {
             let optmem = self.known.optmem()?;
             self.prove(optmem);
             if self.in_flight.tracker.outstanding() == outstanding {
+                self.in_flight.done.held_back(cause);
                 return Ok(None);
             }
         }

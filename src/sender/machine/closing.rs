@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
-    super::report::CloseReport,
+    super::{report::CloseReport, telemetry::Event},
     cold::{MIN_LOOK, Progress},
     question::{Known, Question},
     state::{Closing, Machine, Phase},
@@ -91,6 +91,8 @@ impl Machine {
             closing.finish(self.known)?;
             if !was_over {
                 self.in_flight.done.changed();
+                let report = self.report(self.known.unacked.flatten());
+                self.in_flight.done.tell(Event::Closed(report));
             }
             return Ok(());
         }

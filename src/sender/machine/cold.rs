@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::super::{kernel::Edges, report::SenderStats};
+use super::super::{kernel::Edges, report::SenderStats, telemetry::Untold};
 use crate::{id::Ticket, lease::Payload, sync::Arc, sys::ErrorQueueEvent};
 
 /// Most time between looks.
@@ -84,6 +84,8 @@ pub(crate) struct Cold {
     pub(super) wakers: Vec<(Awaited, Waker)>,
     /// Tasks waiting for a slot in vain, to be woken once no lock is held.
     pub(crate) hopeless: Vec<Waker>,
+    /// Events to be told once no lock is held.
+    pub(crate) untold: Untold,
     /// Data to read is asked for, and has come since a task was told last.
     pub(super) asks_for_data: bool,
     pub(super) has_data: bool,

@@ -3,6 +3,7 @@
 use std::mem;
 
 use super::{
+    super::telemetry::{Cause, Event},
     call::{Failed, Retry, Stop},
     outbox::Cut,
     question::Question,
@@ -39,7 +40,9 @@ impl Machine {
             errno::EMSGSIZE => self.retry = Retry::ByCopy,
             // The socket has come to need a copy, as one with kernel TLS does.
             errno::EOPNOTSUPP => {
-                self.in_flight.copy_reason.get_or_insert(CopyReason::Refused(failed.error));
+                if self.in_flight.copy_reason.is_none() {
+                    self.in_flight.copy_because(CopyReason::Refused(failed.error));
+                }
                 self.retry = Retry::ByCopy;
             }
             _ => self.stop(failed.error),
@@ -57,11 +60,13 @@ impl Machine {
             };
             failed.is_counted = true;
             let used = optmem.unwrap_or(0);
-            let counts = &mut self.in_flight.done.cold.make().counts;
+            let done = &mut self.in_flight.done;
             if used.saturating_add(OPTMEM_PER_CALL) > self.optmem_max {
-                counts.no_bufs_optmem += 1;
+                done.cold.make().counts.no_bufs_optmem += 1;
+                done.held_back(Cause::Optmem);
             } else {
-                counts.no_bufs_memlock += 1;
+                done.cold.make().counts.no_bufs_memlock += 1;
+                done.held_back(Cause::Memlock);
             }
         }
         if !failed.has_read {
@@ -128,15 +133,25 @@ impl Machine {
         self.sending.is_some_and(|sending| sending.accepted > 0)
     }
 
+    /// The connection is over. Returns the first error that said so.
+    pub(super) fn fail(&mut self, error: OsError) -> OsError {
+        // The report of the end tells of an abort.
+        if self.connection_error().is_none() && error.raw() != errno::ECANCELED {
+            self.in_flight.done.tell(Event::Failed(error));
+        }
+        *self.error.get_or_insert(error)
+    }
+
     /// The meaning of a call's error.
     pub(super) fn classify(&mut self, error: OsError) -> Stop {
         if error.raw() == errno::EAGAIN {
+            self.in_flight.done.held_back(Cause::SendBuffer);
             Stop::Blocked
         } else if error.raw() == errno::EPIPE && self.closing.as_ref().is_some_and(|c| c.orderly) {
             // The owner sends behind the end of its own stream.
             Stop::Failed(error)
         } else if errno::ends_connection(error.raw()) {
-            Stop::Failed(*self.error.get_or_insert(error))
+            Stop::Failed(self.fail(error))
         } else if self.transport.is_drop(error.raw()) {
             self.in_flight.done.cold.make().counts.dropped_sends += 1;
             Stop::Dropped(error)

@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::{
+    super::telemetry::Event,
     cold::{Cold, GivenUp, look_after},
     question::Question,
     state::Machine,
@@ -165,5 +166,8 @@ impl Machine {
     pub(crate) fn connection_is(&mut self, over: bool) {
         self.known.is_over = Some(over);
         self.is_over |= over;
+        if over {
+            self.in_flight.done.tell(Event::Failed(OsError::from_raw(errno::ENOTCONN)));
+        }
     }
 }

@@ -10,6 +10,7 @@ use super::{
         budget::MemlockBudget,
         config::{Config, OnRelease},
         report::Fate,
+        telemetry::{Cause, Event},
     },
     ages::Ages,
     cold::{Cold, HandedBack, Lazy},
@@ -158,11 +159,25 @@ impl InFlight {
         }
     }
 
+    /// Everything goes by copy from here on.
+    #[cold]
+    pub(super) fn copy_because(&mut self, reason: CopyReason) {
+        self.copy_reason = Some(reason);
+        self.done.tell(Event::Mode(Some(reason)));
+    }
+
+    /// The route has changed its mode.
+    #[cold]
+    pub(super) fn mode_changed(&mut self) {
+        self.done.tell(Event::Mode(self.route.is_copied().then_some(CopyReason::Route)));
+    }
+
     /// Notifications prove nothing from here on: no zero copy, and no release except by the option
     /// memory.
     pub(super) fn poison(&mut self, poison: Poison) {
         if self.poisoned().is_none() {
             self.copy_reason = Some(CopyReason::Poisoned(poison));
+            self.done.tell(Event::Poisoned(poison));
             self.done.changed();
             self.quarantine();
         }
@@ -170,11 +185,16 @@ impl InFlight {
 
     /// Marks every lease given to the kernel as unproven.
     pub(super) fn quarantine(&mut self) {
+        let mut payloads = 0;
         for lease in self.tracker.iter_mut().filter(|lease| lease.offers > 0) {
+            payloads += usize::from(!lease.is_quarantined());
             let hopeless = lease.quarantine();
             if !hopeless.is_empty() {
                 self.done.cold.make().hopeless.extend(hopeless);
             }
+        }
+        if payloads > 0 {
+            self.done.tell(Event::Quarantined { payloads });
         }
     }
 
@@ -241,6 +261,25 @@ impl Done {
         if let Some(cold) = self.cold.get_mut() {
             cold.changes += 1;
             self.news |= !cold.wakers.is_empty() || !cold.asleep.is_empty();
+        }
+    }
+
+    /// Keeps an event for a subscriber until no lock is held.
+    #[inline(always)]
+    pub(super) fn tell(&mut self, event: Event) {
+        if cfg!(feature = "tracing") {
+            self.cold.make().untold.push(event);
+            self.news = true;
+        }
+    }
+
+    /// A call has to wait, or goes by copy, for this cause.
+    #[inline(always)]
+    pub(crate) fn held_back(&mut self, cause: Cause) {
+        if cfg!(feature = "tracing")
+            && let Some(event) = self.cold.make().untold.count(cause)
+        {
+            self.tell(event);
         }
     }
 

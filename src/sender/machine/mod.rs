@@ -58,7 +58,7 @@ pub(super) use self::{
     question::Question,
     state::{Machine, OVERDUE, Read},
 };
-use super::kernel::Edges;
+use super::{kernel::Edges, telemetry::Event};
 use crate::{lease::Memory, raw::PoolHead, sync::Arc};
 
 /// The purpose of a run of the driver.
@@ -106,7 +106,7 @@ pub(super) enum Act {
     Send(RunCall),
     /// Wait until the call of another thread is over.
     AwaitCall,
-    /// Drop payloads, then wake tasks and threads.
+    /// Drop payloads, then wake tasks and threads, then tell events.
     Dispose(Disposal, Vec<Waker>),
     /// Have the reaper watch the sender.
     Watch,
@@ -234,12 +234,18 @@ impl Machine {
         let woken = self.take_woken();
         let done = &mut self.in_flight.done;
         done.news = false;
-        if done.disposal.is_empty() && woken.is_empty() {
+        let has_untold = done.cold.get().is_some_and(|cold| !cold.untold.is_empty());
+        if done.disposal.is_empty() && woken.is_empty() && !has_untold {
             done.wake_threads();
             return None;
         }
         done.dropping += 1;
         Some((mem::take(&mut done.disposal), woken))
+    }
+
+    /// The events to be told with no lock held.
+    pub(super) fn take_untold(&mut self) -> Vec<Event> {
+        self.changed_cold().map_or_else(Vec::new, |cold| cold.untold.take())
     }
 
     /// The payloads of [`take_disposal`](Self::take_disposal) are dropped.

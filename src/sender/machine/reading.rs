@@ -45,10 +45,13 @@ impl Machine {
         let Ok(Released { ids, bytes }) = tracker.release(lo, hi, done.on_released(copied)) else {
             return self.poison(Poison::UnknownIds { lo, hi });
         };
-        route.notified(ids, copied);
+        let has_changed = route.notified(ids, copied);
         let freed = done.released(ids, bytes, copied);
         self.known.freed += freed;
         self.read.ids += freed;
+        if has_changed {
+            self.in_flight.mode_changed();
+        }
         if self.in_flight.route.is_exclusive() {
             self.grant.revoke();
         }
@@ -82,7 +85,9 @@ impl Machine {
     #[cold]
     fn cannot_read(&mut self, error: OsError) {
         if self.in_flight.tracker.outstanding() == 0 {
-            self.in_flight.copy_reason.get_or_insert(CopyReason::Unprovable(error));
+            if self.in_flight.copy_reason.is_none() {
+                self.in_flight.copy_because(CopyReason::Unprovable(error));
+            }
             self.grant.revoke();
         } else {
             self.read.refused = Some(error);
@@ -111,7 +116,7 @@ impl Machine {
         let is_out = self.in_flight.tracker.outstanding() > 0;
         if is_out && self.known.optmem()? == Some(0) {
             self.in_flight.release_all();
-            self.in_flight.copy_reason = Some(CopyReason::Ignored);
+            self.in_flight.copy_because(CopyReason::Ignored);
             self.grant.revoke();
         }
         self.verifies = false;

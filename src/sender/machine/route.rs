@@ -172,15 +172,13 @@ impl Route {
         }
     }
 
-    /// The kernel accepted the call that was out.
+    /// The kernel accepted the call that was out. Returns `true` if the mode has changed.
     #[inline]
-    pub(super) fn returned(&mut self) {
-        if let Some(probe) = &mut self.probe {
-            probe.is_out = false;
-            if let Some(evidence) = probe.early {
-                self.judge(evidence);
-            }
-        }
+    pub(super) fn returned(&mut self) -> bool {
+        let Some(probe) = &mut self.probe else { return false };
+        probe.is_out = false;
+        let early = probe.early;
+        early.is_some_and(|evidence| self.judge(evidence))
     }
 
     /// The call of `id` failed. A notification for the call says nothing about the route. Returns
@@ -206,8 +204,9 @@ impl Route {
         self.bytes = self.bytes.saturating_sub(bytes as u64);
     }
 
-    /// A notification released these ids, with the flag of the first.
-    pub(super) fn notified(&mut self, ids: IdRange, copied: bool) {
+    /// A notification released these ids, with the flag of the first. Returns `true` if the mode has
+    /// changed.
+    pub(super) fn notified(&mut self, ids: IdRange, copied: bool) -> bool {
         let of_probe = |probe: &&mut Probe| (ids.start..ids.end).contains(&probe.id);
         if let Some(probe) = self.probe.as_mut().filter(of_probe) {
             // A probe's notification has no further ids; with further ids it is no evidence.
@@ -215,21 +214,25 @@ impl Route {
             if probe.is_out {
                 probe.early = Some(evidence);
             } else {
-                self.judge(evidence);
+                return self.judge(evidence);
             }
         } else if self.stats.mode == RouteMode::ZeroCopy && !self.is_exclusive() {
             self.suspicion =
                 if copied { self.suspicion + 1 } else { self.suspicion.saturating_sub(1) };
         }
+        false
     }
 
-    /// The notification of the probe is read, and its call accepted.
-    fn judge(&mut self, evidence: Evidence) {
+    /// The notification of the probe is read, and its call accepted. Returns `true` if the mode has
+    /// changed.
+    fn judge(&mut self, evidence: Evidence) -> bool {
         self.probe = None;
         self.waited = 0;
+        let before = self.stats.mode;
         if let Some(copied) = evidence {
             self.evidence(copied);
         }
+        self.stats.mode != before
     }
 
     /// A probe came back.

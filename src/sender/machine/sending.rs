@@ -360,7 +360,7 @@ impl Machine {
     /// Nothing more of the present send is sent. The connection is over: to go on behind a gap
     /// would be silently wrong.
     pub(crate) fn cut_short(&mut self, error: OsError) {
-        let error = *self.error.get_or_insert(error);
+        let error = self.fail(error);
         if let Some(Sending { ticket, accepted }) = self.sending {
             self.in_flight.done.truncate(ticket, accepted, error);
             self.take_unsent(InFlight::settle);
@@ -415,7 +415,9 @@ impl Machine {
     /// The socket accepted the first bytes of a call without copy of `bytes`.
     #[inline]
     fn accepted_zero_copy(&mut self, bytes: usize, accepted: usize) {
-        self.in_flight.route.returned();
+        if self.in_flight.route.returned() {
+            self.in_flight.mode_changed();
+        }
         if accepted < bytes {
             self.in_flight.not_accepted(bytes - accepted);
         }

@@ -306,7 +306,7 @@ fn notifications_are_looked_for_from_the_first_copy_on() {
     assert_eq!(looks(&mut route), [1, 2, 4, 8], "behind the first probe");
     route.notified(one(0), NOT_COPIED);
     assert_eq!(looks(&mut route), [0; 0], "in zero copy");
-    (1..=4).for_each(|id| route.notified(one(id), COPIED));
+    (1..=4).for_each(|id| _ = route.notified(one(id), COPIED));
     assert_eq!(looks(&mut route), [1, 2, 4, 8], "on suspicion");
     probe(&mut route, 5);
     assert_eq!(looks(&mut route), [1, 2, 4, 8], "behind the next probe");

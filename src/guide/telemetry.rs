@@ -1,0 +1,60 @@
+//! Counters, and events for `tracing`: a sender in production.
+//!
+//! A sender counts and stays silent. [`Sender::stats`](crate::Sender::stats),
+//! [`Pool::stats`](crate::Pool::stats) and [`reaper::stats`](crate::reaper::stats) are cheap snapshots,
+//! and the feature `serde` serializes them.
+//!
+//! # Events
+//!
+//! With the feature `tracing` a sender tells of rare changes, and of nothing per send. Without the
+//! feature no code of the events is built.
+//!
+//! ```
+//! # #[cfg(feature = "tracing")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::net::{TcpListener, TcpStream};
+//!
+//! tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).init();
+//!
+//! # let listener = TcpListener::bind("127.0.0.1:0")?;
+//! # let address = listener.local_addr()?;
+//! // The span of the adoption is the parent of the sender's events, in any thread.
+//! let span = tracing::info_span!("connection", %address);
+//! let socket = TcpStream::connect(address)?;
+//! let mut sender = span.in_scope(|| pinbuf::Sender::new(socket))?;
+//! sender.send(&b"hello"[..])?;
+//! let _report = sender.close(None); // DEBUG connection{address=127.0.0.1:4433}: pinbuf::sender: ...
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "tracing"))]
+//! # fn main() {}
+//! ```
+//!
+//! The target is `pinbuf::sender`. Each event has the field `sender`, a number of the process for each
+//! sender.
+//!
+//! | event | level | further fields | when |
+//! |---|---|---|---|
+//! | `mode` | DEBUG | `zero_copy`, `reason` | Large sends go without copy from here on, or by copy for the [reason](crate::sender::CopyReason). |
+//! | `backpressure` | DEBUG | `limit`, `times` | A limit made a send wait, or go by copy. |
+//! | `quarantined` | WARN | `payloads` | The release of so many payloads more cannot be proven now. |
+//! | `poisoned` | ERROR | `cause` | Notifications are no longer believed, for a [cause](crate::sender::Poison). Everything goes by copy from here on. |
+//! | `failed` | DEBUG | `error` | The connection is over, by an error. |
+//! | `closed` | DEBUG | `drained`, `aborted`, `unacked_bytes`, `quarantined`, `error` | The end of the sender is over, also of a dropped sender. The fields are those of [`CloseReport`](crate::sender::CloseReport). |
+//!
+//! - A sender with a slow peer is held back at every send. So `backpressure` is told at the first,
+//!   second, fourth, eighth time, and so on, for each `limit`: `times` is the number.
+//! - A sender dropped with nothing in flight just closes its socket, without an event.
+//! - A subscriber runs in the thread with the news, which may be the thread of the
+//!   [reaper](crate::reaper). No lock is held meanwhile, so that a subscriber may use the sender. A
+//!   panic of a subscriber goes to the caller, like the panic of a waker, and nothing is lost.
+//! - `tracing` drops events inside of a subscriber's own call.
+//!
+//! | limit | change |
+//! |---|---|
+//! | `SO_SNDBUF` | nothing: the peer or the path is slower than the sender. A larger send buffer delays the wait. |
+//! | `max_in_flight` | [`max_in_flight_bytes`](crate::sender::SenderBuilder::max_in_flight_bytes) or [`max_in_flight_sends`](crate::sender::SenderBuilder::max_in_flight_sends) |
+//! | `sender_quota` | [`PoolBuilder::sender_quota`](crate::pool::PoolBuilder::sender_quota), or more slots |
+//! | `memlock budget` | `RLIMIT_MEMLOCK`: the senders of the process share one half |
+//! | `RLIMIT_MEMLOCK` | the same limit: other programs of the user have used the rest |
+//! | `net.core.optmem_max` | the sysctl, about 1 KiB for each call in flight |
