@@ -229,16 +229,15 @@ impl Place {
         for reclaim in &reclaimers {
             reclaim.drive();
         }
-        if let Some(buf) = self.claim(class, waker) {
+        let mut result = self.claim(class, waker).map(Ok);
+        if result.is_none() && class.is_wholly_quarantined() {
+            result = Some(self.leave(class).ok_or(AllocError::Exhausted));
+        }
+        if let Some(result) = result {
             // The last handle of a sender may end here, which drops payloads of the user. If one
             // panics, the buffer must be in a variable: a value on its way out would be lost.
             drop(reclaimers);
-            return Poll::Ready(Ok(buf));
-        }
-        if class.is_wholly_quarantined() {
-            let granted = self.leave(class);
-            drop(reclaimers);
-            return Poll::Ready(granted.ok_or(AllocError::Exhausted));
+            return Poll::Ready(result);
         }
         self.watched = true;
         for reclaim in reclaimers {
