@@ -111,10 +111,10 @@ impl Route {
     }
 
     /// Returns `true` if a send needs to ask for each of its calls. `false` if all calls go by copy
-    /// and no earlier notification is left to be read. `outstanding` ids are in flight or unread.
+    /// and no probe is out: the interval before a probe ends with the probe's notification.
     #[inline]
-    pub(super) fn concerns(&self, outstanding: usize) -> bool {
-        !self.is_copied() || outstanding > 0 || self.bytes >= self.interval_bytes()
+    pub(super) fn concerns(&self) -> bool {
+        !self.is_copied() || self.bytes >= self.interval_bytes()
     }
 
     /// Bytes that go by copy before the route is asked again, with nothing outstanding.
@@ -137,7 +137,7 @@ impl Route {
     /// Returns `true` if [`admits`](Self::admits) looks at the time.
     #[inline]
     pub(super) fn asks_time(&self, outstanding: usize) -> bool {
-        self.is_exclusive() && outstanding == 0 && self.concerns(outstanding)
+        self.is_exclusive() && outstanding == 0 && self.concerns()
     }
 
     /// Returns `true` if a call may go without copy. The caller then calls [`began`](Self::began),
@@ -147,7 +147,7 @@ impl Route {
         if !self.is_exclusive() {
             return true;
         }
-        if outstanding > 0 || !self.concerns(outstanding) {
+        if outstanding > 0 || !self.concerns() {
             return false;
         }
         let now = now();

@@ -211,8 +211,7 @@ impl Machine {
             len += memory.len();
             outbox.push(self.in_flight.enter(buf, sequence), memory);
         }
-        let tries = self.in_flight.copy_reason.is_none()
-            && self.in_flight.route.concerns(self.in_flight.tracker.outstanding());
+        let tries = self.in_flight.copy_reason.is_none() && self.in_flight.route.concerns();
         outbox.start(self.transport, |elements, bytes| {
             tries && self.goes_without_copy(elements, bytes)
         });

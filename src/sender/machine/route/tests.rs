@@ -63,7 +63,7 @@ impl Socket {
     fn call(&mut self, bytes: usize, copies: bool, joins: bool) -> bool {
         let mut admitted = false;
         let outstanding = self.outstanding();
-        if self.route.concerns(outstanding) {
+        if self.route.concerns() {
             if self.route.wants_notifications(outstanding) || self.unread_calls == 32 {
                 self.read();
             }
@@ -341,7 +341,7 @@ fn a_failed_call_is_no_evidence() {
 fn a_policy_that_ignores_routes_lets_everything_through() {
     let mut route = Route::new(false);
     for id in 0..1000 {
-        assert!(route.concerns(7) && !route.wants_notifications(7));
+        assert!(route.concerns() && !route.wants_notifications(7));
         assert!(route.admits(7, || unreachable!("asks for no time")));
         route.began(NotificationId(id));
         let ids = IdRange { start: NotificationId(id), end: NotificationId(id + 1) };
