@@ -78,6 +78,8 @@ struct State {
     aborted: bool,
     /// Refuse calls without a prepared answer until there is room.
     full: bool,
+    /// Room was made.
+    has_room_again: bool,
     /// Keep taken bytes at an abort: their packets wait in a queue below.
     queued_below: bool,
     reaper: Option<Held>,
@@ -243,6 +245,7 @@ impl FakeKernel {
     pub fn make_room(&self) {
         let waiting = self.with(|state| {
             state.full = false;
+            state.has_room_again = true;
             state.waiting.clone()
         });
         waiting.iter().for_each(wake);
@@ -390,10 +393,15 @@ impl Kernel for FakeKernel {
         Ok(Ready { writable: self.with(|state| !state.full), error: true, hangup: false })
     }
 
-    /// A real kernel reports the present state as an event; here the caller has to look.
+    /// The present state is an event, except room that was always there: it would end the first wait of
+    /// every model.
     fn edges(&self) -> io::Result<Option<Arc<dyn Edges>>> {
         let edges = edges();
-        self.with(|state| state.waiting.extend(edges.clone()));
+        let is_ready = self.with(|state| {
+            state.waiting.extend(edges.clone());
+            state.has_room_again || !state.notifications.is_empty()
+        });
+        edges.iter().filter(|_| is_ready).for_each(wake);
         Ok(edges)
     }
 

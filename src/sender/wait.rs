@@ -43,8 +43,11 @@ pub(super) struct Wait<'a, K: Kernel> {
 
 impl<'a, K: Kernel> Wait<'a, K> {
     pub(super) fn new(core: &'a Core<K>, deadline: Option<Instant>, sending: bool) -> Self {
-        let (edges, seen) = (None, 0);
-        Self { core, deadline, sending, edges, seen, error: false, notifications_only: false }
+        // From here on changes are counted. The descriptors of an earlier wait have kept the socket's
+        // news, so no second look is needed before the first sleep.
+        let edges = core.enter_own().and_then(|mut own| own.cold_mut().spare_edges.take());
+        let (error, notifications_only) = (false, false);
+        Self { core, deadline, sending, edges, seen: 0, error, notifications_only }
     }
 
     /// Drives the sender until `done` gives a result.
@@ -76,18 +79,23 @@ impl<'a, K: Kernel> Wait<'a, K> {
         }
     }
 
-    /// Waits once for room for a refused buffer.
+    /// Waits once until a try to send may succeed, unless one may by now.
     pub(super) fn round_to_send(&mut self) -> Result<(), WaitError> {
-        if self.edges.is_none() {
-            self.take_spare();
-        }
-        self.seen = self.core.enter().changes_at_refusal();
+        // First, because by edges notifications can be left unread. A failure shows in the round.
+        let _ = self.listen();
         let leaves_unread = self.leaves_unread();
         if !leaves_unread || self.core.max_hold.is_some() {
             let goal = if leaves_unread { Goal::Push } else { Goal::Flush };
             if self.core.run(goal).map_err(|error| os(&error))?.read.messages > 0 {
                 return Ok(());
             }
+        }
+        {
+            let machine = self.core.enter();
+            if machine.may_try() {
+                return Ok(());
+            }
+            self.seen = machine.changes();
         }
         self.round(0)
     }
@@ -99,32 +107,12 @@ impl<'a, K: Kernel> Wait<'a, K> {
         self.sending && self.edges.is_some() && !self.notifications_only
     }
 
-    /// Takes over the descriptors of an earlier wait. Returns `true` if there were any.
-    fn take_spare(&mut self) -> bool {
-        self.edges = self.core.enter().changed_cold().and_then(|cold| cold.spare_edges.take());
-        self.edges.is_some()
-    }
-
-    /// Starts to wait for edges; whether to look again first, since news of before may be missed.
-    fn listen(&mut self, messages: usize) -> Result<bool, WaitError> {
-        if self.edges.is_some() {
-            return Ok(false);
+    /// Makes the descriptors of a wait for edges, whose first wait tells the present state.
+    fn listen(&mut self) -> Result<(), WaitError> {
+        if self.edges.is_none() {
+            self.edges = self.core.kernel.edges().map_err(|error| os(&error))?;
         }
-        if self.take_spare() {
-            // The descriptors have kept the socket's news since. A wait for room has looked just now.
-            return Ok(!self.sending);
-        }
-        match self.core.kernel.edges() {
-            Ok(edges) => {
-                self.edges = edges;
-                // Changes are counted from here on.
-                self.core.enter().cold_mut();
-                Ok(self.edges.is_some())
-            }
-            // For want of descriptors; levels would end every wait at once.
-            Err(error) if self.error && messages == 0 => Err(os(&error)),
-            Err(_) => Ok(false),
-        }
+        Ok(())
     }
 
     /// Waits once for the sender's interest; `messages` were read since the last round.
@@ -137,8 +125,10 @@ impl<'a, K: Kernel> Wait<'a, K> {
                 _ => return Err(WaitError::TimedOut),
             },
         };
-        if self.listen(messages)? {
-            return Ok(());
+        match self.listen() {
+            // For want of descriptors; levels would end every wait at once.
+            Err(error) if self.error && messages == 0 => return Err(error),
+            _ => {}
         }
         let by_edges = match &self.edges {
             Some(edges) if !self.core.enter().falls_asleep(self.seen, edges) => return Ok(()),
@@ -227,7 +217,8 @@ impl<K: Kernel> Core<K> {
                 Err(error) => return Err(error),
             }
         };
-        let flushed = wait.until(|core| core.is_flushed().then_some(Ok(())));
+        let waited = wait.round_to_send();
+        let flushed = waited.and_then(|()| wait.until(|core| core.is_flushed().then_some(Ok(()))));
         if let Err(WaitError::Os(error)) = flushed
             && !self.is_flushed()
         {

@@ -92,8 +92,6 @@ pub(crate) struct Cold {
     pub(crate) events: VecDeque<ErrorQueueEvent>,
     /// Changes for which a task or a thread may wait, since the first wait.
     pub(super) changes: u64,
-    /// The changes up to the last refusal of a buffer.
-    pub(super) changes_at_refusal: u64,
     /// Threads that sleep until the next change, or are about to.
     pub(super) asleep: Vec<Arc<dyn Edges>>,
     /// The descriptors of a finished wait, for the next wait. A busy sender would spend the calls

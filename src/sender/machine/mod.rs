@@ -198,11 +198,6 @@ impl Machine {
         self.cold().map_or(0, |cold| cold.changes)
     }
 
-    /// As [`changes`](Self::changes), up to the last refusal of a buffer.
-    pub(super) fn changes_at_refusal(&self) -> u64 {
-        self.cold().map_or(0, |cold| cold.changes_at_refusal)
-    }
-
     /// A thread is about to sleep until the next change. Returns `false` if something has changed
     /// that the thread has not `seen`: then the thread looks again.
     pub(super) fn falls_asleep(&mut self, seen: u64, thread: &Arc<dyn Edges>) -> bool {
@@ -253,11 +248,6 @@ impl Machine {
         let done = &mut self.in_flight.done;
         done.disposal.put_back(disposal);
         done.dropping -= 1;
-        // A drop lets no buffer in, so a refusal up to now has seen the drop too.
-        let cold = done.cold.get_mut();
-        if let Some(cold) = cold.filter(|cold| cold.changes_at_refusal == cold.changes) {
-            cold.changes_at_refusal += 1;
-        }
         done.changed();
         done.wake_threads();
     }

@@ -24,6 +24,12 @@ impl Machine {
         self.connection_error().is_some() || may_admit && !self.is_unsent()
     }
 
+    /// Returns `true` if a thread that waits to send may try again.
+    pub(crate) fn may_try(&self) -> bool {
+        let is_stopped = matches!(self.blocked, Some(Stop::Blocked | Stop::Window));
+        self.may_admit() || self.is_unsent() && !is_stopped
+    }
+
     /// The owner's buffer is refused. Behind an unsent part its own admission was not asked.
     pub(crate) fn refuse(&mut self, stop: Stop) {
         self.refused = match stop {
@@ -31,9 +37,6 @@ impl Machine {
             Stop::Window if !self.is_unsent() => Refused::ForRelease,
             _ => Refused::No,
         };
-        if let Some(cold) = self.changed_cold() {
-            cold.changes_at_refusal = cold.changes;
-        }
     }
 
     /// The owner gives its refused buffer up, unless a task waits to send the buffer.

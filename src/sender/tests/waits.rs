@@ -96,7 +96,7 @@ fn a_wait_for_room_reads_the_notifications_that_alone_end_it() {
 }
 
 #[test]
-fn the_descriptors_of_a_wait_serve_the_next_after_a_second_look() {
+fn the_descriptors_of_a_wait_serve_the_next_without_a_second_look() {
     let kernel = by_edges(stream([]));
     let sender = kernel.sender(config());
     for _ in 0..2 {
@@ -105,7 +105,7 @@ fn the_descriptors_of_a_wait_serve_the_next_after_a_second_look() {
         script!(&kernel, move |kernel, waited| {
             assert_eq!(waited.writable, None);
             let looks = kernel.with(|state| state.reads) - reads;
-            assert_eq!(looks, 2);
+            assert_eq!(looks, 1);
             kernel.release();
             Ready::default()
         });
@@ -223,9 +223,8 @@ fn a_change_between_the_look_and_the_sleep_ends_a_wait() {
         socket.release();
         visitor.step().unwrap();
     };
-    // Each look reads the clock, and so does the thread before its sleep: the fourth time after the
-    // look that follows new descriptors.
-    kernel.with(|state| state.at_clock = Some((4, Box::new(visit))));
+    // The look reads the clock, and then the thread before its sleep.
+    kernel.with(|state| state.at_clock = Some((2, Box::new(visit))));
     kernel.with(|state| state.on_wait = Some(Arc::new(|_, _| panic!("the change is there"))));
     sender.drain(Some(deadline)).unwrap();
 }
@@ -252,6 +251,23 @@ fn the_drops_of_a_refused_attempt_are_no_reason_for_one_more() {
     kernel.seen();
     (0..2).for_each(|_| kernel.release());
     sender.send(filled(&pool)).unwrap();
+}
+
+#[test]
+fn a_refused_send_makes_no_second_attempt_before_its_first_wait() {
+    for taken in [&[][..], &[Part(1000)]] {
+        let kernel = by_edges(FakeKernel::new(Transport::Stream, Fail(EAGAIN)));
+        kernel.will(taken.iter().copied());
+        let sender = kernel.sender(config());
+        let attempts = taken.len() + 1;
+        script!(&kernel, move |kernel, _| {
+            assert_eq!(kernel.seen().len(), attempts);
+            kernel.will([Answer::Take]);
+            Ready { writable: true, ..Ready::default() }
+        });
+        sender.send(&PAGE[..]).unwrap();
+        assert_eq!(kernel.seen().len(), 1);
+    }
 }
 
 /// Acts when woken.
