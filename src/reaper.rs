@@ -3,12 +3,14 @@
 //! The reaper also drives the senders with buffers of a pool in which a thread or task waits for a
 //! slot, and senders with a limit of silence
 //! ([`max_hold`](crate::sender::SenderBuilder::max_hold)). The thread starts when the first sender
-//! needs it, and lives as long as the process. A forked child has a reaper of its own.
+//! needs it, and lives as long as the process. A forked child has a reaper of its own. Without the
+//! thread, refused by the system or [forbidden](forbid_thread), calls of the program do the work.
 //!
 //! | to | use |
 //! |---|---|
 //! | have all dropped senders finish before the program exits | [`wait_idle`] |
 //! | count what the reaper has in its care | [`stats`] |
+//! | have a program without the thread | [`forbid_thread`], and [`serve`] from time to time |
 //!
 //! ```
 //! # use std::{io::{copy, sink}, net::{TcpListener, TcpStream}, thread, time::Duration};
@@ -38,7 +40,7 @@ use std::{
 use crate::{
     lock::{Mutex, lock},
     raw::Reclaim,
-    sync::{Arc, OnceLock, Parker, Weak, sleep, spawn},
+    sync::{Arc, OnceLock, Parker, Weak, sleep, spawn, unmodelled::Flag},
     sys::{epoll::Watcher, process::PerProcess},
 };
 
@@ -56,8 +58,8 @@ pub struct ReaperStats {
     pub watched: usize,
     /// Senders without an owner, before their end.
     pub owned: usize,
-    /// Owned senders without a thread or a descriptor. Meanwhile every call with a wait for a
-    /// buffer and every end of a sender serves them.
+    /// Owned senders without a thread or a descriptor. Meanwhile [`serve`], [`wait_idle`], every
+    /// wait for a buffer and every end of a sender drive them.
     pub unserved: usize,
     /// Senders without an owner that have ended, since the start of the process.
     pub ended: u64,
@@ -72,6 +74,9 @@ enum Sender {
     Watched(Weak<dyn Reclaim>),
     Owned(Arc<dyn Reclaim>),
 }
+
+/// Set for good by [`forbid_thread`], also for forked children.
+static IS_FORBIDDEN: Flag = Flag::new();
 
 /// The state of the reaper, present from the start; the thread comes later.
 #[derive(Default)]
@@ -134,19 +139,71 @@ pub(crate) fn unwatch(fd: BorrowedFd<'_>, token: Token) {
     drop(sender);
 }
 
-/// Drives the senders that have no thread. Cheap if there are none.
+/// Keeps the library from starting its thread, for the life of the process and in forked children.
+/// Returns `true` if the thread does not run; a thread that runs already stays.
 ///
-/// Their timers stay unchanged: the reaper's thread may be about to sleep until the next timer, and
-/// an earlier timer would not wake the thread.
-pub(crate) fn serve() {
+/// For programs under a policy against threads, and for filters that kill at `clone`. All memory
+/// stays as safe as with the thread, and the calls of the program do the work:
+///
+/// - A dropped sender with anything unsent or in flight waits, with its descriptor, for [`serve`],
+///   [`wait_idle`], a wait for a buffer, or the end of another sender. Each of these calls looks at
+///   all such senders. The time limit [`linger`](crate::sender::SenderBuilder::linger) counts in
+///   these calls only.
+/// - [`close`](crate::Sender::close), [`drain`](crate::Sender::drain) and
+///   [`wait`](crate::Sender::wait) wait as ever. An [`alloc`](crate::Pool::alloc) that waits looks at
+///   the senders every 5 ms.
+/// - [`alloc_async`](crate::Pool::alloc_async) and [`Waiter`](crate::pool::Waiter) ask to be polled
+///   again at once, and so keep a processor busy. Better take buffers with
+///   [`try_alloc`](crate::Pool::try_alloc) after a release.
+/// - The `poll_` methods of a sender need an [`event_fd`](crate::Sender::event_fd) in the program's
+///   loop, and fail with [`NoThread`](crate::WaitError::NoThread) otherwise.
+/// - [`max_hold`](crate::sender::SenderBuilder::max_hold) counts in the calls of the owner only.
+///
+/// ```
+/// # use std::{io::{copy, sink}, net::{TcpListener, TcpStream}, thread, time::Duration};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = TcpListener::bind("127.0.0.1:0")?;
+/// # let socket = TcpStream::connect(listener.local_addr()?)?;
+/// # let peer = thread::spawn(move || copy(&mut listener.accept().unwrap().0, &mut sink()));
+/// assert!(pinbuf::reaper::forbid_thread(), "called first");
+/// let mut sender = pinbuf::Sender::new(socket)?;
+/// sender.send(&[7; 1 << 20][..])?;
+/// drop(sender); // The end begins.
+/// while pinbuf::reaper::serve() > 0 {
+///     // The rest of the program's loop.
+/// #   thread::sleep(Duration::from_millis(1));
+/// }
+/// # assert_eq!(peer.join().unwrap()?, 1 << 20);
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "`false` means that the thread runs already"]
+pub fn forbid_thread() -> bool {
+    let reaper = Reaper::get();
+    let _starting = lock(&reaper.state);
+    IS_FORBIDDEN.set();
+    reaper.watcher.get().is_none()
+}
+
+/// Drives the dropped senders that have no thread. Returns the number of those left.
+///
+/// Never blocks. Cheap if there are none, as is usual: see [`forbid_thread`].
+///
+/// ```
+/// assert_eq!(pinbuf::reaper::serve(), 0);
+/// ```
+pub fn serve() -> usize {
     if cfg!(loom) {
         // Models have no reaper: its state would outlive an execution.
-        return;
+        return 0;
     }
     let reaper = Reaper::get();
     // Cloned, not taken: with an empty list a thread in `wait_idle` would sleep without a limit.
     let unserved = lock(&reaper.state).unserved.clone();
+    // Timers stay unchanged: the reaper's thread may be about to sleep until the next timer, and an
+    // earlier timer would not wake the thread.
     unserved.into_iter().for_each(|token| _ = reaper.drive(token));
+    lock(&reaper.state).unserved.len()
 }
 
 /// Returns the present counts of the reaper.
@@ -274,12 +331,12 @@ impl Reaper {
         (token, is_served)
     }
 
-    /// Returns the thread's watcher; starts the thread if it is not running.
+    /// Returns the thread's watcher; starts the thread if it is not running and not forbidden.
     fn watcher(self: &Arc<Self>) -> Option<&Watcher> {
         if self.watcher.get().is_none() {
             // Not `get_or_init`: after a failed start the next caller tries again.
             let _starting = lock(&self.state);
-            if self.watcher.get().is_none() {
+            if self.watcher.get().is_none() && !IS_FORBIDDEN.is_set() {
                 let watcher = Watcher::new().ok()?;
                 let running = Arc::clone(self);
                 spawn("pinbuf-reaper", move || running.run()).ok()?;

@@ -190,8 +190,27 @@ pub(crate) mod unmodelled {
         clippy::disallowed_types,
         reason = "loom's atomics cannot live in a static, and the reaper is no part of a model"
     )]
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     pub(crate) use std::sync::atomic::{AtomicPtr as StaticPtr, AtomicU64 as StaticU64};
-    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// A flag in a static, set for good. A lock of the user's orders the calls.
+    pub(crate) struct Flag(AtomicBool);
+
+    impl Flag {
+        pub(crate) const fn new() -> Self {
+            Self(AtomicBool::new(false))
+        }
+
+        pub(crate) fn set(&self) {
+            // Relaxed: nothing is published with the flag.
+            self.0.store(true, Ordering::Relaxed);
+        }
+
+        pub(crate) fn is_set(&self) -> bool {
+            // Relaxed: as in `set`.
+            self.0.load(Ordering::Relaxed)
+        }
+    }
 
     /// A number that is new for each call in this process.
     pub(crate) fn unique_id() -> u64 {

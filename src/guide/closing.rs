@@ -68,3 +68,9 @@
 //!
 //! The exit of a process discards unsent data. [`wait_idle`](crate::reaper::wait_idle) waits for
 //! all dropped senders.
+//!
+//! # Without a thread
+//!
+//! The background is a thread of the library, started when first needed. A program under a policy
+//! against threads calls [`forbid_thread`](crate::reaper::forbid_thread) first, and
+//! [`serve`](crate::reaper::serve) in each turn of its loop.

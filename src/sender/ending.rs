@@ -6,6 +6,7 @@ use super::{driver::Core, kernel::Kernel, machine::Goal, report::CloseReport};
 use crate::{
     error::{OsError, WaitError},
     panics::Panics,
+    reaper,
     sync::Arc,
     sys::errno,
 };
@@ -134,6 +135,8 @@ impl<K: Kernel> Core<K> {
                 self.hand_over();
             }
         }
+        // Otherwise a program without the thread that only drops would run out of descriptors.
+        reaper::serve();
         panics.resume();
     }
 }

@@ -21,14 +21,14 @@ use std::{
 use pinbuf::{
     AllocError, Fate, Policy, Pool, SendError, Sender, WaitError,
     pool::{Backing, Pages},
-    reaper::wait_idle,
+    reaper::{forbid_thread, serve, stats, wait_idle},
     sender::{Interest, SenderStats},
 };
 
 use crate::common::{
     self, STALLED, assert_all_free, assert_arrived, assert_same, census, filled, pair, pair_at,
     pattern, pool,
-    process::{alone, smaps_kib},
+    process::{alone, smaps_kib, thread_count},
     reader,
     reserve::Reserve,
     soon, test_of, within,
@@ -274,12 +274,12 @@ fn a_child_can_use_the_library_itself() {
             sender.send(buf).map(drop).unwrap();
         });
         drop(sender);
-        let owned = pinbuf::reaper::stats().owned;
+        let owned = stats().owned;
         assert!(owned > 0);
 
         let Some(child) = fork() else {
             leave(|| {
-                assert_eq!(pinbuf::reaper::stats().owned, 0);
+                assert_eq!(stats().owned, 0);
                 assert_eq!(pool.try_alloc(1).unwrap_err(), AllocError::Forked);
                 let pool = Pool::new(LEN, 4).unwrap();
                 let (near, far) = pair();
@@ -510,5 +510,26 @@ fn no_descriptor_survives_an_exec() {
         let ours = ["eventpoll", "eventfd", socket];
         assert!(!childs.iter().any(|link| ours.iter().any(|our| link.contains(our))), "{childs:?}");
         let _ = sender.abort();
+    });
+}
+
+#[test]
+fn a_child_inherits_the_prohibition_of_the_thread() {
+    alone(|| {
+        assert!(forbid_thread());
+        let Some(child) = fork() else {
+            leave(|| {
+                let pool = pool(LEN, 1);
+                let (near, far) = pair_at("127.0.0.1:0", STALLED);
+                let mut sender = common::zero_copy().adopt(near).unwrap();
+                sender.send(filled(pool.alloc(LEN).unwrap(), LEN, 0)).unwrap();
+                drop(sender);
+                assert_eq!((stats().unserved, serve(), thread_count()), (1, 1, 1));
+                drop(far);
+                assert!(wait_idle(soon()));
+                assert_all_free(&pool);
+            })
+        };
+        assert_left_well(child);
     });
 }

@@ -20,4 +20,5 @@ mod reaper;
 mod replacing;
 mod second_user;
 mod spin;
+mod threadless;
 mod udp;
