@@ -9,7 +9,7 @@
 //! | [`broadcasting`] | sends a buffer to many peers, and drops slow peers |
 //! | [`foreign_memory`] | sends mapped files and further memory in place |
 //! | [`tuning`] | chooses sizes and limits, and reads the counters |
-//! | [`telemetry`] | watches senders in production: counters and events |
+//! | [`telemetry`] | watches senders in production: counters, release times, events |
 #![cfg_attr(feature = "rustls", doc = "| [`tls`] | encrypts into buffers of a pool |")]
 //!
 //! Pages, also in the folder `docs`:

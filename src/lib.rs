@@ -88,6 +88,7 @@
 //! | feature | default | gives |
 //! |---|---|---|
 //! | `bytes` | off | `bytes::Bytes` as a payload and out of a [`SharedBuf`], `bytes::BufMut` for [`PinnedBuf`], `bytes::Buf` for [`SharedBuf`] |
+//! | `histogram` | off | a histogram per sender of the time from zero-copy call to release, with quantiles: [`guide::telemetry`] |
 //! | `rustls` | off | the module `rustls`: TLS streams, encrypted straight into buffers of a pool; with `tokio` too, for tasks |
 //! | `memmap2-0_9` | off | the types of memmap2 0.9 as a [`Mapping`] |
 //! | `serde` | off | `serde::Serialize` for all counters, states and reports |

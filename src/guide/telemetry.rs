@@ -1,8 +1,16 @@
-//! Counters, and events for `tracing`: a sender in production.
+//! Counters, release times, and events for `tracing`: a sender in production.
 //!
 //! A sender counts and stays silent. [`Sender::stats`](crate::Sender::stats),
 //! [`Pool::stats`](crate::Pool::stats) and [`reaper::stats`](crate::reaper::stats) are cheap snapshots,
 //! and the feature `serde` serializes them.
+//!
+//! # Release times
+//!
+//! The counters do not tell for how long the kernel holds buffers: the time decides how many buffers a
+//! pool needs. With the feature `histogram` a sender built with
+//! `SenderBuilder::release_times` keeps a histogram of the time from each zero-copy call to its
+//! release, and `Sender::release_times` returns a snapshot. A timed sender reads the clock for each
+//! zero-copy call, and all others never do.
 //!
 //! # Events
 //!

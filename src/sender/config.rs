@@ -56,6 +56,8 @@ pub struct Config {
     pub linger: Duration,
     /// [`SenderBuilder::max_hold`](crate::sender::SenderBuilder::max_hold)
     pub max_hold: Option<Duration>,
+    /// `SenderBuilder::release_times`, with the feature `histogram`
+    pub release_times: bool,
 }
 
 impl Default for Config {
@@ -68,6 +70,7 @@ impl Default for Config {
             observe_route: false,
             linger: Duration::from_secs(30),
             max_hold: None,
+            release_times: false,
         }
     }
 }

@@ -252,6 +252,9 @@ impl<K: Kernel> Core<K> {
 
     /// Reads the error queue until it is empty, or, unless `to_end`, for a good while.
     fn read_queue(&self, machine: &mut Machine, to_end: bool) -> Result<(), OsError> {
+        if machine.is_timed() {
+            machine.known.time = Some(self.kernel.now());
+        }
         let mut batches = 0;
         while to_end || batches < MAX_BATCHES {
             let batch = self.kernel.read_batch(&mut |record| machine.record(record));

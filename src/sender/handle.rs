@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "histogram")]
+use super::release_times::ReleaseTimes;
 use super::{
     config::ZeroCopyState,
     driver::Core,
@@ -828,6 +830,14 @@ impl<S: Socket> Sender<S> {
     /// Counters and state.
     pub fn stats(&self) -> SenderStats {
         self.core().stats()
+    }
+
+    /// A snapshot of the times from zero-copy calls to their releases, if
+    /// [switched on](crate::sender::SenderBuilder::release_times).
+    #[cfg(feature = "histogram")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "histogram")))]
+    pub fn release_times(&self) -> Option<ReleaseTimes> {
+        self.core().release_times()
     }
 
     /// The least time for which the peer has acknowledged nothing while something is held: a send

@@ -12,7 +12,7 @@
 //! | send from an event loop | [`Sender::event_fd`]; with `poll(2)` also [`Interest`] |
 //! | send from tasks | [`Sender::poll_ready`] and the [methods beside it](Sender#tasks) |
 //! | end the stream | [`Sender::close`], [`CloseReport`] |
-//! | watch | [`SenderStats`], [`RouteStats`] |
+//! | watch | [`SenderStats`], [`RouteStats`]; the chapter [`telemetry`](crate::guide::telemetry) |
 //!
 //! The errors are in [`error`](crate::error). Senders that were dropped are in the care of the
 //! [`reaper`](crate::reaper).
@@ -38,6 +38,7 @@
 // | file | content |
 // |---|---|
 // | `config`, `report` | settings and reports: plain data |
+// | `release_times` | the histogram for the feature `histogram` |
 // | `telemetry` | events for the feature `tracing` |
 // | `handle` | `Sender` |
 // | `builder` | settings, and the checks before a socket is taken over |
@@ -67,6 +68,7 @@ pub(crate) mod kernel;
 mod machine;
 mod poll;
 mod query;
+mod release_times;
 mod report;
 mod split;
 mod telemetry;
@@ -77,6 +79,8 @@ mod wait;
 mod watch;
 mod write;
 
+#[cfg(feature = "histogram")]
+pub use self::release_times::ReleaseTimes;
 pub use self::{
     builder::SenderBuilder,
     config::{OnRelease, Policy, ZeroCopyState},

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+#[cfg(feature = "histogram")]
+use super::release_times::ReleaseTimes;
 use super::{
     driver::Core,
     kernel::{Interest, Kernel},
@@ -101,6 +103,12 @@ impl<K: Kernel> Core<K> {
     /// Counters and state.
     pub fn stats(&self) -> SenderStats {
         self.enter_own().map_or_else(SenderStats::default, |machine| machine.stats())
+    }
+
+    /// A snapshot of the histogram, if there is one.
+    #[cfg(feature = "histogram")]
+    pub fn release_times(&self) -> Option<ReleaseTimes> {
+        self.enter_own()?.in_flight.timer.times()
     }
 
     /// The id of the socket's next zero-copy call.

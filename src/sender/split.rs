@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "histogram")]
+use super::release_times::ReleaseTimes;
 use super::{
     Capabilities, CloseReport, Fate, Interest, Reaped, Returned, SenderStats,
     driver::Core,
@@ -347,6 +349,14 @@ macro_rules! both_halves {
             /// Returns the counters and the state of the sender.
             pub fn stats(&self) -> SenderStats {
                 self.0.core().stats()
+            }
+
+            /// A snapshot of the times from zero-copy calls to their releases, if
+            /// [switched on](crate::sender::SenderBuilder::release_times).
+            #[cfg(feature = "histogram")]
+            #[cfg_attr(docsrs, doc(cfg(feature = "histogram")))]
+            pub fn release_times(&self) -> Option<ReleaseTimes> {
+                self.0.core().release_times()
             }
 
             /// Returns whether sends can go without copy now, and if not, the reason.

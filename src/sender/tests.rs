@@ -28,6 +28,8 @@ use crate::{
 
 mod accounts;
 mod care;
+#[cfg(feature = "histogram")]
+mod release_times;
 mod silence;
 mod tasks;
 #[cfg(feature = "tracing")]

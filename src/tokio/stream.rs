@@ -17,6 +17,8 @@ use super::{
     socket::{IntoSocket, ReadSocket},
     write::WriteHalf,
 };
+#[cfg(feature = "histogram")]
+use crate::sender::ReleaseTimes;
 use crate::{
     error::{SendError, WaitError},
     id::Ticket,
@@ -205,6 +207,14 @@ impl<S: Socket> Stream<S> {
     /// The counters and the state of the sender.
     pub fn stats(&self) -> SenderStats {
         self.write.stats()
+    }
+
+    /// A snapshot of the times from zero-copy calls to their releases, if
+    /// [switched on](crate::sender::SenderBuilder::release_times).
+    #[cfg(feature = "histogram")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "histogram")))]
+    pub fn release_times(&self) -> Option<ReleaseTimes> {
+        self.write.release_times()
     }
 
     /// The ability to send without copy, and the reason against it.

@@ -12,6 +12,8 @@ use ::tokio::{io::AsyncWrite, task::coop, time};
 use futures_sink::Sink;
 
 use super::{connection::Connection, released::Released};
+#[cfg(feature = "histogram")]
+use crate::sender::ReleaseTimes;
 use crate::{
     error::{OsError, SendError, WaitError},
     id::Ticket,
@@ -250,6 +252,14 @@ impl<S: Socket> WriteHalf<S> {
     /// The counters and the state of the sender.
     pub fn stats(&self) -> SenderStats {
         self.send.stats()
+    }
+
+    /// A snapshot of the times from zero-copy calls to their releases, if
+    /// [switched on](crate::sender::SenderBuilder::release_times).
+    #[cfg(feature = "histogram")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "histogram")))]
+    pub fn release_times(&self) -> Option<ReleaseTimes> {
+        self.send.release_times()
     }
 
     /// The ability to send without copy, and the reason against it.

@@ -39,6 +39,15 @@ fn the_counters_and_reports_of_a_send_have_the_names_of_their_fields() {
     assert!(to_value(reaper::stats()).unwrap()["owned"].is_u64());
 }
 
+#[cfg(feature = "histogram")]
+#[test]
+fn release_times_are_serialized_as_quantiles_in_nanoseconds() {
+    let times = to_value(pinbuf::sender::ReleaseTimes::default()).unwrap();
+    let names = ["count", "max_ns", "p50_ns", "p90_ns", "p999_ns", "p99_ns", "total_ns"];
+    assert_eq!(times.as_object().unwrap().keys().collect::<Vec<_>>(), names);
+    assert_eq!(times["p99_ns"], 0);
+}
+
 #[test]
 fn an_error_number_is_the_number() {
     assert_eq!(to_value(OsError::from_raw(104)).unwrap(), 104);

@@ -217,6 +217,7 @@ impl History {
             observe_route: false,
             linger: Duration::from_millis(choices.pick(&[10, 1000])),
             max_hold: None,
+            ..Config::default()
         };
         let socket = Socket::new(wire, Notifications::new(first, optmem_max));
         let transport = socket.transport();

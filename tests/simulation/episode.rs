@@ -217,6 +217,7 @@ impl Episode {
                 observe_route: choices.once_in(4),
                 linger: Duration::from_millis(choices.pick(&[10, 1000, 30_000])),
                 max_hold: choices.pick(&[None, None, None, Some(Duration::from_millis(100))]),
+                release_times: choices.once_in(4),
             };
             let wraps = choices.pick(&[0_u64, 1, 2]) << 32;
             let mut socket = Socket::new(wire, notifications);

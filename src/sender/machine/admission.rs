@@ -86,13 +86,14 @@ impl Machine {
         }
         loop {
             let outstanding = self.in_flight.tracker.outstanding();
+            let is_timed = self.is_timed();
             let route = &mut self.in_flight.route;
             let is_first = outstanding == 0;
             if self.in_flight.copy_reason.is_some() {
                 return Ok(Some(Way::Copy));
             }
-            // The first call in flight is marked with the time.
-            if is_first && !route.is_exclusive() || route.asks_time(outstanding) {
+            // The first call in flight is marked with the time, and so is every timed call.
+            if is_first && !route.is_exclusive() || route.asks_time(outstanding) || is_timed {
                 self.known.time()?;
             }
             let time = self.known.time;

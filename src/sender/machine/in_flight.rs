@@ -9,6 +9,7 @@ use super::{
     super::{
         budget::MemlockBudget,
         config::{Config, OnRelease},
+        release_times::Timer,
         report::Fate,
         telemetry::{Cause, Event},
     },
@@ -37,6 +38,8 @@ pub(crate) struct InFlight {
     /// The reason for permanent copies, if any.
     pub(crate) copy_reason: Option<CopyReason>,
     pub(super) ages: Ages,
+    /// Aside: no send without a histogram looks at it.
+    pub(crate) timer: Timer,
 }
 
 /// The further way of released leases.
@@ -95,6 +98,7 @@ impl InFlight {
             copy_reason,
             route: Route::new(config.observe_route && copy_reason.is_none()),
             ages: Ages::default(),
+            timer: Timer::new(config.release_times),
         }
     }
 
@@ -137,12 +141,15 @@ impl InFlight {
         payload
     }
 
-    /// The call of `id` is about to be made with no other id outstanding.
+    /// The call of `id` is about to be made. `is_first`: no other id is outstanding.
     #[cold]
-    pub(super) fn begins_anew(&mut self, id: NotificationId, now: Instant) {
-        self.ages.mark(id, NotificationId(id.0 + 1), now);
-        // Probes go alone.
-        self.route.began(id);
+    pub(super) fn begins(&mut self, id: NotificationId, now: Instant, is_first: bool) {
+        if is_first {
+            self.ages.mark(id, NotificationId(id.0 + 1), now);
+            // Probes go alone.
+            self.route.began(id);
+        }
+        self.timer.began(id, now);
     }
 
     /// The kernel did not accept the last `bytes` of a call without copy.
@@ -208,7 +215,9 @@ impl InFlight {
 
     /// Every id is released, according to the option memory. Returns the number of ids.
     pub(super) fn release_all(&mut self) -> u64 {
-        let Self { tracker, done, .. } = self;
+        let Self { tracker, done, timer, .. } = self;
+        // A proof comes long after the release.
+        timer.clear();
         let calls = tracker.outstanding();
         done.counts.released_calls += calls as u64;
         done.refund(calls, done.counts.in_flight_bytes);

@@ -49,6 +49,9 @@ impl Machine {
         let freed = done.released(ids, bytes, copied);
         self.known.freed += freed;
         self.read.ids += freed;
+        if self.is_timed() {
+            self.in_flight.timer.released(ids, self.known.time);
+        }
         if has_changed {
             self.in_flight.mode_changed();
         }

@@ -23,7 +23,7 @@ const TELLS: u16 = 1024;
 /// The calls of lone buffers: one call, as a rule, and no element in the outbox.
 impl Machine {
     /// A call without copy for a lone buffer, for which the tracker has a place, is about to be
-    /// made. `now` is asked if no other call is in flight.
+    /// made. `now` is asked if no other call is in flight, or every call is timed.
     #[inline(always)]
     pub(crate) fn begin_zero_copy(
         &mut self,
@@ -33,9 +33,10 @@ impl Machine {
         let memory = buf.io_vec();
         let bytes = memory.len().min(self.limits.bytes);
         let sequence = self.in_flight.done.ledger.open(1, false);
-        if self.in_flight.tracker.is_idle() {
+        let is_first = self.in_flight.tracker.is_idle();
+        if is_first || self.is_timed() {
             let now = self.known.time.unwrap_or_else(now);
-            self.in_flight.begins_anew(self.in_flight.tracker.next_id(), now);
+            self.in_flight.begins(self.in_flight.tracker.next_id(), now, is_first);
         }
         let lease = || Lease::new(buf, sequence, 1);
         let id = self.in_flight.tracker.insert_issued(lease, call_bytes(bytes));
@@ -280,9 +281,9 @@ impl Machine {
         for key in keys {
             self.in_flight.tracker.get_mut(*key).offers += 1;
         }
-        if is_first {
+        if is_first || self.is_timed() {
             let now = self.known.time.expect("asked by the admission");
-            self.in_flight.begins_anew(id, now);
+            self.in_flight.begins(id, now, is_first);
         }
         Some(id)
     }

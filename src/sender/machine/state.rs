@@ -138,6 +138,8 @@ pub(crate) struct Machine {
     pub(super) again: bool,
     /// Ends of calls may be left.
     pub(crate) leaves: bool,
+    /// Every call without copy is timed, for the histogram.
+    timed: bool,
     /// So many calls more are told of, because other threads use the sender too.
     pub(super) tells: u16,
     /// The kernel was seen to honour the flag, or is about to be asked.
@@ -200,6 +202,7 @@ impl Machine {
             out: Out::No,
             again: false,
             leaves: config.max_hold.is_none() && config.on_release == OnRelease::Recycle,
+            timed: config.release_times,
             tells: 0,
             verified: false,
             verifies: false,
@@ -239,6 +242,12 @@ impl Machine {
     #[inline(always)]
     pub(crate) fn is_calling(&self) -> bool {
         !matches!(self.out, Out::No)
+    }
+
+    /// Returns `true` if every call without copy reads the clock.
+    #[inline(always)]
+    pub(crate) fn is_timed(&self) -> bool {
+        cfg!(feature = "histogram") && self.timed
     }
 
     /// A thread is about to wait for the end of the call that is out, if there is one.
