@@ -1,7 +1,9 @@
 //! System calls without a wrapper in the standard library, for the hypervisor's process and memory.
 
 use std::{
+    fs::File,
     io, mem,
+    ops::Range,
     os::{
         fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
         unix::net::UnixStream,
@@ -63,6 +65,42 @@ pub fn is_alive(pidfd: BorrowedFd<'_>) -> bool {
     let mut entry = libc::pollfd { fd: pidfd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     // SAFETY: poll(2) reads and writes one entry, alive during the call.
     unsafe { libc::poll(&raw mut entry, 1, 0) == 0 }
+}
+
+/// Duplicates a descriptor of another process. Needs the permission to trace the process.
+pub fn pidfd_getfd(pidfd: BorrowedFd<'_>, fd: i32) -> io::Result<OwnedFd> {
+    // SAFETY: pidfd_getfd(2) takes three numbers.
+    owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })
+}
+
+/// The first data at or behind `offset`, up to its end. `None` behind the last data.
+pub fn next_data(file: &File, offset: u64) -> io::Result<Option<Range<u64>>> {
+    let seek = |offset: u64, whence| {
+        let offset = offset.try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
+        // SAFETY: lseek(2) takes three numbers.
+        let found = unsafe { libc::lseek(file.as_raw_fd(), offset, whence) };
+        u64::try_from(found).map_err(|_| io::Error::last_os_error())
+    };
+    let start = match seek(offset, libc::SEEK_DATA) {
+        Ok(start) => start,
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    match seek(start, libc::SEEK_HOLE) {
+        Ok(end) => Ok(Some(start..end)),
+        // A hole has taken the place of the data between the calls, up to the end of the file.
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Magic number and block size of the file system of a file. The blocks of hugetlbfs are huge pages.
+pub fn file_system(file: &File) -> io::Result<(i64, u64)> {
+    // SAFETY: an all-zero `statfs` is valid: plain numbers.
+    let mut found: libc::statfs = unsafe { mem::zeroed() };
+    // SAFETY: fstatfs(2) writes to `found`, alive during the call.
+    check(unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut found) })?;
+    Ok((found.f_type as i64, found.f_bsize as u64))
 }
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {

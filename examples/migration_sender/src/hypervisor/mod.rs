@@ -6,11 +6,13 @@
 //! | `dirtier` | the thread that writes the make-believe guest's memory |
 //! | `qmp`     | QEMU's monitor                                       |
 //! | `memory`  | the files with the RAM of a QEMU                     |
+//! | `process` | the memory map and descriptors of a QEMU              |
 //! | `qemu`    | the steps of a migration of a QEMU                   |
 
 pub mod dirtier;
 pub mod guest;
 pub mod memory;
+pub mod process;
 pub mod qemu;
 pub mod qmp;
 

@@ -20,6 +20,7 @@ use std::{
     net::Shutdown,
     os::{fd::AsFd, unix::net::UnixStream},
     path::Path,
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -28,6 +29,7 @@ use serde_json::{Value, json};
 
 use super::{
     DestinationMachine, SourceMachine,
+    memory::{self, Access, GuestRam},
     qmp::{Qmp, Version},
 };
 use crate::failure::{Code, Failure};
@@ -58,8 +60,6 @@ const DIRTY_LIMIT: &str = "set-vcpu-dirty-limit";
 const NO_LIMIT: u64 = 1 << 30;
 /// QEMU takes a rate once per second.
 const RATE_PERIOD: Duration = Duration::from_millis(2500);
-/// The first version with memory in QEMU's stream that has no file with a name.
-const NAMED_FILES_ONLY: Version = Version { major: 8, minor: 1 };
 /// The first version that can survive a device state that it refuses.
 const SURVIVES: Version = Version { major: 9, minor: 1 };
 
@@ -70,6 +70,7 @@ pub struct Qemu {
     timeout: Duration,
     /// The largest device state, in bytes.
     max_state: usize,
+    ram: Arc<[GuestRam]>,
     /// The setting of the source before the move.
     bandwidth: u64,
     /// The memory that a processor writes without throttle, in MiB per second.
@@ -84,7 +85,7 @@ impl Qemu {
     ///
     /// Fails with the missing condition. The guest runs on.
     pub fn source(path: &Path, timeout: Duration, max_state: usize) -> Result<Self, Failure> {
-        let mut qemu = Self::connect(path, timeout, max_state, "running")?;
+        let mut qemu = Self::connect(path, timeout, max_state, Access::Read)?;
         let parameters = qemu.qmp.execute("query-migrate-parameters", json!({}))?;
         qemu.refuse_parameters(&parameters)?;
         qemu.bandwidth = parameters["max-bandwidth"].as_u64().unwrap_or(BANDWIDTH);
@@ -98,7 +99,7 @@ impl Qemu {
     ///
     /// Fails with the missing condition.
     pub fn destination(path: &Path, timeout: Duration, max_state: usize) -> Result<Self, Failure> {
-        let mut qemu = Self::connect(path, timeout, max_state, "inmigrate")?;
+        let mut qemu = Self::connect(path, timeout, max_state, Access::Write)?;
         qemu.set_capability(true)?;
         Ok(qemu)
     }
@@ -107,22 +108,24 @@ impl Qemu {
         path: &Path,
         timeout: Duration,
         max_state: usize,
-        expected: &str,
+        access: Access,
     ) -> Result<Self, Failure> {
-        let qmp = Qmp::connect(path, timeout)?;
-        let mut qemu = Self { qmp, timeout, max_state, bandwidth: BANDWIDTH, write_rate: None };
-        let status = qemu.status()?;
-        if status != expected {
-            let remedy = match expected {
-                "inmigrate" => "start the destination's QEMU anew, with -incoming defer",
-                _ if status == "inmigrate" => "this QEMU waits for a guest: is it the destination?",
-                _ => "start the guest first (QMP: cont)",
-            };
-            return Err(qemu.refused(format!("the guest is {status}, not {expected}; {remedy}")));
+        let mut qmp = Qmp::connect(path, timeout)?;
+        let ram = memory::find(&mut qmp, access)?.into();
+        let (bandwidth, write_rate) = (BANDWIDTH, None);
+        let mut qemu = Self { qmp, timeout, max_state, ram, bandwidth, write_rate };
+        let remedy = match (access, qemu.status()?.as_str()) {
+            (Access::Read, "running") | (Access::Write, "inmigrate") => "",
+            (Access::Read, "inmigrate") => "this QEMU waits for a guest: is it the destination?",
+            (Access::Read, _) => "start the guest first (QMP: cont)",
+            (Access::Write, _) => "start the destination's QEMU anew, with -incoming defer",
+        };
+        if !remedy.is_empty() {
+            let status = qemu.status()?;
+            return Err(qemu.refused(format!("the guest is {status}; {remedy}")));
         }
         qemu.refuse_migration()?;
         qemu.refuse_capabilities()?;
-        qemu.refuse_memory()?;
         qemu.refuse_devices()?;
         Ok(qemu)
     }
@@ -130,6 +133,11 @@ impl Qemu {
     /// The connection to the monitor.
     pub fn qmp(&mut self) -> &mut Qmp {
         &mut self.qmp
+    }
+
+    /// The guest's memory: readable at the source, writable at the destination.
+    pub fn ram(&self) -> &Arc<[GuestRam]> {
+        &self.ram
     }
 
     /// The run state, in QEMU's words: `running`, `paused`, `postmigrate`, `inmigrate` and more.
@@ -295,25 +303,6 @@ impl Qemu {
                     return Err(self.refused(why));
                 }
                 _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    /// Refuses backends that QEMU would put into its stream, or that only QEMU can map.
-    fn refuse_memory(&mut self) -> Result<(), Failure> {
-        for (name, kind) in self.children("/objects")? {
-            let is_foreign = match kind.as_str() {
-                "memory-backend-memfd" => self.qmp.version() >= NAMED_FILES_ONLY,
-                other => other.starts_with("memory-backend-") && other != "memory-backend-file",
-            };
-            if is_foreign {
-                let why = format!(
-                    "the memory {name} is a {kind}, which this QEMU puts into its own stream; start \
-                     QEMU with -object memory-backend-file,id={name},mem-path=PATH,share=on,size=SIZE \
-                     (PATH in /dev/shm, or /proc/self/fd/N for an inherited memfd)"
-                );
-                return Err(self.refused(why));
             }
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    os::unix::net::UnixStream,
     path::PathBuf,
     process::{self, Child, Command, Stdio},
     thread,
@@ -45,7 +46,7 @@ impl Machine {
             return None;
         };
         let mut machine = Self { child, socket, log };
-        while !machine.socket.exists() {
+        while UnixStream::connect(&machine.socket).is_err() {
             assert!(machine.child.try_wait().unwrap().is_none(), "{}", machine.log());
             thread::sleep(Duration::from_millis(5));
         }

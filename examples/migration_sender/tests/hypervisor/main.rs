@@ -5,4 +5,5 @@
 #![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]
 
 mod machine;
+mod memory;
 mod steps;
