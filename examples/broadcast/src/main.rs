@@ -110,6 +110,8 @@ fn power_of_two(text: &str) -> Result<usize, String> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // A client takes two descriptors, and most shells allow 1,024. What cannot be raised bounds the clients.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
     let done = Runtime::new().and_then(|runtime| {
         let done = runtime.block_on(async {
             match cli.command {

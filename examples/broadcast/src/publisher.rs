@@ -10,10 +10,11 @@ use std::{
 
 use pinbuf::{Pool, SharedBuf, tokio::Stream};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     runtime::Handle,
     sync::{broadcast, watch},
     task::{JoinSet, spawn_blocking},
+    time::sleep,
 };
 
 use crate::{
@@ -25,6 +26,9 @@ use crate::{
 /// Slots of the pool that a client may have in flight: a slow one falls behind by whole frames, not by all
 /// that its socket can hold.
 const IN_FLIGHT: usize = 8;
+
+/// The pause after a failed accept, for example for lack of descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The clients that are connected now.
 type Clients = Arc<Mutex<Vec<Arc<Client>>>>;
@@ -74,12 +78,11 @@ pub(crate) async fn serve(options: Serve) -> io::Result<()> {
         tokio::select! {
             published = &mut publisher => break published??,
             Some(end) = tasks.join_next() => tally.add(end?),
-            accepted = listener.accept() => {
+            Some(socket) = accept(&listener) => {
                 let Some(frames) = subscriber.upgrade() else { continue };
-                // A failed connection is the client's loss alone.
-                let Ok((socket, _)) = accepted else { continue };
                 if tasks.len() >= options.max_clients { continue }
-                let stream = Stream::new(socket)?;
+                // A client that is gone already is that client's loss alone.
+                let Ok(stream) = Stream::new(socket) else { continue };
                 let (frames, clients) = (frames.subscribe(), Arc::clone(&clients));
                 let client = Arc::new(Client::new());
                 lock(&clients).push(Arc::clone(&client));
@@ -106,6 +109,16 @@ pub(crate) async fn serve(options: Serve) -> io::Result<()> {
     println!("pool: {}", pool.audit());
     println!("{cpu:?} of CPU, {} MiB of memory", memory >> 20);
     Ok(())
+}
+
+async fn accept(listener: &TcpListener) -> Option<TcpStream> {
+    match listener.accept().await {
+        Ok((socket, _)) => Some(socket),
+        Err(_) => {
+            sleep(PAUSE).await;
+            None
+        }
+    }
 }
 
 impl Tally {

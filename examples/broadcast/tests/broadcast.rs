@@ -4,9 +4,13 @@ use std::{
     env::temp_dir,
     fs,
     io::{BufRead, BufReader, Read},
+    net::TcpStream,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Output, Stdio, id},
+    time::Duration,
 };
+
+use socket2::SockRef;
 
 /// A process that ends with the test.
 struct Ending(Child);
@@ -128,6 +132,28 @@ fn clients_that_read_nothing_are_cut_off_and_stop_nobody() {
         }
         assert!(late == "frames" || lost == 0, "{report}");
     }
+    fs::remove_file(input).unwrap();
+}
+
+#[test]
+fn clients_that_are_reset_before_their_accept_end_nothing() {
+    let input = input("reset", 3);
+    let (server, output, address) = serve(&input, &["--clients", "1"]);
+    let signal = |name: &str| {
+        let process = server.0.id().to_string();
+        assert!(Command::new("kill").args([name, &process]).status().unwrap().success());
+    };
+    signal("-STOP");
+    for _ in 0..50 {
+        let client = TcpStream::connect(&address).unwrap();
+        // The close is a reset.
+        SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+    signal("-CONT");
+    let mut got = Vec::new();
+    TcpStream::connect(&address).unwrap().read_to_end(&mut got).unwrap();
+    assert!(got == fs::read(&input).unwrap(), "{} bytes", got.len());
+    assert!(report(server, output).contains("1 clients served to the end"));
     fs::remove_file(input).unwrap();
 }
 

@@ -45,12 +45,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Allocates all memory for bodies, and listens.
+    /// Allocates all memory for bodies, raises the limit of descriptors, and listens. Where few descriptors are
+    /// allowed, the limit of connections is lower than in the settings.
     ///
     /// # Errors
     ///
     /// The root is no folder, the memory is not to be had, or the address is in use.
-    pub async fn bind(settings: Settings) -> io::Result<Self> {
+    pub async fn bind(mut settings: Settings) -> io::Result<Self> {
+        settings.max_connections = settings.max_connections.min(affordable_connections());
         let root = Root::new(&settings.root)?;
         let tls = Tls::new(&settings)?;
         let slots = settings.slots();
@@ -107,6 +109,16 @@ impl Server {
     }
 }
 
+/// The number of connections for which there are descriptors: a socket, its error queue and a file for each.
+fn affordable_connections() -> u32 {
+    const OTHERS: u64 = 64;
+    // An error leaves the limit as it was.
+    let descriptors = rlimit::increase_nofile_limit(u64::MAX)
+        .or_else(|_| rlimit::Resource::NOFILE.get_soft())
+        .unwrap_or(1024);
+    (descriptors.saturating_sub(OTHERS) / 3).clamp(1, 1_000_000) as u32
+}
+
 /// Accepts connections up to the limit. Further clients wait in the listener's queue.
 async fn accept(listener: &TcpListener, shared: &Arc<Shared>, limit: &Arc<Semaphore>) {
     while let Ok(permit) = Arc::clone(limit).acquire_owned().await {
@@ -136,10 +148,12 @@ async fn adopt(shared: &Shared, socket: TcpStream) -> io::Result<Transport> {
     let patience = settings.stall_timeout();
     let builder = Sender::builder().policy(settings.zerocopy.into());
     let stream = Stream::adopt(builder.max_hold(patience).linger(patience), socket)?;
-    Ok(match tls {
-        None => Transport::Plain(stream),
-        Some(tls) => Transport::Tls(tls.accept(stream, settings.head_timeout()).await?.into()),
-    })
+    let Some(tls) = tls else { return Ok(Transport::Plain(stream)) };
+    let mut phase = shared.phase.subscribe();
+    tokio::select! {
+        accepted = tls.accept(stream, settings.head_timeout()) => Ok(Transport::Tls(accepted?.into())),
+        _ = phase.wait_for(|phase| *phase == Phase::Aborting) => Err(io::ErrorKind::TimedOut.into()),
+    }
 }
 
 /// The work of a server, and the state of its memory at the end.

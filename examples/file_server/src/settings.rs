@@ -28,7 +28,7 @@ pub struct Settings {
     /// The part of the pool for files sent lately, in percent.
     #[arg(long, value_name = "PERCENT", default_value = "50", value_parser = clap::value_parser!(u32).range(0..=90))]
     pub cache: u32,
-    /// Connections at a time; more clients wait.
+    /// Connections at a time, three descriptors each; more clients wait.
     #[arg(long, value_name = "COUNT", default_value = "1024", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub max_connections: u32,
     /// Seconds for the head of a request.

@@ -16,6 +16,9 @@ pub struct Config {
     /// Send all committed bytes, without headers, to each client here: for nc, curl and the like.
     #[arg(long)]
     pub tail: Option<SocketAddr>,
+    /// The most clients of the tail port at a time; others wait.
+    #[arg(long, default_value_t = 8, value_parser = value_parser!(u32).range(1..=4096))]
+    pub tails: u32,
     /// The file for all accepted blocks, for replicas that are behind; must not exist.
     #[arg(long)]
     pub log: PathBuf,
@@ -40,7 +43,8 @@ pub struct Config {
     /// The most buffers of one connection in the kernel's hands.
     #[arg(long, default_value_t = 8, value_parser = value_parser!(u32).range(1..=65536))]
     pub quota: u32,
-    /// Buffers of the pool [default: enough even if all replicas beyond the quorum stall].
+    /// Buffers of the pool [default: enough even if all clients of the tail port and all replicas beyond the
+    /// quorum stall].
     #[arg(long)]
     pub buffers: Option<u32>,
     /// Seconds without a sign of life after which a connection that holds buffers is dropped; also the limit for
@@ -58,9 +62,10 @@ impl Config {
     }
 
     /// The number of buffers: the recent blocks, two for the source and the log, and all that replicas beyond
-    /// the quorum can hold.
+    /// the quorum and clients of the tail port can hold.
     pub(crate) fn buffers(&self) -> u32 {
-        let spare = self.replicas.saturating_sub(self.quorum());
+        let tails = if self.tail.is_some() { self.tails } else { 0 };
+        let spare = self.replicas.saturating_sub(self.quorum()) + tails;
         self.buffers.unwrap_or(self.window + 2 + spare * (self.quota + 1))
     }
 

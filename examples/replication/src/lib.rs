@@ -21,8 +21,10 @@
 //!   without an acknowledgement, and at most `--quota` buffers in the kernel's hands. Blocks no longer in memory
 //!   come from the log. A replica without a sign of life for `--patience`, while the kernel holds its buffers, is
 //!   dropped, and may connect again.
+//! - **A slow client of the tail port slows only itself.** At most `--tails` are served at a time, each with
+//!   `--quota` buffers in the kernel's hands and one more.
 //! - **Bounded memory.** All blocks lie in the pool. The default number of buffers lets the source go on even
-//!   if all replicas beyond the quorum stall for ever. Lengths from the network are checked before any
+//!   if all replicas beyond the quorum and all clients of the tail port stall for ever. Lengths from the network are checked before any
 //!   allocation.
 //! - **Catch-up.** A replica that connects again tells the end of its file, and gets all further blocks.
 //! - **The end is in order.** At the end of the input, at SIGTERM and at SIGINT the connected replicas get all

@@ -32,7 +32,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Command::parse() {
+    let command = Command::parse();
+    // A connection takes two descriptors, and most shells allow 1,024.
+    let _ = rlimit::increase_nofile_limit(u64::MAX);
+    let result = match command {
         Command::Primary(config) => run_primary(config),
         Command::Replica(config) => replica::run(&config).map(|end| {
             eprintln!("replica {}: complete, {} blocks", config.id, end.blocks);

@@ -1,6 +1,7 @@
 //! The primary.
 
 use std::{
+    future::pending,
     io::{self, Read},
     net::SocketAddr,
     pin::pin,
@@ -12,7 +13,7 @@ use pinbuf::Pool;
 use tokio::{
     net::TcpListener,
     runtime::Handle,
-    sync::{Notify, oneshot},
+    sync::{Notify, Semaphore, oneshot},
     task::JoinSet,
     time::timeout,
 };
@@ -101,22 +102,27 @@ async fn serve(
     connections: &mut JoinSet<()>,
 ) {
     let mut committed = shared.ledger.committed();
-    let most = 2 * shared.config.replicas as usize + 16;
+    let most_tails = shared.config.tails;
+    let most = 2 * shared.config.replicas as usize + 16 + most_tails as usize;
+    let free_tails = Arc::new(Semaphore::new(most_tails as usize));
     while !(committed.borrow_and_update().ended && connections.is_empty()) {
         let accept_tail = async {
-            match tails {
-                Some(tails) => tails.accept().await,
-                None => std::future::pending().await,
-            }
+            let Some(tails) = tails else { return pending().await };
+            let place = Arc::clone(&free_tails).acquire_owned().await;
+            let (socket, peer) = tails.accept().await?;
+            io::Result::Ok((socket, peer, place))
         };
         // A failed accept is tried again after the next event: descriptors may be free then.
         tokio::select! {
             Ok((socket, peer)) = replicas.accept(), if connections.len() < most => {
                 connections.spawn(Arc::clone(shared).replica(socket, peer));
             }
-            // The other half of the room is for replicas.
-            Ok((socket, peer)) = accept_tail, if connections.len() < most / 2 => {
-                connections.spawn(Arc::clone(shared).tail(socket, peer));
+            Ok((socket, peer, place)) = accept_tail, if connections.len() < most => {
+                let tail = Arc::clone(shared).tail(socket, peer);
+                connections.spawn(async move {
+                    tail.await;
+                    drop(place);
+                });
             }
             Some(_) = connections.join_next() => {}
             _ = committed.changed() => {}

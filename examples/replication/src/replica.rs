@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use socket2::{SockRef, TcpKeepalive};
+
 use crate::{
     open,
     wire::{Kind, Message, Position, invalid},
@@ -29,7 +31,7 @@ pub struct Config {
     /// Acknowledge a block only when the disk has it, and not already when the file has it.
     #[arg(long)]
     pub sync: bool,
-    /// Seconds without a primary after which the replica gives up.
+    /// Seconds without a primary, or without an answer of its host, after which the replica gives up.
     #[arg(long, default_value_t = 30)]
     pub patience: u64,
 }
@@ -63,17 +65,30 @@ pub fn run(config: &Config) -> io::Result<Position> {
 
 /// Returns `true` if another connection may work.
 fn is_lost(error: &io::Error) -> bool {
-    use ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset};
-    let kinds = [BrokenPipe, ConnectionAborted, ConnectionRefused, ConnectionReset];
-    kinds.contains(&error.kind()) || error.kind() == ErrorKind::UnexpectedEof
+    matches!(
+        error.kind(),
+        ErrorKind::BrokenPipe
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::ConnectionRefused
+            | ErrorKind::ConnectionReset
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable
+            | ErrorKind::TimedOut
+            | ErrorKind::UnexpectedEof
+    )
 }
 
 /// Follows the primary over one connection.
 fn follow(config: &Config, mut primary: &TcpStream, file: &mut File) -> io::Result<Position> {
     primary.set_nodelay(true)?;
+    // A primary that vanished says nothing, and nor does one whose input is idle.
+    let silence = Duration::from_secs(config.patience.max(4) / 4);
+    let keepalive = TcpKeepalive::new().with_time(silence).with_interval(silence).with_retries(3);
+    SockRef::from(primary).set_tcp_keepalive(&keepalive)?;
     let block_bytes = read_message(primary, &[Kind::Welcome])?.number;
     let mut data = vec![0; block_bytes as usize];
-    let mut position = cut(file, &mut data)?;
+    let (mut position, rest) = whole_blocks(file, data.len())?;
+    let mut rest = Some(rest);
     let hello = Message { kind: Kind::Hello, number: config.id, position };
     primary.write_all(&hello.encode())?;
     let mut is_last = false;
@@ -86,6 +101,7 @@ fn follow(config: &Config, mut primary: &TcpStream, file: &mut File) -> io::Resu
                 return Err(invalid(String::from_utf8_lossy(&reason)));
             }
             Kind::End if message.position == position => {
+                cut(file, position, rest.take(), &[])?;
                 file.sync_all()?;
                 return Ok(position);
             }
@@ -94,6 +110,7 @@ fn follow(config: &Config, mut primary: &TcpStream, file: &mut File) -> io::Resu
         }
         let data = &mut data[..message.number as usize];
         primary.read_exact(data)?;
+        cut(file, position, rest.take(), data)?;
         position = position.behind(data);
         if message.position != position {
             return Err(invalid(format!("{message:?} with data of {position:?}")));
@@ -108,21 +125,31 @@ fn follow(config: &Config, mut primary: &TcpStream, file: &mut File) -> io::Resu
     }
 }
 
-/// Cuts a file to whole blocks, and returns its end.
-fn cut(file: &mut File, block: &mut [u8]) -> io::Result<Position> {
-    let mut position = Position::default();
+/// Returns the end of the last whole block of a file, and the rest behind, where a write was torn. Leaves the file
+/// at that end.
+fn whole_blocks(file: &mut File, block_bytes: usize) -> io::Result<(Position, Vec<u8>)> {
+    let (mut position, mut block) = (Position::default(), Vec::with_capacity(block_bytes));
     file.seek(SeekFrom::Start(0))?;
     loop {
-        match file.read_exact(block) {
-            Ok(()) => position = position.behind(block),
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => break,
-            Err(error) => return Err(error),
+        block.clear();
+        file.take(block_bytes as u64).read_to_end(&mut block)?;
+        if block.len() < block_bytes {
+            file.seek(SeekFrom::Current(-(block.len() as i64)))?;
+            return Ok((position, block));
         }
+        position = position.behind(&block);
     }
-    let len = position.blocks * block.len() as u64;
-    file.set_len(len)?;
-    file.seek(SeekFrom::Start(len))?;
-    Ok(position)
+}
+
+/// Cuts off the rest behind the last whole block, now that the primary has admitted this replica: the digest of
+/// the blocks is of its stream. A file with less than a block must begin as the first block does.
+fn cut(file: &File, from: Position, rest: Option<Vec<u8>>, next: &[u8]) -> io::Result<()> {
+    let Some(rest) = rest else { return Ok(()) };
+    let bytes = rest.len() as u64;
+    if from.blocks == 0 && !next.starts_with(&rest) {
+        return Err(invalid(format!("the {bytes} bytes of the file are not of this stream")));
+    }
+    file.set_len(file.metadata()?.len() - bytes)
 }
 
 fn read_message(mut primary: &TcpStream, kinds: &[Kind]) -> io::Result<Message> {

@@ -100,6 +100,22 @@ fn more_clients_than_the_limit_wait() {
 }
 
 #[test]
+fn the_descriptors_bound_the_connections() {
+    let site = Site::with_data(10);
+    let server = site.serve_with_descriptors(100, "");
+    let mut first = server.connect();
+    assert_eq!(first.get("/data", &[]).status, 200);
+    let idle = Vec::from_iter((0..60).map(|_| server.connect()));
+    // The listener has all, and the server as many as it can serve.
+    for _ in 0..20 {
+        assert_eq!(first.get("/data", &[]).status, 200);
+    }
+    drop(idle);
+    assert_eq!(server.connect().get("/data", &[]).status, 200);
+    server.end().in_order();
+}
+
+#[test]
 fn a_signal_ends_idle_connections_and_lets_transfers_finish() {
     for signal in ["TERM", "INT"] {
         let site = Site::with_data(BYTES);

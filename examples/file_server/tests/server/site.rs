@@ -59,7 +59,17 @@ impl Site {
 
     /// Starts the server, and waits until it listens.
     pub(crate) fn serve(&self, more: &str) -> Server {
-        let mut command = Command::new(program());
+        self.start(Command::new(program()), more)
+    }
+
+    /// As `serve`, with so many descriptors allowed.
+    pub(crate) fn serve_with_descriptors(&self, most: u32, more: &str) -> Server {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")]).arg(program());
+        self.start(shell, more)
+    }
+
+    fn start(&self, mut command: Command, more: &str) -> Server {
         command.arg(&self.root).args(["--listen", "127.0.0.1:0"]).args(more.split_whitespace());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut log = child.stdout.take().unwrap();

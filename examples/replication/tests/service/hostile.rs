@@ -10,6 +10,7 @@ use std::{
 
 use replication::{
     replica,
+    source::Generator,
     wire::{Kind, MAX_BLOCK, Message, Position},
 };
 use tokio::io::AsyncWriteExt;
@@ -120,4 +121,24 @@ fn a_replica_refuses_a_hostile_primary_and_keeps_its_file() {
         primary.join().unwrap();
         assert_same(&place.read("file"), &data);
     }
+}
+
+/// A primary with long blocks finds no whole block in a short file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_less_than_a_block_is_kept_unless_the_stream_begins_so() {
+    let place = Place::of("short");
+    let service = Service::start(&place, "--block-bytes 1000", Generator::new(2500)).await;
+    let [foreign, torn] = ["foreign", "torn"].map(|name| place.path(name));
+    fs::write(&foreign, [7; 700]).unwrap();
+    fs::write(&torn, generated(700)).unwrap();
+    let refused = within(service.replica(0, Path::new(&foreign))).await.unwrap().unwrap_err();
+    assert!(refused.to_string().contains("the 700 bytes of the file are not of this stream"));
+    assert_same(&place.read("foreign"), &[7; 700]);
+    let replicas =
+        [service.replica(1, Path::new(&torn)), service.replica(2, Path::new(&place.path("new")))];
+    for replica in replicas {
+        assert_eq!(within(replica).await.unwrap().unwrap(), 3);
+    }
+    assert_same(&place.read("torn"), &generated(2500));
+    let _ = service.stop().await;
 }

@@ -156,6 +156,27 @@ async fn the_tail_port_sends_committed_blocks_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn clients_of_the_tail_port_that_read_nothing_stop_no_replica() {
+    let place = Place::of("tails");
+    let words = "--quota 2 --window 4 --block-bytes 65536 --patience 3600 --zerocopy prefer --tails 3 \
+        --tail 127.0.0.1:0";
+    let (input, feed) = pipe().unwrap();
+    let service = Service::start(&place, words, input).await;
+    assert_eq!(service.pool.stats().classes[0].slots, 4 + 2 + 3 + 3 * 3);
+    // Two more wait for a place.
+    let tails = [(); 5].map(|()| std::net::TcpStream::connect(service.tail.unwrap()).unwrap());
+    let replicas =
+        [0, 1, 2].map(|id| service.replica(id, Path::new(&place.path(&format!("r{id}")))));
+    drop(write_all(feed, generated(400 * BLOCK)));
+    for replica in replicas {
+        assert_eq!(within(replica).await.unwrap().unwrap(), 400);
+    }
+    drop(tails);
+    let report = service.stop().await;
+    assert!(report.is_complete() && report.accepted == 400, "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replica_far_behind_is_served_from_the_log() {
     let place = Place::of("behind");
     let (input, feed) = pipe().unwrap();
@@ -169,14 +190,16 @@ async fn a_replica_far_behind_is_served_from_the_log() {
         fs::write(place.path(file), [&generated(len)[..], &[7; 4000]].concat()).unwrap();
         service.replica(id, Path::new(&place.path(file)))
     });
-    for file in ["far", "done"] {
-        eventually("the replica has 100 blocks", || place.len(file) == 500_000).await;
-    }
-    drop(feed.join().unwrap());
+    eventually("the replica has 100 blocks", || place.len("far") == 500_000).await;
+    // Junk goes with the next block.
+    let mut feed = feed.join().unwrap();
+    feed.write_all(&generated(508_000)[503_000..]).unwrap();
+    eventually("the replica has 101 blocks", || place.len("done") == 505_000).await;
+    drop(feed);
     let [far, done] = killed;
     for (replica, file) in [(near, "near"), (far, "far"), (done, "done")] {
-        assert_eq!(within(replica).await.unwrap().unwrap(), 101);
-        assert_same(&place.read(file), &generated(503_000));
+        assert_eq!(within(replica).await.unwrap().unwrap(), 102);
+        assert_same(&place.read(file), &generated(508_000));
     }
     assert!(service.report().await.is_complete());
 }
