@@ -1,7 +1,7 @@
 //! Sizes, limits and counters. Measure first: the defaults suit most programs.
 //!
 //! ```
-//! use pinbuf::{Policy, Pool, Sender, pool::{Backing, Pages}};
+//! use pinbuf::{Policy, Pool, Sender, pool::{Backing, Pages}, sender::DataHint};
 //!
 //! # use std::net::{TcpListener, TcpStream};
 //! # let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -18,7 +18,7 @@
 //!
 //! let mut sender = Sender::builder()
 //!     .policy(Policy::Auto)
-//!     .threshold_bytes(64 << 10) // for data written just now
+//!     .data_hint(DataHint::Cached) // for data written just now
 //!     .max_in_flight_bytes(8 << 20)
 //!     .adopt(socket)?;
 //! let mut buf = pool.alloc(256 << 10)?;
@@ -37,7 +37,7 @@
 //!
 //! # Buffers
 //!
-//! - **Size.** 256 KiB to 1 MiB gains most. Below some 16 KiB a copy is as cheap.
+//! - **Size.** 256 KiB to 1 MiB gains most. Below some 16 KiB a copy is as cheap, or cheaper.
 //! - **Number.** A path with a round trip of 10 ms and 1 GB/s holds 10 MB in flight. Have 20 MB, or
 //!   `alloc` waits for the network.
 //! - **Pages.** The pool takes hugetlb pages, transparent huge pages or base pages, in this order.
@@ -50,13 +50,26 @@
 //! | setting | default | change if |
 //! |---|---|---|
 //! | [`policy`](crate::sender::SenderBuilder::policy) | `Auto` | zero copy is a must (`Require`), or never wanted |
-//! | [`threshold_bytes`](crate::sender::SenderBuilder::threshold_bytes) | 16 KiB | the data was written just now: 64 KiB |
+//! | [`data_hint`](crate::sender::SenderBuilder::data_hint) | `Unknown` | the place of the data is known: `Cold`, `Cached` |
+//! | [`threshold_bytes`](crate::sender::SenderBuilder::threshold_bytes) | by the hint; 16 KiB | you have measured the program itself |
 //! | [`max_in_flight_bytes`](crate::sender::SenderBuilder::max_in_flight_bytes) | 64 MiB | many senders share a pool or a memlock limit |
 //! | [`linger`](crate::sender::SenderBuilder::linger) | 30 s | dropped senders should give up earlier |
 //! | [`max_hold`](crate::sender::SenderBuilder::max_hold) | none | peers can be silent, and memory matters |
 //!
-//! [`calibrate_threshold`](crate::probe::calibrate_threshold) measures the threshold on the machine
-//! at hand.
+//! # Threshold
+//!
+//! Sends below the threshold go by copy. The right size depends on two things:
+//!
+//! - **The data.** Copying out of the processor's caches is cheap. Data written just now, or sent again and again out of
+//!   a megabyte, gains from 32 to 64 KiB on. Data written long ago gains from 4 to 16 KiB on.
+//! - **The processor.** Intel and AMD differ by a factor of four for data written long ago.
+//!
+//! The library cannot see the place of the data. So the default is 16 KiB, and a [`DataHint`](crate::sender::DataHint) asks for more.
+//! The size is then measured on the machine, once a process, before the first adoption with a hint. That takes some 8 ms of
+//! processor time. A program that cannot wait there calls [`calibrate_threshold`](crate::probe::calibrate_threshold)
+//! earlier, at its start. Where no measurement is possible, 16 and 64 KiB are the sizes for cold and cached data.
+//! [`threshold_bytes`](crate::sender::SenderBuilder::threshold_bytes) fixes the size instead. A sender with mixed data
+//! needs no hint.
 //!
 //! # Counters
 //!

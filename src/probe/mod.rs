@@ -5,8 +5,8 @@
 //!   result are for programs that decide by them.
 //! - [`Environment::checks`] lists the findings for people: each with the remedy, if there is one.
 //! - [`Environment::route_to`] looks at the way to one peer.
-//! - [`calibrate_threshold`] measures from which size on zero copy pays, for
-//!   [`SenderBuilder::threshold_bytes`](crate::sender::SenderBuilder::threshold_bytes).
+//! - [`calibrate_threshold`] measures from which size on zero copy pays. Senders with a
+//!   [`DataHint`](crate::sender::DataHint) follow the result.
 //!
 //! Programs work without this module: a [`Sender`](crate::Sender) finds out by itself what works, and
 //! [`Sender::capabilities`](crate::Sender::capabilities) tells.
@@ -21,7 +21,6 @@
 //! }
 //! ```
 
-mod calibrate;
 mod check;
 mod interface;
 mod isolation;
@@ -38,7 +37,6 @@ use std::{
     path::Path,
 };
 
-pub use calibrate::{Calibration, Crossover, SendCost, calibrate_threshold};
 pub use check::{Check, Status};
 pub use interface::{Interface, InterfaceKind, Tap};
 pub use isolation::Isolation;
@@ -48,6 +46,7 @@ pub use pages::{HugePages, NodeHugePages, PageAdvice, TransparentHugePages};
 pub use route::{Route, RouteError};
 pub use trial::Trial;
 
+pub use crate::sender::calibrate::{Calibration, Crossover, SendCost, calibrate_threshold};
 use crate::{error::OsError, sys};
 
 /// The state of this machine, as the calling thread sees it.

@@ -8,7 +8,8 @@ use std::{
 
 use super::{
     budget::MemlockBudget,
-    config::{Config, OnRelease, Policy, ZeroCopyState},
+    calibrate,
+    config::{Config, DataHint, OnRelease, Policy, ZeroCopyState},
     driver::Core,
     handle::Sender,
     kernel::{Socket, SocketKernel},
@@ -42,12 +43,20 @@ use crate::{
 pub struct SenderBuilder {
     policy: Policy,
     config: Config,
+    threshold_bytes: Option<usize>,
+    data: DataHint,
     first: Result<NotificationId, CopyReason>,
 }
 
 impl SenderBuilder {
     pub(super) fn new() -> Self {
-        Self { policy: Policy::default(), config: Config::default(), first: Ok(NotificationId(0)) }
+        Self {
+            policy: Policy::default(),
+            config: Config::default(),
+            threshold_bytes: None,
+            data: DataHint::default(),
+            first: Ok(NotificationId(0)),
+        }
     }
 
     /// When sends go without copy. Default: [`Policy::Auto`].
@@ -56,16 +65,34 @@ impl SenderBuilder {
         self
     }
 
-    /// Size in bytes from which a send, or a run of large neighbours in a vectored send, goes
-    /// without copy. Default: 16 KiB.
+    /// Fixes the size in bytes from which a send, or a run of large neighbours in a vectored send,
+    /// goes without copy. Default: 16 KiB, unless a [hint](Self::data_hint) says more.
     ///
-    /// Smaller sends are cheaper to copy. The right size depends on where the data is: copying data
-    /// from the CPU's caches costs half as much. Data written long ago gains from some 12 KiB on,
-    /// data just written from some 50 KiB on. The default suits data written long ago. Set 64 KiB
-    /// for data just produced; [`calibrate_threshold`](crate::probe::calibrate_threshold) measures both
-    /// sizes on your machine. Figures: `benches/README.md`.
+    /// Smaller sends are cheaper to copy. The right size depends on the processor, and on the place
+    /// of the data. Figures: `benches/README.md`.
     pub fn threshold_bytes(mut self, bytes: usize) -> Self {
-        self.config.threshold_bytes = bytes;
+        self.threshold_bytes = Some(bytes);
+        self
+    }
+
+    /// Chooses the threshold for such data on this machine. Default: [`DataHint::Unknown`]. A
+    /// [fixed threshold](Self::threshold_bytes) takes precedence.
+    ///
+    /// | hint | threshold, from 4 to 64 KiB | not measured |
+    /// |---|---|---|
+    /// | [`Cold`](DataHint::Cold) | as measured, at most 16 KiB | 16 KiB |
+    /// | [`Unknown`](DataHint::Unknown) | 16 KiB, or less if cached data gains from less on | 16 KiB |
+    /// | [`Cached`](DataHint::Cached) | as measured | 64 KiB |
+    ///
+    /// [`calibrate_threshold`](crate::probe::calibrate_threshold) measures, once a process.
+    ///
+    /// # Performance
+    ///
+    /// Without an earlier measurement the first [`adopt`](Self::adopt) with a hint measures: some 8 ms of
+    /// processor time. Adoptions without a hint do not measure, nor do adoptions of sockets without
+    /// zero copy. A send makes no look and no call for the threshold: the size is fixed at adoption.
+    pub fn data_hint(mut self, data: DataHint) -> Self {
+        self.data = data;
         self
     }
 
@@ -192,7 +219,12 @@ impl SenderBuilder {
         let first = self.first.unwrap_or_default();
         let budget = MemlockBudget::of_process();
         let kernel = SocketKernel::new(socket, kind);
-        let config = Config { observe_route: self.policy == Policy::Auto, ..self.config };
+        let mut config = Config { observe_route: self.policy == Policy::Auto, ..self.config };
+        if let Some(bytes) = self.threshold_bytes {
+            config.threshold_bytes = bytes;
+        } else if copy_reason.is_none() {
+            config.threshold_bytes = calibrate::threshold_bytes(self.data);
+        }
         let core = Core::new(kernel, config, copy_reason, budget, optmem_max, first);
         if copy_reason.is_none()
             && let Some(reason) = core.try_reading().filter(|_| requires)

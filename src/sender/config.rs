@@ -39,6 +39,36 @@ pub enum OnRelease {
     Return,
 }
 
+/// The place of the data when it is sent, for [`SenderBuilder::data_hint`](crate::sender::SenderBuilder::data_hint).
+///
+/// Copying out of the processor's caches is cheap, so zero copy of cached data pays from a larger
+/// size on. The library cannot see the place, and a look at it would cost more than a small copy.
+///
+/// ```
+/// # use std::net::{TcpListener, TcpStream};
+/// use pinbuf::{Sender, sender::DataHint};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let listener = TcpListener::bind("127.0.0.1:0")?;
+/// # let socket = TcpStream::connect(listener.local_addr()?)?;
+/// // Serves files out of buffers filled long ago.
+/// let sender = Sender::builder().data_hint(DataHint::Cold).adopt(socket)?;
+/// # drop(sender);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum DataHint {
+    /// Cold or cached.
+    #[default]
+    Unknown,
+    /// Written or read long ago, with some megabytes touched since: a cache of files, a mapping.
+    Cold,
+    /// Written or read just now, or sent again and again out of a megabyte at most.
+    Cached,
+}
+
 /// Settings of a core.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {

@@ -32,8 +32,7 @@ use crate::{
 /// or handed back ([`OnRelease::Return`](crate::sender::OnRelease::Return)). Each accepted send has a
 /// [`Ticket`], and the ticket's [`Fate`] can be asked for at any time.
 ///
-/// Sends of less than 16 KiB
-/// ([`SenderBuilder::threshold_bytes`](crate::sender::SenderBuilder::threshold_bytes)) go by copy, which is
+/// Sends of less than 16 KiB, or of what a [hint](crate::sender::SenderBuilder::data_hint) says, go by copy, which is
 /// cheaper, and are released at once. So do all sends on a route where the kernel would copy anyway
 /// ([`Policy::Auto`](crate::Policy::Auto)). Both kinds keep their order.
 ///

@@ -5,7 +5,7 @@
 //! | send over a connected socket | [`Sender`] |
 //! | write borrowed bytes in between | [`Sender::try_write`], or `io::Write` |
 //! | change settings, keep the type of the socket | [`SenderBuilder`], from [`Sender::builder`] |
-//! | choose when sends go without copy; learn why not | [`Policy`]; [`Capabilities`], [`CopyReason`] |
+//! | choose when sends go without copy; learn why not | [`Policy`], [`DataHint`]; [`Capabilities`], [`CopyReason`] |
 //! | learn the end of one send | [`Fate`], [`Sender::wait`] |
 //! | get the memory of a send back, contents unchanged | [`OnRelease`], [`Returned`] |
 //! | send and reap on two threads | [`Sender::split`], [`SendHalf`], [`ReapHalf`] |
@@ -53,10 +53,12 @@
 // | `machine/` | the state of a sender, without its socket |
 // | `transport` | the rules for streams and for datagrams |
 // | `budget` | the locked memory of all senders |
+// | `calibrate` | the threshold for a place of the data, measured once a process |
 // | `kernel` | the only seam to the kernel |
 
 pub(crate) mod budget;
 mod builder;
+pub(crate) mod calibrate;
 pub(crate) mod config;
 pub(crate) mod driver;
 mod ending;
@@ -83,7 +85,7 @@ mod write;
 pub use self::release_times::ReleaseTimes;
 pub use self::{
     builder::SenderBuilder,
-    config::{OnRelease, Policy, ZeroCopyState},
+    config::{DataHint, OnRelease, Policy, ZeroCopyState},
     handle::Sender,
     kernel::{Interest, Socket},
     report::{

@@ -9,6 +9,7 @@ mod calls;
 #[path = "../common/mod.rs"]
 mod common;
 mod cut;
+mod hint;
 mod limits;
 mod route;
 mod steady;
