@@ -33,7 +33,10 @@ use fake_peer::DEVICE;
 use floor::Floor;
 use harness::{AtMost, Bench, Case};
 use memory::Memory;
-use pinbuf::Policy;
+use pinbuf::{
+    Policy, Sender,
+    sender::{DataHint, SenderBuilder},
+};
 use uring::Uring;
 use way::{BATCH, FarEnd, Way};
 
@@ -41,6 +44,9 @@ const PLAIN: &str = "plain send";
 const LOOP: &str = "floor: loop with MSG_ZEROCOPY";
 const PREFER: &str = "pinbuf, Prefer";
 const AUTO: &str = "pinbuf, Auto";
+const NEVER: &str = "pinbuf, Never";
+const AUTO_COLD: &str = "pinbuf, Auto, cold";
+const AUTO_CACHED: &str = "pinbuf, Auto, cached";
 const URING: &str = "io_uring SEND_ZC";
 const REGISTERED: &str = "io_uring SEND_ZC, registered";
 
@@ -48,6 +54,11 @@ const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
 const EVERYBODY: [&str; 6] = [PLAIN, LOOP, PREFER, AUTO, URING, REGISTERED];
+
+/// The bytes sent in turn: more than the caches of the processor hold, and less than the cache of a
+/// core, together with the buffers in flight.
+const COLD: usize = 128 * MIB;
+const CACHED: usize = MIB / 2;
 
 const UNIT: &str = "ms of CPU per GB";
 const ROUNDS: usize = 11;
@@ -105,6 +116,30 @@ fn main() {
         }
     }
     drop(table);
+    // The choice of the way: against the better way, and without a hint against the earlier choice.
+    let lens = bench.size(&[4, 8, 16, 32, 64][..], &[16]);
+    for way in [Way::FakePeer, Way::Datagrams] {
+        let name = format!("Threshold, {way}");
+        let mut table = bench.table(&name, UNIT).rounds(ROUNDS);
+        for kib in lens {
+            for (place, hinted, data) in
+                [("cold", AUTO_COLD, COLD), ("cached", AUTO_CACHED, CACHED)]
+            {
+                let kib = if way == Way::Datagrams { *kib.min(&60) } else { *kib };
+                table.case(&format!("{kib} KiB, {place}"), NEVER, |case| {
+                    let len = kib * KIB;
+                    enter(
+                        case,
+                        &[NEVER, PREFER, AUTO, hinted],
+                        SetUp { way, len, data, ..on_device },
+                    );
+                    case.goal_of_better(hinted, [NEVER, PREFER], AtMost::Times(1.05));
+                    let earlier = if kib < 16 { NEVER } else { PREFER };
+                    case.goal(AUTO, earlier, AtMost::Times(1.05));
+                });
+            }
+        }
+    }
     let mut table = bench.table("User instructions", "of a send and its release").rounds(1);
     for way in [Way::NoDevice, Way::Loopback] {
         table.case(&way.to_string(), LOOP, |case| {
@@ -155,13 +190,26 @@ impl SetUp<'_> {
         let contestant: Box<dyn Contestant> = match name {
             PLAIN => Box::new(Floor::new(near, false, self.memory()?, len)),
             LOOP => Box::new(Floor::new(near, true, self.memory()?, len)),
-            PREFER => Box::new(Pinbuf::new(near, Policy::Prefer, data, len, huge)?),
-            AUTO => Box::new(Pinbuf::new(near, Policy::Auto, data, len, huge)?),
             URING => Box::new(Uring::new(near, self.memory()?, len, false)?),
             REGISTERED => Box::new(Uring::new(near, self.memory()?, len, true)?),
-            other => unreachable!("{other}"),
+            other => Box::new(Pinbuf::new(near, builder(other), data, len, huge)?),
         };
         Ok((contestant, far))
+    }
+}
+
+/// The settings of a row of the library.
+fn builder(name: &str) -> SenderBuilder {
+    let builder = Sender::builder();
+    match name {
+        NEVER => builder.policy(Policy::Never),
+        // All sends are zero-copy, and compare with the loop.
+        PREFER => builder.policy(Policy::Prefer).threshold_bytes(1),
+        // Decides as for a user.
+        AUTO => builder,
+        AUTO_COLD => builder.data_hint(DataHint::Cold),
+        AUTO_CACHED => builder.data_hint(DataHint::Cached),
+        other => unreachable!("{other}"),
     }
 }
 

@@ -47,7 +47,13 @@ impl<'a> Case<'a> {
     /// Sets a goal of `row`; `against` is a row of this case.
     pub(crate) fn goal(&mut self, row: &str, against: &str, at_most: AtMost) {
         let (row, against) = (row.to_owned(), against.to_owned());
-        self.goals.push(Goal { row, against, at_most, reached: None });
+        self.goals.push(Goal { row, against, or: None, at_most, reached: None });
+    }
+
+    /// Sets a goal of `row` against the cheaper one of two rows of this case.
+    pub(crate) fn goal_of_better(&mut self, row: &str, against: [&str; 2], at_most: AtMost) {
+        self.goal(row, against[0], at_most);
+        self.goals.last_mut().expect("set above").or = Some(against[1].to_owned());
     }
 
     /// Runs the wanted rows and their references.
@@ -63,7 +69,8 @@ impl<'a> Case<'a> {
             return None;
         }
         let needed = |row: &str| {
-            wanted(row) || row == reference || goals.iter().any(|goal| goal.against == row)
+            let is_goals = |goal: &Goal| goal.against == row || goal.or.as_deref() == Some(row);
+            wanted(row) || row == reference || goals.iter().any(is_goals)
         };
         let mut runs: Vec<_> = entries
             .into_iter()
@@ -84,7 +91,11 @@ impl<'a> Case<'a> {
         let samples_of = |row: &str| {
             runs.iter().find(|run| run.0 == row && run.1.is_ok()).map(|run| run.2.as_slice())
         };
+        let cost_of = |row: &str| Some(Spread::of(samples_of(row)?.iter().copied())?.median);
         for goal in &mut goals {
+            if let Some(or) = goal.or.take_if(|or| cost_of(or) < cost_of(&goal.against)) {
+                goal.against = or;
+            }
             goal.judge(samples_of(&goal.row), samples_of(&goal.against));
         }
         let floor = samples_of(&reference);

@@ -23,6 +23,9 @@ pub(crate) enum AtMost {
 pub(super) struct Goal {
     pub(super) row: String,
     pub(super) against: String,
+    /// A row to measure against instead, if that row costs less.
+    #[serde(skip)]
+    pub(super) or: Option<String>,
     pub(super) at_most: AtMost,
     /// The result, in the terms of the bound.
     pub(super) reached: Option<Spread>,
@@ -56,7 +59,7 @@ impl Goal {
 
 impl fmt::Display for Goal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { row, against, at_most, reached } = self;
+        let Self { row, against, at_most, reached, .. } = self;
         match reached {
             Some(reached) => write!(f, "{row}: {reached}")?,
             None => write!(f, "{row}: not measured")?,

@@ -2,9 +2,12 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use pinbuf::{PinnedBuf, Policy, Pool, Sender};
+use pinbuf::{PinnedBuf, Pool, Sender, sender::SenderBuilder};
 
-use crate::{memory::backing, way::FarEnd};
+use crate::{
+    memory::backing,
+    way::{FarEnd, MOST_UNACKED},
+};
 
 /// Sends the same buffers in turn, all of the same length.
 pub(crate) trait Contestant {
@@ -28,22 +31,17 @@ pub(crate) struct Pinbuf {
 impl Pinbuf {
     pub(crate) fn new(
         near: OwnedFd,
-        policy: Policy,
+        builder: SenderBuilder,
         data: usize,
         len: usize,
         huge: bool,
     ) -> Result<Self, String> {
-        // A tenth more than the buffers in turn, so that a slot is always available.
+        // A connection that speeds up holds so much more than the buffers in turn. Later the same few
+        // of the additional slots are used again and again.
         let count = data / len;
-        let pool =
-            Pool::builder().class(len, count + count / 10 + 2).backing(backing(huge)).build();
+        let spare = (2 * MOST_UNACKED as usize / len).max(count / 10) + 2;
+        let pool = Pool::builder().class(len, count + spare).backing(backing(huge)).build();
         let pool = pool.map_err(|error| error.to_string())?;
-        // With `Prefer` all sends are zero-copy and compare with the loop; `Auto` decides as for a
-        // user.
-        let mut builder = Sender::builder().policy(policy);
-        if policy == Policy::Prefer {
-            builder = builder.threshold_bytes(1);
-        }
         let sender = builder.adopt(near).map_err(|error| error.to_string())?;
         let filled = (0..count).map(|_| {
             let mut buf = pool.try_alloc(len).expect("the pool is larger");

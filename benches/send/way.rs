@@ -23,7 +23,7 @@ pub(crate) const BATCH: usize = 4 << 20;
 const ACK_EVERY: usize = 128 << 10;
 
 /// The most unacknowledged bytes before the next send: less than the socket buffer.
-const MOST_UNACKED: u64 = 1 << 20;
+pub(crate) const MOST_UNACKED: u64 = 1 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Way {
