@@ -8,6 +8,7 @@
 //! | [`Sender::new`](crate::Sender::new), [`SenderBuilder::adopt`](crate::sender::SenderBuilder::adopt) | [`AdoptError`], with the socket |
 //! | [`Sender::send`](crate::Sender::send) and its like | [`SendError`], with the buffer if nothing of it was accepted |
 //! | [`Sender::wait`](crate::Sender::wait), [`drain`](crate::Sender::drain) and the questions for a fate | [`WaitError`] |
+//! | [`pacing`](crate::pacing) | [`PacingError`] |
 //! | the system | [`OsError`]: an error number that can be copied |
 //!
 //! A sender has three error types: an error returns the socket or the buffer of the call, if any.
@@ -384,8 +385,122 @@ sentences! {
             /// The buffer, untouched.
             buf: B,
         },
+        "the datagram breaks a limit: {reason}"
+        /// From [`send_to`](crate::Sender::send_to). Nothing was sent, and the sender goes on.
+        Invalid {
+            /// The limit, and the remedy.
+            reason: InvalidDatagram,
+            /// The buffer, untouched.
+            buf: B,
+        },
         "the sender belongs to the parent of this forked process; open a connection here"
         Forked(buf: B),
+    }
+}
+
+sentences! {
+    /// The limit that a [`Datagram`](crate::sender::Datagram) breaks.
+    ///
+    /// ```
+    /// # use std::net::UdpSocket;
+    /// use pinbuf::{SendError, Sender, error::InvalidDatagram, sender::Datagram};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut sender = Sender::new(UdpSocket::bind("127.0.0.1:0")?)?;
+    /// let train = Datagram::to("127.0.0.1:9".parse()?).segment_size(100);
+    /// match sender.send_to(vec![7; 20_000], train) {
+    ///     Err(SendError::Invalid { reason, buf }) => {
+    ///         assert_eq!(reason, InvalidDatagram::TooManySegments { segments: 200, most: 128 });
+    ///         assert_eq!(buf.len(), 20_000);
+    ///     }
+    ///     other => panic!("{other:?}"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    #[non_exhaustive]
+    pub enum InvalidDatagram {
+        "the socket is a stream; send with `send`"
+        Stream,
+        "{len} bytes are more than the {most} that one call can carry; send fewer at once"
+        TooLong {
+            /// Length of the buffer in bytes.
+            len: usize,
+            /// The longest payload in bytes.
+            most: usize,
+        },
+        "{segments} segments are more than the {most} that the kernel makes of one call; send fewer bytes at once, or larger segments"
+        TooManySegments {
+            /// Segments of the train.
+            segments: usize,
+            /// The kernel's limit.
+            most: usize,
+        },
+        "a segment of {bytes} bytes and its headers are longer than the MTU of the route; with 1,500 bytes, use 1,472 over IPv4 and 1,452 over IPv6"
+        SegmentTooLong {
+            /// Length of a segment in bytes.
+            bytes: usize,
+        },
+        "a segment of 0 bytes makes no train; name the length of each datagram"
+        EmptySegments,
+        "destination and source are addresses of different families; give both of one"
+        Families,
+        "an interface needs a destination or a source address beside it"
+        InterfaceAlone,
+        "the port of the destination is 0; name the port"
+        NoPort,
+        "the socket does not allow transmit times; call `pacing::allow_transmit_times` first"
+        NoTransmitTimes,
+    }
+}
+
+impl Error for InvalidDatagram {}
+
+sentences! {
+    /// The reason against [pacing](crate::pacing).
+    ///
+    /// ```
+    /// use pinbuf::{error::PacingError, pacing};
+    ///
+    /// # if cfg!(target_os = "linux") {
+    /// let error = pacing::check("127.0.0.1:9".parse().unwrap()).unwrap_err();
+    /// assert!(matches!(error, PacingError::Queue { interface, .. } if interface == "lo"));
+    /// # }
+    /// ```
+    #[derive(Clone, PartialEq, Eq, Debug)]
+    #[non_exhaustive]
+    pub enum PacingError {
+        "the queue of {interface} is {queue}, which heeds neither times nor rates; `tc qdisc replace dev {interface} root fq`"
+        Queue {
+            /// The interface on the route.
+            interface: String,
+            /// The discipline of its queue.
+            queue: String,
+        },
+        "no interface of this host has a queue that heeds times or rates; `tc qdisc replace dev INTERFACE root fq`"
+        NoQueue,
+        "the system refused: {error}"
+        /// `EOPNOTSUPP` off Linux, and for transmit times of a TCP socket.
+        Os(error: OsError),
+    }
+}
+
+impl Error for PacingError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::Os(error) => Some(error),
+            Self::Queue { .. } | Self::NoQueue => None,
+        }
+    }
+}
+
+impl From<PacingError> for io::Error {
+    fn from(error: PacingError) -> Self {
+        match error {
+            PacingError::Os(error) => error.into(),
+            _ => Self::new(io::ErrorKind::Unsupported, error),
+        }
     }
 }
 
@@ -402,9 +517,10 @@ impl<B> SendError<B> {
             | Self::TimedOut(buf)
             | Self::BadAddress(buf)
             | Self::Forked(buf) => Some(buf),
-            Self::Connection { buf, .. } | Self::Dropped { buf, .. } | Self::Os { buf, .. } => {
-                Some(buf)
-            }
+            Self::Connection { buf, .. }
+            | Self::Dropped { buf, .. }
+            | Self::Os { buf, .. }
+            | Self::Invalid { buf, .. } => Some(buf),
             Self::Truncated { .. } | Self::Unfinished { .. } => None,
         }
     }
@@ -420,6 +536,7 @@ impl<B> SendError<B> {
             Self::Truncated { ticket, error } => SendError::Truncated { ticket, error },
             Self::Dropped { error, buf } => SendError::Dropped { error, buf: form(buf) },
             Self::Os { error, buf } => SendError::Os { error, buf: form(buf) },
+            Self::Invalid { reason, buf } => SendError::Invalid { reason, buf: form(buf) },
             Self::Forked(buf) => SendError::Forked(form(buf)),
         }
     }
@@ -440,6 +557,12 @@ impl ErrorBuf for () {
 
 impl<B: ErrorBuf> fmt::Debug for SendError<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Self::Invalid { reason, buf } = self {
+            let mut shown = f.debug_struct("Invalid");
+            shown.field("reason", reason);
+            buf.len_of().map(|len| shown.field("len", &len));
+            return shown.finish();
+        }
         let (name, ticket, error, buf) = match self {
             Self::WouldBlock(buf) => ("WouldBlock", None, None, Some(buf)),
             Self::TimedOut(buf) => ("TimedOut", None, None, Some(buf)),
@@ -449,6 +572,7 @@ impl<B: ErrorBuf> fmt::Debug for SendError<B> {
             Self::Truncated { ticket, error } => ("Truncated", Some(ticket), Some(error), None),
             Self::Dropped { error, buf } => ("Dropped", None, Some(error), Some(buf)),
             Self::Os { error, buf } => ("Os", None, Some(error), Some(buf)),
+            Self::Invalid { buf, .. } => ("Invalid", None, None, Some(buf)),
             Self::Forked(buf) => ("Forked", None, None, Some(buf)),
         };
         let mut shown = f.debug_struct(name);
@@ -466,6 +590,7 @@ impl<B: ErrorBuf> Error for SendError<B> {
             | Self::Truncated { error, .. }
             | Self::Dropped { error, .. }
             | Self::Os { error, .. } => Some(error),
+            Self::Invalid { reason, .. } => Some(reason),
             Self::WouldBlock(_)
             | Self::TimedOut(_)
             | Self::Unfinished { .. }
@@ -484,6 +609,7 @@ impl<B> From<SendError<B>> for io::Error {
             SendError::WouldBlock(_) => io::ErrorKind::WouldBlock,
             SendError::TimedOut(_) | SendError::Unfinished { .. } => io::ErrorKind::TimedOut,
             SendError::Forked(_) => io::ErrorKind::PermissionDenied,
+            SendError::Invalid { .. } => io::ErrorKind::InvalidInput,
             SendError::BadAddress(_) => return io::Error::from_raw_os_error(EFAULT),
             SendError::Connection { error, .. }
             | SendError::Truncated { error, .. }

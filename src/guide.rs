@@ -7,6 +7,7 @@
 //! | [`tasks`] | sends from tasks of any runtime |
 //! | [`closing`] | ends streams in order, at once, and in the background |
 //! | [`broadcasting`] | sends a buffer to many peers, and drops slow peers |
+//! | [`datagrams`] | sends trains of datagrams to many receivers |
 //! | [`foreign_memory`] | sends mapped files and further memory in place |
 //! | [`tuning`] | chooses sizes and limits, and reads the counters |
 //! | [`telemetry`] | watches senders in production: counters, release times, events |
@@ -35,6 +36,7 @@
 pub mod blocking;
 pub mod broadcasting;
 pub mod closing;
+pub mod datagrams;
 pub mod event_loop;
 pub mod foreign_memory;
 pub mod tasks;

@@ -42,6 +42,7 @@
 //! | send a header with pages | [`Sender::send_vectored`] |
 //! | send a buffer to many peers | [`PinnedBuf::freeze`], [`SharedBuf`] |
 //! | send a mapped file, or memory of a guest | [`MappedSlice`] |
+//! | send datagrams to many peers, trains of them, at given times | [`Sender::send_to`], [`sender::Datagram`], [`pacing`] |
 //! | send statics, `Arc<[u8]>`, `bytes::Bytes` | [`Payload`] |
 //! | know when a buffer was released | [`Sender::wait`], [`Sender::poll_fate`], [`Fate`] |
 //! | get released buffers back, with their contents | [`OnRelease::Return`](sender::OnRelease::Return) |
@@ -97,7 +98,7 @@
 //!
 //! # Platforms
 //!
-//! Zero copy needs Linux 6.1 or newer, and a TCP or a connected UDP socket. Neither root nor any
+//! Zero copy needs Linux 6.1 or newer, and a TCP or a UDP socket. Neither root nor any
 //! configuration is needed. Older kernels are best effort. On the remaining Unixes, and on further
 //! kinds of sockets, everything goes by copy, and [`Sender::capabilities`] says why. Windows is not
 //! supported.
@@ -127,6 +128,7 @@ mod lease;
 mod lock;
 #[allow(unsafe_code)]
 mod mapped;
+pub mod pacing;
 mod panics;
 pub mod pool;
 pub mod probe;

@@ -179,8 +179,8 @@ impl SenderBuilder {
         self
     }
 
-    /// Takes over a connected socket that has never sent with `MSG_ZEROCOPY`, or one that
-    /// [resumes](Self::resume).
+    /// Takes over a socket that has never sent with `MSG_ZEROCOPY`, or one that
+    /// [resumes](Self::resume): a connected one, or a UDP socket.
     ///
     /// The sender keeps the socket as the type that it is. For a plain [`Sender`], whose type does not
     /// name the socket's, adopt the descriptor: `adopt(OwnedFd::from(socket))`.
@@ -259,7 +259,8 @@ impl SenderBuilder {
     }
 
     fn enable(&self, fd: BorrowedFd<'_>, kind: Kind) -> Result<Option<CopyReason>, AdoptError<()>> {
-        if !socket::is_connected(fd).map_err(os)? {
+        // A datagram may name its destination.
+        if kind != Kind::Udp && !socket::is_connected(fd).map_err(os)? {
             return Err(AdoptError::NotConnected(()));
         }
         socket::prepare(fd).map_err(os)?;
@@ -312,7 +313,7 @@ impl Sender {
     /// # Errors
     ///
     /// [`AdoptError`], with the descriptor: another zero-copy sender uses the socket, the socket is a
-    /// listener or not connected, or a system call failed. A socket without zero copy is no error:
+    /// listener, or neither connected nor UDP, or a system call failed. A socket without zero copy is no error:
     /// everything goes by copy, and [`capabilities`](Self::capabilities) gives the reason.
     pub fn new(socket: impl Into<OwnedFd>) -> Result<Self, AdoptError<OwnedFd>> {
         SenderBuilder::new().adopt(socket.into())

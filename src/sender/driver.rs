@@ -19,7 +19,12 @@ use crate::{
     raw::{PoolHead, Reclaim},
     reaper,
     sync::{Arc, Weak, unique_id},
-    sys::{barrier, errno, process::Process},
+    sys::{
+        barrier, errno,
+        message::Header,
+        process::Process,
+        socket::{IoVec, SendFlags},
+    },
 };
 
 /// Batches of notifications read in one go, so that a busy peer cannot keep a thread for ever.
@@ -170,8 +175,21 @@ impl<K: Kernel> Core<K> {
     /// Runs the machine for a goal until there is nothing left to do for it.
     pub(super) fn advance<'a>(
         &'a self,
+        machine: MutexGuard<'a, Machine>,
+        goal: Goal,
+    ) -> (MutexGuard<'a, Machine>, Step) {
+        self.advance_with(machine, goal, None)
+    }
+
+    /// As [`advance`](Self::advance), with the header of the datagram that is being settled.
+    ///
+    /// No other thread sends that datagram: its calls follow each other in one run, and between them
+    /// the lock is held. So the machine need not keep the header.
+    fn advance_with<'a>(
+        &'a self,
         mut machine: MutexGuard<'a, Machine>,
         mut goal: Goal,
+        header: Option<&Header>,
     ) -> (MutexGuard<'a, Machine>, Step) {
         let mut read = Read::default();
         let mut look_again = None;
@@ -184,7 +202,7 @@ impl<K: Kernel> Core<K> {
             match act {
                 Act::Send(call) => {
                     drop(machine);
-                    let sent = self.kernel.send(call.memory(), call.flags());
+                    let sent = self.transmit(call.memory(), call.flags(), header);
                     machine = self.enter_after_call();
                     machine.returned(call, sent.map_err(|error| os(&error)));
                 }
@@ -215,6 +233,20 @@ impl<K: Kernel> Core<K> {
                     return (machine, Step { read, stop, way, look_again, changes });
                 }
             }
+        }
+    }
+
+    /// Makes one call.
+    #[inline(always)]
+    fn transmit(
+        &self,
+        memory: &[IoVec],
+        flags: SendFlags,
+        header: Option<&Header>,
+    ) -> io::Result<usize> {
+        match header {
+            None => self.kernel.send(memory, flags),
+            Some(header) => self.kernel.send_with(memory, flags, header),
         }
     }
 
@@ -313,7 +345,27 @@ impl<K: Kernel> Core<K> {
     /// Sends one buffer, as far as the socket takes it.
     #[inline]
     pub fn try_send<P: IntoPayload>(&self, buf: P) -> Result<Ticket, SendError<P>> {
-        self.offer_one(buf).map(|offered| offered.ticket)
+        self.offer_one(buf, None).map(|offered| offered.ticket)
+    }
+
+    /// Sends one buffer as a datagram or a train with this header, if the socket takes it now.
+    pub fn try_send_with<P: IntoPayload>(
+        &self,
+        buf: P,
+        header: &Header,
+    ) -> Result<Ticket, SendError<P>> {
+        self.offer_one(buf, Some(header)).map(|offered| offered.ticket)
+    }
+
+    /// Sends one buffer as a datagram or a train with this header, and waits until the socket takes
+    /// it.
+    pub fn send_with<P: IntoPayload>(
+        &self,
+        buf: P,
+        header: &Header,
+    ) -> Result<Ticket, SendError<P>> {
+        let offered = self.offer_one(buf, Some(header));
+        self.wait_to_send(offered, None, |buf| self.offer_one(buf, Some(header)))
     }
 
     /// Sends all of `bufs` as one send, as far as the socket takes it.
@@ -324,15 +376,19 @@ impl<K: Kernel> Core<K> {
     /// Sends a buffer and waits until every byte is accepted.
     #[inline(always)]
     pub fn send<P: IntoPayload>(&self, buf: P) -> Result<Ticket, SendError<P>> {
-        match self.offer_one(buf) {
+        match self.offer_one(buf, None) {
             Ok(Offered { ticket, whole: true }) => Ok(ticket),
-            offered => self.wait_to_send(offered, None, |buf| self.offer_one(buf)),
+            offered => self.wait_to_send(offered, None, |buf| self.offer_one(buf, None)),
         }
     }
 
     /// Takes the only buffer of a send and sends.
     #[inline(always)]
-    pub(super) fn offer_one<P: IntoPayload>(&self, buf: P) -> Result<Offered, SendError<P>> {
+    pub(super) fn offer_one<P: IntoPayload>(
+        &self,
+        buf: P,
+        header: Option<&Header>,
+    ) -> Result<Offered, SendError<P>> {
         if self.is_forked() {
             return Err(SendError::Forked(buf));
         }
@@ -352,8 +408,8 @@ impl<K: Kernel> Core<K> {
             },
         };
         match way {
-            Way::Copy => self.offer_copied(machine, buf, granted.is_none()),
-            Way::ZeroCopy => self.offer_zero_copy(machine, buf, granted.is_none()),
+            Way::Copy => self.offer_copied(machine, buf, granted.is_none(), header),
+            Way::ZeroCopy => self.offer_zero_copy(machine, buf, granted.is_none(), header),
         }
     }
 
@@ -382,18 +438,19 @@ impl<K: Kernel> Core<K> {
         mut machine: MutexGuard<'_, Machine>,
         buf: P,
         asked: bool,
+        header: Option<&Header>,
     ) -> Result<Offered, SendError<P>> {
         if asked || !machine.in_flight.tracker.has_place() {
             self.register(&mut machine, buf.pool());
             if !machine.in_flight.tracker.has_place() {
                 machine.refund(buf.io_vec().len());
-                return self.offer_rest(machine, buf, Way::ZeroCopy, 0);
+                return self.offer_rest(machine, buf, Way::ZeroCopy, 0, header);
             }
             machine.in_flight.make_room(&buf);
         }
         machine.wants_watch |= buf.is_awaited() || self.max_hold.is_some();
         let call = machine.begin_zero_copy(buf, || self.kernel.now());
-        let Some((mut machine, sent)) = self.call_lone(machine, &call, asked) else {
+        let Some((mut machine, sent)) = self.call_lone(machine, &call, asked, header) else {
             return Ok(Offered { ticket: call.ticket, whole: true });
         };
         let whole = machine.zero_copy_returned(call, sent.map_err(|error| os(&error)));
@@ -401,7 +458,7 @@ impl<K: Kernel> Core<K> {
             self.tidy(machine);
             return Ok(Offered { ticket: call.ticket, whole });
         }
-        self.settle_lone(machine, call.ticket)
+        self.settle_lone(machine, call.ticket, header)
     }
 
     /// Sends a buffer by copy. What the socket does not take of it becomes a lease.
@@ -414,9 +471,10 @@ impl<K: Kernel> Core<K> {
         mut machine: MutexGuard<'_, Machine>,
         buf: P,
         asked: bool,
+        header: Option<&Header>,
     ) -> Result<Offered, SendError<P>> {
         let call = machine.begin_copy(buf.io_vec());
-        let Some((mut machine, sent)) = self.call_lone(machine, &call, asked) else {
+        let Some((mut machine, sent)) = self.call_lone(machine, &call, asked, header) else {
             return Ok(Offered { ticket: call.ticket, whole: true });
         };
         match sent {
@@ -429,7 +487,7 @@ impl<K: Kernel> Core<K> {
             }
             Ok(accepted) => {
                 machine.take_back_copy(call, call.bytes - accepted);
-                self.offer_rest(machine, buf, Way::Copy, accepted)
+                self.offer_rest(machine, buf, Way::Copy, accepted, header)
             }
             Err(error) => {
                 let stop = machine.copy_failed(call, os(&error));
@@ -447,6 +505,7 @@ impl<K: Kernel> Core<K> {
         mut machine: MutexGuard<'a, Machine>,
         call: &LoneCall,
         asked: bool,
+        header: Option<&Header>,
     ) -> Option<(MutexGuard<'a, Machine>, io::Result<usize>)> {
         // A call that had to ask is told of: it may call for more.
         let leaves = !asked && machine.leave_end(call.way());
@@ -456,7 +515,7 @@ impl<K: Kernel> Core<K> {
         drop(machine);
         // Nothing to send is no call on a stream, and no copy anywhere.
         let sent = if call.bytes > 0 || self.kernel.transport().sends_nothing() {
-            self.kernel.send(&[call.part()], call.flags())
+            self.transmit(&[call.part()], call.flags(), header)
         } else {
             Ok(0)
         };
@@ -476,11 +535,12 @@ impl<K: Kernel> Core<K> {
         buf: P,
         way: Way,
         accepted: usize,
+        header: Option<&Header>,
     ) -> Result<Offered, SendError<P>> {
         self.register(&mut machine, buf.pool());
         machine.wants_watch |= buf.is_awaited();
         let ticket = machine.enter_lone(buf, way, accepted);
-        self.settle_lone(machine, ticket)
+        self.settle_lone(machine, ticket, header)
     }
 
     /// Brings the send of a lone buffer as far as it goes.
@@ -490,10 +550,11 @@ impl<K: Kernel> Core<K> {
         &self,
         machine: MutexGuard<'_, Machine>,
         ticket: Ticket,
+        header: Option<&Header>,
     ) -> Result<Offered, SendError<P>> {
         let mut refused = None;
         let on_refused = |payload| refused = Some(P::from_payload(payload));
-        let settled = self.settle(machine, ticket, on_refused);
+        let settled = self.settle(machine, ticket, header, on_refused);
         settled.map_err(|error| error.map(|()| refused.expect("comes back with the error")))
     }
 
@@ -528,7 +589,7 @@ impl<K: Kernel> Core<K> {
             machine.wants_watch |= buf.is_awaited();
         }
         let ticket = machine.enter_all(bufs);
-        self.settle(machine, ticket, |payload| bufs.push(payload))
+        self.settle(machine, ticket, None, |payload| bufs.push(payload))
     }
 
     /// Brings a send that was entered as far as it goes. If nothing of it was accepted, all of it
@@ -537,9 +598,10 @@ impl<K: Kernel> Core<K> {
         &self,
         machine: MutexGuard<'_, Machine>,
         ticket: Ticket,
+        header: Option<&Header>,
         on_refused: impl FnMut(Payload),
     ) -> Result<Offered, SendError<()>> {
-        let (mut machine, _) = self.advance(machine, Goal::Settle);
+        let (mut machine, _) = self.advance_with(machine, Goal::Settle, header);
         let settled = machine.conclude(ticket, on_refused);
         machine.wants_watch |= self.max_hold.is_some();
         self.tidy(machine);

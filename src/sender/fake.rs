@@ -22,6 +22,7 @@ use crate::{
     sync::{Arc, Weak, yield_now},
     sys::{
         Batch, ErrorQueueEvent, Record,
+        message::Header,
         socket::{IoVec, Ready, SendFlags},
     },
 };
@@ -83,6 +84,8 @@ pub(super) struct State {
     notes: VecDeque<Record>,
     seen: Vec<Seen>,
     now: Instant,
+    /// Calls with a header.
+    pub(super) headers: usize,
     pub(super) shut_down: bool,
     /// So many reads of the error queue fail with the error number, or tell of more.
     pub(super) unreadable: usize,
@@ -138,6 +141,7 @@ impl FakeKernel {
             notes: VecDeque::new(),
             seen: Vec::new(),
             now: Instant::now(),
+            headers: 0,
             shut_down: false,
             unreadable: 0,
             read_errno: ENOMEM,
@@ -282,6 +286,11 @@ impl Kernel for FakeKernel {
                 Err(io::Error::from_raw_os_error(errno))
             }
         }
+    }
+
+    fn send_with(&self, memory: &[IoVec], flags: SendFlags, _: &Header) -> io::Result<usize> {
+        self.with(|state| state.headers += 1);
+        self.send(memory, flags)
     }
 
     fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {

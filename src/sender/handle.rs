@@ -11,6 +11,7 @@ use std::{
 use super::release_times::ReleaseTimes;
 use super::{
     config::ZeroCopyState,
+    datagram::Datagram,
     driver::Core,
     kernel::{Interest, Socket, SocketKernel},
     machine::Goal,
@@ -103,16 +104,21 @@ use crate::{
 ///
 /// # Datagrams
 ///
-/// Over UDP (IPv4 or IPv6, connected) every send is one datagram; a vectored send is gathered from
-/// its buffers. A datagram goes by copy as a whole or without as a whole, and is never cut: with
-/// the socket option `UDP_SEGMENT` the kernel makes many packets of one datagram. An error concerns
-/// one datagram only; the buffer comes back, and the sender goes on:
+/// Over UDP (IPv4 or IPv6) every send is one datagram; a vectored send is gathered from its buffers.
+/// [`send_to`](Self::send_to) names the destination, which an unconnected socket needs, and can make a
+/// *train*: the kernel cuts the buffer into many datagrams. A send goes by copy as a whole or without
+/// as a whole, and is never accepted in part. An error concerns one send only; the buffer comes back,
+/// and the sender goes on:
+/// - [`SendError::Invalid`]: a limit is broken, with the remedy.
 /// - [`SendError::Dropped`]: a queue or filter of this host dropped it, which the kernel says for
 ///   queues only if `IP_RECVERR` is on. Otherwise it counts as accepted.
 /// - [`SendError::Os`] with `EMSGSIZE`: it is longer than the route or the protocol takes.
 /// - [`SendError::Os`] with `ECONNREFUSED` and the like: an ICMP message about an earlier datagram.
 ///   With `IP_RECVERR` it comes from [`next_event`](Self::next_event), and this error only if the
-///   error queue was not read before.
+///   error queue was not read before. On an unconnected socket without the option it never comes; with
+///   the option, the earlier datagram may have gone to another destination.
+///
+/// [`SenderStats::drops`] counts them by their place.
 ///
 /// There is no orderly end and no abort: `close` and `abort` wait for the queues of this host.
 ///
@@ -268,6 +274,70 @@ impl<S: Socket> Sender<S> {
     /// ```
     pub fn send_vectored(&mut self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
         self.core().send_vectored(bufs)
+    }
+
+    /// Sends a buffer as a datagram to an address, or as a train of datagrams; waits for room in the
+    /// socket.
+    ///
+    /// The socket need not be connected. [`Datagram`] has the wishes for one call: destination,
+    /// source address and interface, size of a segment, transmit time. Each call is one send: one
+    /// ticket, one way (by copy, or without), one fate.
+    ///
+    /// With [`Policy::Auto`](crate::Policy::Auto) the sender judges the routes of all destinations as
+    /// one. Use a sender for each interface where some routes copy and others do not.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::Invalid`] names a broken limit and the remedy, in most cases before any call. The
+    /// others are those of [`datagrams`](Self#datagrams). The buffer comes back.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// # use std::net::UdpSocket;
+    /// use pinbuf::{Sender, sender::Datagram};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let receivers = [UdpSocket::bind("127.0.0.1:0")?, UdpSocket::bind("127.0.0.1:0")?];
+    /// # let addresses = [receivers[0].local_addr()?, receivers[1].local_addr()?];
+    /// let mut sender = Sender::new(UdpSocket::bind("127.0.0.1:0")?)?;
+    /// let pool = pinbuf::Pool::new(16 * 1024, 4)?;
+    /// for address in addresses {
+    ///     let mut buf = pool.alloc(12 * 1200)?;
+    ///     buf.resize(12 * 1200, 7);
+    ///     # #[cfg(target_os = "linux")]
+    ///     // 12 datagrams, in one call.
+    ///     sender.send_to(buf, Datagram::to(address).segment_size(1200))?;
+    ///     // One datagram.
+    ///     sender.send_to(&b"hello"[..], address)?;
+    /// }
+    /// # let mut got = [0; 2000];
+    /// # for receiver in &receivers {
+    /// #     let lens: Vec<_> = (0..if cfg!(target_os = "linux") { 13 } else { 1 }).map(|_| receiver.recv(&mut got).unwrap()).collect();
+    /// #     assert_eq!(lens.last(), Some(&5));
+    /// # }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn send_to<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        to: impl Into<Datagram>,
+    ) -> Result<Ticket, SendError<P>> {
+        self.core().send_to(buf, to)
+    }
+
+    /// As [`send_to`](Self::send_to), if the socket takes the datagram or the train now; never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::WouldBlock`] if it does not, and the errors of [`send_to`](Self::send_to).
+    pub fn try_send_to<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        to: impl Into<Datagram>,
+    ) -> Result<Ticket, SendError<P>> {
+        self.core().try_send_to(buf, to)
     }
 
     /// Writes borrowed bytes by copy, as many as the socket takes now. Never blocks.

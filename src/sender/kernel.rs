@@ -15,6 +15,8 @@ use crate::{
         Batch, Record,
         epoll::{EdgeWait, EventFd},
         errqueue,
+        message::Header,
+        pacing,
         socket::{self, IoVec, Kind, News, Ready, SendFlags},
     },
 };
@@ -69,6 +71,11 @@ pub trait Kernel: Send + Sync + 'static {
     }
     /// Sends once, without blocking.
     fn send(&self, memory: &[IoVec], flags: SendFlags) -> io::Result<usize>;
+    /// As `send`, with a destination and control data. They change nothing for the sender, so a
+    /// simulation may do without.
+    fn send_with(&self, memory: &[IoVec], flags: SendFlags, _header: &Header) -> io::Result<usize> {
+        self.send(memory, flags)
+    }
     /// Reads one batch of the error queue, without blocking.
     fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch>;
     /// Waits for an interest, for `timeout` at most. Returns at once if the socket is in that
@@ -150,6 +157,12 @@ impl<S: Socket> SocketKernel<S> {
         Self { socket, kind, events: OnceLock::new() }
     }
 
+    /// This time on the clock of the socket's transmit times, in nanoseconds; `None` if the socket
+    /// allows none.
+    pub(super) fn transmit_time(&self, time: Instant) -> io::Result<Option<u64>> {
+        pacing::transmit_time(self.socket.as_fd(), time)
+    }
+
     /// The descriptor for a loop of the program. The first call makes the descriptor.
     pub(super) fn event_fd(&self) -> io::Result<BorrowedFd<'_>> {
         let events = match self.events.get() {
@@ -180,6 +193,11 @@ impl<S: Socket> Kernel for SocketKernel<S> {
         // holds a lease of the payload, which keeps the range mapped, and untouched by owners of
         // ours, until the kernel has released the call.
         unsafe { socket::send(self.socket.as_fd(), memory, flags) }
+    }
+
+    fn send_with(&self, memory: &[IoVec], flags: SendFlags, header: &Header) -> io::Result<usize> {
+        // SAFETY: as for `send`, whose ranges these are too.
+        unsafe { socket::send_with(self.socket.as_fd(), memory, flags, Some(header)) }
     }
 
     fn read_batch(&self, on_record: &mut dyn FnMut(Record)) -> io::Result<Batch> {

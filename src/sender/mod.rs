@@ -3,6 +3,7 @@
 //! | to | use |
 //! |---|---|
 //! | send over a connected socket | [`Sender`] |
+//! | send datagrams to many peers, in trains, at given times | [`Sender::send_to`], [`Datagram`] |
 //! | write borrowed bytes in between | [`Sender::try_write`], or `io::Write` |
 //! | change settings, keep the type of the socket | [`SenderBuilder`], from [`Sender::builder`] |
 //! | choose when sends go without copy; learn why not | [`Policy`], [`DataHint`]; [`Capabilities`], [`CopyReason`] |
@@ -12,7 +13,7 @@
 //! | send from an event loop | [`Sender::event_fd`]; with `poll(2)` also [`Interest`] |
 //! | send from tasks | [`Sender::poll_ready`] and the [methods beside it](Sender#tasks) |
 //! | end the stream | [`Sender::close`], [`CloseReport`] |
-//! | watch | [`SenderStats`], [`RouteStats`]; the chapter [`telemetry`](crate::guide::telemetry) |
+//! | watch | [`SenderStats`], [`RouteStats`], [`DropStats`]; the chapter [`telemetry`](crate::guide::telemetry) |
 //!
 //! The errors are in [`error`](crate::error). Senders that were dropped are in the care of the
 //! [`reaper`](crate::reaper).
@@ -43,6 +44,7 @@
 // | `handle` | `Sender` |
 // | `builder` | settings, and the checks before a socket is taken over |
 // | `split` | the halves for two threads |
+// | `datagram` | where a datagram goes, and how |
 // | `driver` | the lock, and how buffers enter |
 // | `query` | fates, counters, events |
 // | `wait` | waits of threads, without spinning |
@@ -60,6 +62,7 @@ pub(crate) mod budget;
 mod builder;
 pub(crate) mod calibrate;
 pub(crate) mod config;
+mod datagram;
 pub(crate) mod driver;
 mod ending;
 #[cfg(test)]
@@ -86,10 +89,12 @@ pub use self::release_times::ReleaseTimes;
 pub use self::{
     builder::SenderBuilder,
     config::{DataHint, OnRelease, Policy, ZeroCopyState},
+    datagram::Datagram,
     handle::Sender,
     kernel::{Interest, Socket},
     report::{
-        Capabilities, CloseReport, Fate, Reaped, Returned, RouteMode, RouteStats, SenderStats,
+        Capabilities, CloseReport, DropStats, Fate, Reaped, Returned, RouteMode, RouteStats,
+        SenderStats,
     },
     split::{ReapHalf, SendHalf},
 };

@@ -6,7 +6,7 @@ use crate::{
     error::{CopyReason, OsError},
     id::Ticket,
     lease::Payload,
-    sys::errno,
+    sys::{ErrorQueueEvent, errno},
 };
 
 /// The fate of a send.
@@ -100,6 +100,8 @@ pub struct SenderStats {
     pub no_bufs_memlock: u64,
     /// Datagrams dropped on this host ([`SendError::Dropped`](crate::SendError::Dropped)).
     pub dropped_sends: u64,
+    /// Datagrams and trains that did not leave, by the place of the loss.
+    pub drops: DropStats,
     /// Sends cut short by the end of the connection.
     pub truncated_sends: u64,
     /// Foreign messages of the error queue dropped before a call of
@@ -117,6 +119,75 @@ pub struct SenderStats {
     pub window_sends: usize,
     /// Bytes allowed in flight at once now.
     pub window_bytes: usize,
+}
+
+/// Datagrams and trains that did not leave this host, by the place of the loss, and what the network said.
+///
+/// The first four count failed sends: one for each call, also for a train. The buffer of each came
+/// back. The others count messages of the error queue, about sends that had been accepted.
+///
+/// ```
+/// # use std::net::UdpSocket;
+/// use pinbuf::{SendError, Sender};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let mut sender = Sender::new(UdpSocket::bind("[::1]:0")?)?;
+/// # if cfg!(target_os = "linux") {
+/// // By this interface no packet leaves: the host has no route there.
+/// let error = sender.send_to(&b"hello"[..], "[2001:db8::1]:9".parse::<std::net::SocketAddr>()?);
+/// assert_eq!(sender.stats().drops.unreachable, error.is_err() as u64);
+/// # }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct DropStats {
+    /// A queue of this host was full (`ENOBUFS`).
+    pub queue: u64,
+    /// A filter of this host refused the packet (`EPERM`).
+    pub filter: u64,
+    /// Longer than the route or the protocol takes (`EMSGSIZE`).
+    pub too_long: u64,
+    /// No way to the destination, or an earlier datagram was refused (`ECONNREFUSED`, `ENETUNREACH`,
+    /// `EHOSTUNREACH`, `EHOSTDOWN`).
+    pub unreachable: u64,
+    /// ICMP messages about earlier datagrams. Only with the socket option `IP_RECVERR` or
+    /// `IPV6_RECVERR`.
+    pub icmp: u64,
+    /// A queue dropped the datagram for its [transmit time](crate::sender::Datagram::at). The queue
+    /// `etf` tells; `fq` does not.
+    pub transmit_time: u64,
+}
+
+impl DropStats {
+    /// Counts a failed send.
+    pub(super) fn count(&mut self, error: OsError) {
+        let counter = match error.raw() {
+            errno::ENOBUFS => &mut self.queue,
+            errno::EPERM => &mut self.filter,
+            errno::EMSGSIZE => &mut self.too_long,
+            errno::ECONNREFUSED | errno::ENETUNREACH | errno::EHOSTUNREACH | errno::EHOSTDOWN => {
+                &mut self.unreachable
+            }
+            _ => return,
+        };
+        *counter += 1;
+    }
+
+    /// Counts a message of the error queue.
+    pub(super) fn count_message(&mut self, event: &ErrorQueueEvent) {
+        /// `linux/errqueue.h`
+        const ICMP: u8 = 2;
+        const ICMP6: u8 = 3;
+        const TXTIME: u8 = 6;
+        match event.origin {
+            ICMP | ICMP6 => self.icmp += 1,
+            TXTIME => self.transmit_time += 1,
+            _ => {}
+        }
+    }
 }
 
 /// The result of one [`reap`](crate::Sender::reap).

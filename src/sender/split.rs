@@ -11,6 +11,7 @@ use std::{
 use super::release_times::ReleaseTimes;
 use super::{
     Capabilities, CloseReport, Fate, Interest, Reaped, Returned, SenderStats,
+    datagram::Datagram,
     driver::Core,
     kernel::{Socket, SocketKernel},
 };
@@ -152,6 +153,35 @@ impl<S: Socket> SendHalf<S> {
     /// [`SendError::Truncated`].
     pub fn send_vectored(&mut self, bufs: &mut Vec<Payload>) -> Result<Ticket, SendError<()>> {
         self.0.core().send_vectored(bufs)
+    }
+
+    /// Sends a buffer as a datagram to an address, or as a train of datagrams; waits for room in the
+    /// socket.
+    ///
+    /// See [`Sender::send_to`](super::Sender::send_to).
+    ///
+    /// # Errors
+    ///
+    /// The errors of [`send`](Self::send), and [`SendError::Invalid`]. The buffer comes back.
+    pub fn send_to<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        to: impl Into<Datagram>,
+    ) -> Result<Ticket, SendError<P>> {
+        self.0.core().send_to(buf, to)
+    }
+
+    /// As [`send_to`](Self::send_to), if the socket takes the datagram or the train now; never blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::WouldBlock`] if it does not, and the errors of [`send_to`](Self::send_to).
+    pub fn try_send_to<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        to: impl Into<Datagram>,
+    ) -> Result<Ticket, SendError<P>> {
+        self.0.core().try_send_to(buf, to)
     }
 
     /// Writes borrowed bytes by copy, as many as the socket takes now. Never blocks.

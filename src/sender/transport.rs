@@ -120,12 +120,13 @@ mod tests {
         error::SendError,
         lease::Payload,
         sender::{
-            Fate,
+            DropStats, Fate,
             config::Config,
             driver::Core,
             fake::{Answer, FakeKernel, Seen},
         },
         sync::Arc,
+        sys::{message::Header, socket::Ready},
     };
 
     static BYTES: [u8; 1 << 20] = [7; 1 << 20];
@@ -288,11 +289,80 @@ mod tests {
     }
 
     #[test]
+    fn every_call_of_a_datagram_has_its_header() {
+        let header = Header::default();
+        let (zero_copy, copy) = (call(1, LEN, true), call(1, LEN, false));
+        let no_bufs = Answer::Fail(errno::ENOBUFS);
+        for (answers, calls) in [
+            (vec![], vec![zero_copy]),
+            (vec![Answer::Fail(errno::EMSGSIZE)], vec![zero_copy, copy]),
+            (vec![no_bufs], vec![zero_copy, copy]),
+            // After a release the call is tried once more.
+            (vec![Answer::Note(false), no_bufs], vec![zero_copy, zero_copy, zero_copy]),
+        ] {
+            let (kernel, sender) = datagrams();
+            let sends = answers.iter().filter(|answer| matches!(answer, Answer::Note(_))).count();
+            kernel.will(answers);
+            for _ in 0..=sends {
+                sender.try_send_with(&BYTES[..LEN], &header).unwrap();
+            }
+            assert_eq!(kernel.with(|state| state.headers), calls.len());
+            assert_eq!(kernel.seen(), calls);
+        }
+        let (kernel, sender) = datagrams();
+        sender.try_send_with(&BYTES[..100], &header).unwrap();
+        sender.try_send(&BYTES[..100]).unwrap();
+        sender.try_send(&BYTES[..LEN]).unwrap();
+        assert_eq!(kernel.with(|state| state.headers), 1, "a small one too, and no other");
+    }
+
+    #[test]
+    fn a_blocked_datagram_waits_and_keeps_its_header() {
+        let (kernel, sender) = datagrams();
+        kernel.will([Answer::Fail(errno::EAGAIN), Answer::Fail(errno::EAGAIN)]);
+        kernel.with(|state| {
+            state.on_wait = Some(Arc::new(|_, _| Ready { writable: true, ..Ready::default() }));
+        });
+        sender.send_with(&BYTES[..LEN], &Header::default()).unwrap();
+        assert_eq!(kernel.seen(), [call(1, LEN, true); 3]);
+        assert_eq!(kernel.with(|state| state.headers), 3);
+    }
+
+    #[test]
+    fn losses_are_counted_by_their_place() {
+        const ECONNREFUSED: i32 = 111;
+        const ENETUNREACH: i32 = 101;
+        let (kernel, sender) = datagrams();
+        for len in [100, LEN] {
+            for errno in [errno::ENOBUFS, errno::EPERM, ECONNREFUSED, ENETUNREACH, errno::EFAULT] {
+                kernel.will([Answer::FailWithNote(errno)]);
+                sender.try_send(&BYTES[..len]).unwrap_err();
+            }
+            kernel.will([Answer::Fail(errno::EAGAIN)]);
+            sender.try_send(&BYTES[..len]).unwrap_err();
+        }
+        // The first refusal is one of pages, and the copy arrives.
+        kernel.will([
+            Answer::Fail(errno::EMSGSIZE),
+            Answer::Take,
+            Answer::FailWithNote(errno::EMSGSIZE),
+        ]);
+        sender.try_send(&BYTES[..LEN]).unwrap();
+        sender.try_send(&BYTES[..LEN]).unwrap_err();
+        kernel.foreign(1);
+        sender.step().unwrap();
+        let expected =
+            DropStats { queue: 2, filter: 2, too_long: 1, unreachable: 4, ..DropStats::default() };
+        assert_eq!(sender.stats().drops, expected);
+    }
+
+    #[test]
     fn a_stream_drops_nothing() {
         let kernel = FakeKernel::new(Transport::Stream, Answer::Take);
         let sender = kernel.sender(Config::default());
         kernel.will([Answer::Fail(errno::EPERM)]);
         let error = sender.try_send(&BYTES[..LEN]).unwrap_err();
         assert!(matches!(error, SendError::Os { .. }), "{error:?}");
+        assert_eq!(sender.stats().drops, DropStats::default());
     }
 }

@@ -179,7 +179,8 @@ impl<K: Kernel> Core<K> {
         buf: P,
         timeout: Duration,
     ) -> Result<Ticket, SendError<P>> {
-        self.wait_to_send(self.offer_one(buf), Some(timeout), |buf| self.offer_one(buf))
+        let offered = self.offer_one(buf, None);
+        self.wait_to_send(offered, Some(timeout), |buf| self.offer_one(buf, None))
     }
 
     /// The end of a limited wait that begins now. A time too long for the clock is no limit.

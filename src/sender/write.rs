@@ -30,7 +30,8 @@ impl<K: Kernel> Core<K> {
             machine = admitted;
         }
         let call = machine.begin_write(IoVec::new(bytes.as_ptr(), bytes.len()));
-        let Some((mut machine, sent)) = self.call_lone(machine, &call, granted.is_none()) else {
+        let Some((mut machine, sent)) = self.call_lone(machine, &call, granted.is_none(), None)
+        else {
             return Ok(call.bytes);
         };
         match sent {

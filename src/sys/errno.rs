@@ -1,7 +1,8 @@
 //! The error numbers that decide what a caller does.
 
 pub(crate) use libc::{
-    EAGAIN, ECANCELED, EFAULT, EMSGSIZE, ENOBUFS, ENOTCONN, EOPNOTSUPP, EPERM, EPIPE, ETIMEDOUT,
+    EAGAIN, ECANCELED, ECONNREFUSED, EFAULT, EHOSTDOWN, EHOSTUNREACH, EINVAL, EMSGSIZE,
+    ENETUNREACH, ENOBUFS, ENOTCONN, EOPNOTSUPP, EPERM, EPIPE, ETIMEDOUT,
 };
 
 /// Returns `true` if a repetition of the failed call may succeed.

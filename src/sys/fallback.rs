@@ -1,7 +1,7 @@
 //! The Linux-only functions for every other Unix: no zero copy, nothing ever in flight, no error
 //! queue.
 
-use std::{io, os::fd::BorrowedFd};
+use std::{io, net::IpAddr, os::fd::BorrowedFd};
 
 fn unsupported<T>() -> io::Result<T> {
     Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
@@ -47,6 +47,32 @@ pub(crate) fn unsent(_fd: BorrowedFd<'_>) -> io::Result<usize> {
 /// its release.
 pub(crate) fn abort(_fd: BorrowedFd<'_>) -> io::Result<()> {
     unsupported()
+}
+
+/// Control data of a message: none here.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Control;
+
+impl Control {
+    /// Nothing.
+    pub(super) fn bytes(&self) -> &[u8] {
+        &[]
+    }
+
+    /// Refuses.
+    pub(super) fn source(&mut self, _source: IpAddr, _interface: u32) -> io::Result<()> {
+        unsupported()
+    }
+
+    /// Refuses.
+    pub(super) fn segment(&mut self, _bytes: u16) -> io::Result<()> {
+        unsupported()
+    }
+
+    /// Refuses.
+    pub(super) fn time(&mut self, _time_ns: u64) -> io::Result<()> {
+        unsupported()
+    }
 }
 
 /// The error queue of a socket: none here.
@@ -206,7 +232,7 @@ pub(crate) mod limits {
 pub(crate) mod netlink {
     use std::{io, net::IpAddr};
 
-    use crate::sys::{Link, RouteReply};
+    use crate::sys::{Link, Queue, RouteReply};
 
     /// Refuses.
     pub(crate) fn links() -> io::Result<Vec<Link>> {
@@ -219,7 +245,37 @@ pub(crate) mod netlink {
     }
 
     /// Refuses.
+    pub(crate) fn queues() -> io::Result<Vec<Queue>> {
+        super::unsupported()
+    }
+
+    /// Refuses.
     pub(crate) fn scatter_gather(_interface: &str) -> io::Result<bool> {
+        super::unsupported()
+    }
+}
+
+/// Pacing: not here.
+pub(crate) mod pacing {
+    use std::{io, os::fd::BorrowedFd, time::Instant};
+
+    /// Refuses.
+    pub(crate) fn allow_transmit_times(_fd: BorrowedFd<'_>) -> io::Result<()> {
+        super::unsupported()
+    }
+
+    /// Refuses.
+    pub(crate) fn transmit_time(_fd: BorrowedFd<'_>, _time: Instant) -> io::Result<Option<u64>> {
+        super::unsupported()
+    }
+
+    /// Refuses.
+    pub(crate) fn set_max_rate(_fd: BorrowedFd<'_>, _rate: Option<u64>) -> io::Result<()> {
+        super::unsupported()
+    }
+
+    /// Refuses.
+    pub(crate) fn leaves_pacing_to_the_queue(_fd: BorrowedFd<'_>) -> io::Result<bool> {
         super::unsupported()
     }
 }

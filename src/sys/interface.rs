@@ -24,3 +24,11 @@ pub(crate) struct RouteReply {
     pub(crate) source: Option<IpAddr>,
     pub(crate) gateway: Option<IpAddr>,
 }
+
+/// A queue of an interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Queue {
+    pub(crate) interface: u32,
+    /// The name of its discipline: `fq`, `pfifo_fast`, `noqueue`.
+    pub(crate) kind: String,
+}

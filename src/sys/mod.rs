@@ -7,6 +7,7 @@ pub(crate) mod barrier;
 pub(crate) mod errno;
 mod interface;
 pub(crate) mod memory;
+pub(crate) mod message;
 mod option;
 pub(crate) mod process;
 mod ready;
@@ -21,13 +22,15 @@ pub(crate) mod errqueue;
 pub(crate) mod limits;
 #[cfg(target_os = "linux")]
 pub(crate) mod netlink;
+#[cfg(target_os = "linux")]
+pub(crate) mod pacing;
 
 #[cfg(not(target_os = "linux"))]
 mod fallback;
 #[cfg(not(target_os = "linux"))]
-pub(crate) use fallback::{epoll, errqueue, limits, netlink};
+pub(crate) use fallback::{epoll, errqueue, limits, netlink, pacing};
 
-pub(crate) use interface::{Link, RouteReply};
+pub(crate) use interface::{Link, Queue, RouteReply};
 pub use record::{Batch, ErrorQueueEvent, Record, Timestamps};
 
 #[cfg(all(test, target_os = "linux"))]

@@ -9,7 +9,7 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-use super::{Link, RouteReply, socket::check};
+use super::{Link, Queue, RouteReply, socket::check};
 
 /// `linux/netlink.h`, `linux/rtnetlink.h`, `linux/if_link.h`, `linux/ethtool.h`: not every libc has
 /// all constants.
@@ -21,6 +21,9 @@ const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
+const RTM_NEWQDISC: u16 = 36;
+const RTM_GETQDISC: u16 = 38;
+const TCA_KIND: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINKINFO: u16 = 18;
@@ -40,6 +43,16 @@ pub(crate) fn links() -> io::Result<Vec<Link>> {
         links.extend((kind == RTM_NEWLINK).then(|| parse_link(body)).flatten());
     })?;
     Ok(links)
+}
+
+/// The queues of all interfaces.
+pub(crate) fn queues() -> io::Result<Vec<Queue>> {
+    let mut queues = Vec::new();
+    // A `struct tcmsg` of zeros: all families, all interfaces.
+    exchange(RTM_GETQDISC, NLM_F_DUMP, &[0; QUEUE_HEADER], &mut |kind, body| {
+        queues.extend((kind == RTM_NEWQDISC).then(|| parse_queue(body)).flatten());
+    })?;
+    Ok(queues)
 }
 
 /// The route of a packet to `peer`; `scope` is the interface of a link-local peer, else 0.
@@ -160,10 +173,11 @@ fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
     body.extend(value);
 }
 
-/// Length of a `struct nlmsghdr`, an `ifinfomsg`, an `rtmsg`.
+/// Length of a `struct nlmsghdr`, an `ifinfomsg`, an `rtmsg`, a `tcmsg`.
 const HEADER: usize = 16;
 const LINK_HEADER: usize = 16;
 const ROUTE_HEADER: usize = 12;
+const QUEUE_HEADER: usize = 20;
 
 /// Calls `on_message` for each message of a datagram. Returns `true` if the datagram was the last
 /// one. Ends at an impossible length.
@@ -190,6 +204,12 @@ fn replies(datagram: &[u8], on_message: &mut dyn FnMut(u16, &[u8])) -> io::Resul
         rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
     }
     Ok(!more)
+}
+
+/// Reads a `struct tcmsg` and its attributes.
+fn parse_queue(body: &[u8]) -> Option<Queue> {
+    let kind = find(body.get(QUEUE_HEADER..)?, TCA_KIND)?;
+    Some(Queue { interface: u32_at(body, 4)?, kind: text(kind) })
 }
 
 /// Reads a `struct ifinfomsg` and its attributes.

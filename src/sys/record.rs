@@ -50,7 +50,8 @@ pub struct Batch {
 #[non_exhaustive]
 pub struct ErrorQueueEvent {
     /// The origin of the message (`ee_origin`): 1 this host, 2 ICMP, 3 ICMPv6, 4 time stamps, 5
-    /// zero copy (here only with an error, which no kernel is known to report).
+    /// zero copy (here only with an error, which no kernel is known to report), 6 a transmit time that a
+    /// queue could not keep.
     pub origin: u8,
     /// The error (`ee_errno`); `ENOMSG` for a time stamp.
     pub error: OsError,

@@ -9,6 +9,7 @@ use std::{
 
 #[cfg(not(target_os = "linux"))]
 pub(crate) use super::fallback::{abort, enable_zerocopy, optmem, unsent};
+use super::message::Header;
 pub(super) use super::option::{check, get_option, option, set_option};
 pub use super::ready::{News, Ready};
 
@@ -193,6 +194,21 @@ pub struct SendFlags {
     pub more: bool,
 }
 
+impl SendFlags {
+    #[inline(always)]
+    fn bits(self) -> c_int {
+        #[cfg(target_vendor = "apple")]
+        let bits = libc::MSG_DONTWAIT;
+        #[cfg(not(target_vendor = "apple"))]
+        let bits = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        #[cfg(target_os = "linux")]
+        let bits = bits
+            | if self.zerocopy { libc::MSG_ZEROCOPY } else { 0 }
+            | if self.more { libc::MSG_MORE } else { 0 };
+        bits
+    }
+}
+
 /// Sends the ranges in order and returns the number of accepted bytes, possibly fewer than given.
 ///
 /// Never blocks, in either mode of the socket (`WouldBlock`). Never raises SIGPIPE on a socket that
@@ -211,37 +227,44 @@ pub(crate) unsafe fn send(
     ranges: &[IoVec],
     flags: SendFlags,
 ) -> io::Result<usize> {
-    #[cfg(target_vendor = "apple")]
-    let mut bits = libc::MSG_DONTWAIT;
-    #[cfg(not(target_vendor = "apple"))]
-    let mut bits = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    #[cfg(not(target_os = "linux"))]
-    let _ = flags;
-    #[cfg(target_os = "linux")]
-    {
-        bits |= if flags.zerocopy { libc::MSG_ZEROCOPY } else { 0 };
-        bits |= if flags.more { libc::MSG_MORE } else { 0 };
-    }
     // The kernel has less to do for `send` than for `sendmsg`, by a twentieth of a send of 4 KiB.
     if let [range] = ranges {
         return retry(|| {
             // SAFETY: send(2) reads `len` bytes of memory, and checks the memory first (EFAULT).
             // The caller's contract excludes writers. The fd is open while borrowed.
-            unsafe { libc::send(fd.as_raw_fd(), range.0.iov_base, range.len(), bits) }
+            unsafe { libc::send(fd.as_raw_fd(), range.0.iov_base, range.len(), flags.bits()) }
         });
     }
+    // SAFETY: `send_with` has the contract of `send`, which the caller keeps.
+    unsafe { send_with(fd, ranges, flags, None) }
+}
+
+/// Sends the ranges in order as one message with this header, if any; otherwise as [`send`].
+///
+/// # Safety
+///
+/// The contract of [`send`].
+pub(crate) unsafe fn send_with(
+    fd: BorrowedFd<'_>,
+    ranges: &[IoVec],
+    flags: SendFlags,
+    header: Option<&Header>,
+) -> io::Result<usize> {
     // SAFETY: mem::zeroed needs a type with an all-zero value: `msghdr` has only integers and raw
     // pointers.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     // `sendmsg` does not write there. An IoVec is an iovec (repr(transparent)).
     message.msg_iov = ranges.as_ptr().cast_mut().cast();
     message.msg_iovlen = ranges.len() as _;
+    if let Some(header) = header {
+        header.put_into(&mut message);
+    }
     retry(|| {
-        // SAFETY: sendmsg(2) reads the header and its `msg_iovlen` iovecs: `message` and `ranges`
-        // live through the call; name and control are null with length 0. The call reads the memory
-        // of the iovecs, and checks it first (EFAULT). The caller's contract excludes writers. The
-        // fd is open while borrowed.
-        unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, bits) }
+        // SAFETY: sendmsg(2) reads the `msghdr`, its `msg_iovlen` iovecs, its name and its control
+        // data: `message`, `ranges` and `header` live through the call, and the lengths are theirs.
+        // The call reads the memory of the iovecs, and checks it first (EFAULT). The caller's
+        // contract excludes writers. The fd is open while borrowed.
+        unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags.bits()) }
     })
 }
 

@@ -1,4 +1,5 @@
-//! Streams for tokio: zero-copy sends, writes by copy and reads over one connected socket.
+//! Streams for tokio: zero-copy sends, writes by copy and reads over one connected socket, and datagrams over
+//! a UDP socket.
 //!
 //! ```
 //! use pinbuf::{Pool, tokio::Stream};
@@ -38,6 +39,8 @@
 //! | [`send`](Stream::send) | every byte is accepted | no byte accepted: the buffer is recycled. Otherwise the rest stays queued, and the next send waits for the rest |
 //! | [`try_send`](Stream::try_send) | at once: as much is accepted as fits | |
 //! | [`send_vectored`](Stream::send_vectored) | the same for all buffers | no byte accepted: the buffers stay with the caller. Otherwise as for `send` |
+//! | [`send_to`](Stream::send_to), of `Stream<UdpSocket>` | the socket has taken the datagram or the train | nothing was sent, and the buffer is recycled |
+//! | [`recv_from`](Stream::recv_from), of `Stream<UdpSocket>` | a datagram has come | nothing was received |
 //! | [`released`](Stream::released) | the send has its fate | the send goes on |
 //! | [`flush`](Stream::flush) | nothing is unsent | the unsent part stays queued |
 //! | [`drain`](Stream::drain) | everything is accepted and released | the sends go on |

@@ -1,7 +1,9 @@
 //! The half of a stream that reads.
 
 use std::{
+    future::poll_fn,
     io,
+    net::{SocketAddr, UdpSocket},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -52,6 +54,35 @@ impl<S: Socket> ReadHalf<S> {
             matches!(error.kind(), ConnectionAborted | ConnectionReset | TimedOut)
         };
         self.failed.map(io::Error::from).or(told.filter(cuts))
+    }
+}
+
+impl ReadHalf<UdpSocket> {
+    /// Receives a datagram, and returns its length and its source. What does not fit is lost.
+    ///
+    /// # Errors
+    ///
+    /// The error of `recvfrom(2)`: over a connected socket also `ECONNREFUSED`, about an earlier send.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped future has received nothing.
+    pub async fn recv_from(&mut self, into: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        coop::consume_budget().await;
+        poll_fn(|cx| {
+            loop {
+                match self.get_ref().recv_from(into) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                    received => return Poll::Ready(received),
+                }
+                match self.connection.reap().poll_readable(cx) {
+                    Poll::Pending => return self.connection.pending(),
+                    ready => ready!(ready)?,
+                }
+            }
+        })
+        .await
     }
 }
 

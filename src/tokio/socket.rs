@@ -8,11 +8,12 @@ use std::{
 
 use crate::sender::Socket;
 
-/// A stream socket that a [`Stream`](super::Stream) can take over.
+/// A socket that a [`Stream`](super::Stream) can take over.
 ///
 /// | socket | sends |
 /// |---|---|
 /// | `tokio::net::TcpStream`, `std::net::TcpStream` | without copy where that pays |
+/// | `tokio::net::UdpSocket`, `std::net::UdpSocket`, connected or not | the same, datagrams |
 /// | `tokio::net::UnixStream`, `std::os::unix::net::UnixStream` | by copy |
 ///
 /// A socket of tokio is deregistered from its runtime first. A socket of the standard library is made
@@ -28,14 +29,14 @@ use crate::sender::Socket;
 /// ```
 pub trait IntoSocket: private::Sealed {
     /// The socket of the standard library.
-    type Socket: ReadSocket;
+    type Socket: Socket;
 
     /// Takes the socket out of its runtime.
     #[doc(hidden)]
     fn into_socket(self) -> io::Result<Self::Socket>;
 }
 
-/// A socket of the standard library that a [`Stream`](super::Stream) reads from. Sealed.
+/// A stream socket of the standard library, which a [`Stream`](super::Stream) reads from. Sealed.
 pub trait ReadSocket: Socket + private::Sealed {
     /// Reads without waiting.
     #[doc(hidden)]
@@ -43,7 +44,7 @@ pub trait ReadSocket: Socket + private::Sealed {
 }
 
 macro_rules! sockets {
-    ($($of_tokio:ty => $of_std:ty),+) => {$(
+    ($($of_tokio:ty => $of_std:ty),+ $(,)?) => {$(
         impl IntoSocket for $of_tokio {
             type Socket = $of_std;
 
@@ -61,13 +62,6 @@ macro_rules! sockets {
             }
         }
 
-        impl ReadSocket for $of_std {
-            fn read_now(&self, into: &mut [u8]) -> io::Result<usize> {
-                let mut socket = self;
-                socket.read(into)
-            }
-        }
-
         impl private::Sealed for $of_tokio {}
         impl private::Sealed for $of_std {}
     )+};
@@ -75,8 +69,22 @@ macro_rules! sockets {
 
 sockets! {
     ::tokio::net::TcpStream => net::TcpStream,
-    ::tokio::net::UnixStream => unix::net::UnixStream
+    ::tokio::net::UdpSocket => net::UdpSocket,
+    ::tokio::net::UnixStream => unix::net::UnixStream,
 }
+
+macro_rules! read_sockets {
+    ($($socket:ty),+) => {$(
+        impl ReadSocket for $socket {
+            fn read_now(&self, into: &mut [u8]) -> io::Result<usize> {
+                let mut socket = self;
+                socket.read(into)
+            }
+        }
+    )+};
+}
+
+read_sockets!(net::TcpStream, unix::net::UnixStream);
 
 mod private {
     /// Not to be implemented elsewhere.

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::{SocketAddr, UdpSocket},
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -24,7 +25,8 @@ use crate::{
     id::Ticket,
     lease::{IntoPayload, Payload},
     sender::{
-        Capabilities, CloseReport, Fate, Returned, Sender, SenderBuilder, SenderStats, Socket,
+        Capabilities, CloseReport, Datagram, Fate, Returned, Sender, SenderBuilder, SenderStats,
+        Socket,
     },
     sync::Arc,
 };
@@ -40,8 +42,8 @@ pub struct Stream<S: Socket = std::net::TcpStream> {
     read: ReadHalf<S>,
 }
 
-impl<S: ReadSocket> Stream<S> {
-    /// Takes over a connected socket, with the default settings.
+impl<S: Socket> Stream<S> {
+    /// Takes over a connected socket, or a UDP socket, with the default settings.
     ///
     /// # Errors
     ///
@@ -85,6 +87,76 @@ impl<S: ReadSocket> Stream<S> {
         let connection = Connection::new(reap)?;
         let write = WriteHalf::new(send, Arc::clone(&connection));
         Ok(Self { write, read: ReadHalf::new(connection) })
+    }
+}
+
+/// Datagrams.
+///
+/// ```
+/// use pinbuf::{Pool, sender::Datagram, tokio::Stream};
+/// use tokio::net::UdpSocket;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let receiver = UdpSocket::bind("127.0.0.1:0").await?;
+/// # let address = receiver.local_addr()?;
+/// let pool = Pool::new(16 << 10, 4)?;
+/// let mut socket = Stream::new(UdpSocket::bind("127.0.0.1:0").await?)?;
+/// let mut buf = pool.alloc_async(10 * 1200).await?;
+/// buf.resize(10 * 1200, 7);
+/// // Ten datagrams in one call.
+/// let ticket = socket.send_to(buf, Datagram::to(address).segment_size(1200)).await?;
+/// assert!(socket.released(ticket).await?.is_released());
+/// # let mut got = [0; 2000];
+/// # for _ in 0..10 {
+/// #     assert_eq!(receiver.recv(&mut got).await?, 1200);
+/// # }
+/// # Ok(())
+/// # }
+/// ```
+impl Stream<UdpSocket> {
+    /// Sends a buffer as a datagram or a train of datagrams, and returns when the socket has taken it;
+    /// see [`WriteHalf::send_to`].
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteHalf::send_to`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped future has sent nothing, and the buffer is recycled.
+    pub async fn send_to<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        to: impl Into<Datagram>,
+    ) -> Result<Ticket, SendError<P>> {
+        self.write.send_to(buf, to).await
+    }
+
+    /// As [`send_to`](Self::send_to), if the socket takes the datagram or the train now; never waits.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriteHalf::try_send_to`].
+    pub fn try_send_to<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        to: impl Into<Datagram>,
+    ) -> Result<Ticket, SendError<P>> {
+        self.write.try_send_to(buf, to)
+    }
+
+    /// Receives a datagram; see [`ReadHalf::recv_from`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ReadHalf::recv_from`].
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped future has received nothing.
+    pub async fn recv_from(&mut self, into: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.read.recv_from(into).await
     }
 }
 

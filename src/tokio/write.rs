@@ -3,6 +3,7 @@
 use std::{
     future::poll_fn,
     io,
+    net::UdpSocket,
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -18,7 +19,7 @@ use crate::{
     error::{OsError, SendError, WaitError},
     id::Ticket,
     lease::{IntoPayload, Payload},
-    sender::{Capabilities, CloseReport, Fate, Returned, SendHalf, SenderStats, Socket},
+    sender::{Capabilities, CloseReport, Datagram, Fate, Returned, SendHalf, SenderStats, Socket},
     sync::Arc,
 };
 
@@ -92,13 +93,22 @@ impl<S: Socket> WriteHalf<S> {
     /// If the future is dropped before a byte was accepted, the buffer is dropped, and so recycled. Once a
     /// part was accepted the sender keeps the buffer, and sends the rest before anything else. The next send
     /// waits for that.
-    pub async fn send<P: IntoPayload>(&mut self, mut buf: P) -> Result<Ticket, SendError<P>> {
+    pub async fn send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
+        self.send_by(buf, SendHalf::try_send).await
+    }
+
+    /// Tries until the socket takes the buffer or a part, and waits until it has taken all.
+    async fn send_by<P>(
+        &mut self,
+        mut buf: P,
+        mut attempt: impl FnMut(&mut SendHalf<S>, P) -> Result<Ticket, SendError<P>>,
+    ) -> Result<Ticket, SendError<P>> {
         coop::consume_budget().await;
         loop {
             if let Err(error) = poll_fn(|cx| self.poll_queued(cx)).await {
                 return Err(into_send_error(&error, buf));
             }
-            match self.send.try_send(buf) {
+            match attempt(&mut self.send, buf) {
                 Err(SendError::WouldBlock(refused)) => buf = refused,
                 Err(error) => return Err(error),
                 Ok(ticket) => return self.accepted(ticket).await,
@@ -118,8 +128,16 @@ impl<S: Socket> WriteHalf<S> {
     ///
     /// As [`Sender::try_send`](crate::Sender::try_send): [`SendError::WouldBlock`] if nothing was accepted.
     pub fn try_send<P: IntoPayload>(&mut self, buf: P) -> Result<Ticket, SendError<P>> {
+        self.try_by(buf, SendHalf::try_send)
+    }
+
+    fn try_by<P>(
+        &mut self,
+        buf: P,
+        attempt: impl FnOnce(&mut SendHalf<S>, P) -> Result<Ticket, SendError<P>>,
+    ) -> Result<Ticket, SendError<P>> {
         match self.try_queued() {
-            Ok(()) if self.queued.is_none() => self.send.try_send(buf),
+            Ok(()) if self.queued.is_none() => attempt(&mut self.send, buf),
             Ok(()) => Err(SendError::WouldBlock(buf)),
             Err(error) => Err(into_send_error(&error, buf)),
         }
@@ -141,20 +159,7 @@ impl<S: Socket> WriteHalf<S> {
         &mut self,
         bufs: &mut Vec<Payload>,
     ) -> Result<Ticket, SendError<()>> {
-        coop::consume_budget().await;
-        loop {
-            if let Err(error) = poll_fn(|cx| self.poll_queued(cx)).await {
-                return Err(into_send_error(&error, ()));
-            }
-            match self.send.try_send_vectored(bufs) {
-                Err(SendError::WouldBlock(())) => {}
-                Err(error) => return Err(error),
-                Ok(ticket) => return self.accepted(ticket).await,
-            }
-            if let Err(error) = poll_fn(|cx| self.poll_ready(cx)).await {
-                return Err(into_send_error(&error, ()));
-            }
-        }
+        self.send_by((), |send, ()| send.try_send_vectored(bufs)).await
     }
 
     /// Returns a future of the fate of a send: ready once the kernel has released the memory.
@@ -334,6 +339,43 @@ impl<S: Socket> WriteHalf<S> {
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<CloseReport>> {
         ready!(self.poll_queued(cx))?;
         self.or_driven(cx, |half, cx| half.send.poll_close(cx)).map_err(Into::into)
+    }
+}
+
+/// Datagrams.
+impl WriteHalf<UdpSocket> {
+    /// Sends a buffer as a datagram or a train of datagrams, and returns when the socket has taken it.
+    ///
+    /// See [`Sender::send_to`](crate::Sender::send_to), and the example of
+    /// [`Stream`](super::Stream#impl-Stream<UdpSocket>).
+    ///
+    /// # Errors
+    ///
+    /// As [`Sender::send_to`](crate::Sender::send_to). The buffer comes back.
+    ///
+    /// # Cancel safety
+    ///
+    /// A dropped future has sent nothing, and the buffer is recycled.
+    pub async fn send_to<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        to: impl Into<Datagram>,
+    ) -> Result<Ticket, SendError<P>> {
+        let to = to.into();
+        self.send_by(buf, |send, buf| send.try_send_to(buf, to)).await
+    }
+
+    /// As [`send_to`](Self::send_to), if the socket takes the datagram or the train now; never waits.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError::WouldBlock`] if it does not, and the errors of [`send_to`](Self::send_to).
+    pub fn try_send_to<P: IntoPayload>(
+        &mut self,
+        buf: P,
+        to: impl Into<Datagram>,
+    ) -> Result<Ticket, SendError<P>> {
+        self.try_by(buf, |send, buf| send.try_send_to(buf, to))
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use pinbuf::{AdoptError, Fate, Policy, Sender, sender::CopyReason};
+use pinbuf::{AdoptError, Fate, Policy, SendError, Sender, sender::CopyReason};
 
 use crate::common::{
     self, STALLED, enable_zerocopy, eventually, optmem, pair, pair_at, pattern, read_error_queue,
@@ -45,13 +45,18 @@ fn an_unconnected_socket_is_refused() {
 }
 
 #[test]
-fn an_unconnected_datagram_socket_is_refused() {
+fn an_unconnected_datagram_socket_is_taken_over() {
     let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let error = Sender::builder().adopt(socket).unwrap_err();
-    assert!(matches!(error, AdoptError::NotConnected(_)), "{error}");
-    let socket = error.into_socket();
-    socket.connect(socket.local_addr().unwrap()).unwrap();
-    assert!(Sender::builder().adopt(socket).unwrap().capabilities().supported);
+    let mut sender = Sender::builder().adopt(socket).unwrap();
+    assert!(sender.capabilities().supported);
+    match sender.send(vec![7; 100]) {
+        Err(SendError::Os { error, buf }) => {
+            assert_eq!((error.raw(), buf.len()), (libc::EDESTADDRREQ, 100));
+        }
+        other => panic!("{other:?}"),
+    }
+    let unbound = UnixDatagram::unbound().unwrap();
+    assert!(matches!(Sender::builder().adopt(unbound), Err(AdoptError::NotConnected(_))));
 }
 
 #[test]

@@ -20,7 +20,7 @@ const ROWS: [&[&str]; 13] = [
     &["lease", "reaper"],
     &["pool"],
     &["sender"],
-    &["probe", "tokio"],
+    &["pacing", "probe", "tokio"],
     &["rustls"],
     &["internals", "guide"],
 ];

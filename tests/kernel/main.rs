@@ -6,6 +6,7 @@
 mod calls;
 #[path = "../common/mod.rs"]
 mod common;
+mod datagrams;
 mod direct;
 mod early_fork;
 mod ending;

@@ -7,6 +7,7 @@ mod calls;
 mod cancel;
 #[path = "../common/mod.rs"]
 mod common;
+mod datagrams;
 mod looks;
 mod many;
 mod stream;

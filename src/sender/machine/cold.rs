@@ -105,6 +105,7 @@ pub(crate) struct Cold {
 impl Cold {
     /// Keeps a foreign message for the caller; drops the oldest one if there are too many.
     pub(super) fn keep_event(&mut self, event: ErrorQueueEvent) {
+        self.counts.drops.count_message(&event);
         if self.events.len() == MAX_EVENTS {
             self.events.pop_front();
             self.counts.events_dropped += 1;

@@ -3,7 +3,10 @@
 use std::mem;
 
 use super::{
-    super::telemetry::{Cause, Event},
+    super::{
+        telemetry::{Cause, Event},
+        transport::Transport,
+    },
     call::{Failed, Retry, Stop},
     outbox::Cut,
     question::Question,
@@ -146,8 +149,12 @@ impl Machine {
     pub(super) fn classify(&mut self, error: OsError) -> Stop {
         if error.raw() == errno::EAGAIN {
             self.in_flight.done.held_back(Cause::SendBuffer);
-            Stop::Blocked
-        } else if error.raw() == errno::EPIPE && self.closing.as_ref().is_some_and(|c| c.orderly) {
+            return Stop::Blocked;
+        }
+        if self.transport == Transport::Datagram {
+            self.in_flight.done.cold.make().counts.drops.count(error);
+        }
+        if error.raw() == errno::EPIPE && self.closing.as_ref().is_some_and(|c| c.orderly) {
             // The owner sends behind the end of its own stream.
             Stop::Failed(error)
         } else if errno::ends_connection(error.raw()) {
