@@ -159,9 +159,10 @@ fn measure() -> io::Result<Calibration> {
     let never = SendCost { bytes: 0, copied: Duration::MAX, zero_copy: Duration::MAX };
     let mut tried =
         [COLD, CACHED].map(|reach| (reach, SIZES.map(|bytes| SendCost { bytes, ..never })));
-    for _ in 0..ROUNDS {
-        for (reach, costs) in &mut tried {
-            for cost in costs {
+    // One place after the other: cold data would drive the cached data out.
+    for (reach, costs) in &mut tried {
+        for _ in 0..ROUNDS {
+            for cost in costs.iter_mut() {
                 cost.copied = cost.copied.min(copying.batch(cost.bytes, *reach)?);
                 cost.zero_copy = cost.zero_copy.min(without.batch(cost.bytes, *reach)?);
             }
