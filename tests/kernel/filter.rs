@@ -23,6 +23,7 @@ use pinbuf::{
 };
 
 use crate::{
+    allow_list::{calls_in, rows},
     calls,
     common::{
         self, STALLED, TIGHT, again, assert_all_free, assert_arrived, assert_same, block_on,
@@ -372,36 +373,13 @@ fn an_end_works_without_the_unacknowledged_bytes() {
 /// The calls in a row of the page about system calls.
 fn calls_of(row: &str) -> Vec<Call> {
     let option = |number, name| vec![(number, Some((2, name as u32)))];
-    let poll = any(libc::SYS_ppoll);
     match row {
-        "`madvise`" => vec![any(libc::SYS_madvise)],
-        "`membarrier`" => vec![any(libc::SYS_membarrier)],
-        "`prlimit64`" => vec![any(libc::SYS_prlimit64)],
-        "`openat`" => vec![any(libc::SYS_openat)],
-        "`statx`" => vec![any(libc::SYS_statx)],
-        "`getpeername`" => vec![any(libc::SYS_getpeername)],
-        "`getsockopt`" => vec![any(libc::SYS_getsockopt)],
         "`getsockopt` of `SO_MEMINFO`" => vec![OPTION_MEMORY],
         "`getsockopt` of `TCP_INFO`" => option(libc::SYS_getsockopt, libc::TCP_INFO),
         "`setsockopt` of `SO_ZEROCOPY`" => option(libc::SYS_setsockopt, libc::SO_ZEROCOPY),
         "`setsockopt` of `SO_LINGER`" => option(libc::SYS_setsockopt, libc::SO_LINGER),
-        "`recvmmsg`" => vec![READ],
-        "`sendto`" => vec![any(libc::SYS_sendto)],
-        "`sendmsg`" => vec![any(libc::SYS_sendmsg)],
-        "`shutdown`" => vec![any(libc::SYS_shutdown)],
-        "`connect`" => vec![any(libc::SYS_connect)],
         "`ioctl` of `SIOCOUTQ`" => vec![(libc::SYS_ioctl, Some((1, libc::TIOCOUTQ as u32)))],
-        "`ppoll`" => vec![poll],
-        "`epoll_create1`" => vec![any(libc::SYS_epoll_create1)],
-        "`epoll_ctl`" => vec![any(libc::SYS_epoll_ctl)],
-        "`eventfd2`" => vec![any(libc::SYS_eventfd2)],
-        "`epoll_create1` and `ppoll`" => vec![any(libc::SYS_epoll_create1), poll],
-        "`clone` and `clone3`" => vec![
-            #[cfg(target_arch = "x86_64")]
-            any(libc::SYS_clone),
-            any(libc::SYS_clone3),
-        ],
-        other => panic!("the test knows no calls for {other}"),
+        whole => calls_in(whole),
     }
 }
 
@@ -448,19 +426,14 @@ fn each_refused_call_has_the_documented_effect() {
     if !refused(name, &[], libc::EPERM) {
         return;
     }
-    let page = include_str!("../../docs/Syscalls.md");
-    let table = page.split("## Without each call").nth(1).unwrap();
-    let rows = table.lines().filter(|line| line.starts_with("| `"));
-    let rows: Vec<[&str; 2]> = rows
-        .map(|row| row.split('|').map(str::trim).collect())
-        .map(|cells: Vec<_>| [cells[1], cells[2]])
-        .collect();
-    if let Some([refused, _]) = rows.iter().find(|[refused, _]| plays(refused)) {
+    let rows = rows("## Without each call");
+    if let Some(refused) = rows.iter().map(|row| row[0]).find(|refused| plays(refused)) {
         println!("EFFECT {}.", effect_of(&calls_of(refused)));
         return;
     }
     assert!(rows.len() > 20, "the table is there");
-    for [refused, effect] in rows {
+    for row in rows {
+        let (refused, effect) = (row[0], row[1]);
         let output = again(&[], name, refused).output().unwrap();
         let output = String::from_utf8_lossy(&output.stdout);
         assert!(output.contains(&format!("EFFECT {effect}.")), "{refused}: {output}");

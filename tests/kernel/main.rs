@@ -2,6 +2,7 @@
 
 #![cfg(target_os = "linux")]
 
+mod allow_list;
 #[path = "../common/calls.rs"]
 mod calls;
 #[path = "../common/mod.rs"]
