@@ -92,7 +92,7 @@ fn numbers(name: &str) -> &'static [i64] {
 }
 
 /// The words in backticks.
-fn words(text: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn words(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 

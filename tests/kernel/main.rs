@@ -23,4 +23,5 @@ mod replacing;
 mod second_user;
 mod spin;
 mod threadless;
+mod traced;
 mod udp;
