@@ -80,5 +80,7 @@
 //! | [`PoolStats`](crate::pool::PoolStats) | buffers free, owned, in flight, quarantined |
 //! | [`reaper::stats`](crate::reaper::stats) | dropped senders on the way to their end |
 //!
+//! The chapter [`telemetry`](crate::guide::telemetry) has the readings to watch in production.
+//!
 //! First of all [`Environment::probe`](crate::probe::Environment::probe) looks at the machine, and
 //! [`Environment::route_to`](crate::probe::Environment::route_to) at the way to a peer.
