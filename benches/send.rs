@@ -47,6 +47,7 @@ const AUTO: &str = "pinbuf, Auto";
 const NEVER: &str = "pinbuf, Never";
 const AUTO_COLD: &str = "pinbuf, Auto, cold";
 const AUTO_CACHED: &str = "pinbuf, Auto, cached";
+const TIMED: &str = "pinbuf, Prefer, with release times";
 const URING: &str = "io_uring SEND_ZC";
 const REGISTERED: &str = "io_uring SEND_ZC, registered";
 
@@ -140,10 +141,19 @@ fn main() {
             }
         }
     }
+    let mut table = bench.table("Release times", UNIT).rounds(ROUNDS);
+    for way in [Way::FakePeer, Way::NoDevice] {
+        for kib in [16, 60] {
+            table.case(&format!("{way}, {kib} KiB"), PREFER, |case| {
+                enter(case, &[PREFER, TIMED], SetUp { way, len: kib * KIB, ..on_device });
+            });
+        }
+    }
+    drop(table);
     let mut table = bench.table("User instructions", "of a send and its release").rounds(1);
     for way in [Way::NoDevice, Way::Loopback] {
         table.case(&way.to_string(), LOOP, |case| {
-            for name in [PLAIN, LOOP, PREFER, AUTO] {
+            for name in [PLAIN, LOOP, PREFER, TIMED, AUTO] {
                 case.row(name, move || count::instructions(name, way).map(|count| move |_| count));
             }
             case.goal(PREFER, LOOP, AtMost::More(300.0));
@@ -192,25 +202,37 @@ impl SetUp<'_> {
             LOOP => Box::new(Floor::new(near, true, self.memory()?, len)),
             URING => Box::new(Uring::new(near, self.memory()?, len, false)?),
             REGISTERED => Box::new(Uring::new(near, self.memory()?, len, true)?),
-            other => Box::new(Pinbuf::new(near, builder(other), data, len, huge)?),
+            other => Box::new(Pinbuf::new(near, builder(other)?, data, len, huge)?),
         };
         Ok((contestant, far))
     }
 }
 
 /// The settings of a row of the library.
-fn builder(name: &str) -> SenderBuilder {
+fn builder(name: &str) -> Result<SenderBuilder, String> {
     let builder = Sender::builder();
-    match name {
+    // All sends are zero-copy, and compare with the loop.
+    let prefer = builder.policy(Policy::Prefer).threshold_bytes(1);
+    Ok(match name {
         NEVER => builder.policy(Policy::Never),
-        // All sends are zero-copy, and compare with the loop.
-        PREFER => builder.policy(Policy::Prefer).threshold_bytes(1),
+        PREFER => prefer,
+        TIMED => timed(prefer)?,
         // Decides as for a user.
         AUTO => builder,
         AUTO_COLD => builder.data_hint(DataHint::Cold),
         AUTO_CACHED => builder.data_hint(DataHint::Cached),
         other => unreachable!("{other}"),
-    }
+    })
+}
+
+#[cfg(feature = "histogram")]
+fn timed(sender: SenderBuilder) -> Result<SenderBuilder, String> {
+    Ok(sender.release_times(true))
+}
+
+#[cfg(not(feature = "histogram"))]
+fn timed(_: SenderBuilder) -> Result<SenderBuilder, String> {
+    Err("built without --features histogram".to_owned())
 }
 
 fn enter<'a>(case: &mut Case<'a>, names: &[&'static str], set_up: SetUp<'a>) {
