@@ -135,6 +135,21 @@ mod tests {
     use super::*;
     use crate::{backing::Backing, sys::memory::Supply};
 
+    fn head() -> PoolHead {
+        let region = Region::map(4096, Backing::default(), Supply::default()).unwrap();
+        PoolHead::new(1, |_| {}, None, region)
+    }
+
+    #[test]
+    fn every_pool_has_a_number_of_its_own_and_prints_it() {
+        let heads = [head(), head()];
+        assert_ne!(heads[0].id(), heads[1].id());
+        for head in heads {
+            let printed = format!("{head:?}");
+            assert!(printed.contains(&head.id().to_string()), "{printed}");
+        }
+    }
+
     #[test]
     fn the_pool_knows_living_holders_once_and_prunes_the_others() {
         struct Holder(#[expect(dead_code, reason = "so that each lies at a place of its own")] u8);
@@ -147,8 +162,7 @@ mod tests {
             }
         }
 
-        let region = Region::map(4096, Backing::default(), Supply::default()).unwrap();
-        let head = PoolHead::new(1, |_| {}, None, region);
+        let head = head();
         let kept = [(); 2].map(|()| Arc::new(Holder(0)));
         let enter = |holder: &Arc<Holder>| {
             let holder: Weak<Holder> = Arc::downgrade(holder);
@@ -156,6 +170,7 @@ mod tests {
         };
         let crowd: Vec<_> = (0..1000).map(|_| Arc::new(Holder(0))).collect();
         crowd.iter().for_each(enter);
+        assert_eq!(head.reclaimers().len(), crowd.len());
         drop(crowd);
         for _ in 0..1000 {
             head.register(Weak::<Holder>::new());

@@ -277,6 +277,43 @@ mod tests {
         SlotRef::claim(slot.expect("the slot is where it was")).recycle();
     }
 
+    /// The number of slots in this thread's magazine for the class.
+    fn slots_in_magazine(class: &SizeClass) -> usize {
+        let count = |own: &Magazine| {
+            let slots: Vec<_> = class.pop_many_from(own, class.slots().len()).collect();
+            let count = slots.len();
+            slots.into_iter().for_each(|slot| SlotRef::claim(slot).recycle());
+            Some(count)
+        };
+        with_magazine(NonNull::from(class), || class.number(), count).unwrap_or(0)
+    }
+
+    #[test]
+    fn half_a_magazine_comes_and_goes_at_a_time() {
+        let pool = pool(&[(64, 64)]);
+        let class = &pool.classes()[0];
+        let first = pool.alloc(class).unwrap();
+        assert_eq!(slots_in_magazine(class), 7, "a quarter of the class is 16, and one is taken");
+        let mut taken = vec![first];
+        taken.extend((0..30).map(|_| pool.alloc(class).unwrap()));
+        let counts: Vec<_> = taken
+            .into_iter()
+            .map(|slot| {
+                slot.recycle();
+                slots_in_magazine(class)
+            })
+            .collect();
+        assert!(counts.windows(2).any(|pair| pair == [16, 9]), "{counts:?}");
+    }
+
+    #[test]
+    fn neighbouring_classes_have_a_magazine_each() {
+        let pool = pool(&[(64, 64), (128, 64), (256, 64), (512, 64)]);
+        // Further tests take numbers too, but not all between two of these.
+        let magazines = pool.classes().iter().map(bound);
+        assert!(magazines.filter(|magazine| !magazine.is_null()).count() > 1);
+    }
+
     #[test]
     fn a_local_handle_has_no_magazine_for_another_class() {
         let pool = pool(&[(64, 64), (128, 64)]);

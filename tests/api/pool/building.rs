@@ -10,6 +10,13 @@ fn error(builder: pinbuf::pool::PoolBuilder) -> BuildError {
 }
 
 #[test]
+fn a_pool_prints_its_classes() {
+    let pool = Pool::builder().class(100, 3).class(5000, 7).build().unwrap();
+    let printed = format!("{pool:?}");
+    assert!(["(100, 3)", "(5000, 7)"].iter().all(|class| printed.contains(class)), "{printed}");
+}
+
+#[test]
 fn errors_tell_the_fault_and_the_remedy() {
     let class = |capacity, count| Pool::builder().class(capacity, count);
     assert_eq!(error(Pool::builder()), BuildError::NoClass);
