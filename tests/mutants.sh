@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# mutants.sh [GROUP [OPTION...]]: runs cargo-mutants on the files of a group (default: both groups in turn) in a
+# mutants.sh [GROUP [OPTION...]]: runs cargo-mutants on the files of a group (default: all groups in turn) in a
 # copy of the tree, with the tests below; fails if a mutant survives. Options go to cargo-mutants: --shard 0/4
 # for the first of four parts, --list to see the mutants. .cargo/mutants.toml lists the mutants without an
 # effect, each with its reason. Reports are in target/mutants/GROUP/mutants.out.
@@ -38,4 +38,8 @@ mutants memory src/buf.rs src/shared.rs src/lease.rs \
   -- --lib --test=api --test=kernel --test=memlock \
   -- buf:: lease:: mapped:: pool:: raw:: reaper:: sender:: sys:: \
   magazine:: options:: replacing:: shared:: tcp:: waiting::
+mutants raw 'src/raw/*.rs' \
+  -- --lib --test=api --test=kernel \
+  -- buf:: lease:: pool:: raw:: shared:: \
+  fork:: magazine:: options:: replacing:: tasks:: waiting::
 exit $status
