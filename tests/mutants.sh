@@ -41,5 +41,5 @@ mutants memory src/buf.rs src/shared.rs src/lease.rs \
 mutants raw 'src/raw/*.rs' \
   -- --lib --test=api --test=kernel \
   -- buf:: lease:: pool:: raw:: shared:: \
-  fork:: magazine:: options:: replacing:: tasks:: waiting::
+  reaper:: fork:: magazine:: options:: replacing:: tasks:: waiting::
 exit $status

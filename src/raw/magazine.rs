@@ -392,16 +392,6 @@ fn wait_for<R>(ready: impl Fn() -> Option<R>) -> R {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_wait_outlasts_its_yields() {
-        let looks = std::cell::Cell::new(0);
-        wait_for(|| {
-            looks.set(looks.get() + 1);
-            (looks.get() > 20).then_some(())
-        });
-        assert_eq!(looks.get(), 21);
-    }
-
     /// Keys and items are addresses that nothing dereferences.
     fn at<T>(address: usize) -> NonNull<T> {
         NonNull::new(ptr::without_provenance_mut(address)).unwrap()

@@ -210,4 +210,13 @@ mod tests {
         assert_ne!(refusal(page / 2, false), Some(Refusal::TooSmall));
         assert_ne!(refusal(1, true), Some(Refusal::TooSmall));
     }
+
+    #[test]
+    fn a_refusal_keeps_the_number_of_its_error() {
+        let ours = io::Error::from(io::ErrorKind::Unsupported);
+        assert_eq!(refusal(&ours), Refusal::Unsupported);
+        let of_kernel = io::Error::from_raw_os_error(38); // ENOSYS
+        assert_eq!(of_kernel.kind(), io::ErrorKind::Unsupported);
+        assert_eq!(refusal(&of_kernel), Refusal::Os((&of_kernel).into()));
+    }
 }

@@ -424,6 +424,27 @@ mod tests {
     }
 
     #[test]
+    fn only_a_sole_lease_is_recycled_in_place() {
+        let [handle, two, quarantined, lease] = [owned(), owned(), owned(), owned()];
+        two.share();
+        two.begin_lease();
+        [&two, &quarantined, &lease].into_iter().for_each(StateWord::begin_lease);
+        quarantined.quarantine();
+        assert!([&handle, &two, &quarantined].iter().all(|word| !word.try_recycle_leased()));
+        assert!(lease.try_recycle_leased());
+        let states = [&handle, &two, &quarantined, &lease].map(StateWord::state);
+        let [owned, in_flight] = [SlotState::Owned, SlotState::InFlight];
+        assert_eq!(states, [owned, in_flight, SlotState::Quarantined, SlotState::Free]);
+    }
+
+    #[test]
+    #[should_panic(expected = "slot 7 cannot be shared: it is Owned (2097151 handles")]
+    fn a_handle_too_many_is_refused() {
+        let word = owned();
+        (0..MAX_HOLDERS).for_each(|_| word.share());
+    }
+
+    #[test]
     #[should_panic(expected = "slot 7 cannot be shared: it is Quarantined (1048575 handles")]
     fn a_holder_that_does_not_fit_is_refused() {
         let word = owned();

@@ -214,6 +214,20 @@ mod tests {
     }
 
     #[test]
+    fn a_waiter_with_a_slot_waits_no_more() {
+        let links = [Link::default()];
+        let (free, waiters) = (FreeList::new(&links, 1), Waiters::default());
+        let pop = || free.pop_single(&links).ok();
+        assert_eq!(pop(), Some(0));
+        for _ in 0..2 {
+            waiters.join(&free, pop, &mut Some(Waker::noop().clone()));
+        }
+        assert_eq!(waiters.waiting(), 2);
+        assert!(waiters.grant(&free, 0).is_ok());
+        assert_eq!(waiters.waiting(), 1);
+    }
+
+    #[test]
     fn a_waker_that_panics_keeps_no_other_asleep() {
         struct Woken(AtomicUsize);
 

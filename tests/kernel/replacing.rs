@@ -10,7 +10,11 @@ use pinbuf::{
 
 use crate::common::{
     self, Buffers, assert_all_free, assert_same, census, enable_zerocopy, fill, filled, pair_at,
-    pattern, reader, reserve::Reserve, skip, test_of,
+    pattern,
+    process::{alone, smaps_kib},
+    reader,
+    reserve::Reserve,
+    skip, test_of,
 };
 
 const LEN: usize = 64 << 10;
@@ -92,6 +96,17 @@ fn sent_bytes_arrive_although_their_address_is_reused() {
         });
         assert_same(&got, &messages());
     }
+}
+
+#[test]
+fn new_pages_are_there_before_their_first_use() {
+    alone(|| {
+        let pool = build(Pages::Base).build().unwrap();
+        let mut buf = quarantined(&pool, 0);
+        let before = smaps_kib("Rss:", buf.as_ptr());
+        let _replaced = buf.replace_pages().unwrap();
+        assert_eq!(smaps_kib("Rss:", buf.as_ptr()), before);
+    });
 }
 
 #[test]

@@ -32,13 +32,18 @@ fn errors_tell_the_fault_and_the_remedy() {
         (usize::MAX / 2, 1),
         (usize::MAX / 1000, 1001),
         (usize::MAX >> 24, 1 << 25),
+        (usize::MAX >> 24, (1 << 26) - 1),
     ] {
         let error = error(class(capacity, count));
         assert_eq!(error, BuildError::TooLarge { capacity, count });
         assert!(error.to_string().contains("use smaller or fewer slots"));
     }
-    let error = error(class(64, 1).backing(Backing::Prefer(Pages::HugeTlb { page_bytes: 3 })));
-    assert_eq!(error, BuildError::PageSize { page_bytes: 3 });
+    // Neither too small nor other than a power of two.
+    for page_bytes in [3, 1024, 4096, 3 << 20] {
+        let pages = Pages::HugeTlb { page_bytes };
+        let error = error(class(64, 1).backing(Backing::Prefer(pages)));
+        assert_eq!(error, BuildError::PageSize { page_bytes });
+    }
 }
 
 #[cfg(target_pointer_width = "64")]
