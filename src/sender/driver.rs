@@ -490,11 +490,25 @@ impl<K: Kernel> Core<K> {
                 self.offer_rest(machine, buf, Way::Copy, accepted, header)
             }
             Err(error) => {
-                let stop = machine.copy_failed(call, os(&error));
+                let stop = self.copy_failed(&mut machine, call, os(&error));
                 self.tidy(machine);
                 Err(stop.into_send_error(buf))
             }
         }
+    }
+
+    /// A call by copy for a lone buffer failed. Returns the consequence for the buffer.
+    #[cold]
+    pub(super) fn copy_failed(
+        &self,
+        machine: &mut Machine,
+        call: LoneCall,
+        error: OsError,
+    ) -> Stop {
+        if machine.may_be_the_end(error) && self.kernel.is_over().unwrap_or(false) {
+            machine.ended_by(error);
+        }
+        machine.copy_failed(call, error)
     }
 
     /// Makes the call of a lone buffer, without the lock. Returns the answer with the lock, or `None`

@@ -708,10 +708,11 @@ impl<S: Socket> Sender<S> {
     /// on. Read first, and poll when the read would block. Ready is a hint: the next read may block again. A
     /// notification or room in the socket makes no task ready. The task of the last poll is woken.
     ///
-    /// The kernel reports a reset once: to a read, or to a send. After a send has reported the reset, reads
-    /// return the data that came before and then 0, as at the end of a whole stream. Ask
-    /// [`connection_error`](Self::connection_error) at a read of 0: `ECONNRESET` or `ETIMEDOUT` means that the
-    /// stream was cut. `EPIPE` and `ENOTCONN` are no such proof, because they follow a whole stream too.
+    /// The kernel reports the error of a connection once: to a read, or to a send. After a send has reported the
+    /// error, reads return the data that came before and then 0, as at the end of a whole stream. Ask
+    /// [`connection_error`](Self::connection_error) at a read of 0: an error means that the stream was cut, such
+    /// as `ECONNRESET`, `ETIMEDOUT` or, from a lost host, `EHOSTUNREACH`. Four are no such proof: `EPIPE` and
+    /// `ENOTCONN` follow a whole stream too, and `ECANCELED` and `EFAULT` are the sender's own.
     ///
     /// # Errors
     ///

@@ -13,7 +13,7 @@ use super::{
 use crate::{
     error::{CopyReason, OsError, WaitError},
     id::{NotificationId, Ticket},
-    sys::ErrorQueueEvent,
+    sys::{ErrorQueueEvent, errno},
 };
 
 impl<K: Kernel> Core<K> {
@@ -77,6 +77,12 @@ impl<K: Kernel> Core<K> {
     /// the kernel tells it only once.
     pub fn connection_error(&self) -> Option<OsError> {
         self.await_call(self.enter_own()?).connection_error()
+    }
+
+    /// The error that has cut the peer's stream, if the kernel told a call of the sender.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code, reason = "only its readers ask"))]
+    pub(super) fn cut(&self) -> Option<OsError> {
+        self.connection_error().filter(|error| errno::cuts_stream(error.raw()))
     }
 
     /// The error that cut a send short, if any.

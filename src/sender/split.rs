@@ -276,6 +276,12 @@ impl<S: Socket> ReapHalf<S> {
         self.0.core().reap()
     }
 
+    /// The error that has cut the peer's stream, if the kernel told a call of the sender.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn cut(&self) -> Option<OsError> {
+        self.0.core().cut()
+    }
+
     /// Returns the next payload handed back, in order of release.
     ///
     /// See [`OnRelease::Return`](crate::sender::OnRelease::Return).

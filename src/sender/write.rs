@@ -42,7 +42,7 @@ impl<K: Kernel> Core<K> {
                 Ok(accepted)
             }
             Err(error) => {
-                let stop = machine.copy_failed(call, os(&error));
+                let stop = self.copy_failed(&mut machine, call, os(&error));
                 self.tidy(machine);
                 Err(stop.into_send_error(()))
             }

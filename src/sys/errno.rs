@@ -23,3 +23,17 @@ pub(crate) fn ends_connection(errno: i32) -> bool {
             | libc::EBADF
     )
 }
+
+/// Returns `true` if an error of a send, though none of [`ends_connection`], may be the reason for the end of the
+/// connection. When TCP gives up, the kernel reports the last soft error instead of `ETIMEDOUT`, such as
+/// `EHOSTUNREACH`. On a connection that goes on, the same error is of the call alone.
+pub(crate) fn may_end_connection(errno: i32) -> bool {
+    let is_of_call = may_pass(errno) || matches!(errno, EFAULT | EMSGSIZE | EOPNOTSUPP);
+    !is_of_call && !ends_connection(errno)
+}
+
+/// Returns `true` if the error of a connection proves that the peer's stream was cut. `EPIPE` and `ENOTCONN`
+/// follow a whole stream too, and the other two are the sender's own.
+pub(crate) fn cuts_stream(errno: i32) -> bool {
+    !matches!(errno, EPIPE | ENOTCONN | ECANCELED | EFAULT)
+}

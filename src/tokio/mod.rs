@@ -54,8 +54,8 @@
 //! All methods keep one order on the stream. [`abort`](Stream::abort) ends the connection at once. Futures may
 //! move between threads. A stream belongs to the runtime in which it was made.
 //!
-//! A read of 0 bytes is the end of the peer's whole stream. After a reset every read fails, whichever call the
-//! kernel told of the reset.
+//! A read of 0 bytes is the end of the peer's whole stream. After a reset, or after TCP has given the peer up,
+//! every read fails, whichever call the kernel told of the error.
 //!
 //! # The tasks woken, and when
 //!

@@ -22,8 +22,8 @@ use crate::{error::OsError, sender::Socket, sync::Arc};
 /// The half moves to any task or thread. A read is cancel safe: a dropped read has read nothing. No
 /// notification wakes a task that reads.
 ///
-/// A read of 0 bytes is the end of the peer's whole stream. After a reset every read fails, also if a send was
-/// told of the reset first.
+/// A read of 0 bytes is the end of the peer's whole stream. After a reset, or after TCP has given the peer up,
+/// every read fails, also if a send was told of the error first.
 ///
 /// See the example of [`WriteHalf`](super::WriteHalf).
 #[derive(Debug)]
@@ -45,15 +45,9 @@ impl<S: Socket> ReadHalf<S> {
 
     /// The error that has cut the peer's stream, if the kernel told a send or an earlier read.
     ///
-    /// The kernel tells each error once, and from then on the stream seems to end in order. A broken pipe does
-    /// not count: the peer's stream was whole, or the error that broke the pipe was told too.
+    /// The kernel tells each error once, and from then on the stream seems to end in order.
     fn cut(&self) -> Option<io::Error> {
-        use io::ErrorKind::{ConnectionAborted, ConnectionReset, TimedOut};
-        let told = self.connection.reap().connection_error().map(io::Error::from);
-        let cuts = |error: &io::Error| {
-            matches!(error.kind(), ConnectionAborted | ConnectionReset | TimedOut)
-        };
-        self.failed.map(io::Error::from).or(told.filter(cuts))
+        self.failed.or(self.connection.reap().cut()).map(io::Error::from)
     }
 }
 

@@ -1,6 +1,7 @@
 //! A stream and its halves: everything arrives in order, and every buffer comes back.
 
 use std::{
+    fs,
     future::poll_fn,
     io::{self, ErrorKind, Write},
     pin::Pin,
@@ -22,8 +23,11 @@ use tokio::{
 use crate::{
     LEN,
     common::{
-        STALLED, TIGHT, assert_arrived, assert_same, fill, filled, pair, pattern, pool, random,
-        reader, reset, seed, wait_until_all_free, zero_copy,
+        STALLED, TIGHT, assert_arrived, assert_same, fill, filled,
+        namespace::{in_a_namespace, run},
+        pair, pattern, pool, raise_loopback, random, reader, reset,
+        road::Road,
+        seed, set_option, wait_until_all_free, zero_copy,
     },
     one_thread, runtimes, soon, stream, stream_of,
 };
@@ -311,6 +315,46 @@ fn a_download_cut_by_a_reset_never_looks_whole() {
         }
         assert_eq!(read.read(&mut []).await.unwrap(), 0, "asks for nothing");
     }));
+}
+
+/// When TCP gives up, the kernel reports the last soft error, and here the send hears of it.
+#[test]
+fn a_download_cut_by_the_loss_of_the_peers_host_never_looks_whole() {
+    in_a_namespace(|| {
+        // The soft error takes this way.
+        raise_loopback();
+        let road = Road::build()?;
+        let (near, mut far) = road.connect(1 << 20);
+        far.write_all(b"half of a download").unwrap();
+        // In milliseconds. The questions for the host's address fail long before.
+        set_option(&near, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &2000);
+        let between = format!("/proc/sys/net/ipv4/neigh/{}/retrans_time_ms", road.near_device());
+        fs::write(between, "50").map_err(|error| error.to_string())?;
+        let device = road.far_device().to_owned();
+        one_thread().block_on(async {
+            let mut stream = Stream::new(near).unwrap();
+            let mut arrived = vec![0; 18];
+            stream.read_exact(&mut arrived).await.unwrap();
+            // The host answers no question for its address any more.
+            road.at_far_end(move || {
+                run(&format!("ip address flush dev {device}"))?;
+                run(&format!("ip link set {device} arp off"))
+            })?;
+            run(&format!("ip neighbour flush dev {}", road.near_device()))?;
+            let error = loop {
+                match stream.write_all(&[0; 1000]).await {
+                    Ok(()) => tokio::time::sleep(Duration::from_millis(100)).await,
+                    Err(error) => break error,
+                }
+            };
+            assert_eq!(error.kind(), ErrorKind::HostUnreachable);
+            for _ in 0..2 {
+                let cut = stream.read_to_end(&mut arrived).await.unwrap_err();
+                assert_eq!((arrived.len(), cut.kind()), (18, ErrorKind::HostUnreachable));
+            }
+            Ok(())
+        })
+    });
 }
 
 #[test]

@@ -34,8 +34,7 @@ impl Machine {
         }
         let errno = failed.error.raw();
         if !failed.was_zero_copy || failed.took_id {
-            self.stop(failed.error);
-            return Ok(());
+            return self.stop(failed);
         }
         match errno {
             errno::ENOBUFS => return self.recover_no_bufs(failed),
@@ -48,7 +47,7 @@ impl Machine {
                 }
                 self.retry = Retry::ByCopy;
             }
-            _ => self.stop(failed.error),
+            _ => return self.stop(failed),
         }
         Ok(())
     }
@@ -111,12 +110,17 @@ impl Machine {
     }
 
     /// A call for what is unsent failed, and nothing can be done for it.
-    fn stop(&mut self, error: OsError) {
+    fn stop(&mut self, failed: Failed) -> Result<(), Question> {
+        let error = failed.error;
+        if self.may_be_the_end(error) && self.known.is_over.is_none() {
+            self.failed = Some(failed);
+            return Err(Question::IsOver);
+        }
         self.retry = Retry::No;
         if error.raw() == errno::EAGAIN && self.is_part_accepted() && mem::take(&mut self.again) {
             // A visitor came with news of the socket since the call began, and only this thread can
             // act on it. A buffer of which nothing is accepted is its owner's to send again.
-            return;
+            return Ok(());
         }
         let mut stop = self.classify(error);
         if self.is_part_accepted() {
@@ -130,6 +134,7 @@ impl Machine {
             }
         }
         self.blocked = Some(stop);
+        Ok(())
     }
 
     fn is_part_accepted(&self) -> bool {
@@ -145,6 +150,20 @@ impl Machine {
         *self.error.get_or_insert(error)
     }
 
+    /// Returns `true` if the error of a call may be the reason for the end of the connection, which only the
+    /// socket can tell.
+    pub(crate) fn may_be_the_end(&self, error: OsError) -> bool {
+        self.transport.has_end()
+            && errno::may_end_connection(error.raw())
+            && self.connection_error().is_none()
+    }
+
+    /// The connection is over, and a call has told the reason.
+    pub(crate) fn ended_by(&mut self, error: OsError) {
+        self.fail(error);
+        self.is_over = true;
+    }
+
     /// The meaning of a call's error.
     pub(super) fn classify(&mut self, error: OsError) -> Stop {
         if error.raw() == errno::EAGAIN {
@@ -157,7 +176,7 @@ impl Machine {
         if error.raw() == errno::EPIPE && self.closing.as_ref().is_some_and(|c| c.orderly) {
             // The owner sends behind the end of its own stream.
             Stop::Failed(error)
-        } else if errno::ends_connection(error.raw()) {
+        } else if errno::ends_connection(error.raw()) || self.is_over {
             Stop::Failed(self.fail(error))
         } else if self.transport.is_drop(error.raw()) {
             self.in_flight.done.cold.make().counts.dropped_sends += 1;

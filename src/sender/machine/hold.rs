@@ -165,9 +165,13 @@ impl Machine {
     /// The state of the connection: over, or not.
     pub(crate) fn connection_is(&mut self, over: bool) {
         self.known.is_over = Some(over);
-        self.is_over |= over;
-        if over {
-            self.in_flight.done.tell(Event::Failed(OsError::from_raw(errno::ENOTCONN)));
+        if !over {
+            return;
         }
+        if let Some(failed) = &self.failed {
+            return self.ended_by(failed.error);
+        }
+        self.is_over = true;
+        self.in_flight.done.tell(Event::Failed(OsError::from_raw(errno::ENOTCONN)));
     }
 }

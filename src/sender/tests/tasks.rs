@@ -324,3 +324,30 @@ fn a_reap_keeps_the_refusal_that_a_task_waits_for() {
     sender.reap_and_flush().unwrap();
     assert_eq!(task.woken(), 1);
 }
+
+#[test]
+fn an_error_that_ends_the_connection_is_the_connections() {
+    const EHOSTUNREACH: i32 = 113;
+    let send: fn(&Core<FakeKernel>) -> bool =
+        |sender| matches!(sender.try_send(&PAGE[..]), Err(SendError::Connection { .. }));
+    let write: fn(&Core<FakeKernel>) -> bool =
+        |sender| matches!(sender.try_write(&PAGE[..]), Err(SendError::Connection { .. }));
+    let rest: fn(&Core<FakeKernel>) -> bool =
+        |sender| matches!(sender.try_send(&PAGE[..]), Err(SendError::Truncated { .. }));
+    let refused = [Fail(EHOSTUNREACH)];
+    for (config, answers, call) in [
+        (config(), &refused[..], send),
+        (Config::default(), &refused, send),
+        (config(), &refused, write),
+        (config(), &[Part(1000), Fail(EHOSTUNREACH)], rest),
+    ] {
+        for is_over in [false, true] {
+            let kernel = stream(answers.iter().copied());
+            kernel.with(|state| state.is_over = is_over);
+            let sender = kernel.sender(config);
+            assert_eq!(call(&sender), is_over, "{answers:?}");
+            let error = sender.connection_error().map(|error| error.raw());
+            assert_eq!(error, is_over.then_some(EHOSTUNREACH), "{answers:?}");
+        }
+    }
+}
