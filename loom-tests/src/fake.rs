@@ -88,6 +88,8 @@ struct State {
     /// A loop of the program watches the socket, and has news to take.
     has_loop: bool,
     news: bool,
+    /// The connection is over, and so the news tells of a hangup.
+    hung_up: bool,
 }
 
 /// The reaper's relation to the sender.
@@ -149,6 +151,11 @@ impl FakeKernel {
     pub fn looped(self) -> Self {
         self.with(|state| state.has_loop = true);
         self
+    }
+
+    /// Ends the connection, which no call tells.
+    pub fn hang_up(&self) {
+        self.with(|state| (state.hung_up, state.news) = (true, true));
     }
 
     /// A sender over this socket.
@@ -415,7 +422,7 @@ impl Kernel for FakeKernel {
     }
 
     fn is_over(&self) -> io::Result<bool> {
-        self.with(|state| Ok(state.aborted))
+        self.with(|state| Ok(state.aborted || state.hung_up))
     }
 
     fn shutdown_write(&self) -> io::Result<()> {
@@ -463,8 +470,10 @@ impl Kernel for FakeKernel {
     }
 
     fn take_news(&self) -> io::Result<News> {
-        let has_news = self.with(|state| std::mem::take(&mut state.news));
-        Ok(News { error: has_news, ..News::default() })
+        self.with(|state| {
+            let error = std::mem::take(&mut state.news);
+            Ok(News { error, hangup: error && state.hung_up, ..News::default() })
+        })
     }
 }
 

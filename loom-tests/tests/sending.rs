@@ -591,6 +591,25 @@ fn a_reader_learns_of_a_reset_told_to_a_send() {
     });
 }
 
+/// A loop of the program takes the news of a hangup, possibly while a call is out. No more news comes.
+#[test]
+fn a_hangup_taken_during_a_call_is_noticed() {
+    model(|| {
+        let kernel = FakeKernel::default().looped();
+        let sender = kernel.sender();
+        let program = {
+            let (kernel, sender) = (kernel.clone(), Arc::clone(&sender));
+            thread::spawn(move || {
+                kernel.hang_up();
+                sender.reap().unwrap();
+            })
+        };
+        sender.try_send(&BYTES[..]).unwrap();
+        program.join().unwrap();
+        assert!(sender.connection_error().is_some());
+    });
+}
+
 /// The socket gets room, of which a visitor and the task itself can learn.
 #[test]
 fn room_is_told_to_the_task_with_a_refused_buffer() {

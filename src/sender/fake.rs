@@ -23,7 +23,7 @@ use crate::{
     sys::{
         Batch, ErrorQueueEvent, Record,
         message::Header,
-        socket::{IoVec, Ready, SendFlags},
+        socket::{IoVec, News, Ready, SendFlags},
     },
 };
 
@@ -95,6 +95,10 @@ pub(super) struct State {
     pub(super) unacked: usize,
     /// The connection is over.
     pub(super) is_over: bool,
+    /// The news to be taken by a loop of the program, if there is a loop.
+    pub(super) news: Option<News>,
+    /// The present state was told to the loop so often.
+    pub(super) renewals: usize,
     /// So many aborts are refused.
     pub(super) refused_aborts: usize,
     pub(super) aborts: usize,
@@ -148,6 +152,8 @@ impl FakeKernel {
             unfinished: 0,
             unacked: 0,
             is_over: false,
+            news: None,
+            renewals: 0,
             refused_aborts: 0,
             aborts: 0,
             watched_after: None,
@@ -401,6 +407,19 @@ impl Kernel for FakeKernel {
     }
 
     fn unwatch(&self, _: reaper::Token) {}
+
+    fn has_loop(&self) -> bool {
+        self.with(|state| state.news.is_some())
+    }
+
+    fn take_news(&self) -> io::Result<News> {
+        Ok(self.with(|state| state.news.as_mut().map(std::mem::take)).unwrap_or_default())
+    }
+
+    fn renew_news(&self, _: bool) -> io::Result<()> {
+        self.with(|state| state.renewals += 1);
+        Ok(())
+    }
 }
 
 impl Edges for FakeKernel {

@@ -8,7 +8,7 @@ use super::{
     machine::{Goal, Stop},
     report::Reaped,
 };
-use crate::{lock::lock, raw::Reclaim, sync::Arc, sys::errno};
+use crate::{lock::lock, panics::Panics, raw::Reclaim, sync::Arc, sys::errno};
 
 impl<K: Kernel> Core<K> {
     /// Reads the error queue, then sends as much of the unsent part as the socket takes.
@@ -43,7 +43,7 @@ impl<K: Kernel> Core<K> {
         if let Some(error) = read.refused {
             return Err(error.into());
         }
-        // The news of a loop tells of the end.
+        // The news of a loop tells of the end, and then the run asks.
         if read.messages == 0 && !self.kernel.has_loop() {
             self.notice_end();
         }
@@ -58,16 +58,16 @@ impl<K: Kernel> Core<K> {
         // First: news that comes during the rest of the call has to end the next wait.
         let news = self.kernel.take_news()?;
         let goal = self.enter().heed(news, goal);
-        let step = self.run(goal);
-        if news.hangup {
-            // Also if notifications came with the end: no more news would ask for another look.
-            self.notice_end();
-        }
-        // A reading that stops before the end of the queue takes so many messages at least.
-        if !step.as_ref().is_ok_and(|step| step.read.messages < MAX_BATCHES) {
-            self.kernel.renew_news(self.enter().asks_for_data())?;
-        }
-        step
+        let (mut step, mut panics) = (None, Panics::default());
+        panics.catch(|| step = Some(self.run(goal)));
+        // A reading that stops before the end of the queue takes so many messages at least. A panic hides their
+        // number.
+        let is_at_end = matches!(&step, Some(Ok(step)) if step.read.messages < MAX_BATCHES);
+        let renewed =
+            if is_at_end { Ok(()) } else { self.kernel.renew_news(self.enter().asks_for_data()) };
+        panics.resume();
+        renewed?;
+        step.expect("a run without a result panics")
     }
 
     /// Looks whether the connection is over and no call of this sender has told.

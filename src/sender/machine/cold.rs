@@ -89,6 +89,8 @@ pub(crate) struct Cold {
     /// Data to read is asked for, and has come since a task was told last.
     pub(super) asks_for_data: bool,
     pub(super) has_data: bool,
+    /// News told of a hangup, and the state of the connection was not asked since.
+    pub(super) hung_up: bool,
     pub(crate) events: VecDeque<ErrorQueueEvent>,
     /// Changes for which a task or a thread may wait, since the first wait.
     pub(super) changes: u64,

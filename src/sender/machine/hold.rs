@@ -162,9 +162,23 @@ impl Machine {
             && self.connection_error().is_none()
     }
 
+    /// Returns `true` if news told of a hangup, and the state of the connection was not asked since.
+    pub(super) fn hung_up(&self) -> bool {
+        self.cold().is_some_and(|cold| cold.hung_up)
+    }
+
+    /// Asks whether the connection is over after a hangup. No more news would ask: a call that is out leaves the
+    /// question to its own thread, behind the call.
+    pub(super) fn hanging_up(&self) -> Result<(), Question> {
+        if self.hung_up() && self.may_notice_end() { Err(Question::IsOver) } else { Ok(()) }
+    }
+
     /// The state of the connection: over, or not.
     pub(crate) fn connection_is(&mut self, over: bool) {
         self.known.is_over = Some(over);
+        if let Some(cold) = self.changed_cold() {
+            cold.hung_up = false;
+        }
         if !over {
             return;
         }

@@ -171,6 +171,7 @@ impl Machine {
             }
             Goal::Tidy | Goal::Read => {}
         }
+        self.hanging_up()?;
         if let Some((disposal, woken)) = self.take_disposal() {
             return Ok(Act::Dispose(disposal, woken));
         }

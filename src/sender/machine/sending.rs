@@ -407,8 +407,9 @@ impl Machine {
         self.out = Out::No;
         if self.again {
             // A thread that saw the call out may wait for its end, of which no event of the socket
-            // tells.
+            // tells. The thread of the call asks what that one could not.
             self.in_flight.done.changed();
+            self.in_flight.done.news |= self.hung_up();
         }
     }
 

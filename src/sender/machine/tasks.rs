@@ -86,6 +86,9 @@ impl Machine {
             self.cold_mut().has_data = true;
             self.in_flight.done.news = true;
         }
+        if news.hangup {
+            self.cold_mut().hung_up = true;
+        }
         let is_idle = self.is_flushed() && !self.wants_room() && !self.is_ending();
         let concerns_sender = news.error || news.hangup || !is_idle;
         match goal {

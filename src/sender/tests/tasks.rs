@@ -1,9 +1,16 @@
 //! Waits of tasks: which news wakes which task, and how often.
 
-use std::io;
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
 
 use super::*;
-use crate::{error::WaitError, sys::socket::Ready};
+use crate::{
+    error::WaitError,
+    lease::Payload,
+    sys::socket::{News, Ready},
+};
 
 const EPIPE: i32 = 32;
 const ECONNRESET: i32 = 104;
@@ -350,4 +357,58 @@ fn an_error_that_ends_the_connection_is_the_connections() {
             assert_eq!(error, is_over.then_some(EHOSTUNREACH), "{answers:?}");
         }
     }
+}
+
+/// The connection ends, and the loop of the program takes the news.
+fn hang_up(kernel: &FakeKernel, sender: &Core<FakeKernel>) {
+    let news = News { hangup: true, ..News::default() };
+    kernel.with(|state| (state.is_over, state.news) = (true, Some(news)));
+    sender.reap().unwrap();
+}
+
+#[test]
+fn a_hangup_during_a_call_is_noticed_after_the_call() {
+    let send: fn(&Core<FakeKernel>) = |sender| _ = sender.try_send(&PAGE[..]).unwrap();
+    let send_two: fn(&Core<FakeKernel>) = |sender| {
+        let mut bufs = [(); 2].map(|()| Payload::from(&PAGE[..])).into();
+        sender.try_send_vectored(&mut bufs).unwrap();
+    };
+    let write: fn(&Core<FakeKernel>) = |sender| _ = sender.try_write(&PAGE[..]).unwrap();
+    for (config, call) in
+        [(config(), send), (Config::default(), send), (config(), send_two), (config(), write)]
+    {
+        let kernel = stream([]);
+        kernel.with(|state| state.news = Some(News::default()));
+        let sender = kernel.sender(config);
+        // Later calls may leave their ends.
+        for _ in 0..2 {
+            call(&sender);
+        }
+        let (network, visitor) = (kernel.clone(), Arc::clone(&sender));
+        let meanwhile = move || hang_up(&network, &visitor);
+        kernel.with(|state| state.meanwhile = Some(Box::new(meanwhile)));
+        call(&sender);
+        assert!(sender.connection_error().is_some());
+    }
+}
+
+#[test]
+fn a_panic_of_a_task_hides_no_hangup() {
+    struct Panicking;
+    impl Wake for Panicking {
+        fn wake(self: Arc<Self>) {
+            resume_unwind(Box::new("a waker"));
+        }
+    }
+    let kernel = stream([]);
+    kernel.with(|state| state.news = Some(News::default()));
+    let sender = kernel.sender(config());
+    sender.try_send(&PAGE[..]).unwrap();
+    let waker = Waker::from(Arc::new(Panicking));
+    assert!(sender.poll_drain(&mut Context::from_waker(&waker)).is_pending());
+    kernel.release();
+    let reaped = catch_unwind(AssertUnwindSafe(|| hang_up(&kernel, &sender)));
+    assert!(reaped.is_err(), "the panic is the caller's");
+    assert!(sender.connection_error().is_some());
+    assert_eq!(kernel.with(|state| state.renewals), 1, "the queue may hold more");
 }
