@@ -224,6 +224,12 @@ impl Session {
         std::mem::take(&mut self.yielded.outgoing)
     }
 
+    /// The number of bytes that [`take_outgoing`](Self::take_outgoing) returns now.
+    #[cfg(feature = "tokio")]
+    pub(super) fn outgoing_bytes(&self) -> usize {
+        self.yielded.outgoing.len()
+    }
+
     /// Reads plaintext, as much as was received and fits.
     ///
     /// | result | meaning |

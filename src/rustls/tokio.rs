@@ -70,7 +70,7 @@
 //! | [`drain`](TlsStream::drain) | everything is accepted and released | the sends go on |
 //! | [`finish`](TlsStream::finish), [`refresh_keys`](TlsStream::refresh_keys) | the message is accepted by the socket | the message is made, and sent before anything else |
 //! | [`close`](TlsStream::close) | the connection has ended, or the time is up | as after a drop of the stream |
-//! | [`AsyncRead`] | there is plaintext, or the end | nothing was read |
+//! | [`AsyncRead`] | there is plaintext, or the end; with 16 KiB of answers that the peer has asked for and does not read, not before the socket has room | nothing was read |
 //! | [`AsyncWrite`]: write | some bytes are encrypted into a buffer | nothing was written |
 //! | [`AsyncWrite`]: flush | every byte is accepted by the socket | the records are kept |
 //! | [`AsyncWrite`]: shutdown | `close_notify` is sent and everything released | the end has begun |
@@ -117,6 +117,10 @@ use crate::{
     sync::Arc,
     tokio::{Released, Stream},
 };
+
+/// Most outgoing bytes that a read leaves behind and reads on. A peer that asks for new keys all the time, and reads
+/// no answer, would otherwise fill the memory.
+const MOST_ANSWERS: usize = 16 << 10;
 
 /// A TLS stream over TCP in tokio's runtimes, whose records are encrypted straight into buffers of a pool.
 ///
@@ -500,13 +504,17 @@ impl AsyncRead for TlsStream {
         let this = self.get_mut();
         while into.remaining() > 0 {
             let read = this.records.session.read(into.initialize_unfilled());
-            if let Ok(None) | Err(_) = read {
+            let is_sent = match read {
+                Ok(Some(_)) => true,
                 // A connection that takes no more bytes can still be read. The next send has the error.
-                let _ = this.poll_send_all(cx, Side::Reader, drop);
-            }
+                Ok(None) | Err(_) => this.poll_send_all(cx, Side::Reader, drop).is_ready(),
+            };
             if let Some(count) = read? {
                 into.advance(count);
                 break;
+            }
+            if !is_sent && this.records.session.outgoing_bytes() > MOST_ANSWERS {
+                return Poll::Pending;
             }
             ready!(this.poll_receive(cx))?;
         }
@@ -567,8 +575,21 @@ impl fmt::Debug for TlsStream {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::io::{Read, Write};
+
+    use ::rustls::{RootCertStore, pki_types::PrivatePkcs8KeyDer};
+    use ::tokio::{
+        io::AsyncReadExt,
+        net::TcpSocket,
+        task::{spawn_blocking, yield_now},
+        time::sleep,
+    };
+
     use super::*;
-    use crate::sync::{AtomicUsize, Ordering};
+    use crate::{
+        Policy, Sender,
+        sync::{AtomicUsize, Ordering},
+    };
 
     #[derive(Default)]
     struct Count(AtomicUsize);
@@ -596,5 +617,90 @@ mod tests {
         assert_eq!(woken(), [3, 2], "the writer waits no more");
         waiting.wake(&writer);
         assert_eq!(woken(), [3, 3]);
+    }
+
+    const LEN: usize = 64 << 10;
+
+    /// A stream with the role of the server whose socket takes no more, and its peer, which reads nothing.
+    async fn stuck(pool: &Pool) -> (TlsStream, Session, TcpStream) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let server = ServerConfig::builder().with_no_client_auth();
+        let server = server.with_single_cert(vec![made.cert.der().clone()], key.into()).unwrap();
+        let [listener, near] = [(); 2].map(|()| TcpSocket::new_v4().unwrap());
+        listener.set_recv_buffer_size(LEN as u32).unwrap();
+        near.set_send_buffer_size(LEN as u32).unwrap();
+        listener.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = listener.listen(1).unwrap();
+        let near = near.connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut far = listener.accept().await.unwrap().0.into_std().unwrap();
+        far.set_nonblocking(false).unwrap();
+        let handshake = spawn_blocking(move || {
+            let name = ServerName::try_from("localhost").unwrap();
+            let mut peer = Session::client(Arc::new(client), name).unwrap();
+            loop {
+                peer.process().unwrap();
+                far.write_all(&peer.take_outgoing()).unwrap();
+                if !peer.is_handshaking() {
+                    return (peer, far);
+                }
+                let count = far.read(peer.room()).unwrap();
+                peer.received(count);
+            }
+        });
+        let near = Stream::adopt(Sender::builder().policy(Policy::Never), near).unwrap();
+        let mut stream = TlsStream::accept(near, pool, Arc::new(server)).await.unwrap();
+        while stream.refused.is_none() {
+            poll_fn(|cx| {
+                let _ = Pin::new(&mut stream).poll_write(cx, &[0; LEN]);
+                Poll::Ready(())
+            })
+            .await;
+            yield_now().await;
+        }
+        let (peer, far) = handshake.await.unwrap();
+        (stream, peer, far)
+    }
+
+    #[::tokio::test]
+    async fn answers_that_the_peer_does_not_read_are_bounded() {
+        const ROUNDS: usize = 40;
+        // `rustls` allows 32 requests between records of the application.
+        const REQUESTS: usize = 30;
+        let pool = Pool::new(LEN, 4).unwrap();
+        let (mut stream, mut peer, mut far) = stuck(&pool).await;
+        let mut arrived = 0;
+        for turn in 0..ROUNDS * REQUESTS {
+            let mut buf = pool.alloc(LEN).unwrap();
+            if turn % REQUESTS == 0 {
+                peer.encrypt(b"x", &mut buf).unwrap();
+            }
+            // Only a request that is read alone has an answer of its own.
+            peer.refresh_keys().unwrap();
+            buf.extend_from_slice(&peer.take_outgoing());
+            far.write_all(&buf).unwrap();
+            // The runtime looks for news of the socket.
+            sleep(Duration::from_millis(1)).await;
+            poll_fn(|cx| {
+                let mut byte = [0];
+                let mut read = || Pin::new(&mut stream).poll_read(cx, &mut ReadBuf::new(&mut byte));
+                while read().is_ready() {
+                    arrived += 1;
+                }
+                Poll::Ready(())
+            })
+            .await;
+            let bytes = stream.records.session.outgoing_bytes();
+            assert!(bytes < MOST_ANSWERS + 1000, "{bytes}");
+        }
+        assert!(stream.records.session.outgoing_bytes() > MOST_ANSWERS);
+        // The peer reads, and everything goes on.
+        spawn_blocking(move || io::copy(&mut far, &mut io::sink()));
+        for _ in arrived..ROUNDS {
+            assert_eq!(stream.read_u8().await.unwrap(), b'x');
+        }
     }
 }
