@@ -103,6 +103,96 @@ pub fn file_system(file: &File) -> io::Result<(i64, u64)> {
     Ok((found.f_type as i64, found.f_bsize as u64))
 }
 
+/// A run of pages in the answer of [`pagemap_scan`]: addresses and categories.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct PageRegion {
+    pub start: u64,
+    pub end: u64,
+    pub categories: u64,
+}
+
+pub const PAGE_IS_WRITTEN: u64 = 1 << 1;
+pub const PAGE_IS_PRESENT: u64 = 1 << 3;
+pub const PAGE_IS_SWAPPED: u64 = 1 << 4;
+
+/// The argument of PAGEMAP_SCAN in linux/fs.h.
+#[repr(C)]
+struct PmScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+/// Tells the pages of `range` that are written or not present, and protects them against the next
+/// write, in one step for each page. Returns the number of regions and the end of the walk.
+///
+/// Fails with EPERM where no userfaultfd with UFFD_FEATURE_WP_ASYNC is registered.
+pub fn pagemap_scan(
+    pagemap: &File,
+    range: Range<u64>,
+    regions: &mut [PageRegion],
+) -> io::Result<(usize, u64)> {
+    const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+    const PM_SCAN_WP_MATCHING: u64 = 1;
+    const PM_SCAN_CHECK_WPASYNC: u64 = 2;
+    let mut scan = PmScanArg {
+        size: size_of::<PmScanArg>() as u64,
+        flags: PM_SCAN_WP_MATCHING | PM_SCAN_CHECK_WPASYNC,
+        start: range.start,
+        end: range.end,
+        walk_end: 0,
+        vec: regions.as_mut_ptr() as u64,
+        vec_len: regions.len() as u64,
+        max_pages: 0,
+        category_inverted: PAGE_IS_PRESENT,
+        category_mask: 0,
+        category_anyof_mask: PAGE_IS_WRITTEN | PAGE_IS_PRESENT,
+        return_mask: PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
+    };
+    // SAFETY: PAGEMAP_SCAN reads and writes its argument and at most `vec_len` regions at `vec`, all
+    // alive during the call. Every bit pattern is valid for both.
+    let found = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, &raw mut scan) };
+    let found = usize::try_from(found).map_err(|_| io::Error::last_os_error())?;
+    Ok((found, scan.walk_end))
+}
+
+/// Chooses the features of a new userfaultfd. Fails with EINVAL where the kernel lacks one, and
+/// where the features are chosen already.
+pub fn userfaultfd_choose(uffd: BorrowedFd<'_>, features: u64) -> io::Result<()> {
+    const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+    const UFFD_API: u64 = 0xaa;
+    let mut argument = [UFFD_API, features, 0];
+    // SAFETY: UFFDIO_API reads and writes a `struct uffdio_api`, three words.
+    check(unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, argument.as_mut_ptr()) })
+}
+
+/// Makes addresses of the userfaultfd's process ready for write protection.
+pub fn userfaultfd_register(uffd: BorrowedFd<'_>, range: &Range<u64>) -> io::Result<()> {
+    const UFFDIO_REGISTER: libc::c_ulong = 0xc020_aa00;
+    const UFFDIO_REGISTER_MODE_WP: u64 = 2;
+    let mut argument = [range.start, range.end - range.start, UFFDIO_REGISTER_MODE_WP, 0];
+    // SAFETY: UFFDIO_REGISTER reads and writes a `struct uffdio_register`, four words.
+    check(unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_REGISTER, argument.as_mut_ptr()) })
+}
+
+/// Takes registration and protection back.
+pub fn userfaultfd_unregister(uffd: BorrowedFd<'_>, range: &Range<u64>) -> io::Result<()> {
+    const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
+    let mut argument = [range.start, range.end - range.start];
+    // SAFETY: UFFDIO_UNREGISTER reads a `struct uffdio_range`, two words.
+    check(unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_UNREGISTER, argument.as_mut_ptr()) })
+}
+
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
     match i32::try_from(fd) {
         // SAFETY: the kernel has just made this descriptor, and this is its only owner.

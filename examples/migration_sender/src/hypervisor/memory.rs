@@ -194,13 +194,18 @@ impl GuestRam {
         if self.page_size != PAGE as u64 {
             return self.huge_data();
         }
-        let (mut ranges, mut at) = (Vec::new(), 0);
-        while let Some(range) = sys::next_data(&self.file, at)? {
-            if range.start >= self.size {
-                break;
-            }
+        self.data_in(0..self.size)
+    }
+
+    /// As `data_ranges`, for a part of ordinary memory.
+    pub fn data_in(&self, part: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+        let (mut ranges, mut at) = (Vec::new(), part.start);
+        while at < part.end
+            && let Some(range) = sys::next_data(&self.file, at)?
+            && range.start < part.end
+        {
             at = range.end;
-            ranges.push(range.start..range.end.min(self.size));
+            ranges.push(range.start..range.end.min(part.end));
         }
         Ok(ranges)
     }

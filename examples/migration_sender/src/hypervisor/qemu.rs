@@ -146,12 +146,22 @@ impl Qemu {
         Ok(status["status"].as_str().unwrap_or("unknown").to_owned())
     }
 
-    /// Names of devices whose writes to the memory no page fault of QEMU tells: other processes'
-    /// mappings. Digests see these writes.
-    pub fn writers_outside(&mut self) -> Result<Vec<String>, Failure> {
-        let mut writers = self.devices(|kind| kind.starts_with("vhost-user"))?;
+    /// The writers that the hypervisor's page tables do not show, by name, for
+    /// [`track::choose`](crate::track::choose). Digests see their writes.
+    pub fn untracked_writers(&mut self) -> Result<Vec<String>, Failure> {
+        let is_outside =
+            |kind: &str| kind.starts_with("vhost-user") || kind.starts_with("vhost-scsi");
+        let mut writers = self.devices(is_outside)?;
         if self.monitor("info network")?.contains("type=vhost-user") {
             writers.push("netdev vhost-user".into());
+        }
+        let nodes = self.qmp.execute("query-named-block-nodes", json!({ "flat": true }))?;
+        for node in nodes.as_array().into_iter().flatten() {
+            let is_direct = node["cache"]["direct"] == true || node["sg"] == true;
+            if is_direct || node["drv"] == "nvme" {
+                let name = node["node-name"].as_str().unwrap_or("without a name");
+                writers.push(format!("block node {name} (direct I/O)"));
+            }
         }
         Ok(writers)
     }

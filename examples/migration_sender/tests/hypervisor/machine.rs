@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     os::unix::net::UnixStream,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{self, Child, Command, Stdio},
     thread,
     time::Duration,
@@ -29,11 +29,25 @@ impl Machine {
 
     /// As `start`; the machine inherits `stdin`.
     pub(crate) fn started(name: &str, arguments: &str, stdin: Stdio) -> Option<Self> {
+        Self::preloaded(name, arguments, stdin, None)
+    }
+
+    /// As `started`, with a library for `LD_PRELOAD`.
+    pub(crate) fn preloaded(
+        name: &str,
+        arguments: &str,
+        stdin: Stdio,
+        library: Option<&Path>,
+    ) -> Option<Self> {
         let place = env::temp_dir().join(format!("pinbuf-hypervisor-{}-{name}", process::id()));
         let (socket, log) = (place.with_extension("qmp"), place.with_extension("log"));
         let qemu = env::var("QEMU").unwrap_or("qemu-system-x86_64".into());
         let mut words = qemu.split_whitespace();
-        let child = Command::new(words.next().unwrap_or_default())
+        let mut command = Command::new(words.next().unwrap_or_default());
+        if let Some(library) = library {
+            command.env("LD_PRELOAD", library);
+        }
+        let child = command
             .args(words)
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-qmp"])
             .arg(format!("unix:{},server=on,wait=off", socket.display()))

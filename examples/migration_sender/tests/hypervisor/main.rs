@@ -7,3 +7,4 @@
 mod machine;
 mod memory;
 mod steps;
+mod tracking;

@@ -38,7 +38,7 @@ fn a_guest_moves_goes_back_and_moves_again() {
     let mut destination = destination(&second).unwrap();
     assert_eq!(source.status().unwrap(), "running");
     assert_eq!(source.qmp().peer_pid().unwrap(), first.pid());
-    assert!(source.writers_outside().unwrap().is_empty());
+    assert_eq!(source.untracked_writers().unwrap(), [""; 0]);
 
     // A first try ends at the source, after the device state.
     source.stop().unwrap();
@@ -141,4 +141,21 @@ fn a_hypervisor_that_dies_is_named() {
     machine.kill();
     let failure = source.stop().unwrap_err().message;
     assert!(failure.contains("has it ended?"), "{failure}");
+}
+
+#[test]
+fn direct_writers_are_named() {
+    let file = MemoryFile::new("direct");
+    let disk = std::env::temp_dir().join(format!("pinbuf-hypervisor-{}-disk", std::process::id()));
+    fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let drives = format!(
+        "{} -blockdev driver=file,filename={},node-name=disk,cache.direct=on,read-only=on \
+         -device virtio-blk-pci,drive=disk",
+        file.arguments("m0", "64M"),
+        disk.display()
+    );
+    let Some(machine) = Machine::start("direct", &drives) else { return };
+    let writers = source(&machine).unwrap().untracked_writers().unwrap();
+    fs::remove_file(disk).unwrap();
+    assert_eq!(writers, ["block node disk (direct I/O)"]);
 }
