@@ -4,13 +4,13 @@
 use std::{
     collections::BTreeSet,
     env, fs, mem,
-    net::TcpStream,
+    net::{TcpStream, UdpSocket},
     process::{self, Command},
     thread::JoinHandle,
     time::Duration,
 };
 
-use pinbuf::{Payload, Pool, Sender, probe::Environment, reaper::wait_idle};
+use pinbuf::{Payload, Pool, Sender, probe::Environment, reaper::wait_idle, sender::DataHint};
 
 use crate::{
     allow_list::{rows, words},
@@ -174,7 +174,7 @@ const MOMENTS: &[Moment] = &[
             "starting the thread",
             "dropping the last",
         ],
-        key: "close",
+        key: "sendto",
     },
     Moment {
         name: "a drop with a stalled peer",
@@ -233,6 +233,57 @@ const MOMENTS: &[Moment] = &[
             "dropping the last",
         ],
         key: "epoll_ctl",
+    },
+    Moment {
+        name: "datagrams",
+        prepare: || {
+            let near = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+            let to = far.local_addr().unwrap();
+            Box::new(move || {
+                let mut sender = zero_copy().adopt(near).unwrap();
+                sender.send_to(&[7; 20_000][..], to).unwrap();
+                sender.drain(soon()).unwrap();
+                drop(far);
+            })
+        },
+        rows: &[
+            "first pool or",
+            "adopting",
+            "first sender",
+            "sending several",
+            "reading",
+            "wait",
+            "first end",
+            "`close`",
+        ],
+        key: "sendmsg",
+    },
+    Moment {
+        name: "a measured threshold",
+        prepare: || {
+            let (near, far) = pair();
+            Box::new(move || {
+                let _sender = zero_copy().data_hint(DataHint::Cold).adopt(near).unwrap();
+                drop(far);
+            })
+        },
+        rows: &[
+            "building a pool",
+            "first pool or",
+            "first buffer",
+            "taking",
+            "dropping the last",
+            "adopting",
+            "first sender",
+            "first adoption",
+            "sending a",
+            "reading",
+            "wait",
+            "first end",
+            "`close`",
+        ],
+        key: "socket",
     },
     Moment {
         name: "a diagnosis",
