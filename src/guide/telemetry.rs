@@ -21,7 +21,7 @@
 //! |---|---|---|
 //! | [`route.mode`](crate::sender::RouteStats::mode) is `Copied` | the kernel copies on the way to the peer | the route, as [troubleshooting](crate::guide::troubleshooting#every-send-is-copied) says; nothing is lost meanwhile |
 //! | [`deferred_copies`](crate::sender::SenderStats::deferred_copies) grow like [`released_calls`](crate::sender::SenderStats::released_calls) | the same, with a policy other than `Auto` | [`Policy::Auto`](crate::Policy::Auto) |
-//! | [`copied_bytes`](crate::sender::SenderStats::copied_bytes) grow, and the mode is `ZeroCopy` | sends below the threshold, or refused for memory | [`threshold_bytes`](crate::sender::SenderBuilder::threshold_bytes), or the limits of the next two rows |
+//! | [`copied_bytes`](crate::sender::SenderStats::copied_bytes) grow, and the mode is `ZeroCopy` | sends below the threshold, or refused for memory | [`data_hint`](crate::sender::SenderBuilder::data_hint) or [`threshold_bytes`](crate::sender::SenderBuilder::threshold_bytes), or the limits of the next two rows |
 //! | [`no_bufs_memlock`](crate::sender::SenderStats::no_bufs_memlock) grows | the kernel refuses locked memory | `RLIMIT_MEMLOCK`, or smaller windows |
 //! | [`no_bufs_optmem`](crate::sender::SenderStats::no_bufs_optmem) grows | the kernel refuses option memory | the sysctl `net.core.optmem_max`, or larger sends |
 //! | [`window_bytes`](crate::sender::SenderStats::window_bytes) stay below the setting | the kernel refused memory lately | as the two rows above |
