@@ -354,6 +354,20 @@ fn a_sender_remembers_a_few_pools_and_is_known_to_all() {
 }
 
 #[test]
+fn a_first_call_released_before_its_return_was_not_ignored() {
+    let kernel = stream([Answer::Ignore]);
+    let sender = kernel.sender(config());
+    let (socket, visitor) = (kernel.clone(), Arc::clone(&sender));
+    let visit = move || {
+        socket.note(0, 0);
+        visitor.step().unwrap();
+    };
+    kernel.with(|state| state.meanwhile = Some(Box::new(visit)));
+    sender.try_send(&PAGE[..]).unwrap();
+    assert_eq!(sender.capabilities().reason, None);
+}
+
+#[test]
 fn an_ignored_flag_frees_the_buffer_at_once() {
     let pool = pool();
     let sender = stream([Answer::Ignore]).sender(config());
