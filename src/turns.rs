@@ -1,9 +1,10 @@
 //! Members that take turns in rounds: a stream that waits for a release is looked at from time to time.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
 use crate::{
     lock::{Mutex, lock},
+    panics::Panics,
     sync::{Arc, AtomicU32, Ordering, Weak},
 };
 
@@ -21,6 +22,9 @@ pub trait Member: Send + Sync {
 
     /// The turn of the member, with no lock held.
     fn take_turn(&self);
+
+    /// Wakes the tasks that wait for the member, with no lock held: each waits anew.
+    fn wake(&self);
 }
 
 /// 1 while a member is on the list.
@@ -69,7 +73,7 @@ impl<M: Member + ?Sized> Turns<M> {
             return false;
         }
         queue.members.push_back(Arc::downgrade(member));
-        !std::mem::replace(&mut queue.is_served, true)
+        !mem::replace(&mut queue.is_served, true)
     }
 
     /// Makes a round. Returns `false` if no member is left and the rounds are over.
@@ -79,7 +83,8 @@ impl<M: Member + ?Sized> Turns<M> {
             let turns = queue.members.len().min(MOST);
             queue.members.drain(..turns).collect()
         };
-        for member in due.iter().filter_map(Weak::upgrade) {
+        Panics::default().catch_each(due.into_iter(), |member| {
+            let Some(member) = member.upgrade() else { return };
             member.take_turn();
             // Relaxed: as in `is_missing`.
             member.listed().0.store(0, Ordering::Relaxed);
@@ -87,23 +92,100 @@ impl<M: Member + ?Sized> Turns<M> {
                 let begins = self.add(&member);
                 debug_assert!(!begins, "this is the task that makes the rounds");
             }
-        }
+            // The last owner of the member may be here, and its drop runs user code.
+        });
         let mut queue = lock(&self.0);
         queue.is_served = !queue.members.is_empty();
         queue.is_served
     }
 
-    /// The task that makes the rounds is gone. The members come back with their next wait.
+    /// The task that makes the rounds is gone. The tasks of the members are woken, and the first that waits anew
+    /// has the rounds begin in its own runtime.
     pub fn abandon(&self) {
-        let mut queue = lock(&self.0);
-        queue.is_served = false;
-        let members: Vec<_> =
-            queue.members.drain(..).filter_map(|member| member.upgrade()).collect();
-        for member in &members {
-            // Relaxed: as in `is_missing`.
+        let members = {
+            let mut queue = lock(&self.0);
+            queue.is_served = false;
+            mem::take(&mut queue.members)
+        };
+        Panics::default().catch_each(members.into_iter(), |member| {
+            let Some(member) = member.upgrade() else { return };
+            // Relaxed: as in `is_missing`. Before the wake-ups: their lock orders the two as in a round.
             member.listed().0.store(0, Ordering::Relaxed);
+            member.wake();
+            // The last owner of the member may be here, as in a round.
+        });
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::panic::resume_unwind;
+
+    use super::*;
+
+    /// Its turn or its wake-up drops its only owner outside the list.
+    struct Stream {
+        listed: Listed,
+        owner: Mutex<Option<Arc<Self>>>,
+        calls: Arc<AtomicU32>,
+    }
+
+    impl Stream {
+        fn end(&self) {
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            let owner = lock(&self.owner).take();
+            drop(owner);
         }
-        // The last owner of a member may be here, and a drop of a member runs user code.
-        drop(queue);
+    }
+
+    impl Member for Stream {
+        fn listed(&self) -> &Listed {
+            &self.listed
+        }
+
+        fn wants_turn(&self) -> bool {
+            true
+        }
+
+        fn take_turn(&self) {
+            self.end();
+        }
+
+        fn wake(&self) {
+            self.end();
+        }
+    }
+
+    impl Drop for Stream {
+        fn drop(&mut self) {
+            resume_unwind(Box::new("a drop"));
+        }
+    }
+
+    fn three(turns: &Turns<Stream>) -> Arc<AtomicU32> {
+        let calls = Arc::<AtomicU32>::default();
+        for _ in 0..3 {
+            let (listed, owner) = Default::default();
+            let stream = Arc::new(Stream { listed, owner, calls: Arc::clone(&calls) });
+            *lock(&stream.owner) = Some(Arc::clone(&stream));
+            let _ = turns.add(&stream);
+        }
+        calls
+    }
+
+    #[test]
+    fn a_panicking_drop_costs_no_other_member_its_turn() {
+        let turns = Turns::default();
+        let calls = three(&turns);
+        while turns.round() && calls.load(Ordering::Relaxed) < 100 {}
+        assert!(calls.load(Ordering::Relaxed) >= 3);
+    }
+
+    #[test]
+    fn a_panicking_drop_costs_no_other_member_its_wake_up() {
+        let turns = Turns::default();
+        let calls = three(&turns);
+        turns.abandon();
+        assert_eq!(calls.load(Ordering::Relaxed), 3);
     }
 }

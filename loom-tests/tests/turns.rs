@@ -30,6 +30,8 @@ impl Member for Stream {
         *self.in_flight.lock().unwrap() = false;
         self.turns.fetch_add(1, Ordering::Relaxed);
     }
+
+    fn wake(&self) {}
 }
 
 impl Stream {

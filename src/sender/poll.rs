@@ -15,6 +15,7 @@ use super::{
 use crate::{
     error::{OsError, WaitError},
     id::Ticket,
+    panics::Panics,
     raw::Reclaim,
     sync::Arc,
     sys::errno,
@@ -115,6 +116,15 @@ impl<K: Kernel> Core<K> {
         drop(machine);
         drop(earlier);
         result
+    }
+
+    /// Wakes all tasks that wait, without news.
+    #[cfg_attr(not(feature = "tokio"), allow(dead_code, reason = "only its streams ask"))]
+    pub(super) fn wake_tasks(&self) {
+        let wakers = self.enter_own().map_or_else(Vec::new, |mut machine| machine.take_wakers());
+        let mut panics = Panics::default();
+        panics.catch_each(wakers.into_iter(), |(_, waker)| waker.wake());
+        panics.resume();
     }
 
     /// The outcome of a flush.

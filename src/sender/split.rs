@@ -276,6 +276,12 @@ impl<S: Socket> ReapHalf<S> {
         self.0.core().reap()
     }
 
+    /// Wakes all tasks that wait, without news.
+    #[cfg(feature = "tokio")]
+    pub(crate) fn wake_tasks(&self) {
+        self.0.core().wake_tasks();
+    }
+
     /// The error that has cut the peer's stream, if the kernel told a call of the sender.
     #[cfg(feature = "tokio")]
     pub(crate) fn cut(&self) -> Option<OsError> {

@@ -109,6 +109,10 @@ impl<S: Socket> Member for Connection<S> {
     fn take_turn(&self) {
         self.look();
     }
+
+    fn wake(&self) {
+        self.reap().wake_tasks();
+    }
 }
 
 /// Registers the descriptor for reading.

@@ -2,8 +2,8 @@
 //!
 //! A notification that another user of the socket has read is no news. The option memory of the socket tells
 //! of the loss, and a look at a sender asks for it. The streams of all runtimes take turns in one task. The task
-//! runs while something is in flight for which a task waits, in the runtime of the stream that was first. If that
-//! runtime ends, the next wait has another begin.
+//! runs while something is in flight for which a task waits, in the runtime of the stream that was first. The end
+//! of that runtime wakes the tasks that wait, and the first that waits anew has another begin.
 
 use std::{mem, time::Duration};
 

@@ -75,7 +75,8 @@
 //! A notification taken by another user of the socket is no news. So one task of the process looks at the
 //! streams with sends in flight, from the first wait of a task on. The task wakes once a second, looks at 64
 //! streams at most, and at the others in the seconds behind. A look wakes a waiting task only if a notification
-//! was lost. The looks end with the last release.
+//! was lost. The looks end with the last release. If the runtime of the looks ends, each task that waits is woken
+//! once without news, and the looks go on in another runtime.
 //!
 //! # Least version
 //!

@@ -131,6 +131,11 @@ impl Machine {
         earlier
     }
 
+    /// The wakers of all tasks that wait.
+    pub(crate) fn take_wakers(&mut self) -> Vec<(Awaited, Waker)> {
+        self.changed_cold().map_or_else(Vec::new, |cold| mem::take(&mut cold.wakers))
+    }
+
     fn is_awaited(&self, awaited: Awaited) -> bool {
         self.cold().is_some_and(|cold| cold.wakers.iter().any(|(waiting, _)| *waiting == awaited))
     }
