@@ -246,7 +246,8 @@ impl From<SharedBuf> for bytes::Bytes {
 ///
 /// # Panics
 ///
-/// With a count of more bytes than remain.
+/// With a count of more bytes than remain. `copy_to_bytes` also as [`clone`](SharedBuf::clone), since it makes a
+/// holder.
 #[cfg(feature = "bytes")]
 #[cfg_attr(docsrs, doc(cfg(feature = "bytes")))]
 impl bytes::Buf for SharedBuf {
