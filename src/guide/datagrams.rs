@@ -82,3 +82,5 @@
 //!   seldom. A buffer is in flight until its time.
 //!
 //! Without `fq`, sleep between the trains.
+//!
+//! The repository's program `examples/datagrams` does both, for a stream that goes to many receivers.
