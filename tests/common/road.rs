@@ -140,7 +140,7 @@ impl Road {
 
     /// Loses `percent` of the packets of a side, before they leave or before they are received.
     pub(crate) fn lose(&self, side: Side, percent: u32) -> Result<(), String> {
-        let rule = format!("-p tcp {} -j DROP", dice(percent));
+        let rule = format!("{} -j DROP", dice(percent));
         self.at_chain(side, move |chain| run(&format!("iptables-legacy -I {chain} {rule}")))
     }
 

@@ -61,7 +61,7 @@ done
 for file in /usr/lib/*/xtables/libxt_{standard,statistic,tcp}.so; do
   parts+=(--file "$file:${file#/}")
 done
-for module in vmxnet3 veth ifb:numifbs=0 sch_netem sch_tbf sch_htb ip_tables iptable_filter xt_statistic xt_tcpudp af_packet \
+for module in vmxnet3 veth ifb:numifbs=0 sch_netem sch_tbf sch_htb sch_fq ip_tables iptable_filter xt_statistic xt_tcpudp af_packet \
   tls gcm ctr ghash-generic; do
   parts+=(--module $module)
 done
@@ -126,7 +126,7 @@ course='export PINBUF_TEST_NETEM="delay 10ms 5ms loss 1%"'
 late='/t/tc qdisc add dev lo root netem delay 2ms'
 nobody='/t/setpriv --reuid 65534 --regid 65534 --clear-groups'
 plain=$(grep -xE 'kernel::(negative_control|ending|udp)|memlock::(tcp|limits)|api::(shared|split|waiting|mapped)' <<<"$all")
-networks=$(grep -xE 'lab::(acks|overtaking|second_user|traffic)' <<<"$all")
+networks=$(grep -xE 'lab::(acks|datagrams|overtaking|second_user|traffic)' <<<"$all")
 guests() {
   local kernel=$1 log=$logs/$1:repeats
   rows "$kernel" wire lab::flagship "$devices"

@@ -11,6 +11,7 @@ mod acks;
 mod calls;
 #[path = "../common/mod.rs"]
 mod common;
+mod datagrams;
 mod fake_peer;
 mod faults;
 mod flagship;
