@@ -247,16 +247,22 @@ fn without_the_library_overwritten_trains_arrive_corrupt() {
         set_option(&near, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, &(32 << 20));
         set_option(&near, libc::SOL_UDP, 103, &(SIZE as i32));
         let memory = vec![0; LEN].leak();
+        let mut all = 0;
         for number in 0..TRAINS {
             memory.copy_from_slice(&train(number));
             // SAFETY: leaked memory stays mapped. Its contents on the wire are the subject.
-            unsafe { send_raw(near.as_fd(), &raw const *memory) }.unwrap();
+            let sent = unsafe { send_raw(near.as_fd(), &raw const *memory) };
             memory.fill(SCRIBBLE);
+            match sent {
+                Ok(_) => all += SEGMENTS,
+                // Kernels before 6.2 have option memory for 24 sends.
+                Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENOBUFS)),
+            }
             // Otherwise option memory runs out.
             read_notification_ids(near.as_fd());
         }
         let arrived = peer.arrived();
-        let (corrupt, all) = (arrived.corrupt, TRAINS * SEGMENTS);
+        let corrupt = arrived.corrupt;
         report(&format!("overwritten at once: {corrupt} of {all} datagrams corrupt"));
         assert!(corrupt > all / 2, "only {corrupt}");
         Ok(())
