@@ -8,18 +8,9 @@
 mod bitmap;
 
 /// As in the example, but with the smallest possible chunks: one word of marks.
-mod protocol {
+mod wire {
     pub(crate) const PAGE: usize = 4096;
     pub(crate) const CHUNK: usize = 64 * PAGE;
-
-    pub(crate) struct Run {
-        pub(crate) offset: usize,
-        pub(crate) len: usize,
-    }
-
-    pub(crate) fn channel_of(offset: usize, channels: usize) -> usize {
-        offset / CHUNK % channels
-    }
 }
 
 use std::sync::Arc;
@@ -29,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[cfg(loom)]
 use loom::sync::atomic::{AtomicU64, Ordering};
 
-use bitmap::{DirtyBitmap, DirtyChunk};
+use bitmap::{Cursor, DirtyBitmap, DirtyChunk};
 use loom_tests::{model, thread};
 
 /// A word in a page is written while a round sends the marked pages. The last round runs with the
@@ -39,7 +30,7 @@ fn migrate(is_marked_before: bool) {
     let (bitmap, page) = &*guest;
     let mut destination = None;
     let mut round = || {
-        for _ in bitmap.harvest(0, 1).flat_map(DirtyChunk::pages) {
+        for _ in bitmap.harvest(&Cursor::default()).flat_map(DirtyChunk::pages) {
             // Relaxed, like the reads of the source; the mark was taken before.
             destination = Some(page.load(Ordering::Relaxed));
         }

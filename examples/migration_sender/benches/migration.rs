@@ -32,7 +32,7 @@ use common::{
 };
 use harness::{AtMost, Bench, thread_cpu};
 use migration_sender::{
-    bitmap::{DirtyBitmap, DirtyChunk},
+    bitmap::{Cursor, DirtyBitmap, DirtyChunk},
     cli, destination,
     hypervisor::guest,
     memory,
@@ -157,10 +157,12 @@ fn find_dirty_pages(bench: &mut Bench) {
         });
         case.row("harvest", || {
             let bitmap = DirtyBitmap::all_dirty(TERABYTE);
-            bitmap.harvest(0, 1).for_each(drop);
+            bitmap.harvest(&Cursor::default()).for_each(drop);
             Ok(move |_| {
                 marks().for_each(|page| bitmap.mark(page));
-                microseconds(|| bitmap.harvest(0, 1).flat_map(DirtyChunk::pages).count())
+                microseconds(|| {
+                    bitmap.harvest(&Cursor::default()).flat_map(DirtyChunk::pages).count()
+                })
             })
         });
     });
@@ -206,11 +208,12 @@ fn arguments(memory: &str, policy: &str, more: &[&str]) -> cli::BothArgs {
 fn migrate(args: &cli::BothArgs, listener: &TcpListener) -> Report {
     let (progress, stop) = (Progress::new(true), Stop::default());
     let memory = guest::memory(&args.source).expect("memory for a guest");
+    let guest = guest::start(&args.source, memory).expect("a guest that writes");
     let config = destination::Config {
-        output: None,
         max_memory: u64::MAX,
         timeout: args.common.timeout,
         stall_timeout: args.common.stall_timeout,
+        tls: None,
         stop: &stop,
         progress: &progress,
     };
@@ -218,12 +221,14 @@ fn migrate(args: &cli::BothArgs, listener: &TcpListener) -> Report {
         targets: &[listener.local_addr().expect("it listens")],
         args: &args.source,
         common: &args.common,
+        tls: None,
         stop: &stop,
         progress: &progress,
+        digests_at_source: false,
     };
     let (report, outcome) = thread::scope(|scope| {
-        scope.spawn(|| destination::serve(listener, &config));
-        source::migrate(&plan, memory)
+        scope.spawn(|| destination::serve(listener, &config, destination::Host::Store(None)));
+        source::migrate(&plan, guest)
     });
     outcome.expect("a migration");
     report

@@ -6,17 +6,18 @@
 //! and a torn page is always sent again.
 //!
 //! The stopped guest must not wait for a scan of the whole bitmap, 32 MiB for a terabyte of memory.
-//! So a summary has a bit per chunk, and each pump harvests its own chunks while it sends: before
-//! the first page of the last round a pump reads 64 KiB at most.
+//! So a summary has a bit per chunk, and the pumps harvest chunks while they send: before the first
+//! page of the last round a pump reads 64 KiB at most. The pumps share the chunks by a [`Cursor`],
+//! which gives each chunk to one pump of a round, so no page is sent twice in a round.
 
 use std::iter;
 #[cfg(not(loom))]
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 #[cfg(loom)] // The model is in `loom-tests`.
-use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::protocol::{CHUNK, PAGE, Run, channel_of};
+use crate::wire::{CHUNK, PAGE};
 
 /// Pages of one chunk.
 const CHUNK_PAGES: usize = CHUNK / PAGE;
@@ -37,19 +38,49 @@ pub struct DirtyBitmap {
     pages: usize,
 }
 
+/// The place of a round's harvest, shared by its channels.
+#[derive(Debug, Default)]
+pub struct Cursor(AtomicUsize);
+
+impl Cursor {
+    /// Begins the next round, when no harvest is left.
+    pub fn rewind(&self) {
+        // Relaxed: the order to harvest reaches the other threads later, through a channel.
+        self.0.store(0, Ordering::Relaxed);
+    }
+}
+
 impl DirtyBitmap {
-    /// A bitmap with every page marked, the state at the start of a migration.
+    /// A bitmap without marks.
+    pub fn clean(pages: usize) -> Self {
+        Self::new(pages, |_| AtomicU64::new(0))
+    }
+
+    /// A bitmap with every page marked.
     pub fn all_dirty(pages: usize) -> Self {
+        Self::new(pages, ones)
+    }
+
+    /// `word` makes a word of which so many bits, at most all of them, exist.
+    fn new(pages: usize, word: impl Fn(usize) -> AtomicU64) -> Self {
         let chunks = pages.div_ceil(CHUNK_PAGES);
         let marks = |chunk| {
             let first = |word| chunk * CHUNK_PAGES + word * 64;
-            Marks(std::array::from_fn(|word| ones(pages.saturating_sub(first(word)))))
+            Marks(std::array::from_fn(|at| word(pages.saturating_sub(first(at)))))
         };
         Self {
             chunks: (0..chunks).map(marks).collect(),
-            summary: (0..chunks.div_ceil(64)).map(|word| ones(chunks - word * 64)).collect(),
+            summary: (0..chunks.div_ceil(64)).map(|at| word(chunks - at * 64)).collect(),
             pages,
         }
+    }
+
+    /// Returns `true` if the page has a mark.
+    pub fn is_marked(&self, page: usize) -> bool {
+        // Relaxed: an unseen mark costs its page a second look.
+        let word =
+            self.chunks[page / CHUNK_PAGES].0[page % CHUNK_PAGES / 64].load(Ordering::Relaxed);
+        word >> (page % 64) & 1 == 1
     }
 
     /// Marks a page after it was written.
@@ -74,23 +105,33 @@ impl DirtyBitmap {
         words.map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
     }
 
-    /// Takes all marks in the chunks of one channel in ascending order, each chunk only when asked
-    /// for.
-    pub fn harvest(&self, channel: usize, channels: usize) -> impl Iterator<Item = DirtyChunk> {
-        self.summary.iter().enumerate().flat_map(move |(index, word)| {
-            // Relaxed: a present mark may as well wait for the next round, and the last round comes
-            // after the join of the dirtier.
-            let taken = match word.load(Ordering::Relaxed) {
-                0 => 0,
-                _ => {
-                    let chunks = index * 64..index * 64 + 64;
-                    let own = chunks.map(|at| channel_of(at * CHUNK, channels) == channel);
-                    let own = own.rev().fold(0, |mask, own| mask << 1 | u64::from(own));
+    /// Takes all marks behind the cursor in ascending order, each chunk only when asked for.
+    /// Harvests with one cursor share the chunks.
+    pub fn harvest(&self, cursor: &Cursor) -> impl Iterator<Item = DirtyChunk> {
+        iter::from_fn(|| {
+            loop {
+                // Relaxed, here and below: the cursor hands out numbers and publishes nothing.
+                let from = cursor.0.load(Ordering::Relaxed);
+                let chunk = self.next_marked(from)?;
+                let (relaxed, next) = (Ordering::Relaxed, chunk + 1);
+                if cursor.0.compare_exchange(from, next, relaxed, relaxed).is_ok() {
                     // Acquire, with `mark`'s Release.
-                    word.fetch_and(!own, Ordering::Acquire) & own
+                    self.summary[chunk / 64].fetch_and(!(1 << (chunk % 64)), Ordering::Acquire);
+                    return Some(self.take(chunk));
                 }
-            };
-            bits(taken).map(move |bit| self.take(index * 64 + bit))
+            }
+        })
+    }
+
+    /// The first chunk with a mark, from this chunk on.
+    fn next_marked(&self, from: usize) -> Option<usize> {
+        let mut unwanted = !(u64::MAX << (from % 64));
+        (from / 64..self.summary.len()).find_map(|index| {
+            // Relaxed: a present mark may as well wait for the next round, and the last round comes
+            // after the stop of the guest.
+            let word = self.summary[index].load(Ordering::Relaxed) & !unwanted;
+            unwanted = 0;
+            (word != 0).then(|| index * 64 + word.trailing_zeros() as usize)
         })
     }
 
@@ -133,12 +174,6 @@ impl DirtyChunk {
     }
 }
 
-/// A page as a run of bytes; the last page may be short.
-pub fn page_run(page: usize, memory_len: usize) -> Run {
-    let offset = page * PAGE;
-    Run { offset, len: PAGE.min(memory_len - offset) }
-}
-
 /// A word with its first `count` bits set, at most all of them.
 fn ones(count: usize) -> AtomicU64 {
     AtomicU64::new(if count < 64 { (1 << count) - 1 } else { u64::MAX })
@@ -163,8 +198,8 @@ mod tests {
 
     use super::*;
 
-    fn pages(bitmap: &DirtyBitmap, channel: usize, channels: usize) -> Vec<usize> {
-        bitmap.harvest(channel, channels).flat_map(DirtyChunk::pages).collect()
+    fn pages(bitmap: &DirtyBitmap) -> Vec<usize> {
+        bitmap.harvest(&Cursor::default()).flat_map(DirtyChunk::pages).collect()
     }
 
     #[test]
@@ -172,34 +207,46 @@ mod tests {
         for count in [1, 63, 64, 65, CHUNK_PAGES, CHUNK_PAGES + 1, 65 * CHUNK_PAGES + 3] {
             let bitmap = DirtyBitmap::all_dirty(count);
             assert_eq!(bitmap.count(), count as u64);
-            assert_eq!(pages(&bitmap, 0, 1), (0..count).collect::<Vec<_>>());
+            assert_eq!(pages(&bitmap), (0..count).collect::<Vec<_>>());
             assert_eq!(bitmap.count(), 0, "a harvest takes the marks");
+            assert_eq!(DirtyBitmap::clean(count).count(), 0);
         }
     }
 
     #[test]
-    fn a_mark_is_harvested_once_by_its_channel() {
-        const CHANNELS: usize = 3;
-        let bitmap = DirtyBitmap::all_dirty(200 * CHUNK_PAGES + 9);
-        (0..CHANNELS).for_each(|channel| drop(pages(&bitmap, channel, CHANNELS)));
+    fn a_mark_is_harvested_once() {
+        let bitmap = DirtyBitmap::clean(200 * CHUNK_PAGES + 9);
         let marked =
             [0, 40, CHUNK_PAGES - 1, CHUNK_PAGES, 130 * CHUNK_PAGES, 200 * CHUNK_PAGES + 8];
         for page in marked.into_iter().chain([40]) {
             bitmap.mark(page);
         }
         assert_eq!(bitmap.count(), marked.len() as u64);
-        for channel in 0..CHANNELS {
-            let own = |page: &usize| page / CHUNK_PAGES % CHANNELS == channel;
-            let own: Vec<_> = marked.into_iter().filter(own).collect();
-            assert_eq!(pages(&bitmap, channel, CHANNELS), own);
-            assert!(pages(&bitmap, channel, CHANNELS).is_empty());
-        }
+        assert!(bitmap.is_marked(40) && !bitmap.is_marked(41));
+        assert_eq!(pages(&bitmap), marked);
+        assert!(pages(&bitmap).is_empty() && !bitmap.is_marked(40));
+    }
+
+    #[test]
+    fn harvests_share_the_chunks_of_a_round() {
+        let bitmap = DirtyBitmap::all_dirty(300 * CHUNK_PAGES);
+        let cursor = Cursor::default();
+        let harvest = || bitmap.harvest(&cursor).map(|chunk| chunk.first_page).collect::<Vec<_>>();
+        let mut all = thread::scope(|scope| {
+            let threads: Vec<_> = (0..3).map(|_| scope.spawn(harvest)).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        all.sort_unstable();
+        assert!(all.into_iter().eq((0..300).map(|chunk| chunk * CHUNK_PAGES)));
+        bitmap.mark(7);
+        assert!(harvest().is_empty(), "a chunk is sent once per round");
+        assert_eq!(pages(&bitmap), [7]);
     }
 
     #[test]
     fn filtered_pages_of_a_chunk_are_complete() {
         let bitmap = DirtyBitmap::all_dirty(3 * CHUNK_PAGES - 7);
-        let chunk = bitmap.harvest(1, 2).next().unwrap();
+        let chunk = bitmap.harvest(&Cursor::default()).nth(1).unwrap();
         let odd = chunk.filter(|page| page % 2 == 1);
         let third = odd.filter(|page| page % 3 == 0);
         let own = CHUNK_PAGES..2 * CHUNK_PAGES;
@@ -211,12 +258,13 @@ mod tests {
     #[test]
     fn a_mark_during_a_harvest_is_taken_in_time() {
         let bitmap = DirtyBitmap::all_dirty(3 * CHUNK_PAGES);
-        let mut harvest = bitmap.harvest(0, 1);
+        let cursor = Cursor::default();
+        let mut harvest = bitmap.harvest(&cursor);
         assert_eq!(harvest.next().unwrap().pages().count(), CHUNK_PAGES);
         bitmap.mark(5);
         bitmap.mark(2 * CHUNK_PAGES);
         assert_eq!(harvest.map(|chunk| chunk.pages().count()).sum::<usize>(), 2 * CHUNK_PAGES);
-        assert_eq!(pages(&bitmap, 0, 1), [5]);
+        assert_eq!(pages(&bitmap), [5]);
     }
 
     #[test]
@@ -224,7 +272,7 @@ mod tests {
         const MARKS: usize = 500;
         const BURSTS: usize = 500;
         let bitmap = DirtyBitmap::all_dirty(MARKS);
-        pages(&bitmap, 0, 1);
+        pages(&bitmap);
         let (burst, seen) = (AtomicU64::new(0), AtomicU64::new(0));
         let deadline = Instant::now() + Duration::from_secs(60);
         thread::scope(|scope| {
@@ -241,7 +289,7 @@ mod tests {
             });
             let mut harvested = 0;
             while harvested < BURSTS * MARKS {
-                for _ in pages(&bitmap, 0, 1) {
+                for _ in pages(&bitmap) {
                     let written = burst.load(Ordering::Relaxed) as usize;
                     assert_eq!(written, harvested / MARKS + 1, "what was written before the mark");
                     harvested += 1;

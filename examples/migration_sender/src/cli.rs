@@ -4,7 +4,10 @@ use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum, builder::ArgPredicate};
 
-use crate::protocol::{MAX_CHANNELS, MAX_DEVICE_STATE};
+use crate::{
+    track::Method,
+    wire::{DigestKind, MAX_CHANNELS, MAX_DEVICE_STATE},
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -13,6 +16,8 @@ Examples:
   migration_sender --memory-in guest.ram --memory-out copy.ram --address ::1
   migration_sender receive --listen 0.0.0.0:4444 --memory-out guest.ram      on the destination
   migration_sender send tcp:192.0.2.7:4444 --memory-in guest.ram             on the source
+  migration_sender receive --listen 0.0.0.0:4444 --qmp /run/b.qmp            a QEMU waits
+  migration_sender send tcp:192.0.2.7:4444 --qmp /run/a.qmp                  a QEMU moves
   migration_sender doctor --peer 192.0.2.7         will it work here, and on the way there
 
 Sizes and rates take K, M, G and T (1024 each); rates are per second.
@@ -24,14 +29,19 @@ Exit codes:
   3  both ends hold different bytes
   4  `--zerocopy require` without zero copy; `doctor` found it not to work
   5  the memory was dirtied faster than it was sent, or the time was up
-  6  a buffer of the pool was not free at the end";
+  6  a buffer of the pool was not free at the end
+  7  undecided: the guest was handed over, and may or may not run at the destination; look at
+     both machines before any other step
 
-/// Migrates the memory of a make-believe guest, like a hypervisor.
+A signal (SIGINT, SIGTERM) cancels at any moment before the hand-over: the guest goes on at the
+source.";
+
+/// Migrates a guest: a running QEMU (--qmp), or a make-believe guest of this program.
 ///
 /// Pre-copy in rounds over several TCP connections: the memory is sent in place and without copies
-/// while a thread writes to it. Then the changed pages are sent again, until the remaining pages
-/// fit into the downtime limit. The last round runs with the writer stopped. Both ends compare a
-/// digest of the final memory.
+/// while the guest writes to it. Then the changed pages are sent again, until the remaining pages
+/// fit into the downtime limit. The last round runs with the guest stopped. Then the destination
+/// loads the devices' state and lets the guest run.
 ///
 /// Without a sub-command both ends run in this process, over TCP loopback.
 #[derive(Debug, Parser)]
@@ -77,6 +87,13 @@ pub struct SendArgs {
     /// Address of the destination: tcp:HOST:PORT, an IPv6 address in brackets.
     #[arg(value_name = "tcp:HOST:PORT", value_parser = parse_target)]
     pub target: String,
+    /// The monitor of the QEMU whose guest moves: a unix socket of QMP.
+    #[arg(long, value_name = "SOCKET",
+          conflicts_with_all = ["memory", "memory_in", "dirty_rate", "dirty_working_set", "seed"])]
+    pub qmp: Option<PathBuf>,
+    /// The way to find the pages that a QEMU's guest changes.
+    #[arg(long, value_enum, default_value_t = Method::Auto, requires = "qmp")]
+    pub track: Method,
     #[command(flatten)]
     pub source: SourceArgs,
     #[command(flatten)]
@@ -94,6 +111,9 @@ pub struct ReceiveArgs {
                 port 0 takes a free port and prints the number"
     )]
     pub listen: String,
+    /// The monitor of the QEMU that waits for the guest (-incoming defer): a unix socket of QMP.
+    #[arg(long, value_name = "SOCKET", conflicts_with = "memory_out")]
+    pub qmp: Option<PathBuf>,
     /// Write the received memory to this file, whole or not at all, readable by its owner alone. A
     /// link is followed; the target must be a regular file or absent.
     #[arg(long, value_name = "FILE")]
@@ -113,6 +133,13 @@ pub struct CommonArgs {
     /// Give up when the other end is silent for this many seconds.
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_stall)]
     pub stall_timeout: Duration,
+    /// Encrypt all connections with TLS 1.3, with ca.pem, cert.pem and key.pem of this folder. Each
+    /// end asks the other for a certificate of the authority.
+    #[arg(long, value_name = "FOLDER")]
+    pub tls: Option<PathBuf>,
+    /// The name in the destination's certificate [default: the host of the target].
+    #[arg(long, value_name = "NAME", requires = "tls")]
+    pub tls_name: Option<String>,
     /// Print the result as JSON, with the names of QEMU's query-migrate.
     #[arg(long)]
     pub json: bool,
@@ -155,8 +182,17 @@ pub struct SourceArgs {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_rounds: u32,
     /// Limit of the rate, over all channels together.
-    #[arg(long, value_name = "RATE", value_parser = parse_rate_limit)]
-    pub rate_limit: Option<u64>,
+    #[arg(long, visible_alias = "rate-limit", value_name = "RATE", value_parser = parse_rate_limit)]
+    pub max_bandwidth: Option<u64>,
+    /// Slow down a guest that changes its pages faster than they are sent, if the machine can.
+    #[arg(long)]
+    pub auto_converge: bool,
+    /// The digests of pages: xxh3 is keyed and fast, blake3 withstands a guest that chooses pages.
+    #[arg(long, value_enum, default_value_t = DigestKind::Xxh3)]
+    pub digest: DigestKind,
+    /// Compare digests of the whole memory before the guest starts. Always on without --qmp.
+    #[arg(long)]
+    pub verify: bool,
     /// Use of zero copy.
     #[arg(long, value_enum, default_value_t = ZeroCopy::Auto)]
     pub zerocopy: ZeroCopy,

@@ -18,6 +18,8 @@ pub enum Code {
     NotConverged = 5,
     /// A buffer of the pool is not Free at the end.
     Unaccounted = 6,
+    /// The guest was handed over, and may or may not run at the destination.
+    Undecided = 7,
 }
 
 impl Code {
@@ -28,6 +30,7 @@ impl Code {
             4 => Self::Environment,
             5 => Self::NotConverged,
             6 => Self::Unaccounted,
+            7 => Self::Undecided,
             _ => Self::Io,
         }
     }

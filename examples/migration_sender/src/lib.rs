@@ -1,4 +1,5 @@
-//! Migrates the memory of a make-believe guest over TCP, in place and with `MSG_ZEROCOPY`.
+//! Migrates a guest over TCP, a QEMU or a make-believe one, its memory in place and with
+//! `MSG_ZEROCOPY`.
 //!
 //! `cargo run --release -p migration_sender` plays both ends over loopback; `--help` has the
 //! rest. What the parts are:
@@ -6,9 +7,9 @@
 //! | module        | contents                                                            |
 //! |---------------|---------------------------------------------------------------------|
 //! | `cli`         | the command line                                                    |
-//! | `protocol`    | the wire format, and the order of a page's copies                   |
-//! | `source`      | rounds, convergence, the threads of the channels                    |
-//! | `destination` | applying rounds, verification, `--memory-out`                       |
+//! | `wire`        | the wire format (`PROTOCOL.md`), and the order of a page's copies   |
+//! | `source`      | surveys, rounds, convergence, the hand-over                         |
+//! | `destination` | applying rounds, verification, `--memory-out`, the start            |
 //! | `hypervisor`  | the machine at either end: a make-believe guest or a QEMU           |
 //! | `track`       | finding the pages that a guest has written                          |
 //! | `memory`      | the guest memory of both ends (unsafe code)                         |
@@ -34,15 +35,16 @@ pub mod destination;
 pub mod failure;
 pub mod hypervisor;
 pub mod memory;
-pub mod protocol;
 pub mod report;
 pub mod signals;
 pub mod source;
 pub mod sys;
 pub mod track;
+pub mod wire;
 
 use std::{
     net::{SocketAddr, TcpListener, ToSocketAddrs},
+    path::Path,
     process::ExitCode,
     thread,
 };
@@ -50,12 +52,15 @@ use std::{
 use clap::Parser;
 
 use crate::{
-    cli::{BothArgs, Cli, Command, CommonArgs, ReceiveArgs, SendArgs},
-    destination::output::OutputFile,
+    cli::{BothArgs, Cli, Command, CommonArgs, ReceiveArgs, SendArgs, SourceArgs},
+    destination::{Host, output::OutputFile},
     failure::{Code, Failure},
-    hypervisor::guest,
+    hypervisor::{SourceMachine, guest, memory::Access, qemu::Qemu},
+    memory::GuestMemory,
     report::{Progress, Report},
     signals::Stop,
+    source::{Guest, survey::Watch},
+    wire::{MAX_DEVICE_STATE, Tls},
 };
 
 /// Runs the command line.
@@ -81,26 +86,28 @@ fn both(args: &BothArgs) -> Outcome {
     let prepare = || {
         let output = args.memory_out.as_deref().map(OutputFile::new).transpose()?;
         let memory = guest::memory(&args.source)?;
+        let tls = tls(&args.common, &args.address.to_string())?;
         let (listener, address) = listen((args.address, 0).into(), args.address)?;
-        Ok((output, memory, listener, address))
+        Ok((output, memory, tls, listener, address))
     };
-    let (output, memory, listener, address) = match prepare() {
+    let (output, memory, tls, listener, address) = match prepare() {
         Ok(prepared) => prepared,
+        Err(failure) => return failed(failure),
+    };
+    let guest = match guest::start(&args.source, memory) {
+        Ok(guest) => guest,
         Err(failure) => return failed(failure),
     };
     let (progress, silent) = (Progress::new(args.common.quiet), Progress::new(true));
     let (stop, stop_destination) = (Stop::default(), Stop::default());
-    let config = destination_config(output, u64::MAX, &args.common, &stop_destination, &silent);
-    let plan = source::Plan {
-        targets: &[address],
-        args: &args.source,
-        common: &args.common,
-        stop: &stop,
-        progress: &progress,
-    };
+    let config =
+        destination_config(u64::MAX, &args.common, tls.as_ref(), &stop_destination, &silent);
+    let targets = [address];
+    let plan = plan(&targets, &args.source, &args.common, tls.as_ref(), &stop, &progress);
     let ((report, outcome), destination) = thread::scope(|scope| {
-        let destination = scope.spawn(|| destination::serve(&listener, &config).1);
-        let source = source::migrate(&plan, memory);
+        let host = Host::Store(output);
+        let destination = scope.spawn(|| destination::serve(&listener, &config, host).1);
+        let source = source::migrate(&plan, guest);
         if source.1.is_err() {
             // The destination may still wait for a connection.
             stop_destination.request();
@@ -118,32 +125,68 @@ fn both(args: &BothArgs) -> Outcome {
 
 fn send(args: &SendArgs) -> Outcome {
     let prepare = || {
-        let memory = guest::memory(&args.source)?;
-        Ok((memory, resolve(&args.target)?))
+        let host = args.target.rsplit_once(':').map_or("", |(host, _)| host);
+        let tls = tls(&args.common, host.trim_matches(['[', ']']))?;
+        let targets = resolve(&args.target)?;
+        let (guest, track) = match &args.qmp {
+            Some(path) => qemu_source(path, args)?,
+            None => (guest::start(&args.source, guest::memory(&args.source)?)?, None),
+        };
+        Ok((guest, track, tls, targets))
     };
-    let (memory, targets) = match prepare() {
+    let (guest, track, tls, targets) = match prepare() {
         Ok(prepared) => prepared,
         Err(failure) => return failed(failure),
     };
     let (stop, progress) = (Stop::default(), Progress::new(args.common.quiet));
-    let plan = source::Plan {
-        targets: &targets,
-        args: &args.source,
-        common: &args.common,
-        stop: &stop,
-        progress: &progress,
+    if let Some((method, reason)) = &track {
+        progress.line(&format!("changed pages by {method}: {reason}"));
+    }
+    let plan = plan(&targets, &args.source, &args.common, tls.as_ref(), &stop, &progress);
+    let (report, outcome) = source::migrate(&plan, guest);
+    (Report { track, ..report }, outcome)
+}
+
+/// The guest of a QEMU, with the method of tracking and its reason.
+fn qemu_source(path: &Path, args: &SendArgs) -> Result<(Guest, Option<(String, String)>), Failure> {
+    let mut qemu = Qemu::source(path, args.common.stall_timeout, MAX_DEVICE_STATE)?;
+    let prepare = |qemu: &mut Qemu| {
+        let writers = qemu.untracked_writers()?;
+        let memory = GuestMemory::of_qemu(qemu.ram(), Access::Read);
+        let memory = memory.map_err(|e| Failure::io("mapping the memory of QEMU", &e))?;
+        let choice = track::choose(args.track, qemu.ram(), &writers)?;
+        let chosen = (choice.method.to_string(), choice.reason);
+        Ok((memory, choice.tracker.map_or(Watch::Digests, Watch::Tracker), chosen))
     };
-    source::migrate(&plan, memory)
+    match prepare(&mut qemu) {
+        Ok((memory, watch, chosen)) => {
+            Ok((Guest::of_machine(memory, Box::new(qemu), watch), Some(chosen)))
+        }
+        Err(failure) => {
+            // Takes QEMU's settings back.
+            let _ = qemu.resume();
+            Err(failure)
+        }
+    }
 }
 
 fn receive(args: &ReceiveArgs) -> Outcome {
     let prepare = || {
-        let output = args.memory_out.as_deref().map(OutputFile::new).transpose()?;
+        let host = match &args.qmp {
+            None => Host::Store(args.memory_out.as_deref().map(OutputFile::new).transpose()?),
+            Some(path) => {
+                let qemu = Qemu::destination(path, args.common.stall_timeout, MAX_DEVICE_STATE)?;
+                let memory = GuestMemory::of_qemu(qemu.ram(), Access::Write);
+                let memory = memory.map_err(|e| Failure::io("mapping the memory of QEMU", &e))?;
+                Host::Machine(memory, Box::new(qemu))
+            }
+        };
+        let tls = tls(&args.common, "localhost")?;
         let addresses = resolve(&args.listen)?;
         let first = addresses.first().copied().ok_or_else(|| no_address(&args.listen))?;
-        Ok((output, listen(first, &args.listen)?))
+        Ok((host, tls, listen(first, &args.listen)?))
     };
-    let (output, (listener, address)) = match prepare() {
+    let (host, tls, (listener, address)) = match prepare() {
         Ok(prepared) => prepared,
         Err(failure) => return failed(failure),
     };
@@ -152,22 +195,39 @@ fn receive(args: &ReceiveArgs) -> Outcome {
     if !args.common.quiet || args.listen.ends_with(":0") {
         report::say(&format!("listening on tcp:{address}"));
     }
-    let config = destination_config(output, args.max_memory, &args.common, &stop, &progress);
-    destination::serve(&listener, &config)
+    let config = destination_config(args.max_memory, &args.common, tls.as_ref(), &stop, &progress);
+    destination::serve(&listener, &config, host)
+}
+
+/// The TLS of the arguments. `host` is the destination's name, unless the arguments have another.
+fn tls(common: &CommonArgs, host: &str) -> Result<Option<Tls>, Failure> {
+    let name = common.tls_name.as_deref().unwrap_or(host);
+    common.tls.as_deref().map(|folder| Tls::from_folder(folder, name)).transpose()
+}
+
+fn plan<'a>(
+    targets: &'a [SocketAddr],
+    args: &'a SourceArgs,
+    common: &'a CommonArgs,
+    tls: Option<&'a Tls>,
+    stop: &'a Stop,
+    progress: &'a Progress,
+) -> source::Plan<'a> {
+    source::Plan { targets, args, common, tls, stop, progress, digests_at_source: false }
 }
 
 fn destination_config<'a>(
-    output: Option<OutputFile>,
     max_memory: u64,
     common: &CommonArgs,
+    tls: Option<&'a Tls>,
     stop: &'a Stop,
     progress: &'a Progress,
 ) -> destination::Config<'a> {
     destination::Config {
-        output,
         max_memory,
         timeout: common.timeout,
         stall_timeout: common.stall_timeout,
+        tls,
         stop,
         progress,
     }

@@ -10,7 +10,7 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::{failure::Failure, protocol::PAGE};
+use crate::{failure::Failure, wire::PAGE};
 
 /// The result of a migration. As JSON it has the names of QEMU's `query-migrate`, with times in
 /// milliseconds; `congestion-control`, `zerocopy`, `pool` and `verify` are additions.
@@ -29,6 +29,9 @@ pub struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expected_downtime: Option<u64>,
     pub ram: Ram,
+    /// The way of finding changed pages, and its reason.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub track: Option<(String, String)>,
     /// The congestion control of the sockets, which decides much of the rate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub congestion_control: Option<String>,
@@ -55,11 +58,17 @@ pub enum Status {
 pub struct DowntimeSplit {
     /// Stop of the guest and save of its devices.
     pub stop_us: u64,
+    /// Search of the whole memory for pages that differ.
+    pub survey_us: u64,
     pub scan_us: u64,
     /// Until every channel has accepted the last byte.
     pub send_us: u64,
     /// Until the destination has applied all bytes.
     pub end_us: u64,
+    /// Until the destination has loaded the devices' state.
+    pub load_us: u64,
+    /// Until the guest runs there.
+    pub start_us: u64,
 }
 
 /// Counts of the guest memory. Bytes unless noted otherwise.
@@ -75,6 +84,8 @@ pub struct Ram {
     /// Pages sent with their bytes.
     pub normal: u64,
     pub normal_bytes: u64,
+    /// Pages sent in rounds after the first.
+    pub again: u64,
     /// Pages dirtied per second in the last round with the guest running.
     pub dirty_pages_rate: u64,
     /// Megabits per second.
@@ -194,9 +205,9 @@ impl PoolReport {
 pub struct Verify {
     pub digest_match: bool,
     pub device_state_match: bool,
-    /// XXH3-128 of the memory of the source.
+    /// Keyed digest of the memory of the source.
     pub source_digest: String,
-    /// XXH3-128 of the memory of the destination.
+    /// Keyed digest of the memory of the destination.
     pub destination_digest: String,
 }
 
@@ -317,9 +328,12 @@ fn table(report: &Report) -> String {
         rows.push(("downtime", format!("{downtime} ms")));
     }
     if let Some(split) = report.downtime_split {
-        let DowntimeSplit { stop_us, scan_us, send_us, end_us } = split;
-        let parts =
-            format!("stop {stop_us} us, send {send_us} us (scan {scan_us}), end {end_us} us");
+        let DowntimeSplit { stop_us, survey_us, scan_us, send_us, end_us, load_us, start_us } =
+            split;
+        let parts = format!(
+            "stop {stop_us} us, survey {survey_us} us, send {send_us} us (scan {scan_us}), end \
+             {end_us} us, load {load_us} us, start {start_us} us"
+        );
         rows.push(("", parts));
     }
     rows.push(("memory", mib(ram.total)));
@@ -337,7 +351,10 @@ fn table(report: &Report) -> String {
         rows.push(("TCP", format!("congestion control {name}")));
     }
     rows.push(("pages", format!("{} sent, {} zero", ram.normal, ram.duplicate)));
-    rows.push(("rounds", ram.dirty_sync_count.to_string()));
+    rows.push(("rounds", format!("{}, {} pages again", ram.dirty_sync_count, ram.again)));
+    if let Some((method, reason)) = &report.track {
+        rows.push(("tracking", format!("{method}: {reason}")));
+    }
     if let Some(zc) = &report.zerocopy {
         rows.push(("zero copy", format!("{}: {}", zc.policy, zc.state())));
         rows.push((

@@ -9,7 +9,7 @@ use std::{
 
 use migration_sender::{
     memory::GuestMemory,
-    protocol::{CHUNK, MAX_PACKET, PAGE, Run, channel_of},
+    wire::{CHUNK, MAX_PACKET, PAGE, Run},
 };
 
 use crate::harness::thread_cpu;
@@ -36,11 +36,11 @@ impl Cost {
 /// The runs for each channel: all nonzero pages, found beforehand.
 pub(crate) fn plan(memory: &GuestMemory, channels: usize) -> Vec<Vec<Run>> {
     let mut plan = vec![Vec::<Run>::new(); channels];
-    for offset in (0..memory.len()).step_by(PAGE) {
+    for offset in (0..memory.layout().span()).step_by(PAGE) {
         if memory.is_zero(offset, PAGE) {
             continue;
         }
-        let runs = &mut plan[channel_of(offset, channels)];
+        let runs = &mut plan[offset / CHUNK % channels];
         match runs.last_mut() {
             Some(run)
                 if run.end() == offset && run.len < MAX_PACKET && !offset.is_multiple_of(CHUNK) =>
@@ -55,7 +55,7 @@ pub(crate) fn plan(memory: &GuestMemory, channels: usize) -> Vec<Vec<Run>> {
 
 /// Moves the planned runs of `memory` into a memory of the same size.
 pub(crate) fn migrate(memory: &GuestMemory, plan: &[Vec<Run>], listener: &TcpListener) -> Cost {
-    let target = GuestMemory::zeroed(memory.len()).unwrap();
+    let target = GuestMemory::zeroed(memory.layout().clone()).unwrap();
     let address = listener.local_addr().unwrap();
     // The destination of the example looks at its flags between two connections.
     listener.set_nonblocking(false).unwrap();
@@ -81,7 +81,7 @@ pub(crate) fn migrate(memory: &GuestMemory, plan: &[Vec<Run>], listener: &TcpLis
 
 fn send(memory: &GuestMemory, runs: &[Run], mut stream: TcpStream) -> Duration {
     for run in runs {
-        let start = memory.map().as_mut_ptr().wrapping_add(run.offset);
+        let start = memory.address(run.offset);
         // SAFETY: the run lies within the memory, which has no writers.
         let bytes = unsafe { slice::from_raw_parts(start, run.len) };
         stream.write_all(bytes).unwrap();
@@ -94,7 +94,7 @@ fn send(memory: &GuestMemory, runs: &[Run], mut stream: TcpStream) -> Duration {
 
 fn receive(target: &GuestMemory, runs: &[Run], mut stream: TcpStream) {
     for run in runs {
-        let start = target.map().as_mut_ptr().wrapping_add(run.offset);
+        let start = target.address(run.offset);
         // SAFETY: the run lies within the target, and no other thread has it.
         let bytes = unsafe { slice::from_raw_parts_mut(start, run.len) };
         stream.read_exact(bytes).unwrap();

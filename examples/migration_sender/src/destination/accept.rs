@@ -4,7 +4,10 @@ use std::{
     fmt,
     io::{self, ErrorKind, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -12,20 +15,36 @@ use std::{
 use crate::{
     destination::Config,
     failure::{Code, Failure},
-    protocol::{Header, Layout, MAX_CHANNELS, ProtocolError, goodbye, read_message},
-    report::mib,
     source::pump::KEEP_ALIVE,
+    wire::{
+        ANSWERS, Abilities, Header, MAX_CHANNELS, Offer, ProtocolError, Stream, goodbye,
+        read_exact, read_message,
+    },
 };
 
-/// The channels of one migration, in order.
+/// The connections of one migration.
 pub struct Channels {
-    pub streams: Vec<TcpStream>,
-    pub layout: Layout,
+    /// The channels, in order.
+    pub streams: Vec<Stream>,
+    pub answers: Answers,
+    /// The sockets of all connections, to end them: the channels', then the answers'.
+    pub sockets: Vec<TcpStream>,
+    pub offer: Offer,
     pub session: u64,
 }
 
+/// The connections so far.
+#[derive(Default)]
+struct Arrived {
+    /// Session and number of channels.
+    first: Option<(u64, u16)>,
+    offer: Option<Offer>,
+    /// The channels, then the answers.
+    streams: Vec<Option<(Stream, TcpStream)>>,
+}
+
 impl Channels {
-    /// Waits for a source and all its channels. Sets `started` at the first.
+    /// Waits for a source and all its connections. Sets `started` at the first.
     pub fn accept(
         listener: &TcpListener,
         config: &Config<'_>,
@@ -33,15 +52,14 @@ impl Channels {
     ) -> Result<Self, Failure> {
         let accepting = |e: io::Error| Failure::io("accepting a connection", &e);
         listener.set_nonblocking(true).map_err(accepting)?;
-        let mut streams: Vec<Option<TcpStream>> = Vec::new();
-        let mut first: Option<(u64, u64)> = None;
-        while first.is_none() || streams.iter().any(Option::is_none) {
+        let mut arrived = Arrived::default();
+        while arrived.first.is_none() || arrived.streams.iter().any(Option::is_none) {
             let until = started.map(|at| at + config.stall_timeout);
             if !config.stop.wait_readable(listener, until)? {
                 return Err(Failure::peer_gone("the source did not open all its channels"));
             }
-            let stream = match listener.accept() {
-                Ok((stream, _)) => stream,
+            let tcp = match listener.accept() {
+                Ok((tcp, _)) => tcp,
                 // A vanished source leaves no connection to accept.
                 Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                     continue;
@@ -49,67 +67,134 @@ impl Channels {
                 Err(e) => return Err(accepting(e)),
             };
             started.get_or_insert_with(Instant::now);
-            let result = Self::greet(&stream, config, &mut first, &mut streams);
-            match result {
-                Ok(channel) => streams[channel] = Some(stream),
+            let prepared = prepare(&tcp, config.stall_timeout);
+            let socket = prepared.map_err(|e| Failure::io("preparing a connection", &e))?;
+            let opened = Stream::accept(tcp, config.tls, config.stall_timeout);
+            let mut stream = opened.map_err(|e| Failure::io("TLS handshake", &e))?;
+            match arrived.greet(&mut stream, &socket, config) {
+                Ok(place) => arrived.streams[place] = Some((stream, socket)),
                 Err(failure) => {
-                    let _ = (&stream).write_all(&goodbye(failure.code as u8, &failure.message));
-                    linger(&stream, Duration::from_millis(200));
+                    let last = goodbye(failure.code as u8, &failure.message);
+                    let _ = stream.write_all(&last).and_then(|()| stream.flush());
+                    linger(&socket, Duration::from_millis(200));
                     return Err(failure);
                 }
             }
         }
-        let streams: Vec<_> = streams.into_iter().flatten().collect();
-        let (session, memory_len) = first.unwrap_or_default();
-        let layout = Layout { memory_len: memory_len as usize, channels: streams.len() };
-        Ok(Self { streams, layout, session })
+        let (mut streams, mut sockets): (Vec<_>, Vec<_>) =
+            arrived.streams.into_iter().flatten().unzip();
+        let (Some(offer), Some((session, _)), Some(answers)) =
+            (arrived.offer, arrived.first, streams.pop())
+        else {
+            return Err(protocol(ProtocolError::Hello("the source's offer is missing")));
+        };
+        let patience = Some(config.stall_timeout);
+        sockets.iter_mut().for_each(|socket| _ = socket.set_read_timeout(patience));
+        Ok(Self { streams, answers: Answers(Mutex::new(answers)), sockets, offer, session })
     }
 
-    /// Reads the `Hello` of a connection and returns its channel.
+    /// Tells every connection that the migration can begin.
+    pub fn welcome(&mut self) -> io::Result<()> {
+        let abilities = Abilities(Abilities::ALL);
+        let welcome = Header::Welcome { session: self.session, abilities }.encode();
+        for stream in &mut self.streams {
+            stream.write_all(&welcome)?;
+            stream.flush()?;
+        }
+        self.answers.send(&welcome)
+    }
+
+    /// Tells the outcome, in time for the source to read, and closes.
+    pub fn goodbye(self, failure: Option<&Failure>, patience: Duration) {
+        let Some(socket) = self.sockets.last() else { return };
+        if let Some(failure) = failure {
+            let _ = self.answers.send(&goodbye(failure.code as u8, &failure.message));
+        }
+        // A close with unread bytes would reset the connection and might overtake the goodbye.
+        let patience = if failure.is_some() { Duration::from_millis(500) } else { patience };
+        linger(socket, patience);
+    }
+}
+
+impl Arrived {
+    /// Reads the `Hello` of a connection and returns its place.
     fn greet(
-        mut stream: &TcpStream,
+        &mut self,
+        stream: &mut Stream,
+        socket: &TcpStream,
         config: &Config<'_>,
-        first: &mut Option<(u64, u64)>,
-        streams: &mut Vec<Option<TcpStream>>,
     ) -> Result<usize, Failure> {
-        let prepared = stream
-            .set_nonblocking(false)
-            .and_then(|()| stream.set_read_timeout(Some(config.stall_timeout)))
-            .and_then(|()| stream.set_write_timeout(Some(config.stall_timeout)))
-            .and_then(|()| stream.set_nodelay(true));
-        prepared.map_err(|e| Failure::io("preparing a connection", &e))?;
-        let header = Header::read(&mut stream)
-            .map_err(|e| lost(&e, "before the first round", config.stall_timeout))?;
-        let Header::Hello { session, memory_len, channel, channels } = header else {
-            return Err(refuse(&mut stream, header));
+        let mut timed = Timed { stream, socket, until: Instant::now() + config.stall_timeout };
+        let lost = |e| lost(&e, "before the first round", config.stall_timeout);
+        let header = Header::read(&mut timed).map_err(lost)?;
+        let Header::Hello { session, abilities, channel, channels, bytes } = header else {
+            return Err(refuse(&mut timed, header));
         };
         let hello = |why| Err(protocol(ProtocolError::Hello(why)));
-        let (channel, channels) = (usize::from(channel), usize::from(channels));
-        if memory_len == 0 || channel >= channels || channels > MAX_CHANNELS {
+        let place = match channel {
+            ANSWERS => usize::from(channels),
+            channel => usize::from(channel),
+        };
+        let is_channel = channel < channels || channel == ANSWERS;
+        if channels == 0 || usize::from(channels) > MAX_CHANNELS || !is_channel {
             return hello("the source's Hello is out of range");
         }
-        if memory_len > config.max_memory || usize::try_from(memory_len).is_err() {
-            return Err(Failure::new(
-                Code::Io,
-                format!(
-                    "the guest has {} of memory, more than --max-memory allows ({})",
-                    mib(memory_len),
-                    mib(config.max_memory)
-                ),
-            ));
-        }
-        if first.is_none() {
-            streams.resize_with(channels, || None);
-        }
-        if *first.get_or_insert((session, memory_len)) != (session, memory_len)
-            || streams.len() != channels
-        {
+        if *self.first.get_or_insert((session, channels)) != (session, channels) {
             return hello("another source connected while the channels were being opened");
         }
-        match streams[channel] {
-            None => Ok(channel),
-            Some(_) => hello("the source opened a channel twice"),
+        self.streams.resize_with(usize::from(channels) + 1, || None);
+        if self.streams[place].is_some() {
+            return hello("the source opened a channel twice");
         }
+        if channel == 0 {
+            let mut offer = vec![0; bytes as usize];
+            read_exact(&mut timed, &mut offer).map_err(lost)?;
+            self.offer = Some(Offer::decode(abilities, &offer).map_err(protocol)?);
+        } else if bytes != 0 {
+            return hello("the source made a second offer");
+        }
+        Ok(place)
+    }
+}
+
+/// Prepares a connection, and returns a second handle of its socket.
+fn prepare(tcp: &TcpStream, patience: Duration) -> io::Result<TcpStream> {
+    tcp.set_nonblocking(false)?;
+    tcp.set_read_timeout(Some(patience))?;
+    tcp.set_write_timeout(Some(patience))?;
+    tcp.set_nodelay(true)?;
+    tcp.try_clone()
+}
+
+/// A stream with a time for all reads together, against a source that sends byte by byte.
+struct Timed<'a> {
+    stream: &'a mut Stream,
+    socket: &'a TcpStream,
+    until: Instant,
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        match self.until.checked_duration_since(Instant::now()) {
+            Some(left) if !left.is_zero() => {
+                self.socket.set_read_timeout(Some(left))?;
+                self.stream.read(out)
+            }
+            _ => Err(ErrorKind::TimedOut.into()),
+        }
+    }
+}
+
+/// The connection of the answers, for all threads of the destination.
+#[derive(Debug)]
+pub struct Answers(Mutex<Stream>);
+
+impl Answers {
+    /// Sends the bytes of a frame.
+    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
+        let mut stream = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        stream.write_all(frame)?;
+        stream.flush()
     }
 
     /// Runs a long task, with a sign of life to the source every second.
@@ -119,25 +204,13 @@ impl Channels {
             scope.spawn(move || {
                 while waiting.recv_timeout(KEEP_ALIVE) == Err(RecvTimeoutError::Timeout) {
                     // A vanished source shows at the next read.
-                    let _ = (&self.streams[0]).write_all(&Header::KeepAlive.encode());
+                    let _ = self.send(&Header::KeepAlive.encode());
                 }
             });
             let result = work();
             drop(done);
             result
         })
-    }
-
-    /// Tells the outcome, in time for the source to read, and closes.
-    pub fn goodbye(self, failure: Option<&Failure>, patience: Duration) {
-        let last = match failure {
-            None => goodbye(0, ""),
-            Some(failure) => goodbye(failure.code as u8, &failure.message),
-        };
-        let _ = (&self.streams[0]).write_all(&last);
-        // A close with unread bytes would reset the connection and might overtake the goodbye.
-        let patience = if failure.is_some() { Duration::from_millis(500) } else { patience };
-        linger(&self.streams[0], patience);
     }
 }
 

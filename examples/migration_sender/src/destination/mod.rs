@@ -8,7 +8,7 @@ pub mod accept;
 pub mod output;
 
 use std::{
-    io::{self, Write},
+    io, mem,
     net::{Shutdown, TcpListener, TcpStream},
     sync::{
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -21,14 +21,17 @@ use std::{
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
-    destination::accept::{Channels, lost, protocol, refuse},
-    destination::output::OutputFile,
+    destination::{
+        accept::{Answers, Channels, lost, protocol, refuse},
+        output::OutputFile,
+    },
     failure::{Code, Failure},
+    hypervisor::DestinationMachine,
     memory::{GuestMemory, View},
-    protocol::{Header, ProtocolError, Run, decode_runs, read_exact},
     report::{Progress, Report, Status, Verify, mib},
     signals::{self, Stop},
     source::pump::KEEP_ALIVE,
+    wire::{Digester, Header, Layout, ProtocolError, Run, Stream, Tls, decode_runs, read_exact},
 };
 
 /// The coordinator's period of looks at clocks and flags.
@@ -37,21 +40,82 @@ const TICK: Duration = Duration::from_millis(50);
 /// The destination's task.
 #[derive(Debug)]
 pub struct Config<'a> {
-    pub output: Option<OutputFile>,
     pub max_memory: u64,
     pub timeout: Duration,
     pub stall_timeout: Duration,
+    pub tls: Option<&'a Tls>,
     pub stop: &'a Stop,
     pub progress: &'a Progress,
 }
 
+/// The place for the guest.
+pub enum Host {
+    /// Memory of this process, written to the file at the end.
+    Store(Option<OutputFile>),
+    /// A machine with its memory.
+    Machine(GuestMemory, Box<dyn DestinationMachine>),
+}
+
+impl Host {
+    /// The memory for a guest, full of zeros.
+    fn memory(
+        self,
+        layout: &Layout,
+        qemu: bool,
+        max: u64,
+    ) -> Result<(GuestMemory, Place), Failure> {
+        let refused = |why: String| Failure::new(Code::Io, why);
+        match self {
+            Self::Store(_) if qemu => {
+                Err(refused("the source moves a QEMU: give this end one too (--qmp)".into()))
+            }
+            Self::Store(_) if layout.bytes() > max => Err(refused(format!(
+                "the guest has {} of memory, more than --max-memory allows ({})",
+                mib(layout.bytes()),
+                mib(max)
+            ))),
+            Self::Store(output) => {
+                let memory = GuestMemory::zeroed(layout.clone()).map_err(|e| {
+                    Failure::io(format_args!("mapping {} of memory", mib(layout.bytes())), &e)
+                })?;
+                Ok((memory, Place::Store(output)))
+            }
+            Self::Machine(..) if !qemu => Err(refused(
+                "the source has a make-believe guest, and this end a QEMU: give the source one too \
+                 (--qmp)"
+                    .into(),
+            )),
+            Self::Machine(memory, machine) => {
+                let memory = memory.ordered(layout).map_err(|theirs| {
+                    refused(format!(
+                        "the machines have different memory: the source {theirs}; start both with \
+                         the same backends"
+                    ))
+                })?;
+                memory.clear().map_err(|e| Failure::io("clearing the machine's memory", &e))?;
+                Ok((memory, Place::Machine(machine)))
+            }
+        }
+    }
+}
+
+/// A host without its memory.
+enum Place {
+    Store(Option<OutputFile>),
+    Machine(Box<dyn DestinationMachine>),
+}
+
 /// Serves one migration. Returns a report even after a failure.
-pub fn serve(listener: &TcpListener, config: &Config<'_>) -> (Report, Result<(), Failure>) {
+pub fn serve(
+    listener: &TcpListener,
+    config: &Config<'_>,
+    host: Host,
+) -> (Report, Result<(), Failure>) {
     let mut report = Report::default();
     let mut started = None;
-    let outcome = Channels::accept(listener, config, &mut started).and_then(|channels| {
+    let outcome = Channels::accept(listener, config, &mut started).and_then(|mut channels| {
         report.setup_time = started.map_or(0, |at: Instant| at.elapsed().as_millis() as u64);
-        let outcome = take(&channels, config, started, &mut report);
+        let outcome = take(&mut channels, config, host, started, &mut report);
         channels.goodbye(outcome.as_ref().err(), config.stall_timeout);
         outcome
     });
@@ -69,53 +133,94 @@ pub fn serve(listener: &TcpListener, config: &Config<'_>) -> (Report, Result<(),
     (report, outcome)
 }
 
-/// From the welcome to the saved file.
+/// From the welcome to the run of the guest.
 fn take(
-    channels: &Channels,
+    channels: &mut Channels,
     config: &Config<'_>,
+    host: Host,
     started: Option<Instant>,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let layout = channels.layout;
-    report.ram.total = layout.memory_len as u64;
+    let offer = channels.offer.clone();
+    let layout = &offer.layout;
+    report.ram.total = layout.bytes();
     report.ram.remaining = report.ram.total;
-    let memory = GuestMemory::zeroed(layout.memory_len).map_err(|e| {
-        Failure::io(format_args!("mapping {} of memory", mib(layout.memory_len as u64)), &e)
-    })?;
-    for mut stream in &channels.streams {
-        stream.write_all(&Header::Welcome { session: channels.session }.encode()).map_err(gone)?;
-    }
+    let prepared =
+        channels.answers.keep_alive_while(|| host.memory(layout, offer.qemu, config.max_memory));
+    let (memory, mut place) = prepared?;
+    channels.welcome().map_err(gone)?;
     let begun = Instant::now();
-    let (memory, device) = Rounds::new(channels, config, started).run(memory, report)?;
+    let digester = Digester::new(offer.digest, offer.secret.clone());
+    let streams = mem::take(&mut channels.streams);
+    let rounds = Rounds::new(channels, config, &digester, started);
+    let (memory, device, mut control) = rounds.run(streams, memory, report)?;
     report.total_time = started.map_or(0, |at| at.elapsed().as_millis() as u64);
     report.ram.remaining = 0;
     report.ram.finish(begun.elapsed());
 
-    let mut control = &channels.streams[0];
-    let digest = channels.keep_alive_while(|| memory.digest());
-    let ours = (digest.map_err(|e| Failure::io("digest", &e))?, xxh3_128(&device));
-    control.write_all(&Header::Digest { memory: ours.0, device: ours.1 }.encode()).map_err(gone)?;
-    let theirs = loop {
-        match Header::read(&mut control)
-            .map_err(|e| lost(&e, "while both ends were verifying", config.stall_timeout))?
-        {
-            Header::Digest { memory, device } => break (memory, device),
-            Header::KeepAlive => {}
+    let answers = &channels.answers;
+    if offer.verify {
+        let digest = answers.keep_alive_while(|| memory.digest(&digester));
+        let ours = (digest.map_err(|e| Failure::io("digest", &e))?, xxh3_128(&device));
+        let header = Header::Digest { memory: ours.0, device: ours.1 };
+        answers.send(&header.encode()).map_err(gone)?;
+        let theirs = match hear(&mut control, config, "while both ends were verifying")? {
+            Header::Digest { memory, device } => (memory, device),
             header => return Err(refuse(&mut control, header)),
+        };
+        let verify = report.verify.insert(Verify::new(theirs, ours));
+        if !verify.is_match() {
+            return Err(Failure::new(
+                Code::Mismatch,
+                "the memory that arrived is not the source's: do not start the guest here",
+            ));
         }
-    };
-    let verify = report.verify.insert(Verify::new(theirs, ours));
-    if !verify.is_match() {
-        return Err(Failure::new(
-            Code::Mismatch,
-            "the memory that arrived is not the source's: do not start the guest here",
+    }
+    let written = answers.keep_alive_while(|| match &mut place {
+        Place::Store(output) => output.as_ref().map(|output| output.write(&memory)).transpose(),
+        Place::Machine(machine) => machine.load(&device).map(|()| None),
+    })?;
+    answers.send(&Header::Loaded.encode()).map_err(gone)?;
+    match hear(&mut control, config, "before it handed the guest over (do not start it here)")? {
+        Header::Go => {}
+        header => return Err(refuse(&mut control, header)),
+    }
+    if let Some(written) = written {
+        let path = written.path().display().to_string();
+        written.name()?;
+        config.progress.line(&format!("memory written to {path}"));
+    }
+    if let Place::Machine(machine) = &mut place {
+        machine.start().map_err(|failure| {
+            Failure::new(
+                Code::Undecided,
+                format!(
+                    "undecided: the guest was handed over, but does not start here ({failure}); the \
+                     source will not run it. Resume it here (QMP: cont), or quit this QEMU first \
+                     and then resume it at the source"
+                ),
+            )
+        })?;
+    }
+    // The guest runs here, and a source that has not heard so must look.
+    if let Err(error) = answers.send(&Header::Running.encode()) {
+        config.progress.line(&format!(
+            "the guest runs here, but the source could not be told ({error}): quit the QEMU there"
         ));
     }
-    if let Some(output) = &config.output {
-        channels.keep_alive_while(|| output.save(&memory))?;
-        config.progress.line(&format!("memory written to {}", output.path().display()));
-    }
+    // The source says goodbye when it has heard.
+    let _ = hear(&mut control, config, "at the end");
     Ok(())
+}
+
+/// The source's next header on channel 0 other than a sign of life.
+fn hear(control: &mut Stream, config: &Config<'_>, when: &str) -> Result<Header, Failure> {
+    loop {
+        match Header::read(control).map_err(|e| lost(&e, when, config.stall_timeout))? {
+            Header::KeepAlive => {}
+            header => return Ok(header),
+        }
+    }
 }
 
 /// A message of a channel's thread to the coordinator.
@@ -124,9 +229,20 @@ enum Event {
     Failed(Failure),
 }
 
+/// The state of a channel behind its last round.
+struct End {
+    view: View,
+    stream: Stream,
+    device: Option<Vec<u8>>,
+}
+
 /// The rounds of one migration.
 struct Rounds<'a> {
-    channels: &'a Channels,
+    answers: &'a Answers,
+    /// The channels' sockets, to end them.
+    sockets: &'a [TcpStream],
+    /// The source wants the digests of applied pages.
+    digester: Option<&'a Digester>,
     config: &'a Config<'a>,
     started: Option<Instant>,
     /// The round of acceptable frames. Stored (Release) before `RoundApplied` is written; the
@@ -140,9 +256,16 @@ struct Rounds<'a> {
 }
 
 impl<'a> Rounds<'a> {
-    fn new(channels: &'a Channels, config: &'a Config<'a>, started: Option<Instant>) -> Self {
+    fn new(
+        channels: &'a Channels,
+        config: &'a Config<'a>,
+        digester: &'a Digester,
+        started: Option<Instant>,
+    ) -> Self {
         Self {
-            channels,
+            answers: &channels.answers,
+            sockets: &channels.sockets[..channels.sockets.len() - 1],
+            digester: channels.offer.page_digests.then_some(digester),
             config,
             started,
             current: AtomicU32::new(0),
@@ -153,38 +276,31 @@ impl<'a> Rounds<'a> {
         }
     }
 
-    /// Applies all rounds and returns the memory with the device state.
+    /// Applies all rounds and returns the memory, the device state and channel 0.
     fn run(
         self,
+        streams: Vec<Stream>,
         memory: GuestMemory,
         report: &mut Report,
-    ) -> Result<(GuestMemory, Vec<u8>), Failure> {
-        let streams = &self.channels.streams;
+    ) -> Result<(GuestMemory, Vec<u8>, Stream), Failure> {
         let (events_in, events) = mpsc::channel();
-        let mut device = None;
-        let (outcome, views) = thread::scope(|scope| {
+        let (outcome, ends) = thread::scope(|scope| {
             let mut threads = Vec::new();
-            for (view, stream) in memory.split(streams.len()).into_iter().zip(streams) {
+            let views = memory.split(streams.len());
+            for (number, (view, stream)) in views.into_iter().zip(streams).enumerate() {
                 let (events, this) = (events_in.clone(), &self);
-                threads.push(scope.spawn(move || this.receive(stream, view, &events)));
+                threads.push(scope.spawn(move || this.receive(number, stream, view, &events)));
             }
             drop(events_in);
             let outcome = self.coordinate(&events);
             if outcome.is_err() {
-                // Wakes the other channels. Channel 0 stays writable, for the goodbye.
-                for (number, stream) in streams.iter().enumerate() {
-                    let how = if number == 0 { Shutdown::Read } else { Shutdown::Both };
-                    let _ = stream.shutdown(how);
+                // Wakes the threads.
+                for socket in self.sockets {
+                    let _ = socket.shutdown(Shutdown::Both);
                 }
             }
-            let mut views = Vec::new();
-            for thread in threads {
-                if let Ok(Some((view, state))) = thread.join() {
-                    views.push(view);
-                    device = device.take().or(state);
-                }
-            }
-            (outcome, views)
+            let ends: Vec<_> = threads.into_iter().map(|thread| thread.join().ok()?).collect();
+            (outcome, ends)
         });
         report.ram.transferred = self.received.into_inner();
         report.ram.normal = self.normal.into_inner();
@@ -192,14 +308,19 @@ impl<'a> Rounds<'a> {
         report.ram.duplicate = self.duplicate.into_inner();
         report.ram.dirty_sync_count = u64::from(self.current.into_inner());
         outcome?;
-        let memory = GuestMemory::rejoin(views)
-            .ok_or_else(|| Failure::new(Code::Io, "a channel's thread died"))?;
-        Ok((memory, device.unwrap_or_default()))
+        let (mut views, mut control) = (Vec::new(), None);
+        for End { view, stream, device } in ends.into_iter().flatten() {
+            views.push(view);
+            control = control.or(Some((device, stream)));
+        }
+        let died = || Failure::new(Code::Io, "a channel's thread died");
+        let memory = GuestMemory::rejoin(views).ok_or_else(died)?;
+        let (device, control) = control.ok_or_else(died)?;
+        Ok((memory, device.unwrap_or_default(), control))
     }
 
     /// Collects end marks and answers them, until the last round is applied.
     fn coordinate(&self, events: &Receiver<Event>) -> Result<(), Failure> {
-        let mut control = &self.channels.streams[0];
         let (mut ended, mut last_ones) = (0, 0);
         let mut spoken = Instant::now();
         loop {
@@ -211,7 +332,7 @@ impl<'a> Rounds<'a> {
                     // The threads have checked the number of the round.
                     ended += 1;
                     last_ones += usize::from(last);
-                    if ended < self.channels.streams.len() {
+                    if ended < self.sockets.len() {
                         continue;
                     }
                     if last_ones != 0 && last_ones != ended {
@@ -225,14 +346,14 @@ impl<'a> Rounds<'a> {
                     self.config
                         .progress
                         .line(&format!("round {round} applied, {} so far", mib(received)));
-                    control.write_all(&Header::RoundApplied { round }.encode()).map_err(gone)?;
+                    self.answers.send(&Header::RoundApplied { round }.encode()).map_err(gone)?;
                     if last_ones != 0 {
                         return Ok(());
                     }
                     (ended, spoken) = (0, Instant::now());
                 }
                 Err(RecvTimeoutError::Timeout) if spoken.elapsed() >= KEEP_ALIVE => {
-                    control.write_all(&Header::KeepAlive.encode()).map_err(gone)?;
+                    self.answers.send(&Header::KeepAlive.encode()).map_err(gone)?;
                     spoken = Instant::now();
                 }
                 Err(RecvTimeoutError::Timeout) => {}
@@ -256,13 +377,14 @@ impl<'a> Rounds<'a> {
     /// The thread of a channel. Returns `None` after a failure, reported to the coordinator.
     fn receive(
         &self,
-        stream: &TcpStream,
+        channel: usize,
+        mut stream: Stream,
         mut view: View,
         events: &Sender<Event>,
-    ) -> Option<(View, Option<Vec<u8>>)> {
+    ) -> Option<End> {
         let mut device = None;
-        match self.apply(stream, &mut view, &mut device, events) {
-            Ok(()) => Some((view, device)),
+        match self.apply(channel, &mut stream, &mut view, &mut device, events) {
+            Ok(()) => Some(End { view, stream, device }),
             Err(failure) => {
                 let _ = events.send(Event::Failed(failure));
                 None
@@ -272,48 +394,55 @@ impl<'a> Rounds<'a> {
 
     fn apply(
         &self,
-        mut stream: &TcpStream,
+        channel: usize,
+        stream: &mut Stream,
         view: &mut View,
         device: &mut Option<Vec<u8>>,
         events: &Sender<Event>,
     ) -> Result<(), Failure> {
-        let (channel, layout) = view.place();
         let mut ended = None;
-        let mut table = Vec::new();
-        let mut runs: Vec<Run> = Vec::new();
+        let (mut table, mut runs, mut answer) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             let current = self.current.load(Ordering::Acquire);
             let stall = self.config.stall_timeout;
             let lost = |e: io::Error| {
                 lost(&e, format_args!("during round {current} (channel {channel})"), stall)
             };
-            let header = Header::read(&mut stream).map_err(lost)?;
+            let header = Header::read(stream).map_err(lost)?;
             let mut received = Header::SIZE as u64;
             match header {
                 Header::Pages { round, runs: count, bytes }
                 | Header::Zeros { round, runs: count, bytes } => {
                     self.expect(round, ended)?;
+                    view.begin(round);
                     table.resize(count as usize * Run::SIZE, 0);
-                    read_exact(&mut stream, &mut table).map_err(lost)?;
-                    decode_runs(&table, bytes, channel, layout, &mut runs).map_err(protocol)?;
+                    read_exact(stream, &mut table).map_err(lost)?;
+                    decode_runs(&table, bytes, view.layout(), &mut runs).map_err(protocol)?;
                     let pages: u64 = runs.iter().map(|run| run.pages()).sum();
                     received += table.len() as u64;
                     if let Header::Zeros { .. } = header {
-                        // A page comes at most once per round, and the memory starts zeroed.
-                        if round > 0 {
-                            view.clear(&runs);
-                        }
+                        view.clear(&runs).map_err(lost)?;
                         self.duplicate.fetch_add(pages, Ordering::Relaxed);
                     } else {
-                        view.receive(&mut stream, &runs).map_err(lost)?;
+                        view.receive(stream, &runs).map_err(lost)?;
                         received += bytes;
                         self.normal.fetch_add(pages, Ordering::Relaxed);
                         self.normal_bytes.fetch_add(bytes, Ordering::Relaxed);
+                        if let Some(digester) = self.digester {
+                            answer.clear();
+                            answer.extend(Header::Digests { round, runs: count, bytes }.encode());
+                            answer.extend(&table);
+                            view.digests(&runs, digester, |digest| {
+                                answer.extend(digest.to_le_bytes());
+                            })
+                            .map_err(lost)?;
+                            self.answers.send(&answer).map_err(gone)?;
+                        }
                     }
                 }
                 Header::DeviceState { bytes } if channel == 0 && device.is_none() => {
                     let mut state = vec![0; bytes as usize];
-                    read_exact(&mut stream, &mut state).map_err(lost)?;
+                    read_exact(stream, &mut state).map_err(lost)?;
                     *device = Some(state);
                     received += bytes;
                 }
@@ -330,7 +459,7 @@ impl<'a> Rounds<'a> {
                     continue;
                 }
                 Header::KeepAlive => {}
-                header => return Err(refuse(&mut stream, header)),
+                header => return Err(refuse(stream, header)),
             }
             self.received.fetch_add(received, Ordering::Relaxed);
         }

@@ -33,25 +33,27 @@ impl OutputFile {
         &self.asked
     }
 
-    /// Writes the memory beside the target, syncs it, and renames it.
-    pub fn save(&self, memory: &GuestMemory) -> Result<(), Failure> {
-        let save = || {
+    /// Writes the memory beside the target and syncs it.
+    pub fn write(&self, memory: &GuestMemory) -> Result<Written<'_>, Failure> {
+        let write = || {
             let partial = self.partial()?;
             let mut out = BufWriter::with_capacity(1 << 20, &partial.file);
-            memory.for_each_piece(|piece| match crate::signals::interrupted() {
-                true => Err(io::ErrorKind::Interrupted.into()),
-                false => out.write_all(piece),
-            })?;
+            for region in memory.layout().regions() {
+                memory.for_each_piece(region.start..region.end(), |_, piece| {
+                    match crate::signals::interrupted() {
+                        true => Err(io::ErrorKind::Interrupted.into()),
+                        false => out.write_all(piece),
+                    }
+                })?;
+            }
             out.flush()?;
             drop(out);
             partial.file.sync_all()?;
             // The target may have changed during the migration.
             check(fs::symlink_metadata(&self.target))?;
-            fs::rename(&partial.path, &self.target)?;
-            // The directory makes the name durable.
-            self.directory().and_then(|dir| File::open(dir)?.sync_all())
+            Ok(Written { output: self, partial })
         };
-        save().map_err(|e| failure(&self.asked, &e))
+        write().map_err(|e| failure(&self.asked, &e))
     }
 
     fn partial(&self) -> io::Result<Partial> {
@@ -99,6 +101,29 @@ fn check(found: io::Result<Metadata>) -> io::Result<bool> {
 
 fn failure(path: &Path, error: &io::Error) -> Failure {
     Failure::io(format_args!("--memory-out {}", path.display()), error)
+}
+
+/// A complete file beside the target; removed when dropped.
+#[derive(Debug)]
+pub struct Written<'a> {
+    output: &'a OutputFile,
+    partial: Partial,
+}
+
+impl Written<'_> {
+    pub fn path(&self) -> &Path {
+        &self.output.asked
+    }
+
+    /// Gives the file its name.
+    pub fn name(self) -> Result<(), Failure> {
+        let name = || {
+            fs::rename(&self.partial.path, &self.output.target)?;
+            // The directory makes the name durable.
+            self.output.directory().and_then(|dir| File::open(dir)?.sync_all())
+        };
+        name().map_err(|e| failure(&self.output.asked, &e))
+    }
 }
 
 /// An incomplete file; removed when dropped, without effect after the rename.

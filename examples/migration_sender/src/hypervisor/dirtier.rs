@@ -9,9 +9,9 @@ use std::{
 };
 
 use crate::{
-    bitmap::{DirtyBitmap, page_run},
+    bitmap::DirtyBitmap,
     memory::{GuestMemory, mix},
-    protocol::{PAGE, Run},
+    wire::{PAGE, Run},
 };
 
 /// One of this many dirtied pages becomes zero.
@@ -81,7 +81,7 @@ fn dirty(
 ) -> u64 {
     const TICK: Duration = Duration::from_millis(1);
     let start = Instant::now();
-    let pages = config.working_set.min(memory.len()).div_ceil(PAGE).max(1) as u64;
+    let pages = config.working_set.min(memory.len() as usize).div_ceil(PAGE).max(1) as u64;
     let rate = config.bytes_per_second as f64 / PAGE as f64;
     let mut written = 0;
     let mut random = config.seed;
@@ -91,7 +91,7 @@ fn dirty(
         for _ in 0..due.saturating_sub(written).min(64) {
             random = mix(random);
             let page = (random % pages) as usize;
-            write_page(memory, page_run(page, memory.len()), random);
+            write_page(memory, memory.layout().page_run(page), random);
             bitmap.mark(page);
             written += 1;
         }
@@ -121,13 +121,16 @@ fn write_page(memory: &GuestMemory, run: Run, random: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::CHUNK;
+    use crate::{
+        bitmap::Cursor,
+        wire::{CHUNK, Layout},
+    };
 
     #[test]
     fn the_dirtier_marks_its_writes_in_the_working_set() {
-        let memory = Arc::new(GuestMemory::zeroed(CHUNK).unwrap());
-        let bitmap = Arc::new(DirtyBitmap::all_dirty(memory.pages()));
-        assert_eq!(bitmap.harvest(0, 1).count(), 1);
+        let memory =
+            Arc::new(GuestMemory::zeroed(Layout::new([("ram".into(), CHUNK)]).unwrap()).unwrap());
+        let bitmap = Arc::new(DirtyBitmap::clean(CHUNK / PAGE));
         let config =
             DirtierConfig { bytes_per_second: 1 << 30, working_set: 10 * PAGE + 1, seed: 1 };
         let dirtier = Dirtier::start(config, Arc::clone(&memory), Arc::clone(&bitmap)).unwrap();
@@ -135,10 +138,11 @@ mod tests {
             thread::yield_now();
         }
         assert!(dirtier.stop() >= 11);
-        let pages: Vec<_> = bitmap.harvest(0, 1).flat_map(|chunk| chunk.pages()).collect();
+        let pages: Vec<_> =
+            bitmap.harvest(&Cursor::default()).flat_map(|chunk| chunk.pages()).collect();
         assert_eq!(pages, (0..11).collect::<Vec<_>>());
         let clean = 11 * PAGE;
-        assert!(memory.is_zero(clean, memory.len() - clean));
+        assert!(memory.is_zero(clean, CHUNK - clean));
         assert_eq!(bitmap.count(), 0, "it stopped");
     }
 }

@@ -28,8 +28,8 @@ use super::{
 };
 use crate::{
     failure::{Code, Failure},
-    protocol::PAGE,
     sys,
+    wire::PAGE,
 };
 
 /// The first version that puts shared memory without a named file into its own stream.

@@ -1,15 +1,14 @@
 //! The source's part in opening a channel.
 
 use std::{
-    io::ErrorKind,
+    io::{ErrorKind, Read},
     net::{Shutdown, SocketAddr, TcpStream},
-    sync::Arc,
     time::Duration,
 };
 
 use crate::{
     failure::{Code, Failure},
-    protocol::{Header, ProtocolError, read_message},
+    wire::{Header, ProtocolError, read_message},
 };
 
 /// Connects to the first answering target.
@@ -43,12 +42,12 @@ pub fn congestion_control(stream: &TcpStream) -> Option<String> {
     String::from_utf8(name[..end].to_vec()).ok()
 }
 
-/// Waits for the destination's consent on one channel.
-pub fn welcome(mut stream: &TcpStream, session: u64) -> Result<(), Failure> {
-    match Header::read(&mut stream) {
-        Ok(Header::Welcome { session: theirs }) if theirs == session => Ok(()),
+/// Waits for the destination's consent on one connection.
+pub fn welcome(stream: &mut impl Read, session: u64) -> Result<(), Failure> {
+    match Header::read(stream) {
+        Ok(Header::Welcome { session: theirs, .. }) if theirs == session => Ok(()),
         Ok(Header::Goodbye { code, bytes }) => {
-            Err(their_failure(code, &read_message(&mut stream, bytes).unwrap_or_default()))
+            Err(their_failure(code, &read_message(stream, bytes).unwrap_or_default()))
         }
         Ok(header) => {
             Err(Failure::new(Code::Io, ProtocolError::Unexpected(header.name()).to_string()))
@@ -72,7 +71,7 @@ pub fn their_failure(code: u8, message: &str) -> Failure {
 }
 
 /// Ends all connections in both directions, and so wakes every thread blocked in one.
-pub fn hang_up(streams: &[Arc<TcpStream>]) {
+pub fn hang_up(streams: &[TcpStream]) {
     for stream in streams {
         // A closed connection needs no shutdown.
         let _ = stream.shutdown(Shutdown::Both);

@@ -4,8 +4,8 @@
 //! pages with later changes are sent again in a later round.
 
 use std::{
+    fmt::Display,
     io::{self, ErrorKind},
-    net::TcpStream,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -16,12 +16,18 @@ use std::{
 };
 
 use crate::{
-    bitmap::{DirtyBitmap, page_run},
+    bitmap::{Cursor, DirtyBitmap},
     failure::{Code, Failure},
     memory::GuestMemory,
-    protocol::{CHUNK, Header, Layout, MAX_PACKET, MAX_RUNS, PAGE, Run, goodbye, read_message},
     report::ZeroCopyReport,
-    source::channel::{Channel, SendFailure},
+    source::{
+        channel::{Channel, SendFailure},
+        survey::Known,
+    },
+    wire::{
+        CHUNK, Digester, Header, MAX_PACKET, MAX_RUNS, PAGE, ProtocolError, Run, Stream,
+        decode_runs, goodbye, read_exact, read_message,
+    },
 };
 
 /// The period of signs of life on an idle channel.
@@ -40,8 +46,8 @@ pub const VERIFYING: u32 = u32::MAX;
 pub enum Command {
     /// Send this channel's share of the pages, then the round's end mark.
     Round { round: u32, last: Option<Arc<[u8]>> },
-    /// Send this final header.
-    Last(Header),
+    /// Send this header, behind the last round.
+    Tell(Header),
 }
 
 /// A message from a pump or from the destination to the coordinator.
@@ -72,7 +78,12 @@ pub struct Share {
 pub struct Shared {
     pub memory: Arc<GuestMemory>,
     pub bitmap: Arc<DirtyBitmap>,
-    pub layout: Layout,
+    /// The place of the round's harvest.
+    pub cursor: Cursor,
+    /// The destination's pages, unless the guest marks its own.
+    pub known: Option<Known>,
+    /// Take the digests at the source: wrong, and the control of the tests.
+    pub digests_at_source: bool,
     /// Bytes per second of one channel.
     pub rate_limit: Option<u64>,
     /// Set once, when the migration is given up; the pumps look between two packets.
@@ -95,45 +106,50 @@ impl Shared {
         }
     }
 
-    fn gone(&self, channel: usize, why: impl std::fmt::Display) -> Failure {
+    fn gone(&self, connection: impl Display, why: impl Display) -> Failure {
         let phase = self.phase();
         Failure::peer_gone(format!(
-            "the destination closed the connection {phase} (channel {channel}): was it killed? \
-             ({why})"
+            "the destination closed the connection {phase} ({connection}): was it killed? ({why})"
         ))
     }
 
     fn explain(&self, channel: usize, failure: SendFailure) -> Failure {
         match failure {
-            SendFailure::Connection(error) => self.gone(channel, error),
+            SendFailure::Connection(error) => self.gone(format_args!("channel {channel}"), error),
             SendFailure::Memory => Failure::new(
                 Code::Io,
-                "the kernel cannot read the guest memory: was the --memory-in file truncated while \
-                 it was being migrated?",
+                "the kernel cannot read the guest memory: was its file truncated while it was \
+                 being migrated?",
             ),
             SendFailure::Pool(error) => Failure::new(Code::Io, format!("the buffer pool: {error}")),
         }
     }
 }
 
-/// Listens to the destination's answers on channel 0 until its `Goodbye` or the end.
-pub fn listen(mut stream: &TcpStream, shared: &Shared, events: &Sender<Event>) {
+/// Listens to the destination's answers until its `Goodbye` or the end.
+pub fn listen(mut stream: Stream, shared: &Shared, events: &Sender<Event>) {
+    let (mut payload, mut runs) = (Vec::new(), Vec::new());
     loop {
         let heard = Header::read(&mut stream).and_then(|header| match header {
             Header::Goodbye { bytes, .. } => Ok((header, read_message(&mut stream, bytes)?)),
+            Header::Digests { .. } => {
+                learn(&mut stream, header, shared, &mut payload, &mut runs)?;
+                Ok((header, String::new()))
+            }
             _ => Ok((header, String::new())),
         });
+        // Relaxed: a count.
         shared.heard.fetch_add(1, Ordering::Relaxed);
         let (event, more) = match heard {
-            Ok((Header::KeepAlive, _)) => continue,
+            Ok((Header::KeepAlive | Header::Digests { .. }, _)) => continue,
             Ok((header, message)) => {
                 (Event::Heard(header, message), !matches!(header, Header::Goodbye { .. }))
             }
             Err(error) => {
                 let failure = match error.kind() {
                     ErrorKind::InvalidData => Failure::io("from the destination", &error),
-                    ErrorKind::UnexpectedEof => shared.gone(0, "end of stream"),
-                    _ => shared.gone(0, error),
+                    ErrorKind::UnexpectedEof => shared.gone("the answers", "end of stream"),
+                    _ => shared.gone("the answers", error),
                 };
                 (Event::Failed(failure), false)
             }
@@ -143,6 +159,29 @@ pub fn listen(mut stream: &TcpStream, shared: &Shared, events: &Sender<Event>) {
             return;
         }
     }
+}
+
+/// Reads the digests behind a header.
+fn learn(
+    stream: &mut Stream,
+    header: Header,
+    shared: &Shared,
+    payload: &mut Vec<u8>,
+    runs: &mut Vec<Run>,
+) -> io::Result<()> {
+    let (Header::Digests { runs: count, bytes, .. }, Some(known)) = (header, &shared.known) else {
+        return Err(ProtocolError::Unexpected(header.name()).into());
+    };
+    payload.resize(count as usize * Run::SIZE, 0);
+    read_exact(stream, payload)?;
+    decode_runs(payload, bytes, shared.memory.layout(), runs)?;
+    let pages: u64 = runs.iter().map(|run| run.pages()).sum();
+    payload.resize(pages as usize * Digester::SIZE, 0);
+    read_exact(stream, payload)?;
+    if !shared.digests_at_source {
+        known.told(runs, payload);
+    }
+    Ok(())
 }
 
 /// The thread of one channel.
@@ -232,7 +271,7 @@ impl Pump {
                     let share = self.round(round, last)?;
                     let _ = self.events.send(Event::Sent(share));
                 }
-                Ok(Command::Last(header)) => {
+                Ok(Command::Tell(header)) => {
                     over = true;
                     self.channel.send(header)?;
                 }
@@ -248,14 +287,14 @@ impl Pump {
         let shared = Arc::clone(&self.shared);
         let memory = &shared.memory;
         let mut share = Share::default();
-        let mut harvest = shared.bitmap.harvest(self.number, shared.layout.channels);
+        let mut harvest = shared.bitmap.harvest(&shared.cursor);
         loop {
             let begun = Instant::now();
             let chunk = harvest.next();
             share.scan += begun.elapsed();
             let Some(chunk) = chunk else { break };
             memory.check_backing().map_err(Halt::Image)?;
-            let run = |page| page_run(page, memory.len());
+            let run = |page| memory.layout().page_run(page);
             let zero = |run: Run, most: usize| memory.is_zero(run.offset, run.len.min(most));
             // First the start of all pages, so that the waits for memory overlap.
             let suspects = chunk.filter(|page| zero(run(page), 8));
@@ -294,7 +333,13 @@ impl Pump {
         self.go_on()?;
         let RunList { runs, bytes, .. } = &self.pages;
         let header = Header::Pages { round, runs: runs.len() as u32, bytes: *bytes as u64 };
+        if let Some(known) = &self.shared.known {
+            known.sent(runs);
+        }
         self.channel.send_runs(header, runs, Some(&self.shared.memory))?;
+        if self.shared.digests_at_source {
+            self.digest_here();
+        }
         let bytes = *bytes as u64;
         self.pages.clear();
         self.count();
@@ -308,10 +353,26 @@ impl Pump {
         self.go_on()?;
         let RunList { runs, bytes, .. } = &self.zeros;
         let header = Header::Zeros { round, runs: runs.len() as u32, bytes: *bytes as u64 };
+        if let Some(known) = &self.shared.known {
+            known.zeroed(runs);
+        }
         self.channel.send_runs(header, runs, None)?;
         self.zeros.clear();
         self.count();
         Ok(())
+    }
+
+    /// The control of the tests: digests of the pages as they are now.
+    fn digest_here(&self) {
+        let Some(known) = &self.shared.known else { return };
+        for run in &self.pages.runs {
+            let mut bytes = vec![0; run.len];
+            if self.shared.memory.read(run.offset, &mut bytes).is_ok() {
+                let digest = |page: &[u8]| known.digester().digest(page).to_le_bytes();
+                let digests: Vec<u8> = bytes.chunks(PAGE).flat_map(digest).collect();
+                known.told(&[*run], &digests);
+            }
+        }
     }
 
     fn go_on(&self) -> Result<(), Halt> {

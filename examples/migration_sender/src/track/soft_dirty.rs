@@ -21,8 +21,8 @@ use memmap2::MmapMut;
 use super::{Changes, Tracker, holes, push, without};
 use crate::{
     hypervisor::{memory::GuestRam, process::Process},
-    protocol::PAGE,
     sys,
+    wire::PAGE,
 };
 
 const SOFT_DIRTY: u64 = 1 << 55;

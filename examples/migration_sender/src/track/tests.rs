@@ -15,7 +15,7 @@ use std::{
 use memmap2::MmapOptions;
 
 use super::*;
-use crate::{hypervisor::process::Process, memory::mix, protocol::PAGE};
+use crate::{hypervisor::process::Process, memory::mix, wire::PAGE};
 
 const PAGES: usize = 4096;
 const SIZE: u64 = (PAGES * PAGE) as u64;

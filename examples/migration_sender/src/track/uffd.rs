@@ -32,8 +32,8 @@ use std::{
 use super::{Changes, Tracker, holes, push, without};
 use crate::{
     hypervisor::{memory::GuestRam, process::Process},
-    protocol::PAGE,
     sys::{self, PAGE_IS_PRESENT, PAGE_IS_SWAPPED, PAGE_IS_WRITTEN, PageRegion},
+    wire::PAGE,
 };
 
 /// UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFD_FEATURE_WP_ASYNC.

@@ -485,7 +485,7 @@ fn a_killed_destination_ends_the_source_with_1() {
     let done = sender.wait(STUCK);
     done.expect(1);
     assert!(
-        done.stderr.contains("the destination closed the connection during round 0 (channel ")
+        done.stderr.contains("the destination closed the connection during round 0 (")
             && done.stderr.contains("was it killed?"),
         "{}",
         done.stderr
