@@ -182,8 +182,8 @@ impl SenderBuilder {
     /// Takes over a socket that has never sent with `MSG_ZEROCOPY`, or one that
     /// [resumes](Self::resume): a connected one, or a UDP socket.
     ///
-    /// The sender keeps the socket as the type that it is. For a plain [`Sender`], whose type does not
-    /// name the socket's, adopt the descriptor: `adopt(OwnedFd::from(socket))`.
+    /// The sender keeps the socket as the type that it is. For a plain [`Sender`], with a type
+    /// that does not name the socket's, adopt the descriptor: `adopt(OwnedFd::from(socket))`.
     ///
     /// ```
     /// # use std::{io::Read, net::{TcpListener, TcpStream}, sync::Arc};

@@ -90,8 +90,8 @@ pub struct SendCost {
 /// referencing pages, keeping a lease, posting and reading a notification. The shortest of several
 /// times counts, so on a busy machine the measurement takes longer, and finds much the same.
 ///
-/// Not measured: the network card; TCP, whose ratios differ by up to a fifth at 8 KiB and a tenth
-/// above; base pages, where transparent huge pages are to be had.
+/// Not measured: the network card; TCP, with ratios that differ by up to a fifth at 8 KiB and a
+/// tenth above; base pages, where transparent huge pages are to be had.
 ///
 /// # Errors
 ///

@@ -821,8 +821,8 @@ impl<S: Socket> Sender<S> {
     /// Blocks until everything is accepted and released, for `timeout` at most (`None`: without
     /// limit).
     ///
-    /// On return every buffer is recycled or ready to be handed back, including buffers whose
-    /// release another thread has read.
+    /// On return every buffer is recycled or ready to be handed back, including buffers with a
+    /// release that another thread has read.
     ///
     /// On a failed connection the drain waits for the releases only; see
     /// [`connection_error`](Self::connection_error).

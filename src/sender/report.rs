@@ -91,7 +91,7 @@ pub struct SenderStats {
     pub notifications: u64,
     /// Zero-copy calls released.
     pub released_calls: u64,
-    /// Released calls whose notification said that the kernel copied after all. The kernel flags a
+    /// Released calls with a notification that the kernel copied after all. The kernel flags a
     /// group of calls by its first member, so the number is a statistic.
     pub deferred_copies: u64,
     /// Times the kernel refused a zero-copy call for option memory (`net.core.optmem_max`).
@@ -209,7 +209,7 @@ pub struct Reaped {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Returned {
-    /// The ticket of the payload's send, whose fate is known once all its payloads are back.
+    /// The ticket of the payload's send. The fate is known once all payloads of the send are back.
     pub ticket: Ticket,
     /// The payload; the kernel reads it no more.
     pub payload: Payload,

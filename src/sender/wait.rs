@@ -107,7 +107,7 @@ impl<'a, K: Kernel> Wait<'a, K> {
         self.sending && self.edges.is_some() && !self.notifications_only
     }
 
-    /// Makes the descriptors of a wait for edges, whose first wait tells the present state.
+    /// Makes the descriptors for waits by edges. The first wait tells the present state.
     fn listen(&mut self) -> Result<(), WaitError> {
         if self.edges.is_none() {
             self.edges = self.core.kernel.edges().map_err(|error| os(&error))?;

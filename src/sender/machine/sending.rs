@@ -155,7 +155,7 @@ impl Machine {
     }
 }
 
-/// A call whose end is left to the next thread with the lock.
+/// A call with its end left to the next thread with the lock.
 impl Machine {
     /// Returns `true` if the end of the call that is out is left.
     #[inline(always)]
