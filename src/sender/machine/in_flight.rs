@@ -219,6 +219,7 @@ impl InFlight {
         // A proof comes long after the release.
         timer.clear();
         let calls = tracker.outstanding();
+        done.changed();
         done.counts.released_calls += calls as u64;
         done.refund(calls, done.counts.in_flight_bytes);
         tracker.release_all(done.on_released(false));

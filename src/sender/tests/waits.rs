@@ -196,6 +196,29 @@ fn a_thread_that_waits_hears_of_a_visitors_proof_and_of_a_cut() {
 }
 
 #[test]
+fn a_blocked_send_hears_of_a_visitors_proof() {
+    for on_release in [OnRelease::Recycle, OnRelease::Return] {
+        let kernel = by_edges(FakeKernel::new(Transport::Stream, Fail(EAGAIN)));
+        kernel.will([Answer::Take]);
+        let sender = kernel.sender(Config { on_release, ..config() });
+        sender.try_send(&PAGE[..]).unwrap();
+        kernel.note(7, 7);
+        sender.step().unwrap();
+        assert!(sender.is_poisoned());
+        kernel.will([Part(1000)]);
+        let visitor = Arc::downgrade(&sender);
+        script!(&kernel, move |kernel, _| {
+            kernel.steal();
+            visitor.upgrade().unwrap().step().unwrap();
+            assert_eq!(kernel.with(|state| state.wakes), 1);
+            kernel.will([Answer::Take]);
+            Ready { writable: true, ..Ready::default() }
+        });
+        sender.send(&PAGE[..]).unwrap();
+    }
+}
+
+#[test]
 fn a_blocked_send_does_not_wake_its_own_thread() {
     let kernel = by_edges(FakeKernel::new(Transport::Stream, Fail(EAGAIN)));
     let sender = kernel.sender(config());
