@@ -27,7 +27,7 @@ mod way;
 
 use std::{rc::Rc, time::Duration};
 
-use common::namespace;
+use common::{namespace, set_option};
 use contestant::{Contestant, Pinbuf};
 use fake_peer::DEVICE;
 use floor::Floor;
@@ -35,7 +35,7 @@ use harness::{AtMost, Bench, Case};
 use memory::Memory;
 use pinbuf::{
     Policy, Sender,
-    sender::{DataHint, SenderBuilder},
+    sender::{DataHint, Datagram, SenderBuilder},
 };
 use uring::Uring;
 use way::{BATCH, FarEnd, Way};
@@ -49,6 +49,7 @@ const AUTO_COLD: &str = "pinbuf, Auto, cold";
 const AUTO_CACHED: &str = "pinbuf, Auto, cached";
 const TIMED: &str = "pinbuf, Prefer, with release times";
 const URING: &str = "io_uring SEND_ZC";
+const ONE_A_CALL: &str = "plain send, one datagram a call";
 const REGISTERED: &str = "io_uring SEND_ZC, registered";
 
 const KIB: usize = 1 << 10;
@@ -60,6 +61,12 @@ const EVERYBODY: [&str; 6] = [PLAIN, LOOP, PREFER, AUTO, URING, REGISTERED];
 /// core, together with the buffers in flight.
 const COLD: usize = 128 * MIB;
 const CACHED: usize = MIB / 2;
+
+/// `linux/udp.h`
+const UDP_SEGMENT: i32 = 103;
+
+/// The bytes of a datagram in a train.
+const SEGMENT: usize = 1400;
 
 const UNIT: &str = "ms of CPU per GB";
 const ROUNDS: usize = 11;
@@ -117,6 +124,21 @@ fn main() {
         }
     }
     drop(table);
+    let trains = bench.size(&[10, 42][..], &[42]);
+    let mut table =
+        bench.table("Trains of 1,400 bytes, UDP to ifb, true zero copy", UNIT).rounds(ROUNDS);
+    for &segments in trains {
+        table.case(&format!("{segments} datagrams"), PLAIN, |case| {
+            let set_up = SetUp { way: Way::Datagrams, len: SEGMENT, ..on_device };
+            let len = segments * SEGMENT;
+            enter(case, &[PLAIN, LOOP, PREFER, NEVER], SetUp { len, train: true, ..set_up });
+            enter(case, &[ONE_A_CALL], set_up);
+            if segments == 42 {
+                case.goal(PREFER, PLAIN, AtMost::Times(0.6));
+            }
+        });
+    }
+    drop(table);
     // The choice of the way: against the better way, and without a hint against the earlier choice.
     let lens = bench.size(&[4, 8, 16, 32, 64][..], &[16]);
     for way in [Way::FakePeer, Way::Datagrams] {
@@ -170,6 +192,8 @@ struct SetUp<'a> {
     /// The number of bytes sent in turn.
     data: usize,
     huge: bool,
+    /// The kernel cuts each send into datagrams of [`SEGMENT`] bytes.
+    train: bool,
     /// The reason of a missing device.
     furnished: &'a Result<(), String>,
     /// The time for a contestant to probe its route, and for a connection to speed up.
@@ -183,6 +207,7 @@ impl SetUp<'_> {
         // Colder than the caches next to the CPU.
         data: 32 * MIB,
         huge: true,
+        train: false,
         furnished: &Ok(()),
         warm_up: Duration::ZERO,
     };
@@ -197,12 +222,18 @@ impl SetUp<'_> {
         }
         let (near, far) = self.way.connect();
         let Self { len, data, huge, .. } = self;
+        if self.train {
+            set_option(&near, libc::SOL_UDP, UDP_SEGMENT, &(SEGMENT as i32));
+        }
         let contestant: Box<dyn Contestant> = match name {
-            PLAIN => Box::new(Floor::new(near, false, self.memory()?, len)),
+            PLAIN | ONE_A_CALL => Box::new(Floor::new(near, false, self.memory()?, len)),
             LOOP => Box::new(Floor::new(near, true, self.memory()?, len)),
             URING => Box::new(Uring::new(near, self.memory()?, len, false)?),
             REGISTERED => Box::new(Uring::new(near, self.memory()?, len, true)?),
-            other => Box::new(Pinbuf::new(near, builder(other)?, data, len, huge)?),
+            other => {
+                let train = self.train.then(|| Datagram::to_peer().segment_size(SEGMENT as u16));
+                Box::new(Pinbuf::new(near, builder(other)?, data, len, huge)?.in_trains(train))
+            }
         };
         Ok((contestant, far))
     }

@@ -2,7 +2,10 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use pinbuf::{PinnedBuf, Pool, Sender, sender::SenderBuilder};
+use pinbuf::{
+    PinnedBuf, Pool, Sender,
+    sender::{Datagram, SenderBuilder},
+};
 
 use crate::{
     memory::backing,
@@ -26,6 +29,8 @@ pub(crate) struct Pinbuf {
     next: usize,
     pool: Pool,
     len: usize,
+    /// Sends by `send_to`.
+    to: Option<Datagram>,
 }
 
 impl Pinbuf {
@@ -48,7 +53,12 @@ impl Pinbuf {
             buf.resize(len, 1);
             Some(buf)
         });
-        Ok(Self { filled: filled.collect(), next: 0, sender, pool, len })
+        Ok(Self { filled: filled.collect(), next: 0, sender, pool, len, to: None })
+    }
+
+    /// Sends datagrams as told here, if so.
+    pub(crate) fn in_trains(self, to: Option<Datagram>) -> Self {
+        Self { to, ..self }
     }
 }
 
@@ -58,7 +68,11 @@ impl Contestant for Pinbuf {
         let place = &mut self.filled[self.next];
         self.next = if self.next + 1 == count { 0 } else { self.next + 1 };
         let buf = place.take().expect("each place has a buffer");
-        self.sender.send(buf).expect("the connection lasts");
+        let sent = match self.to {
+            None => self.sender.send(buf),
+            Some(to) => self.sender.send_to(buf, to),
+        };
+        sent.expect("the connection lasts");
         let mut buf = self.pool.alloc(self.len).expect("slots are recycled");
         // SAFETY: every slot of the pool is initialized to its end: the first ones in `new`, the
         // others by the kernel, as zeros.

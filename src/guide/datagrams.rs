@@ -48,7 +48,8 @@
 //! A datagram of 1,200 bytes gains nothing from zero copy: a call costs more than the copy. A *train* is up to
 //! 64 KiB in one call, and the kernel or the network card cuts it
 //! ([`segment_size`](crate::sender::Datagram::segment_size)). So a train pays twice: one call instead of fifty, and no copy.
-//! `benches/README.md` has figures.
+//! 42 datagrams of 1,400 bytes cost a thirteenth of the processor time as a train, and half of that again without the
+//! copy (`benches/README.md`, UDP to a device that drops everything).
 //!
 //! Fill a buffer with whole datagrams, one behind the other, each of the same size. Only the last one may be
 //! shorter. Each datagram may have its own header, such as that of QUIC or RTP, since the kernel adds UDP's alone.

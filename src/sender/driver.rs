@@ -364,8 +364,10 @@ impl<K: Kernel> Core<K> {
         buf: P,
         header: &Header,
     ) -> Result<Ticket, SendError<P>> {
-        let offered = self.offer_one(buf, Some(header));
-        self.wait_to_send(offered, None, |buf| self.offer_one(buf, Some(header)))
+        match self.offer_one(buf, Some(header)) {
+            Ok(Offered { ticket, whole: true }) => Ok(ticket),
+            offered => self.wait_to_send(offered, None, |buf| self.offer_one(buf, Some(header))),
+        }
     }
 
     /// Sends all of `bufs` as one send, as far as the socket takes it.
