@@ -4,7 +4,7 @@ use std::env;
 
 use migration_sender::{
     hypervisor::{SourceMachine, qemu::Qemu},
-    track::{Changes, Method, choose},
+    track::{Method, choose},
 };
 
 use crate::machine::{Launch, MAX_STATE, Machine, MemoryFile, TIMEOUT};
@@ -38,7 +38,7 @@ fn a_preloaded_hypervisor_is_tracked_and_another_is_not() {
     source.stop().unwrap();
     source.save().unwrap();
     tracker.changes().unwrap();
-    assert_eq!(tracker.changes().unwrap(), [Changes::default()], "the guest stands still");
+    assert_eq!(tracker.changes().unwrap()[0].written, [], "the guest stands still");
     source.resume().unwrap();
     drop(machine);
 
