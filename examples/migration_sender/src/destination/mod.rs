@@ -316,7 +316,8 @@ impl<'a> Rounds<'a> {
         let died = || Failure::new(Code::Io, "a channel's thread died");
         let memory = GuestMemory::rejoin(views).ok_or_else(died)?;
         let (device, control) = control.ok_or_else(died)?;
-        Ok((memory, device.unwrap_or_default(), control))
+        let device = device.ok_or_else(|| protocol(ProtocolError::NoDeviceState))?;
+        Ok((memory, device, control))
     }
 
     /// Collects end marks and answers them, until the last round is applied.

@@ -16,6 +16,7 @@ pub enum ProtocolError {
     RunOverlap,
     ChunkTwice { offset: usize },
     WrongLength,
+    NoDeviceState,
     WrongRound { got: u32, expected: u32 },
     Unexpected(&'static str),
     Hello(&'static str),
@@ -39,6 +40,9 @@ impl fmt::Display for ProtocolError {
                 write!(f, "two channels sent pages of the chunk at {offset:#x} in one round")
             }
             Self::WrongLength => f.write_str("a run table does not add up to its header"),
+            Self::NoDeviceState => {
+                f.write_str("the last round came without the state of the devices")
+            }
             Self::WrongRound { got, expected } => {
                 write!(f, "a frame of round {got} came during round {expected}")
             }
