@@ -376,6 +376,8 @@ impl SourceMachine for Qemu {
     }
 
     fn save(&mut self) -> Result<Vec<u8>, Failure> {
+        // Again after an earlier `resume`.
+        self.prepare(true, BANDWIDTH)?;
         let mut socket = self.socket()?;
         self.qmp.execute("migrate", json!({ "uri": format!("fd:{FD}") }))?;
         let state = self.read(&mut socket)?;

@@ -171,8 +171,11 @@ struct Migration<'a> {
     /// An answer that came before the end of the last round.
     early: Option<Event>,
     bandwidth: Bandwidth,
-    /// The time of the latest survey.
+    /// The times of the latest survey, and of the machine's latest stop.
     survey: Duration,
+    steps: Duration,
+    /// The next share of its time that the guest sleeps, in percent, if the machine can.
+    throttle: Option<u8>,
     /// The guest has been given away.
     gone: bool,
 }
@@ -293,6 +296,8 @@ impl<'a> Migration<'a> {
             early: None,
             bandwidth: Bandwidth::default(),
             survey: Duration::ZERO,
+            steps: Duration::ZERO,
+            throttle: Some(THROTTLE.0),
             gone: false,
         })
     }
@@ -307,15 +312,27 @@ impl<'a> Migration<'a> {
             self.commands.len(),
             mib(report.ram.total),
         ));
-        self.precopy(report)?;
-        report.ram.precopy_bytes = self.sent();
+        let Shared { memory, bitmap, .. } = &*self.shared;
+        self.watch.begin(memory, bitmap).map_err(no_survey)?;
+        loop {
+            self.precopy(report)?;
+            report.ram.precopy_bytes = self.sent();
+            match self.hand_over(Instant::now(), setup, report) {
+                Err(failure) if self.gone => return Err(undecided(&failure)),
+                Err(failure) if self.is_early(&failure, report) => {
+                    self.plan.progress.line(&format!("the guest runs on: {failure}"));
+                    self.machine.resume()?;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
 
-        let stopped = Instant::now();
-        let outcome = self.hand_over(stopped, setup, report);
-        outcome.map_err(|failure| match self.gone {
-            true => undecided(&failure),
-            false => failure,
-        })
+    /// Returns `true` if the stop came too early, and more rounds may help.
+    fn is_early(&self, failure: &Failure, report: &Report) -> bool {
+        failure.code == Code::NotConverged
+            && report.ram.dirty_sync_count < u64::from(self.plan.args.max_rounds)
+            && self.check_time().is_ok()
     }
 
     /// From the stop of the guest to its run at the destination.
@@ -327,7 +344,8 @@ impl<'a> Migration<'a> {
     ) -> Result<(), Failure> {
         self.machine.stop()?;
         let device: Arc<[u8]> = self.machine.save()?.into();
-        let stop_us = micros(stopped.elapsed());
+        self.steps = stopped.elapsed();
+        let stop_us = micros(self.steps);
         // Only now: devices may write memory while they save.
         self.survey(report)?;
         self.refuse_late(stopped, device.len(), report)?;
@@ -377,10 +395,9 @@ impl<'a> Migration<'a> {
     /// none is left: a further round could not make them fewer.
     fn precopy(&mut self, report: &mut Report) -> Result<(), Failure> {
         let args = self.plan.args;
-        let Shared { memory, bitmap, .. } = &*self.shared;
-        self.watch.begin(memory, bitmap).map_err(no_survey)?;
-        let (mut before, mut throttle) = (u64::MAX, Some(THROTTLE.0));
-        for round in 0..args.max_rounds {
+        let mut before = u64::MAX;
+        while report.ram.dirty_sync_count < u64::from(args.max_rounds) {
+            let round = report.ram.dirty_sync_count as u32;
             let (sent, begun) = (self.sent(), Instant::now());
             self.round(round, None, report)?;
             let (bytes, took) = (self.sent() - sent, begun.elapsed());
@@ -401,7 +418,7 @@ impl<'a> Migration<'a> {
                 return Ok(());
             }
             if args.auto_converge && dirty > before / 2 {
-                throttle = self.throttle(throttle)?;
+                self.slow_down()?;
             }
             before = dirty;
         }
@@ -409,11 +426,11 @@ impl<'a> Migration<'a> {
             .not_converged(format_args!("after {} rounds (--max-rounds)", args.max_rounds), report))
     }
 
-    /// Slows the guest down, and returns the next share.
-    fn throttle(&mut self, percent: Option<u8>) -> Result<Option<u8>, Failure> {
-        let Some(percent) = percent else { return Ok(None) };
+    /// Slows the guest down, more than the last time.
+    fn slow_down(&mut self) -> Result<(), Failure> {
+        let Some(percent) = self.throttle else { return Ok(()) };
         let (_, step, most) = THROTTLE;
-        Ok(match self.machine.throttle(percent)? {
+        self.throttle = match self.machine.throttle(percent)? {
             true => {
                 self.plan.progress.line(&format!("the guest sleeps {percent} % of its time"));
                 Some(most.min(percent + step))
@@ -422,7 +439,8 @@ impl<'a> Migration<'a> {
                 self.plan.progress.line("this machine has no means to slow its guest down");
                 None
             }
-        })
+        };
+        Ok(())
     }
 
     /// Looks for changed pages, and returns their number.
@@ -436,10 +454,10 @@ impl<'a> Migration<'a> {
         Ok(dirty)
     }
 
-    /// The survey of the stopped guest, and the rest of its pages.
+    /// The steps of the machine, the survey of the stopped guest, and the rest of its pages.
     fn expected_downtime(&self, device_state: u64) -> Duration {
         let rest = self.shared.bitmap.count() * PAGE as u64 + device_state;
-        self.bandwidth.time_for(rest) + self.survey
+        self.steps + self.survey + self.bandwidth.time_for(rest)
     }
 
     /// Lets a guest go on that has changed more than expected before its stop.
@@ -600,11 +618,7 @@ impl<'a> Migration<'a> {
         if !self.gone {
             self.plan.stop.check()?;
         }
-        if self.deadline.is_some_and(|deadline| now > deadline) {
-            let seconds = self.plan.common.timeout.as_secs_f64();
-            let why = format!("not converged within {seconds} s (--timeout)");
-            return Err(Failure::new(Code::NotConverged, why));
-        }
+        self.check_time()?;
         // Bytes accepted by socket buffers are no sign of life; a message every second is.
         let heard = self.shared.heard.load(Ordering::Relaxed);
         if heard != self.heard.0 {
@@ -621,6 +635,15 @@ impl<'a> Migration<'a> {
                     self.shared.phase(),
                 ),
             ));
+        }
+        Ok(())
+    }
+
+    fn check_time(&self) -> Result<(), Failure> {
+        if self.deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            let seconds = self.plan.common.timeout.as_secs_f64();
+            let why = format!("not converged within {seconds} s (--timeout)");
+            return Err(Failure::new(Code::NotConverged, why));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 mod lab;
 mod process;
+mod tls;
 mod wire;
 
 use std::{

@@ -6,6 +6,5 @@
 
 mod machine;
 mod memory;
-mod moves;
 mod steps;
 mod tracking;
