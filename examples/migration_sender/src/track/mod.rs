@@ -58,8 +58,8 @@ impl fmt::Display for Method {
 pub struct Changes {
     /// Ranges to read and send.
     pub written: Vec<Range<u64>>,
-    /// Ranges that are holes of the file now: zeros, to be sent without a look at the memory. A read
-    /// through a mapping would fill them. A later write is told by the next call.
+    /// All ranges that are holes of the file now: zeros, and a page is sent only if the destination
+    /// has other bytes. A read through a mapping would fill the hole.
     pub holes: Vec<Range<u64>>,
 }
 
@@ -69,8 +69,8 @@ pub trait Tracker: Send + fmt::Debug {
     /// every page.
     fn changes(&mut self) -> io::Result<Vec<Changes>>;
 
-    /// Returns `true` if nearly every returned page has changed. Otherwise a digest tells whether a
-    /// page differs from the destination's.
+    /// Returns `true` if nearly every page of `written` has changed. Otherwise a digest tells whether
+    /// a page differs from the destination's.
     fn is_exact(&self) -> bool;
 }
 

@@ -48,8 +48,6 @@ pub struct Uffd {
     pagemap: File,
     ram: Arc<[GuestRam]>,
     regions: Vec<PageRegion>,
-    /// For each piece of memory the holes that are told.
-    holes: Vec<Vec<Range<u64>>>,
 }
 
 impl Uffd {
@@ -74,8 +72,7 @@ impl Uffd {
             match take(&process, number, &ram, &pagemap) {
                 Ok(uffd) => {
                     let regions = vec![PageRegion::default(); REGIONS];
-                    let holes = vec![Vec::new(); ram.len()];
-                    return Ok(Self { uffd, pagemap, ram, regions, holes });
+                    return Ok(Self { uffd, pagemap, ram, regions });
                 }
                 Err(why) => reason = why,
             }
@@ -99,7 +96,7 @@ impl Uffd {
         Ok(regions)
     }
 
-    fn changes_of(&mut self, number: usize, piece: &GuestRam) -> io::Result<Changes> {
+    fn changes_of(&mut self, piece: &GuestRam) -> io::Result<Changes> {
         const ALL: u64 = PAGE_IS_WRITTEN | PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
         // Their file tells no holes, so all that is absent counts. Digests are compared anyway.
         let is_huge = piece.page_size != PAGE as u64;
@@ -121,12 +118,7 @@ impl Uffd {
             return Ok(Changes { written, holes: Vec::new() });
         }
         let holes = holes(piece, &absent)?;
-        let changes = Changes {
-            written: without(&written, &holes),
-            holes: without(&holes, &self.holes[number]),
-        };
-        self.holes[number] = holes;
-        Ok(changes)
+        Ok(Changes { written: without(&written, &holes), holes })
     }
 }
 
@@ -172,7 +164,7 @@ fn register(uffd: &OwnedFd, piece: &GuestRam) -> io::Result<()> {
 impl Tracker for Uffd {
     fn changes(&mut self) -> io::Result<Vec<Changes>> {
         let ram = Arc::clone(&self.ram);
-        ram.iter().enumerate().map(|(number, piece)| self.changes_of(number, piece)).collect()
+        ram.iter().map(|piece| self.changes_of(piece)).collect()
     }
 
     /// A huge page is written as a whole.

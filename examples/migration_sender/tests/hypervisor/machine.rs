@@ -13,35 +13,37 @@ use std::{
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) const MAX_STATE: usize = 16 << 20;
 
-/// A running QEMU without a disk. Its guest is the firmware, which looks for one in vain.
+/// A running QEMU without a disk. Without a kernel its guest is the firmware.
 pub(crate) struct Machine {
     child: Child,
     pub(crate) socket: PathBuf,
     log: PathBuf,
 }
 
-impl Machine {
-    /// Starts QEMU with further arguments, separated by blanks. `None`, with a word to the user,
-    /// without QEMU.
-    pub(crate) fn start(name: &str, arguments: &str) -> Option<Self> {
-        Self::started(name, arguments, Stdio::null())
-    }
+/// The command line of a machine.
+#[derive(Default)]
+pub(crate) struct Launch<'a> {
+    /// The name of the test.
+    pub(crate) name: &'a str,
+    /// Arguments of QEMU, separated by blanks.
+    pub(crate) arguments: &'a str,
+    /// Further arguments, blanks included.
+    pub(crate) more: &'a [&'a str],
+    /// Inherited by the machine.
+    pub(crate) stdin: Option<Stdio>,
+    /// A library for `LD_PRELOAD`.
+    pub(crate) library: Option<&'a Path>,
+    /// The program [default: the variable `QEMU`, or the distribution's].
+    pub(crate) qemu: Option<String>,
+}
 
-    /// As `start`; the machine inherits `stdin`.
-    pub(crate) fn started(name: &str, arguments: &str, stdin: Stdio) -> Option<Self> {
-        Self::preloaded(name, arguments, stdin, None)
-    }
-
-    /// As `started`, with a library for `LD_PRELOAD`.
-    pub(crate) fn preloaded(
-        name: &str,
-        arguments: &str,
-        stdin: Stdio,
-        library: Option<&Path>,
-    ) -> Option<Self> {
+impl Launch<'_> {
+    /// Starts QEMU. `None`, with a word to the user, without QEMU.
+    pub(crate) fn start(self) -> Option<Machine> {
+        let Self { name, arguments, more, stdin, library, qemu } = self;
         let place = env::temp_dir().join(format!("pinbuf-hypervisor-{}-{name}", process::id()));
         let (socket, log) = (place.with_extension("qmp"), place.with_extension("log"));
-        let qemu = env::var("QEMU").unwrap_or("qemu-system-x86_64".into());
+        let qemu = qemu.or(env::var("QEMU").ok()).unwrap_or("qemu-system-x86_64".into());
         let mut words = qemu.split_whitespace();
         let mut command = Command::new(words.next().unwrap_or_default());
         if let Some(library) = library {
@@ -52,23 +54,36 @@ impl Machine {
             .args(["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-qmp"])
             .arg(format!("unix:{},server=on,wait=off", socket.display()))
             .args(arguments.split_whitespace())
-            .stdin(stdin)
+            .args(more)
+            .stdin(stdin.unwrap_or_else(Stdio::null))
             .stderr(fs::File::create(&log).unwrap())
             .spawn();
         let Ok(child) = child else {
             println!("SKIPPED hypervisor::{name}: no QEMU; install qemu-system-x86");
             return None;
         };
-        let mut machine = Self { child, socket, log };
+        let mut machine = Machine { child, socket, log };
         while UnixStream::connect(&machine.socket).is_err() {
             assert!(machine.child.try_wait().unwrap().is_none(), "{}", machine.log());
             thread::sleep(Duration::from_millis(5));
         }
         Some(machine)
     }
+}
+
+impl Machine {
+    /// Starts QEMU with further arguments, separated by blanks. `None`, with a word to the user,
+    /// without QEMU.
+    pub(crate) fn start(name: &str, arguments: &str) -> Option<Self> {
+        Launch { name, arguments, ..Launch::default() }.start()
+    }
 
     pub(crate) fn pid(&self) -> i32 {
         self.child.id() as i32
+    }
+
+    pub(crate) fn is_alive(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|end| end.is_none())
     }
 
     /// Ends the machine as a crash does.

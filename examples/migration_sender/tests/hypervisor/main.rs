@@ -6,5 +6,6 @@
 
 mod machine;
 mod memory;
+mod moves;
 mod steps;
 mod tracking;

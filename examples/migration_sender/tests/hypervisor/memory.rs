@@ -6,7 +6,6 @@ use std::{
         fd::{AsFd, AsRawFd, FromRawFd},
         unix::fs::FileExt,
     },
-    process::Stdio,
     time::Instant,
 };
 
@@ -19,7 +18,7 @@ use migration_sender::{
 };
 use serde_json::json;
 
-use crate::machine::{Machine, MemoryFile, TIMEOUT};
+use crate::machine::{Launch, Machine, MemoryFile, TIMEOUT};
 
 const MIB: u64 = 1 << 20;
 
@@ -106,9 +105,9 @@ fn an_inherited_memfd_is_found() {
     let path = MemoryFile("/proc/self/fd/0".into());
     let arguments = path.arguments("m0", "64M");
     std::mem::forget(path);
-    let Some(machine) = Machine::started("inherited", &arguments, Stdio::from(inherited)) else {
-        return;
-    };
+    let stdin = Some(inherited.into());
+    let launch = Launch { name: "inherited", arguments: &arguments, stdin, ..Launch::default() };
+    let Some(machine) = launch.start() else { return };
     only(&machine);
 }
 
@@ -177,9 +176,9 @@ fn huge_pages_have_holes_too() {
     let arguments = path.arguments("m0", "64M");
     std::mem::forget(path);
     let inherited = memory.as_fd().try_clone_to_owned().unwrap();
-    let Some(machine) = Machine::started("huge", &arguments, Stdio::from(inherited)) else {
-        return;
-    };
+    let stdin = Some(inherited.into());
+    let launch = Launch { name: "huge", arguments: &arguments, stdin, ..Launch::default() };
+    let Some(machine) = launch.start() else { return };
     let ram = only(&machine);
     assert_eq!(ram.page_size, 2 * MIB);
     let before = data(&ram);

@@ -1,13 +1,13 @@
 //! The library for `LD_PRELOAD`, in a hypervisor.
 
-use std::{env, process::Stdio};
+use std::env;
 
 use migration_sender::{
     hypervisor::{SourceMachine, qemu::Qemu},
-    track::{Changes, Method, choose},
+    track::{Method, choose},
 };
 
-use crate::machine::{MAX_STATE, Machine, MemoryFile, TIMEOUT};
+use crate::machine::{Launch, MAX_STATE, Machine, MemoryFile, TIMEOUT};
 
 #[test]
 fn a_preloaded_hypervisor_is_tracked_and_another_is_not() {
@@ -20,9 +20,8 @@ fn a_preloaded_hypervisor_is_tracked_and_another_is_not() {
         return;
     }
     let library = Some(library.as_path());
-    let Some(machine) = Machine::preloaded("tracked", &arguments, Stdio::null(), library) else {
-        return;
-    };
+    let launch = Launch { name: "tracked", arguments: &arguments, library, ..Launch::default() };
+    let Some(machine) = launch.start() else { return };
     let mut source = Qemu::source(&machine.socket, TIMEOUT, MAX_STATE).unwrap();
     let untracked = source.untracked_writers().unwrap();
     let mut choice = match choose(Method::Uffd, source.ram(), &untracked) {
@@ -39,7 +38,7 @@ fn a_preloaded_hypervisor_is_tracked_and_another_is_not() {
     source.stop().unwrap();
     source.save().unwrap();
     tracker.changes().unwrap();
-    assert_eq!(tracker.changes().unwrap(), [Changes::default()], "the guest stands still");
+    assert_eq!(tracker.changes().unwrap()[0].written, [], "the guest stands still");
     source.resume().unwrap();
     drop(machine);
 
