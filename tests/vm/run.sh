@@ -5,11 +5,14 @@
 # prints heartbeats. A move counts as right if both memories are equal at the end of the downtime, and if the
 # heartbeats go on at the destination without a wrong page. The negative control must end with wrong pages.
 #
+# First the parts for hypervisors move a guest without a network (moves::), then the program does it over TCP, and
+# is disturbed (program::).
+#
 #     QEMU 7.2          each case; RUNS=20 repeats the cases (default: 3, with --short 1)
 #     QEMU 10           the same, from Debian's next release, unpacked into a cache and not installed
 #     from 7.2 to 10    one move by digests
 #
-# --short is one case of QEMU 7.2 by each tracker, and the negative control. As root the script installs Debian's
+# --short is one case of QEMU 7.2 by each tracker, without and with the program, and the negative control. As root the script installs Debian's
 # qemu-system-x86. A missing tool or package is named, and its cases are skipped. Ends with 1 after a failure.
 set -u -o pipefail
 cd "$(dirname "$0")/../.." || exit 1
@@ -81,13 +84,13 @@ moves() {
 
 export VM_SOURCE=$qemu7 VM_DESTINATION=$qemu7
 if [ -n "$short" ]; then
-  VM_RUNS=${RUNS-1} moves 'QEMU 7.2' moves::a_guest_that moves::digests
+  VM_RUNS=${RUNS-1} moves 'QEMU 7.2' moves::a_guest_that moves::digests program::the_program_moves_a_guest
   exit $status
 fi
 export VM_RUNS=${RUNS-3}
-moves 'QEMU 7.2' moves::
+moves 'QEMU 7.2' moves:: program::
 if [ -d "$newer" ]; then
-  VM_SOURCE=$qemu10 VM_DESTINATION=$qemu10 moves 'QEMU 10' moves::
+  VM_SOURCE=$qemu10 VM_DESTINATION=$qemu10 moves 'QEMU 10' moves:: program::the_program
   VM_RUNS=1 VM_DESTINATION=$qemu10 moves 'from 7.2 to 10' moves::a_guest_that
 fi
 exit $status

@@ -4,8 +4,10 @@
 #![allow(clippy::print_stdout, reason = "a skipped test says so")]
 #![allow(clippy::disallowed_types, reason = "the library's sync shim is private to it")]
 
+mod guests;
 mod machine;
 mod memory;
 mod moves;
+mod program;
 mod steps;
 mod tracking;

@@ -1,21 +1,12 @@
 //! A guest that runs and writes moves between two machines of this host, its memory by pread and
 //! pwrite: the parts for hypervisors and trackers in the order of a migration, without a network.
 //!
-//! `tests/vm/run.sh` makes the guest, names it in the environment and runs these tests:
-//!
-//! | variable                            | meaning                            |
-//! |-------------------------------------|------------------------------------|
-//! | `VM_KERNEL`, `VM_INITRD`            | the guest: `tests/vm/guest.rs`     |
-//! | `VM_SOURCE`, `VM_DESTINATION`       | QEMU of both ends                  |
-//! | `VM_LIBRARY`                        | the library for `LD_PRELOAD`       |
-//! | `VM_RUNS`                           | runs of each case                  |
+//! `tests/vm/run.sh` makes the guest and runs these tests; `VM_RUNS` is the number of runs of a case.
 
 use std::{
-    env, fs,
+    env,
     ops::Range,
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -26,38 +17,15 @@ use migration_sender::{
 };
 use xxhash_rust::xxh3::xxh3_128;
 
-use crate::machine::{Launch, MAX_STATE, Machine, MemoryFile, TIMEOUT};
+use crate::{
+    guests::{Case, FAST, Pair, goes_on, last_beat, processor},
+    machine::{MAX_STATE, TIMEOUT},
+};
 
 const STEP: usize = 1 << 20;
 /// A guest that writes faster than it is copied is stopped after these rounds.
 const MAX_ROUNDS: u64 = 5;
-/// Heartbeats at the destination before its own checks count.
-const BEATS: u64 = 10;
 const BEATS_PER_SECOND: u64 = 10;
-
-/// A guest and the way it moves.
-#[derive(Clone, Copy)]
-struct Case {
-    name: &'static str,
-    machine: &'static str,
-    memory_mib: u64,
-    /// Written all over, again and again, at `rate` MiB per second.
-    set_mib: u64,
-    rate: u64,
-    track: Method,
-    /// The wrong way: the source's digests of what it has sent, in place of the destination's.
-    is_negative_control: bool,
-}
-
-const FAST: Case = Case {
-    name: "fast",
-    machine: "pc-i440fx-7.2",
-    memory_mib: 256,
-    set_mib: 64,
-    rate: 200,
-    track: Method::Digest,
-    is_negative_control: false,
-};
 
 /// The counts of a move.
 #[derive(Default, Debug)]
@@ -126,8 +94,6 @@ fn repeat(case: Case) {
 }
 
 fn print(case: &Case, report: &Report) {
-    let processors = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = processors.lines().find_map(|line| line.strip_prefix("model name\t: "));
     println!(
         "MOVED {} by {}: {} MiB/s written, {} rounds, {} MiB, {} pages again, {} KiB of devices, {} wrong pages, \
          downtime {} ms on {}",
@@ -140,47 +106,13 @@ fn print(case: &Case, report: &Report) {
         report.state >> 10,
         report.wrong_pages,
         report.downtime.as_millis(),
-        name.unwrap_or("an unknown processor"),
+        processor(),
     );
 }
 
 /// Moves a guest and lets it run at the destination. `None` without a guest or QEMU.
 fn moved(case: &Case) -> Option<Report> {
-    let (Ok(kernel), Ok(initrd)) = (env::var("VM_KERNEL"), env::var("VM_INITRD")) else {
-        println!("SKIPPED hypervisor::moves: tests/vm/run.sh makes the guest");
-        return None;
-    };
-    let append = format!("console=ttyS0 quiet panic=-1 SET={} RATE={}", case.set_mib, case.rate);
-    let ends = ["source", "destination"].map(|end| {
-        let name = format!("{}-{end}", case.name);
-        (MemoryFile::new(&name), env::temp_dir().join(format!("pinbuf-vm-{name}.serial")), name)
-    });
-    let launch = |end: usize, variable: &str, incoming: &str| {
-        let (memory, serial, name) = &ends[end];
-        let _ = fs::remove_file(serial);
-        let size = format!("{}M", case.memory_mib);
-        let arguments = memory.arguments("m0", &size);
-        let arguments = arguments.replace("-machine pc,", &format!("-machine {},", case.machine));
-        let arguments = format!(
-            "{arguments} -serial file:{} -kernel {kernel} -initrd {initrd} {incoming}",
-            serial.display()
-        );
-        let library = env::var("VM_LIBRARY").ok().map(PathBuf::from);
-        let launch = Launch {
-            name,
-            arguments: &arguments,
-            more: &["-append", &append],
-            library: library.as_deref(),
-            qemu: env::var(variable).ok(),
-            ..Launch::default()
-        };
-        launch.start()
-    };
-    let mut first = launch(0, "VM_SOURCE", "")?;
-    let second = launch(1, "VM_DESTINATION", "-incoming defer")?;
-    let early = wait_for_beat(&ends[0].1, 3, &mut first);
-    assert_eq!(early.wrong, 0, "before the move");
-
+    let Pair { source: first, destination: second, serials, early, .. } = &mut case.start()?;
     let mut source = Qemu::source(&first.socket, TIMEOUT, MAX_STATE).unwrap();
     let mut destination = Qemu::destination(&second.socket, TIMEOUT, MAX_STATE).unwrap();
     let (from, to) = (&source.ram().clone()[0], &destination.ram().clone()[0]);
@@ -206,19 +138,14 @@ fn moved(case: &Case) -> Option<Report> {
     // Part of the test, not of the downtime.
     let pause = Instant::now();
     copy.report.wrong_pages = copy.differences();
-    let last = last_beat(&ends[0].1).unwrap();
+    let last = last_beat(&serials[0]).unwrap();
     let pause = pause.elapsed();
     let pages = (last.written - early.written) / (last.number - early.number).max(1);
     copy.report.rate = (pages * BEATS_PER_SECOND) >> 8;
     destination.start().unwrap();
     copy.report.downtime = stopped.elapsed() - pause;
     if copy.report.wrong_pages == 0 {
-        let (mut machine, serial) = (second, &ends[1].1);
-        let next = wait_for_beat(serial, last.number + BEATS, &mut machine);
-        assert_eq!(next.wrong, 0, "the guest's own checks: {}", machine.log());
-        let text = fs::read_to_string(serial).unwrap();
-        let first = text.lines().find_map(beat).unwrap();
-        assert!(first.number <= last.number + 2, "a heartbeat is missing: {}", first.number);
+        goes_on(&serials[1], &last, second);
     }
     Some(copy.report)
 }
@@ -309,42 +236,4 @@ fn holes(data: &[Range<u64>], size: u64) -> Vec<Range<u64>> {
 
 fn pages(range: &Range<u64>) -> Range<usize> {
     range.start as usize / PAGE..range.end as usize / PAGE
-}
-
-/// A line of the guest: `beat NUMBER written PAGES checked PAGES wrong PAGES`.
-struct Beat {
-    number: u64,
-    written: u64,
-    wrong: u64,
-}
-
-fn beat(line: &str) -> Option<Beat> {
-    let words: Vec<_> = line.split_ascii_whitespace().collect();
-    let ["beat", number, "written", written, "checked", _, "wrong", wrong] = words[..] else {
-        return None;
-    };
-    let number = number.parse().ok()?;
-    Some(Beat { number, written: written.parse().ok()?, wrong: wrong.parse().ok()? })
-}
-
-fn last_beat(serial: &Path) -> Option<Beat> {
-    // Without the rest of a line that is on its way.
-    let text = fs::read_to_string(serial).unwrap_or_default();
-    text.rsplit_once('\n')?.0.lines().rev().find_map(beat)
-}
-
-/// Waits for a heartbeat of the guest.
-fn wait_for_beat(serial: &Path, number: u64, machine: &mut Machine) -> Beat {
-    let started = Instant::now();
-    loop {
-        match last_beat(serial) {
-            Some(beat) if beat.number >= number => return beat,
-            _ => {
-                let said = fs::read_to_string(serial).unwrap_or_default();
-                assert!(started.elapsed() < 2 * TIMEOUT, "no heartbeat {number}: {said}");
-                assert!(machine.is_alive(), "QEMU has ended: {}", machine.log());
-                thread::sleep(Duration::from_millis(20));
-            }
-        }
-    }
 }
