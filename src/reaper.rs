@@ -146,9 +146,11 @@ pub(crate) fn unwatch(fd: BorrowedFd<'_>, token: Token) {
 /// stays as safe as with the thread, and the calls of the program do the work:
 ///
 /// - A dropped sender with anything unsent or in flight waits, with its descriptor, for [`serve`],
-///   [`wait_idle`], a wait for a buffer, or the end of another sender. Each of these calls looks at
-///   all such senders. The time limit [`linger`](crate::sender::SenderBuilder::linger) counts in
+///   [`wait_idle`], a wait for a buffer, or the end of another sender. The end looks at some of
+///   such senders in turn, each other call at all. The time limit [`linger`](crate::sender::SenderBuilder::linger) counts in
 ///   these calls only.
+/// - These calls also run the user code of such senders: drops of payloads, wakers, subscribers. Make
+///   none of them with a lock held that this code takes.
 /// - [`close`](crate::Sender::close), [`drain`](crate::Sender::drain) and
 ///   [`wait`](crate::Sender::wait) wait as ever. An [`alloc`](crate::Pool::alloc) that waits looks at
 ///   the senders every 5 ms.
@@ -193,17 +195,17 @@ pub fn forbid_thread() -> bool {
 /// assert_eq!(pinbuf::reaper::serve(), 0);
 /// ```
 pub fn serve() -> usize {
-    if cfg!(loom) {
-        // Models have no reaper: its state would outlive an execution.
-        return 0;
+    // Models have no reaper: its state would outlive an execution.
+    if cfg!(loom) { 0 } else { Reaper::get().serve(usize::MAX) }
+}
+
+/// Drives some of the dropped senders that have no thread, in turn: thousands of them make no end of a
+/// sender long.
+pub(crate) fn serve_some() {
+    const SOME: usize = 16;
+    if !cfg!(loom) {
+        Reaper::get().serve(SOME);
     }
-    let reaper = Reaper::get();
-    // Cloned, not taken: with an empty list a thread in `wait_idle` would sleep without a limit.
-    let unserved = lock(&reaper.state).unserved.clone();
-    // Timers stay unchanged: the reaper's thread may be about to sleep until the next timer, and an
-    // earlier timer would not wake the thread.
-    unserved.into_iter().for_each(|token| _ = reaper.drive(token));
-    lock(&reaper.state).unserved.len()
 }
 
 /// Returns the present counts of the reaper.
@@ -329,6 +331,21 @@ impl Reaper {
             state.wake_idle_waiters();
         }
         (token, is_served)
+    }
+
+    /// Drives `most` of the unserved senders, in turn. Returns the number of those left.
+    fn serve(&self, most: usize) -> usize {
+        let due = {
+            let unserved = &mut lock(&self.state).unserved;
+            let most = most.min(unserved.len());
+            unserved.rotate_left(most);
+            // Cloned, not taken: with an empty list a thread in `wait_idle` would sleep without a limit.
+            unserved[unserved.len() - most..].to_vec()
+        };
+        // Timers stay unchanged: the reaper's thread may be about to sleep until the next timer, and an
+        // earlier timer would not wake the thread.
+        due.into_iter().for_each(|token| _ = self.drive(token));
+        lock(&self.state).unserved.len()
     }
 
     /// Returns the thread's watcher; starts the thread if it is not running and not forbidden.
@@ -644,6 +661,25 @@ mod tests {
         assert!(removed.is_err(), "the thread would wake for a sender that it does not know");
         let (token, is_served) = reaper.adopt(socket.as_fd(), content);
         assert_eq!((is_served, &lock(&reaper.state).unserved), (false, &vec![token]));
+    }
+
+    #[test]
+    fn some_senders_are_served_in_turn() {
+        let (reaper, contents) =
+            (Reaper::default(), [(); 40].map(|()| Arc::new(Content::default())));
+        for content in &contents {
+            let mut state = lock(&reaper.state);
+            let token = state.enter(Sender::Owned(Arc::<Content>::clone(content)));
+            state.unserved.push(token);
+        }
+        let driven = || contents.each_ref().map(|content| content.0.load(Ordering::Relaxed));
+        for (turn, sum) in [16, 32, 48].into_iter().enumerate() {
+            assert_eq!(reaper.serve(16), 40);
+            assert_eq!(driven().iter().sum::<usize>(), sum, "turn {turn}");
+        }
+        assert!(driven().iter().all(|times| (1..=2).contains(times)));
+        assert_eq!(reaper.serve(usize::MAX), 40);
+        assert_eq!(driven().iter().sum::<usize>(), 88);
     }
 
     #[cfg(target_os = "linux")]

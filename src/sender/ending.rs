@@ -136,7 +136,7 @@ impl<K: Kernel> Core<K> {
             }
         }
         // Otherwise a program without the thread that only drops would run out of descriptors.
-        reaper::serve();
+        reaper::serve_some();
         panics.resume();
     }
 }
