@@ -579,16 +579,17 @@ impl<K: Kernel> Core<K> {
         if self.is_forked() {
             return Err(SendError::Forked(()));
         }
-        let (mut machine, Step { stop, .. }) = self.advance(self.enter(), Goal::Push);
+        let (mut machine, mut step) = self.advance(self.enter(), Goal::Push);
         let pools = bufs.iter().filter_map(Memory::pool);
         let quotas = pools.map(|pool| (pool.id(), pool.sender_quota()));
         if !machine.quotas_allow(quotas.clone()) {
-            machine = self.advance(machine, Goal::Read).0;
+            // What the queue releases may let the unsent part go on too.
+            (machine, step) = self.advance(machine, Goal::Flush);
         }
         let stop = if let Some(error) = machine.connection_error() {
             Some(Stop::Failed(error))
         } else if machine.is_unsent() {
-            stop.or(Some(Stop::Blocked))
+            step.stop.or(Some(Stop::Blocked))
         } else if !machine.quotas_allow(quotas) {
             machine.in_flight.done.held_back(Cause::Quota);
             Some(Stop::Window)

@@ -219,6 +219,21 @@ fn a_blocked_send_hears_of_a_visitors_proof() {
 }
 
 #[test]
+fn a_refused_vectored_send_leaves_a_reason_to_wait() {
+    let pool = Pool::builder().class(4096, 2).sender_quota(1).build().unwrap();
+    let kernel = stream([Part(1000)]);
+    let sender = kernel.sender(Config { max_in_flight_sends: 1, ..config() });
+    sender.try_send(filled(&pool)).unwrap();
+    // The release comes behind the look for the unsent part, and before the look for the quota.
+    let network = kernel.clone();
+    kernel.with(|state| state.on_read = Some(Box::new(move || network.release())));
+    let mut bufs = vec![filled(&pool).into()];
+    let refused = sender.try_send_vectored(&mut bufs);
+    assert!(matches!(refused, Err(SendError::WouldBlock(()))));
+    assert!(sender.interest().released, "the unsent part is in flight");
+}
+
+#[test]
 fn a_blocked_send_does_not_wake_its_own_thread() {
     let kernel = by_edges(FakeKernel::new(Transport::Stream, Fail(EAGAIN)));
     let sender = kernel.sender(config());
