@@ -20,7 +20,8 @@ use crate::{error::OsError, sender::Socket, sync::Arc};
 /// [`Stream::into_split`](super::Stream::into_split).
 ///
 /// The half moves to any task or thread. A read is cancel safe: a dropped read has read nothing. No
-/// notification wakes a task that reads.
+/// notification wakes a task that reads a stream. A task that waits for a datagram may be woken once by
+/// each: the news of an error is the same.
 ///
 /// A read of 0 bytes is the end of the peer's whole stream. After a reset, or after TCP has given the peer up,
 /// every read fails, also if a send was told of the error first.
@@ -56,7 +57,8 @@ impl ReadHalf<UdpSocket> {
     ///
     /// # Errors
     ///
-    /// The error of `recvfrom(2)`: over a connected socket also `ECONNREFUSED`, about an earlier send.
+    /// The error of `recvfrom(2)`: over a connected socket also `ECONNREFUSED`, about an earlier send. The
+    /// kernel tells each error once, so a later send may be told in place of this call.
     ///
     /// # Cancel safety
     ///

@@ -3,6 +3,7 @@
 use std::{mem, task::Waker};
 
 use super::{
+    super::transport::Transport,
     Goal,
     call::{Refused, Stop},
     cold::Awaited,
@@ -82,7 +83,10 @@ impl Machine {
     /// Tells the machine the news of the socket, and returns the goal of the run behind the news. Data
     /// alone concerns only the task that reads: a visit of an idle sender would read an empty error queue.
     pub(crate) fn heed(&mut self, news: News, goal: Goal) -> Goal {
-        if news.readable {
+        // An error of an earlier datagram is for the next call, also for a read; of a stream it comes with
+        // data. The same news tells of notifications, and only a read tells the two apart.
+        let may_fail = news.error && self.transport == Transport::Datagram && self.asks_for_data();
+        if news.readable || may_fail {
             self.cold_mut().has_data = true;
             self.in_flight.done.news = true;
         }
