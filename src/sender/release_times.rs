@@ -21,7 +21,8 @@ use crate::id::{IdRange, NotificationId};
 /// or an allocation reads notifications counts too. Copied sends are not counted, nor are releases
 /// without a notification.
 ///
-/// Snapshots of several senders add up. The feature `serde` serializes counts and nanoseconds.
+/// Snapshots of several senders add up. The feature `serde` serializes counts and nanoseconds,
+/// each as a `u64`: a total of more than 584 years is the largest number.
 ///
 /// ```
 /// # use std::{io, net::{TcpListener, TcpStream}, time::Duration};
@@ -139,7 +140,8 @@ impl serde::Serialize for ReleaseTimes {
             fields.serialize_field(name, &nanoseconds(self.quantile(share)))?;
         }
         fields.serialize_field("max_ns", &nanoseconds(self.max()))?;
-        fields.serialize_field("total_ns", &self.total.as_nanos())?;
+        let total_ns = u64::try_from(self.total.as_nanos()).unwrap_or(u64::MAX);
+        fields.serialize_field("total_ns", &total_ns)?;
         fields.end()
     }
 }
