@@ -78,8 +78,10 @@
 //!   everything goes by copy from the start.
 //! - A sender dropped with nothing in flight just closes its socket, without an event.
 //! - A subscriber runs in the thread with the news, which may be the thread of the
-//!   [reaper](crate::reaper). No lock is held meanwhile, so that a subscriber may use the sender. A
-//!   panic of a subscriber goes to the caller, like the panic of a waker, and nothing is lost.
+//!   [reaper](crate::reaper). The library holds no lock meanwhile. So a subscriber may use the
+//!   sender through its other half ([`split`](crate::Sender::split)); a lock of the program around the
+//!   sender, which the sending thread holds, would be a deadlock. A panic of a
+//!   subscriber goes to the caller, like the panic of a waker, and nothing is lost.
 //! - `tracing` drops events inside of a subscriber's own call.
 //!
 //! | limit | change |

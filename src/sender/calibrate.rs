@@ -82,7 +82,8 @@ pub struct SendCost {
 ///
 /// Senders with a [`DataHint`] follow the first measurement of the process. Without an earlier one,
 /// the first adoption with a hint measures. A program that adopts sockets where nothing may
-/// wait, such as in a task, calls this function first.
+/// wait, such as in a task, calls this function first. If the measurement of an adoption fails, senders
+/// follow the usual sizes from then on, also after a success of this function.
 ///
 /// Both ways of sending are timed on UDP datagrams to a multicast group with a time to live of 0.
 /// The kernel builds the packet and frees it before any device sees it, so no late copy is made, as

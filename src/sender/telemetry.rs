@@ -1,8 +1,8 @@
 //! Events of a sender for subscribers of `tracing`: rare changes, and nothing per send.
 //!
 //! The machine pushes an [`Event`] under the lock, and the driver tells it where tasks are woken: with
-//! no lock held, so that a subscriber may use the sender. Without the feature `tracing` the types are
-//! empty and no event is made.
+//! no lock held, so that a subscriber may use the sender through its other half. Without the feature
+//! `tracing` the types are empty and no event is made.
 
 #[cfg(feature = "tracing")]
 use tracing::field::display;
