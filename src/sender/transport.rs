@@ -237,13 +237,12 @@ mod tests {
 
     #[test]
     fn an_earlier_datagrams_error_does_not_end_the_sender() {
-        const ECONNREFUSED: i32 = 111;
         let (kernel, sender) = datagrams();
         for len in [100, LEN] {
-            kernel.will([Answer::Fail(ECONNREFUSED)]);
+            kernel.will([Answer::Fail(errno::ECONNREFUSED)]);
             match sender.try_send(&BYTES[..len]) {
                 Err(SendError::Os { error, buf }) => {
-                    assert_eq!((error.raw(), buf.len()), (ECONNREFUSED, len));
+                    assert_eq!((error.raw(), buf.len()), (errno::ECONNREFUSED, len));
                 }
                 other => panic!("{other:?}"),
             }
@@ -330,11 +329,15 @@ mod tests {
 
     #[test]
     fn losses_are_counted_by_their_place() {
-        const ECONNREFUSED: i32 = 111;
-        const ENETUNREACH: i32 = 101;
         let (kernel, sender) = datagrams();
         for len in [100, LEN] {
-            for errno in [errno::ENOBUFS, errno::EPERM, ECONNREFUSED, ENETUNREACH, errno::EFAULT] {
+            for errno in [
+                errno::ENOBUFS,
+                errno::EPERM,
+                errno::ECONNREFUSED,
+                errno::ENETUNREACH,
+                errno::EFAULT,
+            ] {
                 kernel.will([Answer::FailWithNote(errno)]);
                 sender.try_send(&BYTES[..len]).unwrap_err();
             }
