@@ -480,6 +480,11 @@ sentences! {
         },
         "no interface of this host has a queue that heeds times or rates; `tc qdisc replace dev INTERFACE root fq`"
         NoQueue,
+        "the rate of a datagram socket can only be lowered, and is {limit} bytes a second; use a new socket"
+        OnlyLower {
+            /// The present limit, in bytes a second.
+            limit: u64,
+        },
         "the system refused: {error}"
         /// `EOPNOTSUPP` off Linux, and for transmit times of a TCP socket.
         Os(error: OsError),
@@ -490,7 +495,7 @@ impl Error for PacingError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match self {
             Self::Os(error) => Some(error),
-            Self::Queue { .. } | Self::NoQueue => None,
+            Self::Queue { .. } | Self::NoQueue | Self::OnlyLower { .. } => None,
         }
     }
 }

@@ -42,15 +42,25 @@ use crate::{
 /// The headers count too. Over UDP a train leaves as a whole at its turn, unless the queue cuts it: make
 /// trains no longer than a receiver's buffer takes at once.
 ///
+/// TCP heeds every change. The limit of a datagram socket can only be lowered: the kernel would store a higher
+/// one, and pace as before.
+///
 /// # Errors
 ///
+/// [`PacingError::OnlyLower`] for a higher limit, or none, of a datagram socket that has one,
 /// [`PacingError::Queue`] for a connected datagram socket whose queue does not pace,
 /// [`PacingError::NoQueue`] for an unconnected one if no queue of this host does, and the error of the
 /// system. The rate is unchanged.
 pub fn set_max_rate(socket: impl AsFd, bytes_per_second: Option<u64>) -> Result<(), PacingError> {
     let fd = socket.as_fd();
-    if bytes_per_second.is_some() && pacing::leaves_pacing_to_the_queue(fd)? {
-        check_queue_of(fd)?;
+    if pacing::leaves_pacing_to_the_queue(fd)? {
+        let limit = pacing::max_rate(fd)?;
+        if bytes_per_second.unwrap_or(u64::MAX) > limit {
+            return Err(PacingError::OnlyLower { limit });
+        }
+        if bytes_per_second.is_some() {
+            check_queue_of(fd)?;
+        }
     }
     Ok(pacing::set_max_rate(fd, bytes_per_second)?)
 }
@@ -167,6 +177,18 @@ impl From<std::io::Error> for PacingError {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_rate_of_a_datagram_socket_is_only_lowered() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(set_max_rate(&socket, None), Ok(()), "no limit as yet");
+        pacing::set_max_rate(socket.as_fd(), Some(1000)).unwrap();
+        for higher in [Some(1001), None] {
+            let error = Err(PacingError::OnlyLower { limit: 1000 });
+            assert_eq!(set_max_rate(&socket, higher), error);
+        }
+    }
 
     #[test]
     fn an_interface_paces_if_all_its_queues_do() {

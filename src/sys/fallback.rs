@@ -275,6 +275,11 @@ pub(crate) mod pacing {
     }
 
     /// Refuses.
+    pub(crate) fn max_rate(_fd: BorrowedFd<'_>) -> io::Result<u64> {
+        super::unsupported()
+    }
+
+    /// Refuses.
     pub(crate) fn leaves_pacing_to_the_queue(_fd: BorrowedFd<'_>) -> io::Result<bool> {
         super::unsupported()
     }

@@ -18,6 +18,7 @@ pub(super) trait Plain: Copy {}
 impl Plain for c_int {}
 impl Plain for u32 {}
 impl Plain for u8 {}
+impl Plain for usize {}
 
 /// Reads an option into `value` and returns the number of bytes that were filled.
 pub(super) fn get_option<T: Plain>(
