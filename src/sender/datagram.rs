@@ -61,8 +61,8 @@ impl Datagram {
         Self::default()
     }
 
-    /// The source address: one of this host, of the family of the destination. The port stays the
-    /// socket's.
+    /// The source address: one of this host, of the family of the destination. An IPv4-mapped address
+    /// is of IPv4. The port stays the socket's.
     ///
     /// A server that answers from the address of the question needs this on a host with several
     /// addresses. A foreign address fails: `ENETUNREACH` or `EINVAL`.
@@ -86,7 +86,7 @@ impl Datagram {
     ///
     /// | limit | beyond |
     /// |---|---|
-    /// | 65,507 bytes to IPv4, 65,527 bytes to IPv6 | [`InvalidDatagram::TooLong`], before the call |
+    /// | 65,507 bytes to IPv4, 65,527 bytes to IPv6 | [`InvalidDatagram::TooLong`], before the call; to a connected peer of IPv4 after the call |
     /// | 128 segments; 64 on older kernels | [`InvalidDatagram::TooManySegments`], before the call or after |
     /// | a segment and its headers fit the MTU of the route: with 1,500 bytes, 1,472 over IPv4 and 1,452 over IPv6 | [`InvalidDatagram::SegmentTooLong`] after the call; `EINVAL` on older kernels |
     pub fn segment_size(mut self, bytes: u16) -> Self {
@@ -129,8 +129,8 @@ impl Datagram {
         if self.to.is_some_and(|to| to.port() == 0) {
             return Err(InvalidDatagram::NoPort);
         }
-        let families = to.zip(self.source).map(|(to, source)| to.is_ipv4() == source.is_ipv4());
-        if families == Some(false) {
+        let source = self.source.map(|source| source.to_canonical());
+        if to.zip(source).is_some_and(|(to, source)| to.is_ipv4() != source.is_ipv4()) {
             return Err(InvalidDatagram::Families);
         }
         if self.interface != 0 && to.is_none() && self.source.is_none() {
@@ -170,6 +170,10 @@ impl Datagram {
     fn explain(&self, error: OsError, len: usize) -> Option<InvalidDatagram> {
         let segments = self.segments(len)?;
         match error.raw() {
+            // The family of the peer is unknown before the call.
+            errno::EMSGSIZE if self.to.is_none() && len > MOST_V4 => {
+                Some(InvalidDatagram::TooLong { len, most: MOST_V4 })
+            }
             errno::EMSGSIZE => {
                 let bytes = usize::from(self.segment_size?);
                 Some(InvalidDatagram::SegmentTooLong { bytes })
@@ -305,6 +309,9 @@ mod tests {
         assert_eq!(to(TO_V6).source(own("127.0.0.1")).check(1), Err(InvalidDatagram::Families));
         let mapped = to("[::ffff:192.0.2.1]:9").source(own("127.0.0.1"));
         assert_eq!(mapped.check(1), Ok(()));
+        assert_eq!(to(TO).source(own("::ffff:127.0.0.1")).check(1), Ok(()));
+        let error = Err(InvalidDatagram::Families);
+        assert_eq!(to(TO_V6).source(own("::ffff:127.0.0.1")).check(1), error);
         assert_eq!(Datagram::to_peer().source(own("::1")).interface(1).check(1), Ok(()));
         assert_eq!(Datagram::to_peer().interface(1).check(1), Err(InvalidDatagram::InterfaceAlone));
         assert_eq!(to("192.0.2.1:0").check(1), Err(InvalidDatagram::NoPort));
@@ -312,7 +319,7 @@ mod tests {
 
     #[test]
     fn the_kernels_refusal_of_a_train_names_the_limit() {
-        let (einval, emsgsize) = (OsError::from_raw(errno::EINVAL), OsError::from_raw(90));
+        let [einval, emsgsize] = [errno::EINVAL, errno::EMSGSIZE].map(OsError::from_raw);
         let train = to(TO).segment_size(500);
         let error = InvalidDatagram::TooManySegments { segments: 65, most: 64 };
         assert_eq!(train.explain(einval, 65 * 500), Some(error));
@@ -320,5 +327,10 @@ mod tests {
         let error = InvalidDatagram::SegmentTooLong { bytes: 500 };
         assert_eq!(train.explain(emsgsize, 1000), Some(error));
         assert_eq!(to(TO).explain(emsgsize, 1000), None, "no train");
+        let train = Datagram::to_peer().segment_size(1200);
+        let error = InvalidDatagram::TooLong { len: 65_508, most: 65_507 };
+        assert_eq!(train.explain(emsgsize, 65_508), Some(error), "the peer is of IPv4");
+        let error = InvalidDatagram::SegmentTooLong { bytes: 1200 };
+        assert_eq!(train.explain(emsgsize, 65_507), Some(error));
     }
 }

@@ -119,9 +119,17 @@ fn a_socket_of_both_families_sends_to_either() {
         assert_same(&received(receiver).0, &pattern(20_000, 1));
         assert!(sender.wait(ticket, soon()).unwrap().is_released());
     }
+    let IpAddr::V4(own_v4) = own else { unreachable!() };
     for to in [address(&v4), mapped] {
-        sender.send_to(&b"from here"[..], Datagram::to(to).source(own)).unwrap();
-        assert_eq!(received(&v4).1.ip(), own);
+        // The second is the form in which a socket of both families tells of the address of a question.
+        for source in [own, own_v4.to_ipv6_mapped().into()] {
+            for to in
+                [Datagram::to(to).source(source), Datagram::to(to).source(source).interface(1)]
+            {
+                sender.send_to(&b"from here"[..], to).unwrap();
+                assert_eq!(received(&v4).1.ip(), own);
+            }
+        }
     }
 }
 
@@ -377,7 +385,13 @@ fn a_rate_holds_trains_back() {
         run("tc qdisc add dev lo root fq")?;
         let far = bound("127.0.0.1");
         let mut sender = zero_copy().adopt(bound("127.0.0.1")).unwrap();
-        pacing::set_max_rate(&sender, Some(500_000)).unwrap();
+        for limit in [1_000_000, 500_000] {
+            pacing::set_max_rate(&sender, Some(limit)).unwrap();
+        }
+        for higher in [Some(1_000_000), None] {
+            let error = Err(PacingError::OnlyLower { limit: 500_000 });
+            assert_eq!(pacing::set_max_rate(&sender, higher), error);
+        }
         let earliest = Instant::now() + Duration::from_millis(500);
         let to = Datagram::to(address(&far)).segment_size(1000);
         // The socket has no room for all of them unread.
