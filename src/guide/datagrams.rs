@@ -78,7 +78,8 @@
 //! Trains in a burst overrun a receiver's buffer, or a switch. Of the two ways against that, both need the queue `fq` on
 //! the interface, and say so where it is missing: [`pacing`](crate::pacing).
 //!
-//! - [`pacing::set_max_rate`](crate::pacing::set_max_rate): bytes a second for the socket, all receivers together.
+//! - [`pacing::set_max_rate`](crate::pacing::set_max_rate): bytes a second for the socket, all receivers together; can
+//!   only be lowered.
 //! - [`Datagram::at`](crate::sender::Datagram::at): a time for each train. The program is far ahead of the wire, and sleeps
 //!   seldom. A buffer is in flight until its time.
 //!

@@ -705,8 +705,9 @@ impl<S: Socket> Sender<S> {
     /// connection failed.
     ///
     /// For a program that watches [`event_fd`](Self::event_fd), which tells of data too from the first call
-    /// on. Read first, and poll when the read would block. Ready is a hint: the next read may block again. A
-    /// notification or room in the socket makes no task ready. The task of the last poll is woken.
+    /// on. Read first, and poll when the read would block. Ready is a hint: the next read may block again. Room
+    /// in the socket makes no task ready, and no notification of a stream. A notification of a datagram may,
+    /// since the news of an error is the same. The task of the last poll is woken.
     ///
     /// The kernel reports the error of a connection once: to a read, or to a send. After a send has reported the
     /// error, reads return the data that came before and then 0, as at the end of a whole stream. Ask
