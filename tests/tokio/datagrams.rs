@@ -16,7 +16,9 @@ use crate::{
     common::{
         assert_same, filled,
         namespace::{in_a_namespace, run},
-        pattern, pool, set_option, wait_until_all_free, zero_copy,
+        pattern, pool,
+        process::alone,
+        set_option, wait_until_all_free, zero_copy,
     },
     counted, runtimes, soon,
 };
@@ -102,52 +104,59 @@ fn a_datagram_wakes_the_task_that_receives() {
 /// The error is the only news of the socket.
 #[test]
 fn a_refusal_by_the_peer_wakes_the_task_that_receives() {
-    for runtime in runtimes() {
-        for host in HOSTS {
-            runtime.block_on(async {
-                let near = bound(host);
-                near.connect(address(&bound(host))).unwrap();
-                let (mut read, mut write) = Stream::adopt(zero_copy(), near).unwrap().into_split();
-                for len in [100, 20_000] {
-                    let receiving = tokio::spawn(counted(async move {
-                        let error = soon(read.recv_from(&mut [0; 16])).await.unwrap_err();
-                        (read, error)
-                    }));
-                    // The task waits before the error.
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    soon(write.send_to(pattern(len, 1), Datagram::to_peer())).await.unwrap();
-                    let ((half, error), polls) = receiving.await.unwrap();
-                    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-                    read = half;
-                    assert!(polls <= 3, "{polls}");
-                }
-            });
+    // The end of a runtime of another test would wake these tasks too.
+    alone(|| {
+        for runtime in runtimes() {
+            for host in HOSTS {
+                runtime.block_on(async {
+                    let near = bound(host);
+                    near.connect(address(&bound(host))).unwrap();
+                    let (mut read, mut write) =
+                        Stream::adopt(zero_copy(), near).unwrap().into_split();
+                    for len in [100, 20_000] {
+                        let receiving = tokio::spawn(counted(async move {
+                            let error = soon(read.recv_from(&mut [0; 16])).await.unwrap_err();
+                            (read, error)
+                        }));
+                        // The task waits before the error.
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        soon(write.send_to(pattern(len, 1), Datagram::to_peer())).await.unwrap();
+                        let ((half, error), polls) = receiving.await.unwrap();
+                        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+                        read = half;
+                        assert!(polls <= 3, "{polls}");
+                    }
+                });
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn a_notification_wakes_the_task_that_receives_once_at_most() {
-    const SENDS: usize = 20;
-    for runtime in runtimes() {
-        runtime.block_on(async {
-            let (near, far) = (bound(HOSTS[0]), bound(HOSTS[0]));
-            let near_address = address(&near);
-            let (read, mut write) = Stream::adopt(zero_copy(), near).unwrap().into_split();
-            let receiving = tokio::spawn(counted(answer(read)));
-            tokio::task::yield_now().await;
-            for seed in 0..SENDS {
-                let to = address(&far);
-                let ticket = soon(write.send_to(pattern(1000, seed), to)).await.unwrap();
-                assert_same(&received(&far, 1000).0, &pattern(1000, seed));
-                assert!(soon(write.released(ticket)).await.unwrap().is_released());
-            }
-            far.send_to(b"thanks", near_address).unwrap();
-            let ((got, _), polls) = receiving.await.unwrap();
-            assert_eq!(got, b"thanks");
-            assert!(polls <= SENDS + 3, "{polls}");
-        });
-    }
+    // The end of a runtime of another test would wake these tasks too.
+    alone(|| {
+        const SENDS: usize = 20;
+        for runtime in runtimes() {
+            runtime.block_on(async {
+                let (near, far) = (bound(HOSTS[0]), bound(HOSTS[0]));
+                let near_address = address(&near);
+                let (read, mut write) = Stream::adopt(zero_copy(), near).unwrap().into_split();
+                let receiving = tokio::spawn(counted(answer(read)));
+                tokio::task::yield_now().await;
+                for seed in 0..SENDS {
+                    let to = address(&far);
+                    let ticket = soon(write.send_to(pattern(1000, seed), to)).await.unwrap();
+                    assert_same(&received(&far, 1000).0, &pattern(1000, seed));
+                    assert!(soon(write.released(ticket)).await.unwrap().is_released());
+                }
+                far.send_to(b"thanks", near_address).unwrap();
+                let ((got, _), polls) = receiving.await.unwrap();
+                assert_eq!(got, b"thanks");
+                assert!(polls <= SENDS + 3, "{polls}");
+            });
+        }
+    });
 }
 
 #[test]

@@ -25,11 +25,14 @@ const COUNT: usize = 20;
 
 #[test]
 fn a_send_wakes_its_task_twice_at_most() {
-    for runtime in runtimes() {
-        for builder in [zero_copy(), zero_copy().max_in_flight_sends(1)] {
-            runtime.block_on(sends(builder));
+    // The end of a runtime of another test would wake these tasks too.
+    alone(|| {
+        for runtime in runtimes() {
+            for builder in [zero_copy(), zero_copy().max_in_flight_sends(1)] {
+                runtime.block_on(sends(builder));
+            }
         }
-    }
+    });
 }
 
 async fn sends(builder: SenderBuilder) {
@@ -57,36 +60,40 @@ const PART: usize = 8000;
 
 #[test]
 fn a_notification_wakes_only_the_task_of_its_send() {
-    for runtime in runtimes() {
-        runtime.block_on(async {
-            let (stream, mut far) = stream_of(zero_copy().threshold_bytes(4096), STALLED);
-            let (mut read, mut write) = stream.into_split();
-            let reading = tokio::spawn(counted(async move { soon(read.read_u8()).await.unwrap() }));
-            let mut releases = Vec::new();
-            for seed in 0..COUNT {
-                let ticket = soon(write.send(pattern(PART, seed))).await.unwrap();
-                releases.push(tokio::spawn(counted(soon(write.released(ticket)))));
-            }
-            // Every task waits before the first release.
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            let peer = thread::spawn(move || {
-                for _ in 0..COUNT {
-                    far.read_exact(&mut [0; PART]).unwrap();
-                    // So that many notifications come.
-                    thread::sleep(Duration::from_millis(2));
+    // The end of a runtime of another test would wake these tasks too.
+    alone(|| {
+        for runtime in runtimes() {
+            runtime.block_on(async {
+                let (stream, mut far) = stream_of(zero_copy().threshold_bytes(4096), STALLED);
+                let (mut read, mut write) = stream.into_split();
+                let reading =
+                    tokio::spawn(counted(async move { soon(read.read_u8()).await.unwrap() }));
+                let mut releases = Vec::new();
+                for seed in 0..COUNT {
+                    let ticket = soon(write.send(pattern(PART, seed))).await.unwrap();
+                    releases.push(tokio::spawn(counted(soon(write.released(ticket)))));
                 }
-                far
+                // Every task waits before the first release.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                let peer = thread::spawn(move || {
+                    for _ in 0..COUNT {
+                        far.read_exact(&mut [0; PART]).unwrap();
+                        // So that many notifications come.
+                        thread::sleep(Duration::from_millis(2));
+                    }
+                    far
+                });
+                for released in releases {
+                    let (fate, polls) = released.await.unwrap();
+                    assert!(fate.unwrap().is_released());
+                    assert!(polls <= 2, "{polls}");
+                }
+                let mut far = peer.join().unwrap();
+                far.write_all(&[7]).unwrap();
+                assert_eq!(reading.await.unwrap(), (7, 2));
             });
-            for released in releases {
-                let (fate, polls) = released.await.unwrap();
-                assert!(fate.unwrap().is_released());
-                assert!(polls <= 2, "{polls}");
-            }
-            let mut far = peer.join().unwrap();
-            far.write_all(&[7]).unwrap();
-            assert_eq!(reading.await.unwrap(), (7, 2));
-        });
-    }
+        }
+    });
 }
 
 #[test]
