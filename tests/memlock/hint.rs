@@ -15,7 +15,7 @@ use crate::{
     common::{
         become_ordinary, limit_memlock,
         process::{alone, thread_count},
-        turn,
+        skip, soon, turn,
     },
 };
 
@@ -51,6 +51,14 @@ fn threshold_kib(builder: SenderBuilder) -> usize {
     without.next().unwrap_or(64)
 }
 
+/// Returns `true` if the kernel copies a datagram to a group after all.
+fn copies_late() -> bool {
+    let mut sender = adopt(Sender::builder().policy(Policy::Prefer));
+    sender.try_send(&BYTES[..]).unwrap();
+    sender.drain(soon()).unwrap();
+    sender.stats().deferred_copies > 0
+}
+
 /// The sends that measure during an adoption.
 fn measured(builder: SenderBuilder) -> usize {
     calls::during(|| drop(adopt(builder))).sends
@@ -76,7 +84,12 @@ fn an_adoption_measures_only_with_a_hint_and_once() {
 fn a_sender_follows_its_hint_and_the_first_measurement() {
     let _turn = turn();
     alone(|| {
-        let found = calibrate_threshold().expect("the locked memory is free");
+        let found = calibrate_threshold();
+        if found.is_err() && copies_late() {
+            let why = "this kernel copies for loopback before it looks for members";
+            return skip("hint::a_sender_follows_its_hint_and_the_first_measurement", why);
+        }
+        let found = found.expect("the locked memory is free");
         assert_eq!(measured(with(DataHint::Cold)), 0, "measured before");
         let [cold, cached] = [&found.cold, &found.cached].map(|of| of.threshold_bytes >> 10);
         let cold = cold.min(16);
