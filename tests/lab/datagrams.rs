@@ -6,8 +6,9 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     net::{SocketAddr, UdpSocket},
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -75,6 +76,19 @@ impl Arrived {
             }
             _ => self.corrupt += 1,
         }
+    }
+}
+
+/// A road, for a user who may have socket buffers beyond the limits of the host.
+fn road() -> Result<Road, String> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
+    let (fd, bytes): (_, libc::c_int) = (socket.as_fd().as_raw_fd(), 32 << 20);
+    let len = size_of::<libc::c_int>() as libc::socklen_t;
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_RCVBUFFORCE);
+    // SAFETY: setsockopt(2) reads one int, alive during the call.
+    match unsafe { libc::setsockopt(fd, level, name, (&raw const bytes).cast(), len) } {
+        0 => Road::build(),
+        _ => Err(format!("large socket buffers: {}", io::Error::last_os_error())),
     }
 }
 
@@ -156,7 +170,7 @@ fn without_loss(road: &Road) {
 #[test]
 fn trains_from_few_slots_arrive_once_and_intact() {
     in_a_namespace(|| {
-        let road = Road::build()?;
+        let road = road()?;
         road.queue(QUEUE)?;
         without_loss(&road);
         Ok(())
@@ -166,7 +180,7 @@ fn trains_from_few_slots_arrive_once_and_intact() {
 #[test]
 fn a_filter_of_the_sender_drops_whole_trains_and_says_so() {
     in_a_namespace(|| {
-        let road = Road::build()?;
+        let road = road()?;
         road.queue(QUEUE)?;
         without_loss(&road);
         road.lose(Side::Sender, 20)?;
@@ -192,7 +206,7 @@ fn a_filter_of_the_sender_drops_whole_trains_and_says_so() {
 #[test]
 fn a_loss_on_the_way_is_silent_and_corrupts_no_byte() {
     in_a_namespace(|| {
-        let road = Road::build()?;
+        let road = road()?;
         road.queue(QUEUE)?;
         without_loss(&road);
         road.lose(Side::Receiver, 20)?;
@@ -205,7 +219,7 @@ fn a_loss_on_the_way_is_silent_and_corrupts_no_byte() {
 #[test]
 fn trains_over_a_bad_road_arrive_intact_or_not_at_all() {
     in_a_namespace(|| {
-        let road = Road::build()?;
+        let road = road()?;
         for course in ["delay 10ms 5ms loss 10%", "delay 10ms 8ms loss 5% reorder 20%"] {
             // The courses lose packets: with delay alone, nothing is lost.
             road.shape_from(Side::Sender, "delay 10ms")?;
@@ -237,7 +251,7 @@ fn losing(road: &Road, course: &str) {
 #[test]
 fn without_the_library_overwritten_trains_arrive_corrupt() {
     in_a_namespace(|| {
-        let road = Road::build()?;
+        let road = road()?;
         road.queue(QUEUE)?;
         let peer = Peer::start(&road);
         let near = UdpSocket::bind(("0.0.0.0", 0)).unwrap();
