@@ -1,7 +1,7 @@
 //! A connection of the source: the use of pinbuf.
 //!
 //! A packet is one vectored send: a header with its run table in a pool buffer, and the pages in
-//! place, as [`MappedSlice`]s. The sender copies the small header and sends the pages without
+//! place, as [`MappedSlice`](pinbuf::MappedSlice)s. The sender copies the small header and sends the pages without
 //! copies. Both stay with the sender until their release, and no thread waits for a release before
 //! the end. With TLS the pages are copied once, to be encrypted into pool buffers, which stay with
 //! the sender in the same way.
