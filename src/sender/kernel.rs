@@ -196,7 +196,7 @@ impl<S: Socket> Kernel for SocketKernel<S> {
     }
 
     fn send_with(&self, memory: &[IoVec], flags: SendFlags, header: &Header) -> io::Result<usize> {
-        // SAFETY: as for `send`, whose ranges these are too.
+        // SAFETY: as for `send`, with the same ranges.
         unsafe { socket::send_with(self.socket.as_fd(), memory, flags, Some(header)) }
     }
 
