@@ -65,7 +65,7 @@ pub struct DowntimeSplit {
     pub send_us: u64,
     /// Until the destination has applied all bytes.
     pub end_us: u64,
-    /// Until the destination has loaded the devices' state.
+    /// Until the destination has loaded the devices' state; 0 for the make-believe guest, as is the start.
     pub load_us: u64,
     /// Until the guest runs there.
     pub start_us: u64,

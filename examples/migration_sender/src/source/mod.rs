@@ -380,6 +380,8 @@ impl<'a> Migration<'a> {
             report.total_time = millis(self.started.elapsed());
         }
         let start_us = micros(applied.elapsed()) - load_us;
+        // Of the make-believe guest both are behind the downtime.
+        let (load_us, start_us) = if self.offer.qemu { (load_us, start_us) } else { (0, 0) };
         let split = DowntimeSplit { stop_us, survey_us, load_us, start_us, ..split };
         report.downtime_split = Some(split);
         self.plan.progress.line(&format!(
